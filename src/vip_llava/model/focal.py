@@ -1,0 +1,68 @@
+"""The focal view: a square of the drawn picture around one region, for models that look twice.
+
+A small tower sees a whole photo at a coarse grid; the focal view shows the marked place at the
+photo's own resolution, with some of its surroundings. The mark is drawn before the crop, so both
+views show it. This module knows pictures and regions, and nothing of tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from vip_llava.regions import Arrow, Point, Region
+
+
+@dataclass(frozen=True)
+class FocalSettings:
+    """How large the focal square is.
+
+    `scale`: its side over the region's longer side. `point_share`: its side over the picture's
+    longer side for a point or an arrow, which say where a thing is but not how large. `minimum`:
+    its smallest side, in pixels of the picture.
+    """
+
+    scale: float = 1.5
+    point_share: float = 0.4
+    minimum: float = 16.0
+
+
+def focal_square(
+    region: Region, size: tuple[int, int], settings: FocalSettings
+) -> tuple[float, float, float]:
+    """Centre x, centre y and side of the square to look at, in pixels of a (width, height) picture."""
+    x1, y1, x2, y2 = region.bounds(size)
+    side = settings.scale * max(x2 - x1, y2 - y1)
+    if isinstance(region, Point | Arrow):
+        side = max(side, settings.point_share * max(size))
+    return (x1 + x2) / 2, (y1 + y2) / 2, max(side, settings.minimum)
+
+
+def focal_view(
+    picture: Image.Image,
+    square: tuple[float, float, float],
+    side: int,
+    fill: tuple[int, int, int],
+) -> Image.Image:
+    """Cut `square` (centre x, centre y, side) out of an RGB picture and scale it to `side` pixels.
+
+    What lies outside the picture is filled with `fill`: the marked thing stays in the centre.
+    """
+    cx, cy, length = square
+    left, top = cx - length / 2, cy - length / 2
+    scale = side / length
+    # The part inside the picture, snapped outwards to whole output pixels.
+    x1, y1 = max(left, 0.0), max(top, 0.0)
+    x2, y2 = min(left + length, picture.width), min(top + length, picture.height)
+    if x1 <= left and y1 <= top and x2 >= left + length and y2 >= top + length:
+        return picture.resize((side, side), Image.Resampling.BICUBIC, box=(x1, y1, x2, y2))
+    view = Image.new("RGB", (side, side), fill)
+    if x2 <= x1 or y2 <= y1:
+        return view
+    ox1, oy1 = round((x1 - left) * scale), round((y1 - top) * scale)
+    ox2, oy2 = round((x2 - left) * scale), round((y2 - top) * scale)
+    inside = (max(ox2 - ox1, 1), max(oy2 - oy1, 1))
+    part = picture.resize(inside, Image.Resampling.BICUBIC, box=(x1, y1, x2, y2))
+    view.paste(part, (ox1, oy1))
+    return view
