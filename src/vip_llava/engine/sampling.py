@@ -1,0 +1,227 @@
+"""Choosing the next token: what a caller may set, and the arithmetic that follows from it.
+
+Rows of a batch share nothing here: each has its own parameters and its own random generator, and
+every operation is row by row, so that a row in a batch draws what it would draw alone. The
+generators live on the CPU, so that a seed means the same on every device.
+
+This module does not know a model, text or a cache: it sees `logits [R, V]` and gives token ids.
+Shape letters: R rows still running, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vip_llava.errors import RequestError, VipLlavaError
+
+__all__ = ["MAX_STOP_STRINGS", "Sampler", "SamplingParams"]
+
+MAX_STOP_STRINGS = 16
+_MAX_STOP_LENGTH = 256
+_MAX_NEW_TOKENS = 1_000_000
+_MAX_SEED = 2**63 - 1
+# Dividing by less than this overflows float32 sooner than it changes the choice.
+_GREEDY_BELOW = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one answer is generated. Raises `RequestError` that names the field and its range.
+
+    The order of operations is: repetition penalty, temperature, `top_k`, `top_p`, `min_p`, draw.
+    With `temperature` 0 the most probable token is taken and the three cuts do nothing.
+    """
+
+    max_new_tokens: int = 512
+    """Most tokens to generate, at least 1; the model's positions may end the answer sooner."""
+    temperature: float = 0.0
+    """0 (always the most probable token) to 2."""
+    top_p: float = 1.0
+    """Keep the most probable tokens that together reach this probability; above 0, 1 is off."""
+    top_k: int = 0
+    """Keep this many of the most probable tokens; 0 is off."""
+    min_p: float = 0.0
+    """Keep tokens at least this many times as probable as the most probable one; 0 is off."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens of the prompt and the answer so far less probable; 1 is off."""
+    seed: int | None = None
+    """The same seed draws the same answer; None takes a fresh one (and the result names it)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it. One text may be given alone."""
+
+    def __post_init__(self) -> None:
+        _check_int("max_new_tokens", self.max_new_tokens, 1, _MAX_NEW_TOKENS)
+        _check_float("temperature", self.temperature, 0.0, 2.0)
+        _check_float("top_p", self.top_p, 0.0, 1.0, above=True)
+        _check_int("top_k", self.top_k, 0, _MAX_SEED)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
+        if self.seed is not None:
+            _check_int("seed", self.seed, 0, _MAX_SEED)
+        object.__setattr__(self, "stop", _checked_stop(self.stop))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the most probable one."""
+        return self.temperature < _GREEDY_BELOW
+
+    def with_seed(self) -> SamplingParams:
+        """The same parameters with a seed that is set: a fresh random one where there was none."""
+        if self.seed is not None:
+            return self
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return SamplingParams(**{**values, "seed": secrets.randbits(32)})
+
+
+def _check_int(field: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{field}: {value!r} is no whole number; allowed are {low} to {high}")
+    if not low <= value <= high:
+        raise RequestError(f"{field}: {value} is out of range; allowed are {low} to {high}")
+
+
+def _check_float(
+    field: str, value: object, low: float, high: float, *, above: bool = False
+) -> None:
+    allowed = f"allowed is {'above ' if above else ''}{low:g} to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError(f"{field}: {value!r} is no number; {allowed}")
+    # NaN fails every comparison, so the test is written for what is allowed.
+    if not (low < value <= high if above else low <= value <= high):
+        raise RequestError(f"{field}: {value} is out of range; {allowed}")
+
+
+def _checked_stop(stop: object) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        stop = (stop,)
+    if not isinstance(stop, Sequence) or isinstance(stop, bytes):
+        raise RequestError(f"stop: {stop!r} is no text; allowed are a text or a list of texts")
+    if len(stop) > MAX_STOP_STRINGS:
+        raise RequestError(f"stop: {len(stop)} texts given; allowed are 0 to {MAX_STOP_STRINGS}")
+    for text in stop:
+        if not isinstance(text, str):
+            raise RequestError(f"stop: {text!r} is no text; allowed are texts only")
+        if not 1 <= len(text) <= _MAX_STOP_LENGTH:
+            raise RequestError(
+                f"stop: a text of {len(text)} characters; allowed are 1 to {_MAX_STOP_LENGTH}"
+            )
+    return tuple(stop)
+
+
+class Sampler:
+    """The choosing state of a batch: one set of parameters and one generator for each row."""
+
+    def __init__(
+        self,
+        params: Sequence[SamplingParams],
+        prompts: Sequence[Sequence[int]],
+        vocabulary: int,
+        device: torch.device,
+        suppress_ids: Collection[int] = (),
+    ) -> None:
+        """`prompts`: the ids of each row's prompt without padding, for the repetition penalty."""
+        self.params = [row.with_seed() for row in params]
+        self._device = device
+        # Apple's GPU has no float64; one uniform number against a float32 sum is good enough there.
+        self._fine = torch.float32 if device.type == "mps" else torch.float64
+        self._generators = [_generator(row) for row in self.params]
+        banned = sorted(token for token in suppress_ids if 0 <= token < vocabulary)
+        self._banned = torch.tensor(banned, dtype=torch.long, device=device) if banned else None
+        self._seen: Tensor | None = None
+        if any(row.repetition_penalty != 1.0 for row in params):
+            self._seen = torch.zeros(len(params), vocabulary, dtype=torch.bool)
+            for row, prompt in enumerate(prompts):
+                self._seen[row, torch.tensor(prompt, dtype=torch.long)] = True
+            self._seen = self._seen.to(device)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Build the per-row columns again; called at the start and when rows leave."""
+        self._drawn = [row for row, params in enumerate(self.params) if not params.greedy]
+        drawn = [self.params[row] for row in self._drawn]
+        self._temperature = self._column([row.temperature for row in drawn])
+        self._top_p = self._column([row.top_p for row in drawn])
+        self._top_k = self._column([float(row.top_k or 2**31) for row in drawn])
+        self._log_min_p = self._column([_log(row.min_p) for row in drawn])
+        self._penalty = self._column([row.repetition_penalty for row in self.params])
+        self._cuts = any(row.top_p < 1 or row.top_k > 0 for row in drawn)
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device).unsqueeze(1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only (indices into the present rows)."""
+        self.params = [self.params[row] for row in rows]
+        self._generators = [self._generators[row] for row in rows]
+        if self._seen is not None:
+            self._seen = self._seen[list(rows)]
+        self._refresh()
+
+    def __call__(self, logits: Tensor) -> list[int]:
+        """`logits [R, V]` -> the next token of each row. The logits are left as they are."""
+        scores = logits.float()
+        if self._banned is not None:
+            scores = scores.index_fill(1, self._banned, -math.inf)
+        if self._seen is not None:
+            punished = torch.where(scores > 0, scores / self._penalty, scores * self._penalty)
+            scores = torch.where(self._seen, punished, scores)
+        best, tokens = scores.max(dim=-1)
+        if self._drawn:
+            tokens[self._drawn] = self._draw(scores[self._drawn])
+        # One transfer for both, because each transfer waits for the device.
+        chosen, broken = torch.stack([tokens, (~best.isfinite()).long()]).tolist()
+        if any(broken):
+            raise VipLlavaError(
+                "the model's outputs are not finite numbers: its arithmetic overflowed; "
+                'load it with dtype="float32" or dtype="bfloat16"'
+            )
+        if self._seen is not None:
+            self._seen[range(len(chosen)), chosen] = True
+        return [int(token) for token in chosen]
+
+    def _draw(self, scores: Tensor) -> Tensor:
+        """One token of each drawn row by inverting its cumulated probabilities at one number.
+
+        Cumulating in vocabulary order keeps the choice stable: probabilities that differ by
+        rounding move a boundary by as much, whereas a sort could swap near-equal tokens.
+        """
+        scores = scores / self._temperature
+        if self._cuts:
+            scores = scores.masked_fill(~self._kept(scores), -math.inf)
+        floor = scores.amax(dim=-1, keepdim=True) + self._log_min_p
+        scores = scores.masked_fill(scores < floor, -math.inf)
+        reached = scores.to(self._fine).softmax(dim=-1).cumsum(dim=-1)
+        total = reached[:, -1:].contiguous()
+        numbers = [
+            torch.rand(1, generator=self._generators[row], dtype=torch.float64)
+            for row in self._drawn
+        ]
+        target = torch.stack(numbers).to(total) * total
+        drawn = torch.searchsorted(reached, target, right=True)
+        last = torch.searchsorted(reached, total)  # rounding may put the number at the very end
+        return torch.minimum(drawn, last).squeeze(1)
+
+    def _kept(self, scores: Tensor) -> Tensor:
+        """Which tokens `top_k` and `top_p` keep, `[R, V]`; the most probable one always is."""
+        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(scores.shape[-1], device=scores.device).unsqueeze(0)
+        kept = rank < self._top_k
+        chances = ordered.masked_fill(~kept, -math.inf).softmax(dim=-1)
+        kept &= chances.cumsum(dim=-1) - chances < self._top_p
+        return torch.zeros_like(kept).scatter(1, order, kept)
+
+
+def _generator(params: SamplingParams) -> torch.Generator:
+    seed = params.seed
+    assert seed is not None, "with_seed() has set it"
+    return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
