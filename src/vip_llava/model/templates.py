@@ -84,6 +84,8 @@ class Template:
     """Text that ends an answer."""
     picture_marks: tuple[str, str] = ("", "")
     """Text around each picture (mmtag); the start and end tokens, if any, go inside."""
+    caption_only: bool = False
+    """Stage 1: a picture without a question is followed by its caption at once."""
     user_first: bool = False
     """The conversation can't begin with the assistant."""
 
@@ -117,7 +119,8 @@ class Template:
                 spans += self._system(system)
             spans += _pictures(turn, before, after)
             spans.append(Span(turn.text, "text", supervised=learned))
-            spans.append(Span(end, supervised=learned))
+            if turn.text or learned or not self.caption_only:
+                spans.append(Span(end, supervised=learned))
             if learned:
                 spans.append(Span(self.assistant_after))
         return tuple(span for span in spans if span.text)
@@ -218,7 +221,7 @@ def _im_start(name: str, system: str, *, line: str = "") -> Template:
 
 
 def _plain(name: str) -> Template:
-    return Template(name=name, user_end="\n", assistant_end="\n", stop="\n")
+    return Template(name=name, user_end="\n", assistant_end="\n", stop="\n", caption_only=True)
 
 
 _HUMAN = (

@@ -1,0 +1,235 @@
+"""Conversations with pictures to tensors: views, placeholders, chat template, left padding.
+
+The picture that comes in is already drawn on; regions serve only to choose focal views. Pictures
+get into a prompt through `Conversation.picture` and in no other way: text that spells `<image>`
+or a control token stays text. The processor does not draw, does not open files and runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from vip_llava.errors import CheckpointError, RequestError
+from vip_llava.model.focal import FocalSettings, focal_square, focal_view
+from vip_llava.model.geometry import PictureGeometry
+from vip_llava.model.templates import Message, Template, get_template
+from vip_llava.model.text_tokenizers import as_text_tokenizer
+from vip_llava.model.tokenization import IMAGE_ID, encode_prompt, encode_training
+
+if TYPE_CHECKING:
+    from vip_llava.regions import Region
+
+__all__ = ["IMAGE_END", "IMAGE_START", "Conversation", "FocalSettings", "Processor"]
+
+IMAGE_START = "<im_start>"
+IMAGE_END = "<im_end>"
+"""Tokens around each picture where a checkpoint was trained with `mm_use_im_start_end`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns about at most one picture, RGB and already drawn on, with its resolved regions."""
+
+    messages: tuple[Message, ...]
+    picture: Image.Image | None = None
+    regions: tuple[Region, ...] = ()
+
+
+class Processor:
+    """Makes model inputs of conversations, and text of the ids that a model gives."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        geometry: PictureGeometry,
+        template: Template,
+        image_token_id: int,
+        tokens_per_view: int,
+        focal: FocalSettings | None = None,
+        use_start_end: bool = False,
+    ) -> None:
+        """`tokenizer`: a `TextTokenizer` or a transformers fast tokenizer.
+
+        `tokens_per_view`: ids of `image_token_id` for each view. `focal`: also show a square
+        around each region. `use_start_end`: put `<im_start>`, `<im_end>` around each view.
+        Raises CheckpointError if the tokenizer lacks what the template or settings need.
+        """
+        self.tokenizer = as_text_tokenizer(tokenizer)
+        self.geometry = geometry
+        self.template = template
+        self.image_token_id = image_token_id
+        self.tokens_per_view = tokens_per_view
+        self.focal = focal
+        self.use_start_end = use_start_end
+        if tokens_per_view < 1:
+            raise CheckpointError(f"a view needs at least one token, not {tokens_per_view}")
+        missing = {IMAGE_START, IMAGE_END} - set(self.tokenizer.controls)
+        if use_start_end and missing:
+            raise CheckpointError(
+                f"the model wants start and end tokens around a picture, but its tokenizer has no "
+                f"{' and no '.join(sorted(missing))}"
+            )
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the end token and the template's own end mark."""
+        ids = {self.tokenizer.eos_id}
+        if mark := self.tokenizer.controls.get(self.template.stop):
+            ids.add(mark.id)
+        return frozenset(id_ for id_ in ids if id_ is not None)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end an answer where the template's end mark is no token of its own."""
+        stop = self.template.stop
+        return () if not stop or stop in self.tokenizer.controls else (stop,)
+
+    @property
+    def pad_id(self) -> int:
+        """Id for padding; it is masked, so any id of the vocabulary does."""
+        for id_ in (self.tokenizer.pad_id, self.tokenizer.eos_id, self.tokenizer.unk_id):
+            if id_ is not None:
+                return id_
+        return 0
+
+    def views(self, picture: Image.Image, regions: Sequence[Region] = ()) -> list[Image.Image]:
+        """The pictures that the model sees: `picture`, and a focal square for each region."""
+        views = [picture]
+        if self.focal is not None:
+            red, green, blue = (int(value * 255) for value in self.geometry.mean)
+            for region in regions:
+                square = focal_square(region, picture.size, self.focal)
+                views.append(focal_view(picture, square, self.geometry.size, (red, green, blue)))
+        return views
+
+    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
+        """The turns with the picture's views in front of the first question and an open answer.
+
+        Raises RequestError for a conversation without turns or a picture without a question.
+        """
+        messages = list(conversation.messages)
+        if not messages or all(message.role == "system" for message in messages):
+            raise RequestError("a conversation needs at least one message of the user")
+        if any(message.pictures for message in messages):
+            raise RequestError(
+                "a message can't carry pictures of its own here; give the picture of the "
+                "conversation as Conversation.picture"
+            )
+        if conversation.picture is not None:
+            count = 1 + (len(conversation.regions) if self.focal is not None else 0)
+            asked = [index for index, message in enumerate(messages) if message.role == "user"]
+            if not asked:
+                raise RequestError("a picture needs a message of the user that it belongs to")
+            question = messages[asked[0]]
+            messages[asked[0]] = Message("user", question.text, count)
+        if messages[-1].role == "user":
+            messages.append(Message("assistant", None))
+        return tuple(messages)
+
+    def prompt_text(self, conversation: Conversation) -> str:
+        """The prompt for people to read, with `<image>` once for each view."""
+        return self.template.prompt(self.messages(conversation), **self._marks())
+
+    def encode_one(self, conversation: Conversation) -> list[int]:
+        """Ids of a conversation, each view as `tokens_per_view` ids of `image_token_id`."""
+        encoded = encode_prompt(
+            self.tokenizer, self.template, self.messages(conversation), **self._marks()
+        )
+        return self._placed(encoded.expanded(self.tokens_per_view).ids)
+
+    def encode_training(
+        self, conversation: Conversation, *, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids as from `encode_one`, and labels: answers are learned, all else is -100.
+
+        `max_length` counts expanded views. Raises DataError if nothing would be learned.
+        """
+        ids, labels = encode_training(
+            self.tokenizer,
+            self.template,
+            self.messages(conversation),
+            **self._marks(),
+            tokens_per_view=self.tokens_per_view,
+            max_length=max_length,
+        )
+        return self._placed(ids), labels
+
+    def __call__(self, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+        """Left-padded `input_ids` and `attention_mask` [B, T] and `pixel_values` [N, 3, S, S].
+
+        N counts all views in row order; the key is absent when there are none.
+        """
+        if not conversations:
+            raise RequestError("there is no conversation to process")
+        rows = [self.encode_one(conversation) for conversation in conversations]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+            mask[index, width - len(row) :] = 1
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        pixels = [
+            torch.from_numpy(self.geometry.pixels(view))
+            for conversation in conversations
+            if conversation.picture is not None
+            for view in self.views(conversation.picture, conversation.regions)
+        ]
+        if pixels:
+            inputs["pixel_values"] = torch.stack(pixels)
+        return inputs
+
+    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+        """The text of new ids, without control tokens and without blanks at its ends."""
+        listed = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+        return self.tokenizer.decode(listed).strip()
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as JSON values, for `from_config`; the tokenizer is not among them."""
+        return {
+            "template": self.template.name,
+            "image_token_id": self.image_token_id,
+            "tokens_per_view": self.tokens_per_view,
+            "use_start_end": self.use_start_end,
+            "focal": None if self.focal is None else asdict(self.focal),
+            "geometry": asdict(self.geometry),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], tokenizer: Any) -> Processor:
+        """The processor whose `to_config` is `config`, with its tokenizer.
+
+        Raises CheckpointError for unknown, missing or wrong settings.
+        """
+        settings = dict(config)
+        try:
+            focal, geometry = settings.pop("focal"), dict(settings.pop("geometry"))
+            for name in ("mean", "std"):
+                geometry[name] = tuple(geometry[name])
+            return cls(
+                tokenizer,
+                PictureGeometry(**geometry),
+                get_template(settings.pop("template")),
+                focal=None if focal is None else FocalSettings(**focal),
+                **settings,
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"processor settings can't be used: {error}") from None
+
+    def _marks(self) -> dict[str, str]:
+        if not self.use_start_end:
+            return {}
+        return {"image_start": IMAGE_START, "image_end": IMAGE_END}
+
+    def _placed(self, ids: Sequence[int]) -> list[int]:
+        """Ids with the model's placeholder for pictures; the text must not hold that id."""
+        if self.image_token_id in ids:
+            raise CheckpointError(
+                f"id {self.image_token_id} stands for pictures but is also a token of ordinary text"
+            )
+        return [self.image_token_id if id_ == IMAGE_ID else id_ for id_ in ids]
