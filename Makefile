@@ -1,29 +1,51 @@
-# One command for each thing a newcomer wants. `make demo` first.
-PYTHON ?= python3
+# One command for each thing a newcomer wants: `make demo` first, `make test` before a commit.
+# Needs Python 3.11 or newer with pip and venv, and nothing else: no compiler, no GPU.
+
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$name" && break; done)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEMO   := examples/photos/demo.jpg
+BOX    := 100,80,260,300
 
-.PHONY: setup demo test conformance bench lint format clean
+# The tests share two cores between two processes; more threads in each would only get in the way.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help setup demo test conformance bench lint format clean
+
+help:
+	@echo "make demo         ask about a marked region of a photo (sets everything up first)"
+	@echo "make test         all checks and tests, as CI runs them"
+	@echo "make conformance  only the comparison with the original's recorded results"
+	@echo "make bench        the speed measurements that need no GPU"
+	@echo "make lint format  check the style / put it right"
+	@echo "make setup clean  make the environment $(VENV) / remove it"
 
 setup: $(STAMP)
 
-# torch comes first and pinned, so that a machine without a GPU gets one build of it and no other.
+# torch comes first and pinned, so that one build of it serves everything that follows.
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[train,eval,dev]'
-	touch $(STAMP)
+	@test -n "$(PYTHON)" || { echo "vip-llava needs Python 3.11 or newer; found none." \
+		"Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv;" \
+		"on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) (once; torch alone is about 200 MB or more)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --editable '.[train,eval,dev]'
+	@touch $(STAMP)
 
 demo: setup
-	$(BIN)/vip-llava ask examples/photos/demo.jpg "What is <region:1>?" --box 100,80,260,300 --save demo.png
+	$(BIN)/vip-llava ask $(DEMO) "What is <region:1>?" --box $(BOX) --save demo.png
 
-test: setup lint
-	$(BIN)/python -m pytest -n 2
+test: lint
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
 
 conformance: setup
-	$(BIN)/python -m pytest tests/conformance -m conformance -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest tests/conformance -m conformance -n 2
 
 bench: setup
 	$(BIN)/python benchmarks/drawing.py
