@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vip_llava.model.text_tokenizers import (
+    ControlToken,
+    JsonTokenizer,
+    PieceTokenizer,
+    TextTokenizer,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -36,3 +47,55 @@ def family(golden: Path) -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def recorded_tokenizer(family: Callable[[str], Path]) -> Callable[[str], TextTokenizer]:
+    """`recorded_tokenizer("sp_legacy")` is that stand-in, rebuilt from the recorded files."""
+    folder = family("tokenizers")
+    return functools.cache(lambda name: rebuilt_tokenizer(folder, name))
+
+
+def rebuilt_tokenizer(folder: Path, name: str) -> TextTokenizer:
+    config = json.loads((folder / name / "tokenizer_config.json").read_text("utf-8"))
+    added = config["added_tokens_decoder"]
+    if config["tokenizer_class"] == "LlamaTokenizer":
+        return PieceTokenizer(
+            (folder / "sentencepiece" / "tokenizer.model").read_bytes(),
+            legacy=config["legacy"],
+            add_bos=config["add_bos_token"],
+            controls=[
+                ControlToken(token["content"], int(id_), token["lstrip"], token["rstrip"])
+                for id_, token in added.items()
+            ],
+            **{part: config[f"{part}_token"] for part in ("bos", "eos", "unk", "pad")},
+        )
+    return JsonTokenizer(rebuilt_backend(folder, name, config))
+
+
+def rebuilt_backend(folder: Path, name: str, config: dict[str, Any]) -> Any:
+    """The byte-level stand-ins; only `llama3_bos` puts a token in front by itself."""
+    from tokenizers import AddedToken, Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    base = gzip.decompress((folder / "byte_bpe" / "base_tokenizer.json.gz").read_bytes())
+    backend = Tokenizer.from_str(base.decode("utf-8"))
+    tokens = sorted(config["added_tokens_decoder"].items(), key=lambda item: int(item[0]))
+    backend.add_special_tokens(
+        [AddedToken(token["content"], special=True, normalized=False) for _, token in tokens]
+    )
+    assert all(backend.token_to_id(token["content"]) == int(id_) for id_, token in tokens)
+    byte_level = processors.ByteLevel(trim_offsets=False)
+    backend.post_processor = byte_level  # type: ignore[assignment]
+    if name == "llama3_bos":
+        bos = config["bos_token"]
+        front = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, backend.token_to_id(bos))],
+        )
+        backend.post_processor = processors.Sequence([byte_level, front])  # type: ignore[assignment]
+    names = {
+        part: config[part] for part in ("bos_token", "eos_token", "unk_token") if config.get(part)
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)

@@ -1,0 +1,37 @@
+"""Tokenizers are rebuilt exactly, and prompts with `<image>` give the recorded ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vip_llava.model.text_tokenizers import TextTokenizer
+from vip_llava.model.tokenization import encode_marked
+
+pytestmark = pytest.mark.conformance
+
+
+def test_rebuilt_tokenizers(
+    family: Callable[[str], Path], recorded_tokenizer: Callable[[str], TextTokenizer]
+) -> None:
+    checks = json.loads((family("tokenizers") / "checks.json").read_text("utf-8"))
+    for name, check in checks.items():
+        tokenizer = recorded_tokenizer(name)
+        assert (tokenizer.bos_id, tokenizer.eos_id) == (check["bos"], check["eos"]), name
+        assert tokenizer.unk_id == check["unk"], name
+        for sample in check["encodings"]:
+            ids = encode_marked(tokenizer, sample["text"])
+            assert ids == sample["input_ids"], (name, sample["text"])
+
+
+def test_prompts_with_pictures(
+    family: Callable[[str], Path], recorded_tokenizer: Callable[[str], TextTokenizer]
+) -> None:
+    lines = (family("image_token") / "cases.jsonl").read_text("utf-8").splitlines()
+    assert lines
+    for case in map(json.loads, lines):
+        ids = encode_marked(recorded_tokenizer(case["tokenizer"]), case["prompt"])
+        assert ids == case["input_ids"], case["id"]
