@@ -1,0 +1,236 @@
+"""Run-length masks as COCO stores them, in numpy: compressed text, plain counts, and pixels.
+
+Runs go down the columns (Fortran order) and alternate background, foreground, starting with
+background. The compressed text is COCO's: six bits a character, five of them data, deltas against
+the run two before. Unlike pycocotools, everything is checked: a mask whose runs do not fill its
+size is an error, never a shifted picture. This module knows nothing of regions or drawing.
+
+Source of the format: the COCO API (`maskApi`), checked against pycocotools in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vip_llava.errors import RegionError
+
+__all__ = ["MAX_MASK_PIXELS", "MAX_RUNS", "Rle"]
+
+#: Largest mask (height x width) and most runs that are accepted; a 16k x 16k picture fits.
+MAX_MASK_PIXELS = 1 << 28
+MAX_RUNS = 4_000_000
+
+Runs = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rle:
+    """One mask: `size` is (height, width) in pixels, `counts` COCO's compressed text.
+
+    Build it with `Rle.parse` (a COCO dictionary, compressed or not) or `Rle.from_mask`; two
+    spellings of the same mask are equal after that. Raises RegionError for a mask that breaks
+    the format.
+    """
+
+    size: tuple[int, int]
+    counts: str
+
+    @classmethod
+    def parse(cls, value: object, who: str = "rle") -> Rle:
+        """From {"size": [h, w], "counts": text, bytes or list of run lengths}; `who` names the owner."""
+        if isinstance(value, Rle):
+            return value
+        if not isinstance(value, Mapping):
+            raise RegionError(
+                f'{who}: rle must be {{"size": [h, w], "counts": ...}}, not {type(value).__name__}'
+            )
+        unknown = sorted(map(str, set(value) - {"size", "counts"}))
+        if unknown or len(value) != 2:
+            what = f"unknown key {unknown[0]!r}" if unknown else "a key is missing"
+            raise RegionError(f'{who}: rle: {what}; give exactly "size" and "counts"')
+        size = _size(value["size"], who)
+        runs = _runs(value["counts"], who)
+        _check(runs, size, who)
+        return cls(size, _compress(runs))
+
+    @classmethod
+    def from_mask(cls, mask: npt.ArrayLike) -> Rle:
+        """From a (height, width) array; everything that is not zero belongs to the mask."""
+        pixels = np.asarray(mask)
+        if pixels.ndim != 2:
+            raise RegionError(f"rle: a mask has two dimensions (height, width), not {pixels.ndim}")
+        size = _size(pixels.shape, "rle")
+        flat = np.concatenate(([False], (pixels != 0).ravel(order="F")))
+        edges = np.flatnonzero(flat[1:] != flat[:-1])
+        runs = np.diff(np.concatenate(([0], edges, [flat.size - 1])))
+        _check(runs, size, "rle")
+        return cls(size, _compress(runs))
+
+    def runs(self) -> Runs:
+        """Run lengths, background first: int64 [n]."""
+        return _decompress(self.counts, "rle")
+
+    def decode(self) -> npt.NDArray[np.bool_]:
+        """The mask's pixels: bool [height, width], writable."""
+        height, width = self.size
+        runs = self.runs()
+        flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
+        return np.ascontiguousarray(flat.reshape(width, height).T)
+
+    def crop(self) -> tuple[npt.NDArray[np.uint8], int, int]:
+        """The part within `bounds`: uint8 [h, w] of 0 and 1, and its left and top in pixels."""
+        x1, y1, x2, y2 = self.bounds()
+        height = self.size[0]
+        runs = self.runs()
+        ends = np.cumsum(runs)
+        starts = ends - runs
+        # Only the columns between the two are unrolled.
+        runs = np.clip(ends, x1 * height, x2 * height) - np.clip(starts, x1 * height, x2 * height)
+        flat = np.repeat((np.arange(runs.size) % 2).astype(np.uint8), runs)
+        return np.ascontiguousarray(flat.reshape(x2 - x1, height).T[y1:y2]), x1, y1
+
+    def area(self) -> int:
+        """Number of foreground pixels."""
+        return int(self.runs()[1::2].sum())
+
+    def bounds(self) -> tuple[int, int, int, int]:
+        """x1, y1, x2, y2 in pixels around the foreground; x2 and y2 are exclusive."""
+        height = self.size[0]
+        runs = self.runs()
+        ends = np.cumsum(runs)[1::2]
+        starts = ends - runs[1::2]
+        starts, lasts = starts[ends > starts], ends[ends > starts] - 1
+        first_column, last_column = starts // height, lasts // height
+        if (first_column != last_column).any():
+            top, bottom = 0, height - 1  # a run over a column's end touches the last and first row
+        else:
+            top, bottom = int((starts % height).min()), int((lasts % height).max())
+        return int(first_column.min()), top, int(last_column.max()) + 1, bottom + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """COCO's compressed form: {"size": [h, w], "counts": text}."""
+        return {"size": list(self.size), "counts": self.counts}
+
+
+def _size(value: object, who: str) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise RegionError(f"{who}: rle: size must be [height, width]")
+    for part in value:
+        if (
+            isinstance(part, bool)
+            or not hasattr(part, "__index__")
+            or not 1 <= int(part) <= 1 << 16
+        ):
+            raise RegionError(
+                f"{who}: rle: size must be two whole numbers 1..65536 [height, width]"
+            )
+    height, width = int(value[0]), int(value[1])
+    if height * width > MAX_MASK_PIXELS:
+        raise RegionError(
+            f"{who}: rle: {height} x {width} is over the limit of {MAX_MASK_PIXELS} pixels"
+        )
+    return height, width
+
+
+def _runs(counts: object, who: str) -> Runs:
+    """Run lengths from any accepted spelling of `counts`."""
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    if isinstance(counts, str):
+        return _decompress(counts, who)
+    if not isinstance(counts, Sequence):
+        raise RegionError(f"{who}: rle: counts must be text or a list of run lengths")
+    if len(counts) > MAX_RUNS:
+        raise RegionError(f"{who}: rle: more than {MAX_RUNS} runs")
+    for run in counts:
+        if (
+            isinstance(run, bool)
+            or not hasattr(run, "__index__")
+            or not 0 <= int(run) <= MAX_MASK_PIXELS
+        ):
+            raise RegionError(
+                f"{who}: rle: counts must be whole numbers 0..{MAX_MASK_PIXELS}, not {run!r:.40}"
+            )
+    return np.array([int(run) for run in counts], dtype=np.int64)
+
+
+def _check(runs: Runs, size: tuple[int, int], who: str) -> None:
+    """The rules that a mask obeys: no negative run, the runs fill the size, something is marked."""
+    if runs.size and int(runs.min()) < 0:
+        raise RegionError(f"{who}: rle: a run length is negative")
+    total, wanted = int(runs.sum()), size[0] * size[1]
+    if total != wanted:
+        raise RegionError(
+            f"{who}: rle: the runs add up to {total} pixels, but size {size[0]} x {size[1]} "
+            f"(height x width) has {wanted}"
+        )
+    if not int(runs[1::2].sum()):
+        raise RegionError(f"{who}: rle: the mask is empty; mark at least one pixel")
+
+
+def _canonical(runs: Runs) -> Runs:
+    """The same mask without runs of length zero inside, so that one mask has one spelling."""
+    inner = np.flatnonzero(runs[1:] == 0)
+    if not inner.size:
+        return runs
+    values = np.repeat(np.arange(runs.size) % 2 == 1, runs > 0)
+    lengths = runs[runs > 0]
+    turns = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
+    merged = np.add.reduceat(lengths, turns)
+    return np.concatenate(([0], merged)) if values[0] else merged
+
+
+def _compress(runs: Runs) -> str:
+    """COCO's text for run lengths."""
+    values = _canonical(runs).copy()
+    values[3:] -= _canonical(runs)[1:-2]
+    digits: list[npt.NDArray[np.int64]] = []
+    open_: list[npt.NDArray[np.bool_]] = []
+    rest, alive = values, np.ones(values.size, dtype=bool)
+    while alive.any():
+        digit = rest & 0x1F
+        rest = rest >> 5
+        more = np.where(digit & 0x10, rest != -1, rest != 0)
+        digits.append(digit | np.where(more, 0x20, 0))
+        open_.append(alive)
+        alive = alive & more
+    table = np.stack(digits, axis=1) + 48
+    return table[np.stack(open_, axis=1)].astype(np.uint8).tobytes().decode("ascii")
+
+
+def _decompress(text: str, who: str) -> Runs:
+    """Run lengths of COCO's text; RegionError where it is no such text."""
+    try:
+        codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        raise RegionError(
+            f"{who}: rle: compressed counts hold a character outside '0'..'o'"
+        ) from None
+    if codes.size > 6 * MAX_RUNS:
+        raise RegionError(
+            f"{who}: rle: compressed counts are longer than {6 * MAX_RUNS} characters"
+        )
+    if not codes.size:
+        return np.zeros(0, dtype=np.int64)
+    if int(codes.min()) < 0 or int(codes.max()) > 63:
+        raise RegionError(f"{who}: rle: compressed counts hold a character outside '0'..'o'")
+    last = (codes & 0x20) == 0
+    if not last[-1]:
+        raise RegionError(f"{who}: rle: compressed counts are cut off in the middle of a number")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if int(lengths.max()) > 7:
+        raise RegionError(f"{who}: rle: a run length in the compressed counts is too large")
+    place = np.arange(codes.size) - np.repeat(starts, lengths)
+    values = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
+    values -= np.where(codes[ends] & 0x10, 1 << (5 * lengths), 0)
+    # From the fourth run on the text holds the difference to the run two before.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
