@@ -73,15 +73,18 @@ class Template:
     user_start: str = ""
     user_end: str = ""
     assistant_start: str = ""
+    """What stands in front of an answer that is to be generated."""
+    assistant_gap: str = ""
+    """Between that and a given answer; learned, since a model has to generate it."""
     assistant_end: str = ""
     assistant_after: str = ""
     """Follows an answer's end mark; not learned."""
-    open_assistant: str | None = None
-    """Start of an answer to be generated, where it differs from `assistant_start`."""
     between: str = ""
     """Before every turn of the first speaker but the first."""
     stop: str = ""
     """Text that ends an answer."""
+    trained_as: Template | None = None
+    """The form of a training sample, for the templates where the original has two forms."""
     picture_marks: tuple[str, str] = ("", "")
     """Text around each picture (mmtag); the start and end tokens, if any, go inside."""
     caption_only: bool = False
@@ -110,11 +113,11 @@ class Template:
             learned = turn.role == "assistant"
             if first_speaker and index:
                 spans.append(Span(self.between))
-            if turn.text is None:
-                opened = self.open_assistant
-                spans.append(Span(self.assistant_start if opened is None else opened))
-                continue
             spans.append(Span(self.assistant_start if learned else self.user_start))
+            if turn.text is None:
+                continue
+            if learned:
+                spans.append(Span(self.assistant_gap, supervised=True))
             if system and self.system_in_first_turn and index == 0:
                 spans += self._system(system)
             spans += _pictures(turn, before, after)
@@ -179,11 +182,19 @@ def _colon(name: str, system: str, user: str, assistant: str, ends: tuple[str, s
         system_end=ends[0],
         user_start=f"{user}: ",
         user_end=ends[0],
-        assistant_start=f"{assistant}: ",
+        assistant_start=f"{assistant}:",
+        assistant_gap=" ",
         assistant_end=ends[1],
-        open_assistant=f"{assistant}:",
         stop=ends[1],
     )
+
+
+def _hashes(name: str, system: str) -> Template:
+    """`###Role: text` turns (v0); training samples have more white space, in the original too."""
+    template = _colon(name, system, "Human", "Assistant", ("###", "###"))
+    sample = replace(template, system_end="\n\n### ", user_end="\n### ")
+    sample = replace(sample, assistant_end="\n###", assistant_after=" ")
+    return replace(template, trained_as=sample)
 
 
 def _llama_2(name: str, system: str, begin_turn: str) -> Template:
@@ -195,9 +206,8 @@ def _llama_2(name: str, system: str, begin_turn: str) -> Template:
         system_in_first_turn=True,
         user_start="[INST] ",
         user_end=" [/INST]",
-        assistant_start=" ",
+        assistant_gap=" ",
         assistant_end=" </s>",
-        open_assistant="",
         between=begin_turn,
         stop="</s>",
         user_first=True,
@@ -218,6 +228,14 @@ def _im_start(name: str, system: str, *, line: str = "") -> Template:
         assistant_after=line,
         stop="<|im_end|>",
     )
+
+
+def _tagged(template: Template) -> Template:
+    """The same with `<Image>` and `</Image>` around each picture."""
+    sample = template.trained_as
+    if sample is not None:
+        sample = replace(sample, picture_marks=("<Image>", "</Image>"))
+    return replace(template, picture_marks=("<Image>", "</Image>"), trained_as=sample)
 
 
 def _plain(name: str) -> Template:
@@ -257,9 +275,7 @@ _MPT = (
 )
 _SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
-_HASHES = ("###", "###")
 _VICUNA = (" ", "</s>")
-_TAGS = ("<Image>", "</Image>")
 
 _LLAMA_3 = Template(
     name="llava_llama_3",
@@ -282,8 +298,7 @@ _PHI_3 = Template(
     user_start="<|user|>\n",
     user_end="<|end|>\n",
     assistant_start="<|assistant|>\n",
-    assistant_end="<|end|>",
-    assistant_after="\n",
+    assistant_end="<|end|>\n",
     stop="<|end|>",
     user_first=True,
 )
@@ -292,14 +307,14 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
     {
         template.name: template
         for template in (
-            _colon("default", _HUMAN, "Human", "Assistant", _HASHES),
-            _colon("v0", _HUMAN, "Human", "Assistant", _HASHES),
-            _colon("llava_v0", _HUMAN, "Human", "Assistant", _HASHES),
-            replace(_colon("v0_mmtag", _MMTAG, "Human", "Assistant", _HASHES), picture_marks=_TAGS),
+            _hashes("default", _HUMAN),
+            _hashes("v0", _HUMAN),
+            _hashes("llava_v0", _HUMAN),
+            _tagged(_hashes("v0_mmtag", _MMTAG)),
             _colon("v1", _USER, "USER", "ASSISTANT", _VICUNA),
             _colon("vicuna_v1", _USER, "USER", "ASSISTANT", _VICUNA),
             _colon("llava_v1", _HUMAN, "USER", "ASSISTANT", _VICUNA),
-            replace(_colon("v1_mmtag", _MMTAG, "USER", "ASSISTANT", _VICUNA), picture_marks=_TAGS),
+            _tagged(_colon("v1_mmtag", _MMTAG, "USER", "ASSISTANT", _VICUNA)),
             _llama_2("llama_2", _LLAMA_2, "<s>"),
             _llama_2("llava_llama_2", _VISION, "<s>"),
             _llama_2("mistral_instruct", "", ""),

@@ -116,8 +116,9 @@ def encode_training(
     `max_length` cuts both. Raises DataError if nothing would be learned or the cut goes through
     a picture, and TemplateError for messages that the template can't hold.
     """
+    form = template.trained_as or template
     encoded = encode_prompt(
-        tokenizer, template, messages, image_start=image_start, image_end=image_end
+        tokenizer, form, messages, image_start=image_start, image_end=image_end
     ).expanded(tokens_per_view)
     if not any(encoded.learned):
         raise DataError("no token of this conversation would be learned: it has no answer")
