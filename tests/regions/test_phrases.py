@@ -91,6 +91,7 @@ def test_wording_without_article() -> None:
         ("left of <region:1>, is it?", "left of the object within the red rectangle, is it?"),
         ("<image>\n<region:1>?", "<image>\nThe object within the red rectangle?"),
         ('Is it ("<region:1>")?', 'Is it ("the object within the red rectangle")?'),
+        ("<region:1><region:1>", "The object within the red rectanglewithin the red rectangle"),
         ("no placeholder", "no placeholder"),
         ("", ""),
         ("the region <b>", "the region <b>"),

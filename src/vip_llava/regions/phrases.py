@@ -61,6 +61,7 @@ is are was were be been do does did has have had can could will would shall shou
 of in on at to by for from with within into onto over under above below behind between beside near
 like than as and or not but if when while left right same most least more less
 """
+_GLUED = re.compile(r"(?:\w|<region:[^<>\s]+>)$")
 _PREFIX = re.compile(r"(?:(\w+)\s+)?(\w+)\s+$")
 
 
@@ -174,7 +175,7 @@ def _by_id(regions: Sequence[Region]) -> dict[str, Region]:
 
 def _head(before: str) -> str:
     """What stands between the text so far and the bare phrase: "", "object ", "the object ", ..."""
-    if before and re.match(r"\w", before[-1]):
+    if _GLUED.search(before):
         return ""  # glued to a word: nothing would read well, so add nothing
     if re.search(r"\b[Tt]he $", before):
         return "object "

@@ -1,0 +1,140 @@
+"""Random points inside boxes and outlines: exact, bounded, plain Python.
+
+A `Place` is what a mark points at: a box in pixels and, where known, the outlines of the thing. Plain
+floats and lists are quicker here than arrays or a geometry library: a handful of points is drawn per
+mark, in outlines of a few dozen corners.
+
+It deliberately does not know shapes, colours or pictures.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vip_llava.errors import RegionError
+
+__all__ = ["XY", "Place", "Ring", "place_of", "point_in_box", "point_in_rings"]
+
+XY: TypeAlias = tuple[float, float]
+Ring: TypeAlias = tuple[XY, ...]
+
+_TRIES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """box: x1, y1, x2, y2 in pixels, as given. rings: outlines, none if unknown."""
+
+    box: tuple[float, float, float, float]
+    rings: tuple[Ring, ...] = ()
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """The outlines' own box where there are outlines, else the box."""
+        if not self.rings:
+            return self.box
+        return bounds(self.rings)
+
+
+def bounds(rings: Sequence[Ring]) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 around all rings."""
+    xs = [x for ring in rings for x, _ in ring]
+    ys = [y for ring in rings for _, y in ring]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def place_of(
+    box: Sequence[float], polygons: Sequence[Sequence[float]] | None, size: tuple[int, int]
+) -> Place:
+    """Checks a box (pixels) and outlines ([x, y, x, y, ...] each) of a (width, height) picture.
+
+    The box is cut at the picture's edge. An outline of fewer than three different corners encloses
+    nothing and is left out, and so is one wholly outside the picture; without any other the box
+    alone counts. Raises RegionError for a box that
+    is not four finite numbers in order or lies outside, and for an outline of odd length or with
+    numbers that are not finite.
+    """
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise RegionError(
+            f"a box is four finite numbers x1, y1, x2, y2 in pixels, not {list(box)!r}"
+        )
+    width, height = size
+    x1, y1, x2, y2 = map(float, box)
+    if x1 >= x2 or y1 >= y2:
+        raise RegionError(f"box {list(box)!r} is empty or reversed: x1 < x2 and y1 < y2 are needed")
+    cut = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    if cut[0] >= cut[2] or cut[1] >= cut[3]:
+        raise RegionError(
+            f"box {list(box)!r} lies outside the picture of {width} x {height} pixels"
+        )
+    rings = [ring for ring in map(_ring, polygons or ()) if ring is not None]
+    return Place(cut, tuple(ring for ring in rings if _touches(ring, width, height)))
+
+
+def _touches(ring: Ring, width: int, height: int) -> bool:
+    x1, y1, x2, y2 = bounds([ring])
+    return x1 < width and y1 < height and x2 > 0 and y2 > 0
+
+
+def _ring(flat: Sequence[float]) -> Ring | None:
+    values = [float(value) for value in flat]
+    if len(values) % 2 or not all(map(math.isfinite, values)):
+        raise RegionError(
+            f"an outline is an even count of finite numbers x, y, x, y, ...; this has {len(values)}"
+        )
+    ring = tuple(zip(values[::2], values[1::2], strict=True))
+    return ring if len(set(ring)) >= 3 else None
+
+
+def point_in_box(box: tuple[float, float, float, float], rng: random.Random) -> XY:
+    """A point of the box, every one as likely."""
+    x1, y1, x2, y2 = box
+    return x1 + (x2 - x1) * rng.random(), y1 + (y2 - y1) * rng.random()
+
+
+def point_in_rings(rings: Sequence[Ring], rng: random.Random) -> XY:
+    """A point inside one of the rings, every one as likely; bounded work also for a sliver.
+
+    Thin outlines fill so little of their box that throwing darts may miss 50 times. Then a point of
+    a random cross-section is taken: still inside, though not every point is as likely.
+    """
+    box = bounds(rings)
+    for _ in range(_TRIES):
+        x, y = point_in_box(box, rng)
+        if any(inside(ring, x, y) for ring in rings):
+            return x, y
+    return _in_cross_section(rng.choice(rings), rng)
+
+
+def inside(ring: Ring, x: float, y: float) -> bool:
+    """Even-odd test; a point on the outline may fall on either side."""
+    found = False
+    px, py = ring[-1]
+    for qx, qy in ring:
+        if (py > y) != (qy > y) and x < (qx - px) * (y - py) / (qy - py) + px:
+            found = not found
+        px, py = qx, qy
+    return found
+
+
+def _in_cross_section(ring: Ring, rng: random.Random) -> XY:
+    _, y1, _, y2 = bounds([ring])
+    y = y1 + (y2 - y1) * rng.random()
+    crossings = []
+    px, py = ring[-1]
+    for qx, qy in ring:
+        if (py > y) != (qy > y):
+            crossings.append((qx - px) * (y - py) / (qy - py) + px)
+        px, py = qx, qy
+    crossings.sort()
+    spans = list(zip(crossings[::2], crossings[1::2], strict=True))
+    if not spans:  # no height at all: a point of the line itself
+        (ax, ay), (bx, by) = rng.sample(ring, 2)
+        part = rng.random()
+        return ax + (bx - ax) * part, ay + (by - ay) * part
+    start, end = rng.choices(spans, [b - a + 1e-9 for a, b in spans])[0]
+    return start + (end - start) * rng.random(), y
