@@ -1,0 +1,111 @@
+"""What comes back from an ask: the text, and everything the model saw to get there.
+
+Plain values; knows no model and no generation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vip_llava.regions import Region
+
+__all__ = ["Answer", "Timing", "Usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one answer. `image_tokens` are part of `prompt_tokens`."""
+
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    """Generated tokens; the token that ended the answer is not counted."""
+
+    @property
+    def total(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_json(self) -> dict[str, int]:
+        """The counts and their total."""
+        return {**asdict(self), "total": self.total}
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds spent on one answer. In a batch the last three are shared with its neighbours:
+    `preprocess` and `prefill` are the batch's, `decode` ends when this answer ended."""
+
+    open: float
+    """Opening the picture (decoding, EXIF turn, conversion to RGB)."""
+    draw: float
+    """Resolving and drawing the regions."""
+    preprocess: float
+    """Wording, tokens, and the picture's way to tensors."""
+    prefill: float
+    """Vision tower and prompt, up to and with the first token."""
+    decode: float
+    """From the first token to the end of the answer."""
+
+    @property
+    def first_token(self) -> float:
+        """From the start to the first token."""
+        return self.open + self.draw + self.preprocess + self.prefill
+
+    @property
+    def total(self) -> float:
+        """The sum of the parts."""
+        return self.first_token + self.decode
+
+    def to_json(self) -> dict[str, float]:
+        """All of it in seconds, rounded to microseconds."""
+        parts = {**asdict(self), "first_token": self.first_token, "total": self.total}
+        return {name: round(seconds, 6) for name, seconds in parts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer. `str(answer)` is its text."""
+
+    text: str
+    """White space at both ends, stop texts and control tokens are not part of it."""
+    image: Image.Image | None
+    """The picture as the model was shown it, regions drawn, in its original size; RGB."""
+    regions: tuple[Region, ...]
+    """The regions in pixels, clipped to the picture, with id, colour, alpha and width filled in."""
+    prompt: str
+    """The whole prompt, with `<image>` where a view of the picture stands."""
+    usage: Usage
+    timing: Timing
+    notes: tuple[str, ...]
+    """What was changed on the way: clipped regions, a dropped marker, a shortened limit."""
+    finish_reason: Literal["stop", "length"]
+    """"stop": the model or a stop text ended it; "length": the limit of tokens did."""
+    seed: int
+    """The seed that was used; asking again with it and a temperature gives the same answer."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the picture itself, of which the size stays."""
+        size = (
+            None
+            if self.image is None
+            else dict(zip(("width", "height"), self.image.size, strict=True))
+        )
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "image": size,
+            "regions": [region.to_json() for region in self.regions],
+            "prompt": self.prompt,
+            "usage": self.usage.to_json(),
+            "timing": self.timing.to_json(),
+            "notes": list(self.notes),
+            "seed": self.seed,
+        }

@@ -1,0 +1,313 @@
+"""The one way in: `load()` gives an `Assistant` that answers about pictures and their regions.
+
+It puts the parts together - request, processor, engine - and decides nothing that they decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from vip_llava.answer import Answer, Timing, Usage
+from vip_llava.chat import Chat
+from vip_llava.engine import Decoding, Generated, SamplingParams, check_room
+from vip_llava.errors import RequestError
+from vip_llava.request import Prepared, Request, Sampling, as_request, naming
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from vip_llava.model.processor import Processor
+    from vip_llava.request import MessageLike, Picture, RegionLike
+
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "Assistant",
+    "Chat",
+    "ModelInfo",
+    "Request",
+    "Timing",
+    "Usage",
+    "load",
+]
+
+
+def load(
+    name_or_folder: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    quantization: Literal["8bit", "4bit"] | None = None,
+    merge_adapter: bool = True,
+    template: str | None = None,
+    image_aspect_ratio: Literal["pad", "crop", "resize"] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Assistant:
+    """Open a model; without a name the small one that ships with the project.
+
+    name_or_folder: a folder in the Hugging Face or the original's layout (also projector-only or
+        LoRA, then with `base`), or a name on the hub. The other arguments are those of
+        `vip_llava.model.loading.load_model`. Raises CheckpointError, QuantizationError,
+        DownloadError.
+    """
+    from vip_llava.model.loading import load_model
+
+    model, processor = load_model(
+        name_or_folder,
+        base=base,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantization=quantization,
+        merge_adapter=merge_adapter,
+        template=template,
+        image_aspect_ratio=image_aspect_ratio,
+        progress=progress,
+    )
+    return Assistant(model, processor, name=str(name_or_folder or "default"))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded."""
+
+    name: str
+    architecture: str
+    parameters: int
+    dtype: str
+    device: str
+    template: str
+    tokens_per_view: int
+    """Tokens that one view of a picture takes in the prompt."""
+    max_positions: int | None
+    """Prompt and answer together hold at most this many tokens; None: not known."""
+
+
+class Assistant:
+    """A loaded model that answers. `model` and `processor` may be used directly; `info` describes.
+
+    Answers of a batch equal single answers: exactly in float32, up to near-ties in half precision.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Processor, *, name: str = "") -> None:
+        self.model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
+        self.processor = processor
+        text = model.config.get_text_config()
+        self.info = ModelInfo(
+            name=name,
+            architecture=type(model).__name__,
+            parameters=model.num_parameters(),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            template=processor.template.name,
+            tokens_per_view=processor.tokens_per_view,
+            max_positions=getattr(text, "max_position_embeddings", None),
+        )
+
+    def ask(
+        self,
+        picture: Picture,
+        question: str,
+        regions: Sequence[RegionLike] | RegionLike = (),
+        *,
+        history: Sequence[MessageLike] = (),
+        **sampling: Unpack[Sampling],
+    ) -> Answer:
+        """Ask one question about a picture and regions of it.
+
+        picture: path, bytes, PIL image, numpy array [H, W, 3], data address, or None.
+        question: `<region:1>` stands for the region with that id (by default "1", "2", ... in
+            order) and is worded as the model was trained: "within the red rectangle".
+        regions: Region objects (`Box(...)`, ...) or their JSON objects; drawn on the picture.
+        sampling: max_new_tokens=512, temperature=0.0, top_p, top_k, min_p, repetition_penalty,
+            seed, stop; see `vip_llava.engine.SamplingParams`.
+        Raises RequestError, PictureError, RegionError or PhraseError for what was given.
+        """
+        return self.stream(picture, question, regions, history=history, **sampling).result()
+
+    def stream(
+        self,
+        picture: Picture,
+        question: str,
+        regions: Sequence[RegionLike] | RegionLike = (),
+        *,
+        history: Sequence[MessageLike] = (),
+        **sampling: Unpack[Sampling],
+    ) -> AnswerStream:
+        """As `ask`, giving pieces of text as they come; `.answer` has the rest at the end.
+
+        What was given is checked here, at once; generation begins with the first piece.
+        """
+        request = Request(picture=picture, question=question, regions=regions, history=history)
+        return AnswerStream(self, self._prepare(request, _params(sampling)))
+
+    def ask_many(
+        self,
+        requests: Sequence[Request | Mapping[str, Any]],
+        *,
+        batch_size: int = 8,
+        on_answer: Callable[[int, Answer], None] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> list[Answer]:
+        """Answer many requests in batches; the answers are in their order and equal single ones.
+
+        requests: `Request`s or mappings `dict(picture=..., question=..., regions=...)`, which may
+            hold sampling parameters of their own.
+        batch_size: how many run together; memory grows with it, and so does speed on a GPU.
+        on_answer: called with (index, answer) as soon as a batch is done, longest prompts first.
+        All requests are checked before the first one runs; the error names the request's index.
+        Every answer keeps its drawn picture: split very long lists.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise RequestError(f"batch_size: {batch_size!r}; allowed are whole numbers from 1")
+        params = _params(sampling)
+        prepared = []
+        for index, request in enumerate(requests):
+            with naming(index):
+                prepared.append(self._prepare(as_request(request, params), params))
+        # Alike lengths together waste least padding; the longest first, so that a batch too large
+        # for the memory fails at the beginning.
+        order = sorted(range(len(prepared)), key=lambda i: (-prepared[i].prompt_tokens, i))
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for index, answer in zip(batch, self._run([prepared[i] for i in batch]), strict=True):
+                answers[index] = answer
+                if on_answer is not None:
+                    on_answer(index, answer)
+        return [answers[index] for index in range(len(answers))]
+
+    def chat(
+        self,
+        picture: Picture = None,
+        regions: Sequence[RegionLike] | RegionLike = (),
+        *,
+        history: Sequence[MessageLike] = (),
+    ) -> Chat:
+        """A conversation of several turns about one picture; regions may be added on the way."""
+        return Chat(self, picture, regions, history)
+
+    def _prepare(self, request: Request, params: SamplingParams) -> Prepared:
+        prepared = Prepared.of(request, self.processor, params)
+        check_room(self.model, prepared.prompt_tokens)
+        return prepared
+
+    def _run(self, prepared: Sequence[Prepared]) -> list[Answer]:
+        batch = _Batch(self, prepared)
+        for _ in batch.decoding:
+            pass
+        return batch.answers()
+
+
+class AnswerStream(Iterator[str]):
+    """Pieces of an answer. Joined they are `answer.text`; leave early with `close()` or by `with`."""
+
+    def __init__(self, assistant: Assistant, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self._assistant = assistant
+        self._answer: Answer | None = None
+        self._pieces = self._run()
+        self.on_end: Callable[[Answer], None] | None = None
+
+    def _run(self) -> Generator[str, None, None]:
+        batch = _Batch(self._assistant, [self.prepared])
+        for [event] in batch.decoding:
+            if event.text:
+                yield event.text
+        [self._answer] = batch.answers()
+        if self.on_end is not None:
+            self.on_end(self._answer)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; RuntimeError before the last piece has been taken."""
+        if self._answer is None:
+            raise RuntimeError("the answer is not complete; take all pieces first")
+        return self._answer
+
+    def result(self) -> Answer:
+        """Take all remaining pieces and return the whole answer."""
+        for _ in self:
+            pass
+        return self.answer
+
+    def close(self) -> None:
+        """Stop generating; the answer stays incomplete."""
+        self._pieces.close()
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class _Batch:
+    """Prepared requests on their way through processor and engine."""
+
+    def __init__(self, assistant: Assistant, prepared: Sequence[Prepared]) -> None:
+        processor = assistant.processor
+        began = perf_counter()
+        inputs: dict[str, Tensor] = processor([one.conversation for one in prepared])
+        image = inputs["input_ids"] == processor.image_token_id
+        self._image_tokens: list[int] = image.sum(dim=1).tolist()
+        self._seconds = perf_counter() - began
+        self._prepared = prepared
+        self.decoding = Decoding(
+            assistant.model,
+            inputs,
+            [one.sampling for one in prepared],
+            processor.stop_ids,
+            decode=processor.tokenizer.decode,
+            stop_strings=processor.stop_strings,
+            trim=True,
+            # A model can't show a picture, so it never says the token that stands for one.
+            suppress_ids={processor.image_token_id},
+        )
+
+    def answers(self) -> list[Answer]:
+        """One answer for each request; the decoding must have ended."""
+        rows = zip(self._prepared, self.decoding.results(), self._image_tokens, strict=True)
+        return [self._answer(one, generated, image) for one, generated, image in rows]
+
+    def _answer(self, one: Prepared, generated: Generated, image_tokens: int) -> Answer:
+        notes = one.notes
+        asked = one.sampling.max_new_tokens
+        if generated.finish_reason == "length" and generated.max_new_tokens < asked:
+            notes += (
+                f"the answer was ended after {generated.max_new_tokens} tokens, not {asked}: "
+                f"the model holds no more positions",
+            )
+        return Answer(
+            text=generated.text,
+            image=one.conversation.picture,
+            regions=one.conversation.regions,
+            prompt=one.prompt,
+            usage=Usage(generated.prompt_tokens, image_tokens, len(generated.tokens)),
+            timing=Timing(
+                open=one.open_seconds,
+                draw=one.draw_seconds,
+                preprocess=one.encode_seconds + self._seconds,
+                prefill=generated.prefill_seconds,
+                decode=generated.decode_seconds,
+            ),
+            notes=notes,
+            finish_reason=generated.finish_reason,
+            seed=generated.seed,
+        )
+
+
+def _params(sampling: Sampling) -> SamplingParams:
+    """The keywords as one checked value; an unknown keyword is a TypeError as for any function."""
+    return SamplingParams(**sampling)  # type: ignore[arg-type]

@@ -1,0 +1,112 @@
+"""A conversation of several turns about one picture.
+
+Keeps the picture, its regions and what was said; every turn goes the way of a single ask. A turn
+that fails or is left early leaves the conversation as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Unpack
+
+from vip_llava.errors import RequestError
+from vip_llava.model.templates import Message
+from vip_llava.pictures import open_picture
+from vip_llava.regions import Region, draw_resolved, resolve
+from vip_llava.request import Sampling, as_messages, as_regions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vip_llava.answer import Answer
+    from vip_llava.api import AnswerStream, Assistant
+    from vip_llava.request import MessageLike, Picture, RegionLike
+
+__all__ = ["Chat"]
+
+
+class Chat:
+    """Made by `Assistant.chat`. Ask with `ask` or `stream`; `messages` is what was said so far."""
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        picture: Picture,
+        regions: Sequence[RegionLike] | RegionLike = (),
+        history: Sequence[MessageLike] = (),
+    ) -> None:
+        self._assistant = assistant
+        self._picture = None if picture is None else open_picture(picture)
+        self._messages = as_messages(history)
+        # What was clipped since the last answer; the next answer tells.
+        self._regions, self._notes = self._with((), regions)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All turns so far, oldest first, worded as the model sees them."""
+        return self._messages
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions so far, in pixels, each with its id and colour."""
+        return self._regions
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The picture with the regions so far drawn on it."""
+        return None if self._picture is None else draw_resolved(self._picture, self._regions)
+
+    def add_region(self, region: RegionLike) -> Region:
+        """Draw one more region from now on; returns it with its id and colour filled in.
+
+        Regions that are there keep theirs, so that what was said about them stays true.
+        """
+        self._regions, notes = self._with(self._regions, region)
+        self._notes += notes
+        return self._regions[-1]
+
+    def ask(
+        self,
+        question: str,
+        regions: Sequence[RegionLike] | RegionLike = (),
+        **sampling: Unpack[Sampling],
+    ) -> Answer:
+        """The next turn; `regions` are added before it. Arguments as for `Assistant.ask`."""
+        return self.stream(question, regions, **sampling).result()
+
+    def stream(
+        self,
+        question: str,
+        regions: Sequence[RegionLike] | RegionLike = (),
+        **sampling: Unpack[Sampling],
+    ) -> AnswerStream:
+        """As `ask`, giving pieces of text; the turn counts once its last piece has been taken."""
+        known, notes = self._with(self._regions, regions)
+        before = self._messages
+        stream = self._assistant.stream(self._picture, question, known, history=before, **sampling)
+        # The regions reach `ask` already clipped, so it has nothing to say about them itself.
+        notes = (*self._notes, *notes, *stream.prepared.notes)
+        stream.prepared = replace(stream.prepared, notes=notes)
+
+        def remember(answer: Answer) -> None:
+            if self._messages is not before:
+                raise RequestError("another turn of this chat was finished in the meantime")
+            asked = stream.prepared.conversation.messages[len(before)]
+            self._messages = (*before, asked, Message("assistant", answer.text))
+            self._regions, self._notes = known, ()
+
+        stream.on_end = remember
+        return stream
+
+    def _with(
+        self, known: tuple[Region, ...], new: Sequence[RegionLike] | RegionLike
+    ) -> tuple[tuple[Region, ...], tuple[str, ...]]:
+        """The regions with new ones resolved behind them, and what was clipped."""
+        added = as_regions(new)
+        if not added:
+            return known, ()
+        if self._picture is None:
+            raise RequestError("regions need a picture to draw them on; this chat has none")
+        resolution = resolve((*known, *added), self._picture.size)
+        return resolution.regions, resolution.notes
