@@ -1,0 +1,149 @@
+"""`vip-llava chat`: a conversation about one photo, with regions added on the way.
+
+Lines are read from the terminal or a pipe; a line that begins with `/` is a command (`commands`
+has them). Answers go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from vip_llava.cli.commands import Talk
+from vip_llava.cli.legacy import LegacyOptions
+from vip_llava.cli.options import RegionOptions
+from vip_llava.cli.prepare import check_target, mark, open_assistant, save_picture
+from vip_llava.cli.settings import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
+from vip_llava.cli.terminal import error_line, note, write_answer
+from vip_llava.errors import RequestError, VipLlavaError
+
+__all__ = ["EPILOG", "chat"]
+
+EPILOG = """Examples
+
+  vip-llava chat photo.jpg
+
+  vip-llava chat photo.jpg --box 100,80,260,300 --temperature 0.7 --seed 1
+
+  printf 'What is <region:1>?\\n/point 40,60\\nAnd <region:2>?\\n' | vip-llava chat photo.jpg --box 100,80,260,300
+
+While talking: /box 10,20,200,150 and the other shapes, /regions, /save OUT.png, /undo, /help, /quit.
+"""
+
+
+def chat(
+    ctx: typer.Context,
+    *,
+    photo: Annotated[str | None, typer.Argument(metavar="PHOTO", help="The photo.")] = None,
+    regions: RegionOptions,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            "--save", metavar="OUT.png", help="Write the drawn picture here at the start."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each answer as one line of JSON.")
+    ] = False,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    legacy: LegacyOptions,
+    debug: DebugFlag = False,
+) -> None:
+    """Talk about a photo in several turns.
+
+    Regions given here have the ids 1, 2, ...; more can be added while talking, and every question
+    may name any of them, like <region:2>. Ctrl-C stops an answer, /quit or Ctrl-D ends. With
+    piped input each line is one turn.
+    """
+    photo, _ = photo_and_question(photo, None, legacy.image_file, None)
+    if photo == "-" or save == "-":
+        raise RequestError(
+            "chat reads its turns from stdin and writes answers to stdout: no - here"
+        )
+    check_target(save)
+    marked = mark(ctx, photo, regions, legacy)
+    if save is not None:
+        save_picture(marked.drawn(), save)
+    assistant = open_assistant(model)
+    talk = Talk(assistant, marked, sampling.keywords(), unit=regions.unit)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        note(f"{photo} with {assistant.info.name}; ask away, /help for commands, /quit to end")
+    for line in _lines(interactive=interactive):
+        if line in ("/quit", "/exit"):
+            break
+        _turn(talk, line, interactive=interactive, as_json=as_json)
+
+
+def _turn(talk: Talk, line: str, *, interactive: bool, as_json: bool) -> None:
+    """One line. A mistake ends the program only where nobody can correct it."""
+    try:
+        if line.startswith("/"):
+            talk.command(line)
+        elif line:
+            _say(talk, line, as_json=as_json, interactive=interactive)
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        write_answer("", end="\n")
+        note("stopped; that turn is forgotten")
+    except (VipLlavaError, OSError) as error:
+        if not interactive or isinstance(error, BrokenPipeError):
+            raise
+        error_line(str(error))
+
+
+def _say(talk: Talk, question: str, *, as_json: bool, interactive: bool) -> None:
+    with talk.ask(question) as stream:
+        for piece in stream:
+            if not as_json:
+                write_answer(piece)
+        answer = stream.answer
+    if as_json:
+        write_answer(json.dumps(answer.to_json(), ensure_ascii=False), end="\n")
+    else:
+        write_answer("", end="\n")
+    for text in answer.notes:
+        note(text)
+    if interactive:
+        note(f"{answer.usage.completion_tokens} tokens in {answer.timing.total:.1f} s")
+
+
+def _lines(*, interactive: bool) -> Iterator[str]:
+    """Lines of the conversation, stripped, until the end of input."""
+    if interactive:
+        _line_editing()
+    while True:
+        try:
+            line = _read_line() if interactive else sys.stdin.readline()
+        except EOFError:
+            sys.stderr.write("\n")
+            return
+        if not interactive and not line:
+            return
+        yield line.strip()
+
+
+def _read_line() -> str:
+    if sys.stdout.isatty():
+        return input("> ")
+    # input() would put its prompt into the pipe that the answers go to.
+    sys.stderr.write("> ")
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
+def _line_editing() -> None:
+    """Arrow keys and history where Python has them; importing the module is all it takes."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        return

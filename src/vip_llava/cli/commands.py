@@ -1,0 +1,142 @@
+"""The slash commands of `vip-llava chat`, and the state they work on.
+
+A `Talk` holds the conversation and what `/undo` needs to take the last step back. It prints lists
+and confirmations on stderr; it does not read input.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from vip_llava.cli.options import SHAPE_OPTIONS, STYLES, region_from_text
+from vip_llava.cli.prepare import save_picture
+from vip_llava.cli.terminal import note, stderr
+from vip_llava.errors import RegionError, RequestError
+
+if TYPE_CHECKING:
+    from vip_llava.api import AnswerStream, Assistant
+    from vip_llava.cli.prepare import Marked
+    from vip_llava.model.templates import Message
+    from vip_llava.regions import Region
+
+__all__ = ["HELP", "Talk"]
+
+HELP = """\
+/box 10,20,200,150     mark a region; also /ellipse /triangle /point /arrow /scribble /contour /mask,
+                       written like the options of the same name; color=lime alpha=200 width=3 may follow
+/regions               list the regions and how to name them in a question
+/save OUT.png          write the picture as the model sees it
+/undo                  take back the last turn or region
+/help                  this list
+/quit                  end (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+class Talk:
+    """One conversation. `sampling` are keywords of `Chat.stream`; `unit`: coordinates are 0..1."""
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        marked: Marked,
+        sampling: Mapping[str, Any],
+        *,
+        unit: bool = False,
+    ) -> None:
+        self._assistant = assistant
+        self._picture = marked.picture
+        self._sampling = dict(sampling)
+        self._frame: Literal["pixel", "unit"] = "unit" if unit else "pixel"
+        self._before: list[tuple[tuple[Region, ...], tuple[Message, ...]]] = []
+        self.chat = assistant.chat(marked.picture, marked.resolved)
+        self._commands: dict[str, Callable[[str], None]] = {
+            "regions": self._list,
+            "save": self._save,
+            "undo": self._undo,
+            "help": self._help,
+        }
+
+    def ask(self, question: str) -> AnswerStream:
+        """The next turn; it counts, and can be undone, once its last piece has been taken."""
+        before = (self.chat.regions, self.chat.messages)
+        stream = self.chat.stream(question, **self._sampling)
+        remember = stream.on_end
+
+        def ended(answer: Any) -> None:
+            if remember is not None:
+                remember(answer)
+            self._before.append(before)
+
+        stream.on_end = ended
+        return stream
+
+    def command(self, line: str) -> None:
+        """Run one line that begins with `/`. Raises RequestError for an unknown command."""
+        name, _, rest = line[1:].partition(" ")
+        name = name.strip().lower()
+        if name in SHAPE_OPTIONS:
+            self._mark(name, rest.strip())
+        elif name in self._commands:
+            self._commands[name](rest.strip())
+        else:
+            known = ", ".join(f"/{each}" for each in (*SHAPE_OPTIONS, *self._commands, "quit"))
+            raise RequestError(f"/{name}: no such command; there are {known}")
+
+    def _mark(self, name: str, text: str) -> None:
+        geometry, style = _split_style(name, text)
+        region = region_from_text(name, geometry, (self._picture.size, self._frame), **style)
+        before = (self.chat.regions, self.chat.messages)
+        added = self.chat.add_region(region)
+        self._before.append(before)
+        note(_line(added))
+
+    def _list(self, _rest: str) -> None:
+        if not self.chat.regions:
+            note("no regions yet; mark one with /box x1,y1,x2,y2")
+        for region in self.chat.regions:
+            note(_line(region))
+
+    def _save(self, rest: str) -> None:
+        if not rest or rest == "-":
+            raise RequestError("/save needs a file name, like /save drawn.png")
+        image = self.chat.image
+        assert image is not None  # a Talk always has a photo
+        save_picture(image, rest)
+
+    def _undo(self, _rest: str) -> None:
+        if not self._before:
+            raise RequestError("/undo: nothing to take back")
+        regions, messages = self._before.pop()
+        what = "the last turn" if len(messages) < len(self.chat.messages) else "the last region"
+        self.chat = self._assistant.chat(self._picture, regions, history=messages)
+        note(f"{what} is taken back")
+
+    def _help(self, _rest: str) -> None:
+        stderr().print(HELP, markup=False)
+
+
+def _split_style(name: str, text: str) -> tuple[str, dict[str, Any]]:
+    """`10,20,30,40 color=red` -> the geometry's text and keywords of the Region."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise RegionError(f"/{name} {text}: {error}") from error
+    style: dict[str, Any] = {}
+    geometry = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in STYLES:
+            style[key] = STYLES[key](value)
+        else:
+            geometry.append(word)
+    return " ".join(geometry), style
+
+
+def _line(region: Region) -> str:
+    facts = region.to_json()
+    hidden = ("id", "shape", "frame", "color", "alpha", "width")
+    geometry = " ".join(f"{key} {value}" for key, value in facts.items() if key not in hidden)
+    if len(geometry) > 90:
+        geometry = geometry[:87] + "..."
+    return f"<region:{region.id}> {region.color} {region.shape} {geometry}"

@@ -1,0 +1,63 @@
+"""`vip-llava convert`: write a checkpoint in the other layout (the original's, or Hugging Face's)."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vip_llava.cli.settings import DebugFlag
+from vip_llava.cli.terminal import loading, note
+from vip_llava.errors import CheckpointError
+
+__all__ = ["EPILOG", "Layout", "convert"]
+
+EPILOG = """Examples
+
+  vip-llava convert ./checkpoints/vip-llava-7b ./vip-llava-7b-hf --to hf
+
+  vip-llava convert ./vip-llava-7b-hf ./vip-llava-7b-original --to original
+
+  vip-llava convert ./lora-folder ./merged --to hf --base ./vicuna-7b-v1.5
+"""
+
+
+class Layout(enum.StrEnum):
+    """The two ways in which weights are named and stored."""
+
+    HF = "hf"
+    ORIGINAL = "original"
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model folder or hub name.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new or empty folder.")],
+    to: Annotated[Layout, typer.Option("--to", help="The layout to write.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            "--model-base",
+            metavar="NAME|FOLDER",
+            help="Language model that a projector or LoRA folder belongs to.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="auto keeps the type of the source.")
+    ] = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """Write a checkpoint in the other layout.
+
+    Weights are written as safetensors. An adapter is merged into its base.
+    """
+    target = target.expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: exists and is not an empty folder; name a new one")
+    with loading(f"converting {source}") as progress:
+        from vip_llava.model.layouts import convert as write
+
+        write(source, target, to=to.value, base=base, dtype=dtype, progress=progress)
+    note(f"written: {target}")

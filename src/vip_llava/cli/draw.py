@@ -1,0 +1,69 @@
+"""`vip-llava draw`: draw regions on a photo and write the picture. Needs no model and no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from vip_llava.cli.legacy import LegacyOptions
+from vip_llava.cli.options import RegionOptions
+from vip_llava.cli.prepare import check_target, mark, save_picture
+from vip_llava.cli.settings import DebugFlag, photo_and_question
+from vip_llava.errors import RequestError
+
+__all__ = ["EPILOG", "draw"]
+
+EPILOG = """Examples
+
+  vip-llava draw photo.jpg --box 100,80,260,300 --save drawn.png
+
+  vip-llava draw photo.jpg --color lime --ellipse 10,10,90,90 --arrow 300,20,200,120 --save drawn.png
+
+  vip-llava draw photo.jpg --regions regions.json --save - | display
+"""
+
+
+def draw(
+    ctx: typer.Context,
+    *,
+    photo: Annotated[
+        str | None, typer.Argument(metavar="PHOTO", help="The photo; - reads it from stdin.")
+    ] = None,
+    regions: RegionOptions,
+    save: Annotated[
+        str | None,
+        typer.Option("--save", metavar="OUT.png", help="Write the picture here; - is stdout."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the resolved regions as JSON.")
+    ] = False,
+    legacy: LegacyOptions,
+    debug: DebugFlag = False,
+) -> None:
+    """Draw regions on a photo, exactly as a model would see them.
+
+    The same photo and the same regions always give the same picture.
+    """
+    photo, _ = photo_and_question(photo, None, legacy.image_file, None)
+    if save is None and not as_json:
+        raise RequestError("nowhere to draw: add --save OUT.png (or --json for the regions alone)")
+    if save == "-" and as_json:
+        raise RequestError("--save - and --json both want stdout; give --save a file name")
+    check_target(save)
+    marked = mark(ctx, photo, regions, legacy)
+    if not marked.resolved:
+        raise RequestError("nothing to draw: mark a region, for example --box x1,y1,x2,y2")
+    if save is not None:
+        save_picture(marked.drawn(), save)
+    if as_json:
+        width, height = marked.picture.size
+        content = {
+            "size": [width, height],
+            "regions": [region.to_json() for region in marked.resolved],
+            "notes": list(marked.notes),
+            "saved": save,
+        }
+        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

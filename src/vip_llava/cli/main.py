@@ -1,0 +1,145 @@
+"""The program `vip-llava`: its verbs, its exit codes, and how errors are told.
+
+Exit codes: 0 done, 1 something failed, 2 the user has to change something, 130 stopped with Ctrl-C.
+Verbs are imported here, but nothing heavy is: each verb loads what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+import vip_llava
+from vip_llava.cli.ask import EPILOG as ASK_EPILOG
+from vip_llava.cli.ask import ask
+from vip_llava.cli.chat import EPILOG as CHAT_EPILOG
+from vip_llava.cli.chat import chat
+from vip_llava.cli.convert import EPILOG as CONVERT_EPILOG
+from vip_llava.cli.convert import convert
+from vip_llava.cli.draw import EPILOG as DRAW_EPILOG
+from vip_llava.cli.draw import draw
+from vip_llava.cli.groups import OrderedCommand, grouped
+from vip_llava.cli.models import EPILOG as MODELS_EPILOG
+from vip_llava.cli.models import models
+from vip_llava.cli.settings import DebugFlag
+from vip_llava.errors import DownloadError, MissingExtraError, VipLlavaError
+
+__all__ = ["VERBS", "app", "main"]
+
+USAGE_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
+
+#: Verb -> (function, examples shown under its help), in the order of the help page.
+VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "ask": (ask, ASK_EPILOG),
+    "chat": (chat, CHAT_EPILOG),
+    "draw": (draw, DRAW_EPILOG),
+    "models": (models, MODELS_EPILOG),
+    "convert": (convert, CONVERT_EPILOG),
+}
+
+# typer keeps its copy of click private, but shows the root of its errors through this public one.
+USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="vip-llava",
+    help="Point at something in a picture and ask about it.",
+    epilog='Start with: vip-llava ask photo.jpg "What is <region:1>?" --box 100,80,260,300',
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"vip-llava {vip_llava.__version__}\n")
+        raise typer.Exit()
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Point at something in a picture and ask about it."""
+
+
+for _name, (_verb, _epilog) in VERBS.items():
+    app.command(_name, cls=OrderedCommand, epilog=_epilog, no_args_is_help=_name != "models")(
+        grouped(_verb)
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with `argv` (default: those of the process) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    state: dict[str, Any] = {}
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(arguments, prog_name="vip-llava", standalone_mode=False, obj=state)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        return _closed_pipe()
+    except SystemExit as stop:  # typer ends this way when it meets a closed pipe itself
+        return stop.code if isinstance(stop.code, int) else FAILURE_EXIT
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except Exception as error:
+        return _told(error, debug=bool(state.get("debug")))
+
+
+def _told(error: Exception, *, debug: bool) -> int:
+    """Tell the person what went wrong; the exit code that fits."""
+    from vip_llava.cli.terminal import error_line
+
+    if isinstance(error, USAGE_ERROR):
+        return _usage(error)
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, VipLlavaError):
+        error_line(str(error))
+        failed = isinstance(error, DownloadError | MissingExtraError)
+        return FAILURE_EXIT if failed else USAGE_EXIT
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        error_line(f"{place}{error.strerror}")
+        return FAILURE_EXIT
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    hint = "" if debug else " (--debug shows where)"
+    error_line(f"{type(error).__name__}: {first}{hint}")
+    return FAILURE_EXIT
+
+
+def _usage(error: Any) -> int:
+    """A command line that can't be read: what is wrong, and where help is."""
+    from vip_llava.cli.terminal import error_line
+
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stdout.write(f"{error.format_message()}\n")
+        return USAGE_EXIT
+    error_line(error.format_message())
+    path = context.command_path if context is not None else "vip-llava"
+    sys.stderr.write(f"Try: {path} --help\n")
+    return int(getattr(error, "exit_code", USAGE_EXIT))
+
+
+def _interrupted() -> int:
+    sys.stderr.write("\n")
+    return INTERRUPT_EXIT
+
+
+def _closed_pipe() -> int:
+    """The reader of stdout has gone; say nothing, also not when Python closes stdout at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILURE_EXIT

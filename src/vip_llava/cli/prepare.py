@@ -1,0 +1,137 @@
+"""The steps that `ask`, `chat` and `draw` share: open the photo, read the regions, draw, save, load.
+
+Everything that can be wrong about the command line is found here, before a model is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vip_llava.cli.groups import typed_options
+from vip_llava.cli.legacy import LegacyOptions
+from vip_llava.cli.options import RegionOptions, regions_from_typed
+from vip_llava.cli.settings import ModelOptions
+from vip_llava.cli.terminal import loading, note
+from vip_llava.errors import PictureError, RequestError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vip_llava.api import Assistant
+    from vip_llava.regions import Region
+
+__all__ = ["Marked", "check_target", "mark", "open_assistant", "open_photo", "save_picture"]
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Marked:
+    """An opened photo and the regions on it: as typed, and resolved to pixels with ids and colours."""
+
+    picture: Image
+    regions: tuple[Region, ...]
+    resolved: tuple[Region, ...]
+    notes: tuple[str, ...]
+
+    def drawn(self) -> Image:
+        """A new RGB picture of the same size with the regions drawn on it."""
+        from vip_llava.regions import draw
+
+        return draw(self.picture, self.regions)
+
+
+def open_photo(photo: str) -> Image:
+    """The photo as RGB, turned as its EXIF says; `-` reads it from stdin."""
+    from vip_llava.pictures import open_picture
+
+    if photo == "-":
+        return open_picture(sys.stdin.buffer.read())
+    if photo.startswith(("http://", "https://", "data:")):
+        return open_picture(photo)
+    path = Path(photo).expanduser()
+    if not path.exists():
+        raise PictureError(f"{photo}: no such photo")
+    if path.is_dir():
+        raise PictureError(f"{photo}: a folder, not a photo")
+    return open_picture(path)
+
+
+def mark(ctx: typer.Context, photo: str, regions: RegionOptions, legacy: LegacyOptions) -> Marked:
+    """Open the photo and read the regions that were typed; notes (like clipping) go to stderr."""
+    from vip_llava.regions import resolve
+
+    picture = open_photo(photo)
+    found = regions_from_typed(typed_options(ctx), picture.size, unit=regions.unit, legacy=legacy)
+    resolution = resolve(found, picture.size)
+    for text in resolution.notes:
+        note(text)
+    return Marked(picture, tuple(found), tuple(resolution.regions), tuple(resolution.notes))
+
+
+def check_target(target: str | None) -> None:
+    """RequestError unless `target` is a file name that a picture can be written to (or None)."""
+    if target is None or target == "-":
+        return
+    path = Path(target).expanduser()
+    if path.suffix.lower() not in FORMATS:
+        raise RequestError(f"--save {target}: write a name that ends in {', '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise RequestError(f"--save {target}: there is no folder {path.absolute().parent}")
+
+
+def save_picture(picture: Image, target: str) -> None:
+    """Write `picture` where `target` says; `-` is PNG on stdout."""
+    if target == "-":
+        picture.save(sys.stdout.buffer, format="PNG")
+        sys.stdout.buffer.flush()
+        return
+    check_target(target)
+    path = Path(target).expanduser()
+    kind = FORMATS[path.suffix.lower()]
+    picture.save(path, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
+    note(f"drawn picture: {target}")
+
+
+def open_assistant(options: ModelOptions) -> Assistant:
+    """Open the model, with progress on stderr."""
+    keywords: dict[str, Any] = options.keywords()
+    name = options.model or "the default model"
+    with loading(f"opening {name}") as progress:
+        from vip_llava.api import load
+
+        return load(options.model, progress=progress, **keywords)
+
+
+def question_from(question: str | None, *, stdin_allowed: bool = True) -> str:
+    """The question as typed, or read from a piped stdin when it is `-` or missing."""
+    piped = stdin_allowed and not sys.stdin.isatty()
+    if question == "-" or (question is None and piped):
+        question = sys.stdin.read()
+    if question is None or not question.strip():
+        raise RequestError(
+            'no question: write it after the photo, like vip-llava ask photo.jpg "What is this?" '
+            "(for a conversation: vip-llava chat photo.jpg)"
+        )
+    return question.strip()
+
+
+def check_wording(question: str, resolved: Sequence[Region]) -> str:
+    """The question as the model will read it; PhraseError where it names an unknown region."""
+    from vip_llava.regions.phrases import expand
+
+    return expand(question, resolved)
