@@ -6,18 +6,21 @@ import functools
 import gzip
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vip_llava.model.templates import Message, Template, get_template
 from vip_llava.model.text_tokenizers import (
     ControlToken,
     JsonTokenizer,
     PieceTokenizer,
     TextTokenizer,
 )
+from vip_llava.model.tokenization import IGNORED_LABEL, IMAGE_ID, encode_training, record_messages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -99,3 +102,75 @@ def rebuilt_backend(folder: Path, name: str, config: dict[str, Any]) -> Any:
         part: config[part] for part in ("bos_token", "eos_token", "unk_token") if config.get(part)
     }
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One recorded version: its template and tokenizer, and the faults that the original has there."""
+
+    name: str
+    template: Template
+    tokenizer: TextTokenizer
+    pad_id: int
+
+    def messages(self, record: Mapping[str, Any]) -> tuple[Message, ...]:
+        return record_messages(self.template, record["conversation"], has_image=record["has_image"])
+
+    def encode(
+        self, record: Mapping[str, Any], *, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        marks = ("<im_start>", "<im_end>") if record.get("mm_use_im_start_end") else ("", "")
+        return encode_training(
+            self.tokenizer,
+            self.template,
+            self.messages(record),
+            image_start=marks[0],
+            image_end=marks[1],
+            max_length=max_length,
+        )
+
+    def spells_control(self, record: Mapping[str, Any]) -> bool:
+        """A text holds a control token's name: a token for the original, text for us."""
+        texts = [message.text or "" for message in self.messages(record)]
+        return any(name in text for name in self.tokenizer.controls for text in texts)
+
+    def leaves_answer_open(self, record: Mapping[str, Any]) -> bool:
+        """An empty answer (the original reads it as "to be generated" and writes no end)."""
+        return any(message.text == "" and not message.pictures for message in self.messages(record))
+
+    def ids_are_right(self, record: Mapping[str, Any]) -> bool:
+        return not self.spells_control(record) and not self.leaves_answer_open(record)
+
+    def with_faults(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+        """Our sample with the original's fault at a begin token that the template spells.
+
+        A tokenizer that puts it in front as well doubles it; with one that does not, the
+        original takes it for the tokenizer's and drops the first token after each picture.
+        """
+        if not self.template.begin:
+            return ids, labels
+        if self.tokenizer.begin_ids:
+            return [*self.tokenizer.begin_ids, *ids], [IGNORED_LABEL, *labels]
+        kept = [index for index in range(len(ids)) if not index or ids[index - 1] != IMAGE_ID]
+        return [ids[index] for index in kept], [labels[index] for index in kept]
+
+    @property
+    def labels_drift(self) -> bool:
+        """The generic `###` code, whose mask moves by a token with each turn."""
+        return self.template.trained_as is not None
+
+
+@pytest.fixture(scope="session")
+def recorded_versions(
+    family: Callable[[str], Path], recorded_tokenizer: Callable[[str], TextTokenizer]
+) -> dict[str, Version]:
+    facts = json.loads((family("tokens") / "versions.json").read_text("utf-8"))
+    return {
+        name: Version(
+            name,
+            get_template(fact["template"]),
+            recorded_tokenizer(fact["tokenizer"]),
+            fact["pad"],
+        )
+        for name, fact in facts.items()
+    }
