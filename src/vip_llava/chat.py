@@ -39,8 +39,9 @@ class Chat:
         self._assistant = assistant
         self._picture = None if picture is None else open_picture(picture)
         self._messages = as_messages(history)
-        # What was clipped since the last answer; the next answer tells.
-        self._regions, self._notes = self._with((), regions)
+        self._regions: tuple[Region, ...] = ()
+        self._notes: tuple[str, ...] = ()  # what was clipped; every answer tells it
+        self._regions, self._notes = self._with(regions)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -62,8 +63,7 @@ class Chat:
 
         Regions that are there keep theirs, so that what was said about them stays true.
         """
-        self._regions, notes = self._with(self._regions, region)
-        self._notes += notes
+        self._regions, self._notes = self._with(region)
         return self._regions[-1]
 
     def ask(
@@ -82,31 +82,35 @@ class Chat:
         **sampling: Unpack[Sampling],
     ) -> AnswerStream:
         """As `ask`, giving pieces of text; the turn counts once its last piece has been taken."""
-        known, notes = self._with(self._regions, regions)
+        known, clipped = self._with(regions)
         before = self._messages
         stream = self._assistant.stream(self._picture, question, known, history=before, **sampling)
         # The regions reach `ask` already clipped, so it has nothing to say about them itself.
-        notes = (*self._notes, *notes, *stream.prepared.notes)
-        stream.prepared = replace(stream.prepared, notes=notes)
+        stream.prepared = replace(stream.prepared, notes=_joined(clipped, stream.prepared.notes))
 
         def remember(answer: Answer) -> None:
             if self._messages is not before:
                 raise RequestError("another turn of this chat was finished in the meantime")
             asked = stream.prepared.conversation.messages[len(before)]
             self._messages = (*before, asked, Message("assistant", answer.text))
-            self._regions, self._notes = known, ()
+            self._regions, self._notes = known, clipped
 
         stream.on_end = remember
         return stream
 
     def _with(
-        self, known: tuple[Region, ...], new: Sequence[RegionLike] | RegionLike
+        self, new: Sequence[RegionLike] | RegionLike
     ) -> tuple[tuple[Region, ...], tuple[str, ...]]:
-        """The regions with new ones resolved behind them, and what was clipped."""
+        """The regions with new ones resolved behind them, and the notes on all of them."""
         added = as_regions(new)
         if not added:
-            return known, ()
+            return self._regions, self._notes
         if self._picture is None:
             raise RequestError("regions need a picture to draw them on; this chat has none")
-        resolution = resolve((*known, *added), self._picture.size)
-        return resolution.regions, resolution.notes
+        resolution = resolve((*self._regions, *added), self._picture.size)
+        return resolution.regions, _joined(self._notes, resolution.notes)
+
+
+def _joined(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
+    """Both in order, each note once: some are found again whenever regions are resolved."""
+    return tuple(dict.fromkeys((*first, *second)))
