@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := examples/photos/demo.jpg
-BOX    := 100,80,260,300
+BOX    := 172,18,410,300
 
 # The tests share two cores between two processes; more threads in each would only get in the way.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
