@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from vip_llava.errors import PictureError
 from vip_llava.pictures.colors import to_rgb
@@ -32,6 +32,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
+# Every codec more is another library that meets hostile bytes.
+_TIFF_CODECS = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "jpeg")
 _RUN_PROGRAMS = {"EPS", "WMF"}
 
 
@@ -71,7 +73,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     with _fence(f"the {name} file"), Image.open(BytesIO(data), formats=[name]) as image:
         check_size(image.size, max_pixels)
         _refuse_frames(image, f"the {name} file")
-        _check_tiles(image, max_pixels)
+        _check_tiff(image, max_pixels)
         image.load()
         return to_rgb(_upright(image), from_file=True)
 
@@ -103,10 +105,17 @@ def _refuse_frames(image: Image.Image, what: str) -> None:
         )
 
 
-def _check_tiles(image: Image.Image, max_pixels: int) -> None:
-    """A tiny TIFF may declare huge tiles, which are allocated whole."""
+def _check_tiff(image: Image.Image, max_pixels: int) -> None:
+    """Refuse a TIFF whose codec is none for photos, or whose tiles, allocated whole, are too large."""
     tags = getattr(image, "tag_v2", None)
-    if tags and _TILE_WIDTH in tags and _TILE_HEIGHT in tags:
+    if tags is None:
+        return
+    codec = image.info.get("compression")
+    if codec not in _TIFF_CODECS:
+        raise PictureError(
+            f"the TIFF file is compressed with {codec!r}; those read here are {', '.join(_TIFF_CODECS)}"
+        )
+    if _TILE_WIDTH in tags and _TILE_HEIGHT in tags:
         check_size((int(tags[_TILE_WIDTH]), int(tags[_TILE_HEIGHT])), max_pixels)
 
 
@@ -135,6 +144,10 @@ def _fence(what: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         # Pillow's own limit stands before ours where a header claims very much, or ours was raised.
         raise PictureError(f"{what} has too many pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(
+            f"{what} can't be decoded, its header is damaged or truncated"
+        ) from error
     except Exception as error:  # on damaged input, decoders raise nearly every kind there is
         reason = str(error) or type(error).__name__
         raise PictureError(
