@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vip_llava.api import Assistant, Request
+from vip_llava.api import Assistant, Request, load
 from vip_llava.errors import (
     PhraseError,
     PictureError,
@@ -325,3 +325,11 @@ def test_info_describes_the_model(assistant: Assistant) -> None:
     assert (info.architecture, info.tokens_per_view) == ("VipLlavaForConditionalGeneration", 16)
     assert info.max_positions == 2048
     assert info.parameters == sum(p.numel() for p in assistant.model.parameters())
+
+
+def test_load_opens_a_folder_and_answers(tiny_model_folder: Path, photo: Image.Image) -> None:
+    assistant = load(tiny_model_folder, device="cpu")
+    assert assistant.info.name == str(tiny_model_folder)
+    answer = assistant.ask(photo, QUESTION, BOX, max_new_tokens=3)
+    assert answer.usage.image_tokens == 16
+    assert answer.usage.completion_tokens == 3

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from vip_llava.answer import Answer, Timing, Usage
 from vip_llava.chat import Chat
@@ -45,18 +45,24 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: str | dict[str, Any] | None = None,
-    quantization: Literal["8bit", "4bit"] | None = None,
+    quantization: str | int | None = None,
     merge_adapter: bool = True,
     template: str | None = None,
-    image_aspect_ratio: Literal["pad", "crop", "resize"] | None = None,
+    image_aspect_ratio: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    vision_tower: str | Path | None = None,
+    revision: str | None = None,
 ) -> Assistant:
     """Open a model; without a name the small one that ships with the project.
 
     name_or_folder: a folder in the Hugging Face or the original's layout (also projector-only or
-        LoRA, then with `base`), or a name on the hub. The other arguments are those of
-        `vip_llava.model.loading.load_model`. Raises CheckpointError, QuantizationError,
-        DownloadError.
+        LoRA, then with `base`), or a name on the hub, of which `revision` is a commit.
+    dtype: "auto" (float32 on a CPU, bfloat16 elsewhere), a name or a torch dtype.
+    device or device_map: where to; the best device by default. quantization: "8bit" or "4bit".
+    merge_adapter: fold a LoRA into the weights. template, image_aspect_ratio ("pad", "square",
+        "resize") and vision_tower replace what the checkpoint says.
+    progress: called as `progress(stage, done, total)`.
+    Raises CheckpointError, QuantizationError or DownloadError.
     """
     from vip_llava.model.loading import load_model
 
@@ -71,6 +77,8 @@ def load(
         template=template,
         image_aspect_ratio=image_aspect_ratio,
         progress=progress,
+        vision_tower=vision_tower,
+        revision=revision,
     )
     return Assistant(model, processor, name=str(name_or_folder or "default"))
 

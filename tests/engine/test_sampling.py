@@ -18,7 +18,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -5.0])
 
 def frequencies(logits: Tensor = LOGITS, draws: int = 4000, **params: Any) -> Tensor:
     """How often each token is drawn, one generator going on over all draws."""
-    sampler = Sampler([SamplingParams(seed=0, **params)], [[]], len(logits), CPU)
+    sampler = Sampler([SamplingParams(seed=0, **params)], [[]], CPU)
     counts = torch.zeros(len(logits))
     for _ in range(draws):
         counts[sampler(logits.unsqueeze(0))[0]] += 1
@@ -100,18 +100,18 @@ def test_min_p_keeps_what_is_near_the_best() -> None:
 
 def test_the_repetition_penalty_sees_prompt_and_answer() -> None:
     params = SamplingParams(repetition_penalty=3.0)
-    sampler = Sampler([params, SamplingParams()], [[0], []], 6, CPU)
+    sampler = Sampler([params, SamplingParams()], [[0, 99], []], CPU)
     logits = LOGITS.repeat(2, 1)
     # Row 0: 2.0 / 3 < 1.0 because the prompt holds token 0; then token 1 falls to 1/3 as well.
     assert [sampler(logits) for _ in range(3)] == [[1, 0], [0, 0], [0, 0]]
-    negative = Sampler([params], [[0]], 2, CPU)
+    negative = Sampler([params], [[0]], CPU)
     assert negative(torch.tensor([[-1.0, -2.0]])) == [1]
 
 
 def test_logits_are_left_as_they_are() -> None:
     logits = LOGITS.unsqueeze(0).clone()
     params = SamplingParams(temperature=0.7, top_k=3, min_p=0.1, repetition_penalty=2.0, seed=1)
-    Sampler([params], [[0, 1]], 6, CPU, suppress_ids={2})(logits)
+    Sampler([params], [[0, 1]], CPU, suppress_ids={2})(logits)
     assert torch.equal(logits[0], LOGITS)
 
 
@@ -120,8 +120,8 @@ def test_rows_that_stay_draw_on_as_before() -> None:
     params = [
         SamplingParams(temperature=1.5, seed=seed, repetition_penalty=1.1) for seed in range(3)
     ]
-    alone = Sampler(params[2:], [[]], 50, CPU)
-    together = Sampler(params, [[], [], []], 50, CPU)
+    alone = Sampler(params[2:], [[]], CPU)
+    together = Sampler(params, [[], [], []], CPU)
     mine = [alone(many[2:])[0] for _ in range(20)]
     theirs = [together(many)[2] for _ in range(10)]
     together.keep([0, 2])

@@ -120,8 +120,7 @@ class Decoding:
         prompts = [
             ids[kept].tolist() for ids, kept in zip(inputs["input_ids"].cpu(), mask, strict=True)
         ]
-        vocabulary = model.config.get_text_config().vocab_size
-        self._sampler = Sampler(params, prompts, vocabulary, self._device, suppress_ids)
+        self._sampler = Sampler(params, prompts, self._device, suppress_ids)
         self.rows: list[_Row] = []
         for index, (row, prompt) in enumerate(zip(self._sampler.params, prompts, strict=True)):
             room = check_room(model, len(prompt))

@@ -121,25 +121,37 @@ class Sampler:
         self,
         params: Sequence[SamplingParams],
         prompts: Sequence[Sequence[int]],
-        vocabulary: int,
         device: torch.device,
         suppress_ids: Collection[int] = (),
     ) -> None:
-        """`prompts`: the ids of each row's prompt without padding, for the repetition penalty."""
+        """`prompts`: the ids of each row's prompt without padding, for the repetition penalty.
+
+        Ids beyond the vocabulary (a picture's placeholder can be one) are left out of account.
+        """
         self.params = [row.with_seed() for row in params]
         self._device = device
         # Apple's GPU has no float64; one uniform number against a float32 sum is good enough there.
         self._fine = torch.float32 if device.type == "mps" else torch.float64
         self._generators = [_generator(row) for row in self.params]
-        banned = sorted(token for token in suppress_ids if 0 <= token < vocabulary)
-        self._banned = torch.tensor(banned, dtype=torch.long, device=device) if banned else None
+        self._prompts = prompts
+        self._suppress = sorted(set(suppress_ids))
+        self._banned: Tensor | None = None
         self._seen: Tensor | None = None
-        if any(row.repetition_penalty != 1.0 for row in params):
-            self._seen = torch.zeros(len(params), vocabulary, dtype=torch.bool)
-            for row, prompt in enumerate(prompts):
-                self._seen[row, torch.tensor(prompt, dtype=torch.long)] = True
-            self._seen = self._seen.to(device)
+        self._vocabulary = 0  # known with the first logits
         self._refresh()
+
+    def _start(self, vocabulary: int) -> None:
+        """Lay out what depends on the vocabulary."""
+        self._vocabulary = vocabulary
+        banned = [token for token in self._suppress if 0 <= token < vocabulary]
+        if banned:
+            self._banned = torch.tensor(banned, device=self._device)
+        if any(row.repetition_penalty != 1.0 for row in self.params):
+            seen = torch.zeros(len(self.params), vocabulary, dtype=torch.bool)
+            for row, prompt in enumerate(self._prompts):
+                ids = torch.tensor(prompt, dtype=torch.long)
+                seen[row, ids[ids < vocabulary]] = True
+            self._seen = seen.to(self._device)
 
     def _refresh(self) -> None:
         """Build the per-row columns again; called at the start and when rows leave."""
@@ -165,6 +177,8 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> list[int]:
         """`logits [R, V]` -> the next token of each row. The logits are left as they are."""
+        if not self._vocabulary:
+            self._start(logits.shape[-1])
         scores = logits.float()
         if self._banned is not None:
             scores = scores.index_fill(1, self._banned, -math.inf)
