@@ -101,10 +101,9 @@ class Processor:
         """The pictures that the model sees: `picture`, and a focal square for each region."""
         views = [picture]
         if self.focal is not None:
-            red, green, blue = (int(value * 255) for value in self.geometry.mean)
             for region in regions:
                 square = focal_square(region, picture.size, self.focal)
-                views.append(focal_view(picture, square, self.geometry.size, (red, green, blue)))
+                views.append(focal_view(picture, square, self.geometry.size, self.geometry.fill))
         return views
 
     def messages(self, conversation: Conversation) -> tuple[Message, ...]:

@@ -96,8 +96,10 @@ class TextTokenizer(ABC):
 
     @cached_property
     def _forbidden(self) -> frozenset[int]:
-        # The unknown token is what a tokenizer without byte fallback gives for a rare character.
-        return frozenset(token.id for token in self.controls.values()) - {self.unk_id}
+        # The unknown token is what a tokenizer without byte fallback gives for a rare character;
+        # MPT's is its end token too, and that must not come out of a text.
+        rare = {self.unk_id} - {self.bos_id, self.eos_id}
+        return frozenset(token.id for token in self.controls.values()) - rare
 
     def _one_by_one(self, text: str, at_start: bool) -> list[Piece]:
         """A vocabulary in which a control token is an ordinary word: spell the text by letters."""
@@ -177,11 +179,11 @@ class PieceTokenizer(TextTokenizer):
         added = _read_json(folder / "added_tokens.json")
         known = {token.text for token in tokens}
         tokens += [ControlToken(text, int(id_)) for text, id_ in added.items() if text not in known]
-        made = cls((folder / "tokenizer.model").read_bytes())
+        model = (folder / "tokenizer.model").read_bytes()
         if not config.get("added_tokens_decoder"):
-            tokens += made.controls.values()
+            tokens += cls(model).controls.values()
         return cls(
-            (folder / "tokenizer.model").read_bytes(),
+            model,
             legacy=bool(config.get("legacy", True)),
             controls=tokens,
             add_bos=bool(config.get("add_bos_token", True)),
