@@ -47,8 +47,8 @@ def normalize_color(value: object, who: str = "colour") -> str:
         if _HEX.match(value):
             return value.lower()
     elif isinstance(value, (tuple, list)) and len(value) == 3:
-        parts = [_channel(part) for part in value]
-        if all(part is not None for part in parts):
+        parts = [part for part in map(_channel, value) if part is not None]
+        if len(parts) == 3:
             return "#{:02x}{:02x}{:02x}".format(*parts)
     shown = repr(value)[:60]
     raise RegionError(

@@ -27,15 +27,21 @@ from vip_llava.regions.shapes import (
     Point,
     Region,
     Scribble,
+    Size,
     Triangle,
 )
 
 __all__ = ["draw", "draw_resolved", "render"]
 
-Area = tuple[int, int, int, int]  # left, top, right, bottom (exclusive) in whole pixels
-Painted = tuple[Image.Image, int, int]  # opacity mask ("L"), and its left and top on the picture
+Pen = ImageDraw.ImageDraw
+Ink = int | tuple[int, ...]
+Pixels = npt.NDArray[np.uint8]
+Masked = tuple[
+    Image.Image, int, int
+]  # opacity mask ("L" or "1"), and its left and top on the picture
 
-_BLOCK = 96
+_BLOCK = 64
+_BEND = math.cos(math.radians(25))  # sharper bends of a scribble get a round joint
 _HEAD_ANGLE = math.radians(60)  # between an arrow's shaft and each side of its head
 
 
@@ -65,11 +71,15 @@ def _draw_one(canvas: Image.Image, region: Region) -> None:
     alpha = region.alpha
     if not alpha:  # asked to be invisible; `resolve` has noted it
         return
+    color = rgb(region.color or "red")
     if isinstance(region, Box):
-        visible = _box(canvas, region, alpha)
+        _bars(canvas, region, color, alpha)
+        visible = True
+    elif _is_plain(region, canvas.size):
+        _PAINTERS[type(region)](region, ImageDraw.Draw(canvas, "RGBA"), (*color, alpha), 0, 0)
+        visible = True
     else:
-        mask, left, top = _PAINTERS[type(region)](region, canvas.size, alpha)
-        visible = _lay(canvas, rgb(region.color or "red"), mask, left, top)
+        visible = _lay(canvas, color, *_masked(region, canvas.size, alpha))
     if not visible:
         raise RegionError(
             f"{region.label}: none of its line lies inside the picture of "
@@ -77,15 +87,54 @@ def _draw_one(canvas: Image.Image, region: Region) -> None:
         )
 
 
+def _is_plain(region: Region, size: Size) -> bool:
+    """Whether Pillow may blend the shape straight into the picture: it touches no pixel twice, and
+    it lies inside. A test holds that this equals the way through a mask."""
+    if not (
+        isinstance(region, (Ellipse, Point))
+        or (isinstance(region, Mask) and len(region.polygons or ()) == 1)
+    ):
+        return False
+    x1, y1, x2, y2 = region._extent()
+    return x1 >= 0 and y1 >= 0 and x2 < size[0] and y2 < size[1]
+
+
+def _masked(region: Region, size: Size, alpha: int) -> Masked:
+    """The region's own opacity mask. Opaque ones have mode "1", which Pillow lays six times faster."""
+    mode, ink = ("1", 255) if alpha == 255 else ("L", alpha)
+    if isinstance(region, Contour) or (isinstance(region, Mask) and region.rle is not None):
+        pixels, left, top = _outlined(region) if isinstance(region, Contour) else _pixels(region)
+        pixels *= np.uint8(ink)
+        height, width = pixels.shape
+        raw = "1;8" if mode == "1" else "L"
+        return Image.frombuffer(mode, (width, height), pixels, "raw", raw, 0, 1), left, top
+    x1, y1, x2, y2 = region._extent()
+    if isinstance(region, Arrow):
+        across, down = zip(*_sides(region), strict=True)
+        x1, y1, x2, y2 = min(x1, *across), min(y1, *down), max(x2, *across), max(y2, *down)
+    reach = 0 if isinstance(region, (Ellipse, Point, Mask)) else _line_width(region) + 1
+    left, top = max(int(x1) - reach, 0), max(int(y1) - reach, 0)
+    right, bottom = min(int(x2) + reach + 1, size[0]), min(int(y2) + reach + 1, size[1])
+    mask = Image.new(mode, (max(right - left, 1), max(bottom - top, 1)))
+    _PAINTERS[type(region)](region, ImageDraw.Draw(mask), ink, left, top)
+    return mask, left, top
+
+
 def _lay(
     canvas: Image.Image, color: tuple[int, int, int], mask: Image.Image, left: int, top: int
 ) -> bool:
-    """Blends `color` into the canvas through an opacity mask; False where the mask is empty.
+    """Blends `color` into the canvas through an opacity mask; False where nothing of it is seen.
 
     A large mask of a thin line is mostly empty, so it is laid in blocks and empty ones are skipped.
     """
+    room = (-left, -top, canvas.width - left, canvas.height - top)
+    within = max(room[0], 0), max(room[1], 0), min(room[2], mask.width), min(room[3], mask.height)
+    if within != (0, 0, mask.width, mask.height):
+        if within[0] >= within[2] or within[1] >= within[3]:
+            return False
+        mask, left, top = mask.crop(within), left + within[0], top + within[1]
     width, height = mask.size
-    if width * height <= 2 * _BLOCK * _BLOCK:
+    if width * height <= 6 * _BLOCK * _BLOCK:
         if mask.getbbox() is None:
             return False
         canvas.paste(color, (left, top, left + width, top + height), mask)
@@ -106,24 +155,13 @@ def _line_width(region: Region) -> int:
     return max(1, int(region.width or 1))
 
 
-def _tile(left: float, top: float, right: float, bottom: float, size: tuple[int, int]) -> Area:
-    """The touched pixels inside the picture; never empty, so that a mask can be made of it."""
-    x1, y1 = max(int(left), 0), max(int(top), 0)
-    x2, y2 = min(int(right) + 1, size[0]), min(int(bottom) + 1, size[1])
-    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
-
-
-def _mask(area: Area) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    mask = Image.new("L", (area[2] - area[0], area[3] - area[1]))
-    return mask, ImageDraw.Draw(mask)
-
-
-def _box(canvas: Image.Image, region: Box, alpha: int) -> bool:
-    """Four bars instead of a mask of the whole box: a box is the most common and the largest mark."""
-    width, color = _line_width(region), rgb(region.color or "red")
-    # Coordinates are cut to whole pixels, and both edges belong to the box, as in the original.
+def _bars(canvas: Image.Image, region: Box, color: tuple[int, int, int], alpha: int) -> None:
+    """A box as four bars, so that the inside of a large one costs nothing."""
+    width = _line_width(region)
+    # Coordinates are cut to whole pixels, and both edges belong to the box, as in the original. A
+    # box up to the picture's very border (x2 = width) ends at the last pixel, so that it is closed.
     x1, y1 = int(region.x1), int(region.y1)
-    x2, y2 = int(region.x2) + 1, int(region.y2) + 1
+    x2, y2 = min(int(region.x2) + 1, canvas.width), min(int(region.y2) + 1, canvas.height)
     inner = x1 + width, y1 + width, x2 - width, y2 - width
     if inner[0] >= inner[2] or inner[1] >= inner[3]:
         bars = [(x1, y1, x2, y2)]
@@ -134,168 +172,155 @@ def _box(canvas: Image.Image, region: Box, alpha: int) -> bool:
             (x1, inner[1], inner[0], inner[3]),
             (inner[2], inner[1], x2, inner[3]),
         ]
-    seen = False
     for left, top, right, bottom in bars:
-        bar = left, top, min(right, canvas.size[0]), min(bottom, canvas.size[1])
-        if bar[0] < bar[2] and bar[1] < bar[3]:
-            seen = True
-            if alpha == 255:
-                canvas.paste(color, bar)
-            else:
-                canvas.paste(color, bar, Image.new("L", (bar[2] - bar[0], bar[3] - bar[1]), alpha))
-    return seen
+        bar = left, top, right, bottom
+        if alpha == 255:
+            canvas.paste(color, bar)
+        else:
+            canvas.paste(color, bar, Image.new("L", (right - left, bottom - top), alpha))
 
 
-def _ellipse(region: Region, size: tuple[int, int], alpha: int) -> Painted:
+# Painters: each draws one shape with a pen whose surface begins at (left, top) of the picture.
+
+
+def _ellipse(region: Region, pen: Pen, ink: Ink, left: int, top: int) -> None:
     x1, y1, x2, y2 = map(int, region._extent())
-    area = _tile(x1, y1, x2, y2, size)
-    mask, pen = _mask(area)
-    box = (x1 - area[0], y1 - area[1], x2 - area[0], y2 - area[1])
-    pen.ellipse(box, outline=alpha, width=_line_width(region))
-    return mask, area[0], area[1]
+    pen.ellipse((x1 - left, y1 - top, x2 - left, y2 - top), outline=ink, width=_line_width(region))
 
 
-def _point(region: Region, size: tuple[int, int], alpha: int) -> Painted:
+def _point(region: Region, pen: Pen, ink: Ink, left: int, top: int) -> None:
     x1, y1, x2, y2 = map(int, region._extent())
-    area = _tile(x1, y1, x2, y2, size)
-    mask, pen = _mask(area)
-    pen.ellipse((x1 - area[0], y1 - area[1], x2 - area[0], y2 - area[1]), fill=alpha)
-    return mask, area[0], area[1]
+    pen.ellipse((x1 - left, y1 - top, x2 - left, y2 - top), fill=ink)
 
 
-def _triangle(region: Region, size: tuple[int, int], alpha: int) -> Painted:
+def _filled(region: Region, pen: Pen, ink: Ink, left: int, top: int) -> None:
+    assert isinstance(region, Mask)
+    for flat in region.polygons or ():
+        pen.polygon(_shifted(flat, left, top), fill=ink)
+
+
+def _triangle(region: Region, pen: Pen, ink: Ink, left: int, top: int) -> None:
     assert isinstance(region, Triangle)
-    return _lines([*region.points, region.points[0]], _line_width(region), size, alpha)
+    _line(pen, [*region.points, region.points[0]], ink, _line_width(region), left, top)
 
 
-def _scribble(region: Region, size: tuple[int, int], alpha: int) -> Painted:
+def _scribble(region: Region, pen: Pen, ink: Ink, left: int, top: int) -> None:
     assert isinstance(region, Scribble)
-    return _lines(region.points, _line_width(region), size, alpha, joint="curve")
-
-
-def _arrow(region: Region, size: tuple[int, int], alpha: int) -> Painted:
-    assert isinstance(region, Arrow)
     width = _line_width(region)
-    (tail_x, tail_y), (x, y) = region.tail, region.tip
-    length = math.hypot(tail_x - x, tail_y - y)
-    head = region.head
-    if head is None:
-        # Half the arrow, but no more than 24 pixels on a picture of 336, and wider than its line.
-        head = max(min(0.5 * length, 24 * max(size) / 336), 2.0 * width)
-    angle = math.atan2(tail_y - y, tail_x - x)
-    sides = [
+    _line(pen, region.points, ink, width, left, top)
+    if width < 3:
+        return
+    before, after = width // 2, (width - 1) // 2
+    for (x0, y0), (x1, y1), (x2, y2) in zip(
+        region.points, region.points[1:], region.points[2:], strict=False
+    ):
+        ax, ay, bx, by = x1 - x0, y1 - y0, x2 - x1, y2 - y1
+        if ax * bx + ay * by < _BEND * math.sqrt((ax * ax + ay * ay) * (bx * bx + by * by)):
+            x, y = int(x1) - left, int(y1) - top
+            pen.ellipse((x - before, y - before, x + after, y + after), fill=ink)
+
+
+def _sides(arrow: Arrow) -> list[Point2]:
+    """The two far ends of the arrow's head."""
+    (tail_x, tail_y), (x, y) = arrow.tail, arrow.tip
+    head, angle = arrow.head or 0.0, math.atan2(tail_y - y, tail_x - x)
+    return [
         (x + head * math.cos(angle + turn), y + head * math.sin(angle + turn))
         for turn in (-_HEAD_ANGLE, _HEAD_ANGLE)
     ]
+
+
+def _arrow(region: Region, pen: Pen, ink: Ink, left: int, top: int) -> None:
+    assert isinstance(region, Arrow)
+    width = _line_width(region)
+    sides = _sides(region)
+    _line(pen, [region.tail, region.tip], ink, width, left, top)
     if region.filled:
-        return _lines([region.tail, region.tip], width, size, alpha, head=[region.tip, *sides])
-    return _lines(
-        [region.tail, region.tip], width, size, alpha, more=[sides[0], region.tip, sides[1]]
-    )
+        corners = [region.tip, *sides]
+        pen.polygon([(int(x) - left, int(y) - top) for x, y in corners], fill=ink)
+    else:
+        _line(pen, [sides[0], region.tip, sides[1]], ink, width, left, top)
 
 
-def _lines(
-    path: Sequence[Point2],
-    width: int,
-    size: tuple[int, int],
-    alpha: int,
-    *,
-    joint: str | None = None,
-    head: Sequence[Point2] = (),
-    more: Sequence[Point2] = (),
-) -> Painted:
-    """A path of straight lines, and a filled `head` or a second path (`more`) on the same mask."""
-    spots = [*path, *head, *more]
-    across, down = zip(*spots, strict=True)
-    reach = width + 1
-    x1, y1, x2, y2 = min(across), min(down), max(across), max(down)
-    area = _tile(x1 - reach, y1 - reach, x2 + reach, y2 + reach, size)
-    mask, pen = _mask(area)
+def _line(pen: Pen, path: Sequence[Point2], ink: Ink, width: int, left: int, top: int) -> None:
+    """A path of straight lines. Pillow walks every pixel of a line, also millions outside, so what
+    is far outside is cut off first."""
+    size = pen.im.size
     margin = 64 + 2 * width
-    near = x1 > -margin and y1 > -margin and x2 < size[0] + margin and y2 < size[1] + margin
-    for line in (path, more):
-        if not line:
-            continue
-        for piece in [line] if near else _near(line, size, margin):
-            shifted = [(int(x) - area[0], int(y) - area[1]) for x, y in piece]
-            pen.line(shifted, fill=alpha, width=width, joint=joint)
-    if head:
-        pen.polygon([(int(x) - area[0], int(y) - area[1]) for x, y in head], fill=alpha)
-    return mask, area[0], area[1]
-
-
-def _near(line: Sequence[Point2], size: tuple[int, int], margin: int) -> list[list[Point2]]:
-    """The parts of a path near the picture, segment by segment: Pillow walks every pixel of a line."""
-    spots = np.array(line, dtype=np.float64)
+    shifted = [(int(x) - left, int(y) - top) for x, y in path]
+    across, down = zip(*shifted, strict=True)
+    low, high = min(*across, *down), (max(across) - size[0], max(down) - size[1])
+    if low > -margin and max(high) < margin:
+        pen.line(shifted, fill=ink, width=width)
+        return
+    spots = np.array(shifted, dtype=np.float64)
     frame = (-margin, -margin, size[0] + margin, size[1] + margin)
     starts, ends, kept = clip_segments(spots[:-1], spots[1:], frame)
-    pairs = zip(starts[kept].tolist(), ends[kept].tolist(), strict=True)
-    return [[(a[0], a[1]), (b[0], b[1])] for a, b in pairs]
+    for start, end in zip(starts[kept].tolist(), ends[kept].tolist(), strict=True):
+        pen.line([tuple(start), tuple(end)], fill=ink, width=width)
 
 
-def _filled(region: Region, size: tuple[int, int], alpha: int) -> Painted:
-    assert isinstance(region, Mask)
-    if region.rle is not None:
-        pixels, left, top = region.rle.crop()
-        return Image.fromarray(pixels * np.uint8(alpha)), left, top
-    area = _tile(*region._extent(), size)
-    mask, pen = _mask(area)
-    for flat in region.polygons or ():
-        pen.polygon(_shifted(flat, area), fill=alpha)
-    return mask, area[0], area[1]
-
-
-def _contour(region: Region, size: tuple[int, int], alpha: int) -> Painted:
-    """The one-pixel outline, grown by the width to every side: what the original's many shifted
-    outlines add up to."""
-    assert isinstance(region, Contour)
-    reach = _line_width(region)
-    if region.rle is not None:
-        pixels, left, top = region.rle.crop()
-        mask = np.pad(pixels, reach + 1)
-        inner = (
-            mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-        )
-        line = mask[1:-1, 1:-1] & ~inner
-        # Where the area ends at the picture's border, the outline runs along that border.
-        return Image.fromarray(_grown(line * np.uint8(alpha), reach)), left - reach, top - reach
-    x1, y1, x2, y2 = map(int, region._extent())
-    # The mask reaches over the picture's border, where a part of the line that is not seen lies.
-    area = (x1 - reach, y1 - reach, x2 + reach + 1, y2 + reach + 1)
-    tile, pen = _mask(area)
-    for flat in region.polygons or ():
-        pen.polygon(_shifted(flat, area), outline=alpha)
-    return Image.fromarray(_grown(np.array(tile), reach)), area[0], area[1]
-
-
-def _shifted(flat: Sequence[float], area: Area) -> list[int]:
-    """A flat polygon in the pixels of a mask."""
-    left, top = area[0], area[1]
+def _shifted(flat: Sequence[float], left: int, top: int) -> list[int]:
+    """A flat polygon in whole pixels of a surface that begins at (left, top)."""
     result = [int(number) for number in flat]
-    result[0::2] = [x - left for x in result[0::2]]
-    result[1::2] = [y - top for y in result[1::2]]
+    if left:
+        result[0::2] = [x - left for x in result[0::2]]
+    if top:
+        result[1::2] = [y - top for y in result[1::2]]
     return result
 
 
-def _grown(pixels: npt.NDArray[np.uint8], reach: int) -> npt.NDArray[np.uint8]:
-    """Each pixel becomes the largest of the square of `reach` around it, in a few steps a side."""
-    for turned in (pixels, pixels.T):
+# Masks that are made of pixels: uint8 [height, width] of 0 and 1, with their left and top.
+
+
+def _pixels(region: Mask) -> tuple[Pixels, int, int]:
+    assert region.rle is not None
+    return region.rle.crop()
+
+
+def _outlined(region: Contour) -> tuple[Pixels, int, int]:
+    """The one-pixel outline, grown by the width to every side: what the original's many shifted
+    outlines add up to. May reach over the picture's border."""
+    reach = _line_width(region)
+    if region.rle is not None:
+        pixels, left, top = region.rle.crop()
+        area = np.pad(pixels, reach)
+        inside = np.pad(pixels, 1)
+        inner = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+        area[reach:-reach, reach:-reach] &= 1 - inner
+        return _grown(area, reach), left - reach, top - reach
+    x1, y1, x2, y2 = map(int, region._extent())
+    left, top = x1 - reach, y1 - reach
+    tile = Image.new("L", (x2 + reach + 1 - left, y2 + reach + 1 - top))
+    pen = ImageDraw.Draw(tile)
+    for flat in region.polygons or ():
+        pen.polygon(_shifted(flat, left, top), outline=1)
+    return _grown(np.array(tile), reach), left, top
+
+
+def _grown(pixels: Pixels, reach: int) -> Pixels:
+    """Each pixel becomes the largest of the square of `reach` around it.
+
+    In place, in few steps, each over the flat array: a margin of `reach` empty pixels on every
+    side keeps one row from running into the next.
+    """
+    flat = pixels.reshape(-1)
+    for stride in (1, pixels.shape[1]):
         covered = 0
         while covered < reach:
             step = min(2 * covered + 1, reach - covered)
-            source = turned.copy()
-            np.maximum(turned[step:], source[:-step], out=turned[step:])
-            np.maximum(turned[:-step], source[step:], out=turned[:-step])
+            source, by = flat.copy(), step * stride
+            np.maximum(flat[by:], source[:-by], out=flat[by:])
+            np.maximum(flat[:-by], source[by:], out=flat[:-by])
             covered += step
     return pixels
 
 
-_PAINTERS: Mapping[type[Region], Callable[[Region, tuple[int, int], int], Painted]] = {
+_PAINTERS: Mapping[type[Region], Callable[[Region, Pen, Ink, int, int], None]] = {
     Ellipse: _ellipse,
     Triangle: _triangle,
     Point: _point,
     Scribble: _scribble,
     Arrow: _arrow,
-    Contour: _contour,
     Mask: _filled,
 }

@@ -8,12 +8,13 @@ This module knows picture sizes, not pictures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vip_llava.errors import RegionError
 from vip_llava.regions import geometry
-from vip_llava.regions.colors import PALETTE, color_name, rgb
+from vip_llava.regions.colors import PALETTE, color_name
 from vip_llava.regions.shapes import (
     Arrow,
     Box,
@@ -69,7 +70,10 @@ def resolve(regions: Sequence[Region], size: Size) -> Resolution:
     done = []
     for region, name, color in zip(regions, ids, colors, strict=True):
         complete = region.changed(id=name, color=color, **_looks(region, size))
-        placed, note = _placed(complete.to_frame("pixel", size), size)
+        complete = complete.to_frame("pixel", size)
+        if isinstance(complete, Arrow) and complete.head is None:
+            complete = complete.changed(head=_head(complete, size))
+        placed, note = _placed(complete, size)
         done.append(placed)
         notes += [note] if note else []
         if placed.alpha == 0:
@@ -115,6 +119,14 @@ def _looks(region: Region, size: Size) -> dict[str, object]:
         radius = default_radius(size)
         looks["radius"] = radius if region.frame == "pixel" else radius / max(size)
     return looks
+
+
+def _head(arrow: Arrow, size: Size) -> float:
+    """Length of an arrow's head in pixels where none was given: half the arrow, but at most 24 on a
+    picture of 336, and broader than the line."""
+    (x1, y1), (x2, y2) = arrow.tail, arrow.tip
+    most = 24 * max(size) / ANCHOR
+    return max(min(0.5 * math.hypot(x2 - x1, y2 - y1), most), 2.0 * (arrow.width or 1))
 
 
 def _placed(region: Region, size: Size) -> tuple[Region, str | None]:

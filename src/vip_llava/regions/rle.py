@@ -79,19 +79,17 @@ class Rle:
         """The mask's pixels: bool [height, width], writable."""
         height, width = self.size
         runs = self.runs()
-        flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
+        flat = np.repeat(_alternating(runs.size).view(bool), runs)
         return np.ascontiguousarray(flat.reshape(width, height).T)
 
     def crop(self) -> tuple[npt.NDArray[np.uint8], int, int]:
         """The part within `bounds`: uint8 [h, w] of 0 and 1, and its left and top in pixels."""
-        x1, y1, x2, y2 = self.bounds()
         height = self.size[0]
         runs = self.runs()
-        ends = np.cumsum(runs)
-        starts = ends - runs
+        x1, y1, x2, y2 = _bounds(runs, height)
         # Only the columns between the two are unrolled.
-        runs = np.clip(ends, x1 * height, x2 * height) - np.clip(starts, x1 * height, x2 * height)
-        flat = np.repeat((np.arange(runs.size) % 2).astype(np.uint8), runs)
+        edges = np.clip(np.cumsum(runs) - x1 * height, 0, (x2 - x1) * height)
+        flat = np.repeat(_alternating(runs.size), np.diff(edges, prepend=0))
         return np.ascontiguousarray(flat.reshape(x2 - x1, height).T[y1:y2]), x1, y1
 
     def area(self) -> int:
@@ -100,21 +98,31 @@ class Rle:
 
     def bounds(self) -> tuple[int, int, int, int]:
         """x1, y1, x2, y2 in pixels around the foreground; x2 and y2 are exclusive."""
-        height = self.size[0]
-        runs = self.runs()
-        ends = np.cumsum(runs)[1::2]
-        starts = ends - runs[1::2]
-        starts, lasts = starts[ends > starts], ends[ends > starts] - 1
-        first_column, last_column = starts // height, lasts // height
-        if (first_column != last_column).any():
-            top, bottom = 0, height - 1  # a run over a column's end touches the last and first row
-        else:
-            top, bottom = int((starts % height).min()), int((lasts % height).max())
-        return int(first_column.min()), top, int(last_column.max()) + 1, bottom + 1
+        return _bounds(self.runs(), self.size[0])
 
     def to_json(self) -> dict[str, Any]:
         """COCO's compressed form: {"size": [h, w], "counts": text}."""
         return {"size": list(self.size), "counts": self.counts}
+
+
+def _alternating(count: int) -> npt.NDArray[np.uint8]:
+    """0, 1, 0, 1, ...: what the runs stand for."""
+    values = np.zeros(count, dtype=np.uint8)
+    values[1::2] = 1
+    return values
+
+
+def _bounds(runs: Runs, height: int) -> tuple[int, int, int, int]:
+    ends = np.cumsum(runs)[1::2]
+    starts = ends - runs[1::2]
+    if not runs[1::2].all():  # a foreground run of no length lies nowhere
+        starts, ends = starts[ends > starts], ends[ends > starts]
+    left, top = np.divmod(starts, height)
+    right, bottom = np.divmod(ends - 1, height)
+    x1, x2 = int(left[0]), int(right[-1]) + 1
+    if (left != right).any():  # a run over a column's end touches the last and the first row
+        return x1, 0, x2, height
+    return x1, int(top.min()), x2, int(bottom.max()) + 1
 
 
 def _size(value: object, who: str) -> tuple[int, int]:

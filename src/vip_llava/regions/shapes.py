@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 from vip_llava.errors import RegionError
@@ -136,7 +135,7 @@ class Region:
     def changed(self, **values: Any) -> Self:
         """A copy with other field values, unchecked: the caller vouches for them."""
         region = object.__new__(type(self))
-        for name in field_names(type(self)):
+        for name in _FIELDS[type(self)]:
             _set(region, name, values[name] if name in values else getattr(self, name))
         return region
 
@@ -519,7 +518,6 @@ def plain(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-@cache
-def field_names(kind: type[Region]) -> tuple[str, ...]:
-    """The constructor's arguments of a shape."""
-    return tuple(each.name for each in fields(kind))
+_FIELDS: dict[type[Region], tuple[str, ...]] = {
+    kind: tuple(each.name for each in fields(kind)) for kind in SHAPES.values()
+}
