@@ -120,6 +120,15 @@ def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
         open_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"])
+def test_damaged_files(name: str, piece_model: bytes, tmp_path: Path) -> None:
+    if name == "tokenizer_config.json":
+        (tmp_path / "tokenizer.model").write_bytes(piece_model)
+    (tmp_path / name).write_text("{ damaged")
+    with pytest.raises(CheckpointError, match="damaged|can't be read|is not JSON"):
+        open_tokenizer(tmp_path)
+
+
 def test_what_is_no_tokenizer() -> None:
     with pytest.raises(CheckpointError, match="no tokenizers backend"):
         as_text_tokenizer(object())

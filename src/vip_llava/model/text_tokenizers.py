@@ -352,17 +352,23 @@ def open_tokenizer(
     """The tokenizer of a model folder; `prefer` decides where it ships both kinds of file.
 
     The original used `tokenizer.model` wherever there was one, transformers' VipLlava uses
-    `tokenizer.json`. Raises CheckpointError if the folder has neither.
+    `tokenizer.json`. Raises CheckpointError if the folder has neither or its files are damaged.
     """
     has_model = (folder / "tokenizer.model").is_file()
     has_json = (folder / "tokenizer.json").is_file()
-    if has_model and (prefer == "sentencepiece" or not has_json):
-        return PieceTokenizer.from_folder(folder)
-    if not has_json:
+    if not has_model and not has_json:
         raise CheckpointError(f"{folder} has neither tokenizer.model nor tokenizer.json")
-    from transformers import PreTrainedTokenizerFast
+    try:
+        if has_model and (prefer == "sentencepiece" or not has_json):
+            return PieceTokenizer.from_folder(folder)
+        from transformers import PreTrainedTokenizerFast
 
-    return JsonTokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
+        return JsonTokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
+    except CheckpointError:
+        raise
+    # Both libraries raise bare exceptions of many kinds for a damaged file.
+    except Exception as error:
+        raise CheckpointError(f"the tokenizer in {folder} can't be read: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
