@@ -65,10 +65,9 @@ class _Draw:
         return max(int(length * self.scale), 1)
 
     def clamp(self, point: XY) -> XY:
-        """The nearest point of the picture."""
-        return min(max(point[0], 0.0), float(self.size[0])), min(
-            max(point[1], 0.0), float(self.size[1])
-        )
+        """The nearest point of the picture that has a pixel."""
+        right, bottom = self.size[0] - 1.0, self.size[1] - 1.0
+        return min(max(point[0], 0.0), right), min(max(point[1], 0.0), bottom)
 
 
 def sample_region(
@@ -146,9 +145,13 @@ def _box(draw: _Draw, looks: _Looks) -> Region:
 def _ellipse(draw: _Draw, looks: _Looks) -> Region:
     width = looks.width or draw.length(2, 8)
     x1, y1, x2, y2 = draw.place.extent
-    grow = draw.rng.uniform(1.0, 1.5)
-    across, down = (x2 - x1) / 2 * grow, (y2 - y1) / 2 * grow
-    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    right, bottom = map(float, draw.size)
+    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, right), min(y2, bottom)
+    x, y, across, down = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
+    # Around a thing that fills the picture the line could lie wholly outside: keep one side of it in.
+    furthest = max(x / across, (right - x) / across, y / down, (bottom - y) / down)
+    grow = min(draw.rng.uniform(1.0, 1.5), furthest)
+    across, down = across * grow, down * grow
     return Ellipse(
         x - across, y - down, x + across, y + down,
         color=looks.color, alpha=looks.alpha, width=width, id=looks.id,
@@ -260,35 +263,36 @@ def _arrow(draw: _Draw, looks: _Looks) -> Region:
 
 
 def _contour(draw: _Draw, looks: _Looks) -> Region:
-    width = looks.width or draw.length(1, 2)
-    return Contour(
-        polygons=_outlines(draw), color=looks.color, alpha=looks.alpha, width=width, id=looks.id
-    )
+    return _area(Contour, draw, looks, looks.width or draw.length(1, 2))
 
 
 def _mask(draw: _Draw, looks: _Looks) -> Region:
-    return Mask(
-        polygons=_outlines(draw),
-        color=looks.color,
-        alpha=looks.alpha,
-        width=looks.width,
-        id=looks.id,
-    )
+    return _area(Mask, draw, looks, looks.width)
 
 
-def _outlines(draw: _Draw) -> tuple[Polygon, ...]:
-    """The outlines as a Region takes them; the box where there are none.
+def _area(
+    kind: type[Contour] | type[Mask], draw: _Draw, looks: _Looks, width: int | None
+) -> Contour | Mask:
+    """An area of the outlines, or of the box where there are none.
 
-    Outlines of data files often cross themselves in a pixel or two, which a Region refuses: then
-    simple ones that cover the same pixels.
+    Outlines of data files often cross themselves in a pixel or two, which a Region refuses; then
+    simple ones that cover the same pixels take their place, and without any the box.
     """
-    if draw.place.rings:
-        given = [[value for point in ring for value in point] for ring in draw.place.rings]
-        repaired = repair_polygons(given)
-        if repaired:
-            return tuple(map(tuple, repaired))
     x1, y1, x2, y2 = draw.place.box
-    return ((x1, y1, x1, y2, x2, y2, x2, y1),)
+    frame = ((x1, y1, x1, y2, x2, y2, x2, y1),)
+    given = tuple(tuple(value for point in ring for value in point) for ring in draw.place.rings)
+
+    def make(polygons: tuple[Polygon, ...]) -> Contour | Mask:
+        return kind(
+            polygons=polygons, color=looks.color, alpha=looks.alpha, width=width, id=looks.id
+        )
+
+    if not given:
+        return make(frame)
+    try:
+        return make(given)
+    except RegionError:
+        return make(tuple(map(tuple, repair_polygons(given))) or frame)
 
 
 _SAMPLERS: Mapping[str, Callable[[_Draw, _Looks], Region]] = MappingProxyType(

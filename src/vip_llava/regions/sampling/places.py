@@ -52,8 +52,8 @@ def place_of(
 ) -> Place:
     """Checks a box (pixels) and outlines ([x, y, x, y, ...] each) of a (width, height) picture.
 
-    The box is cut at the picture's edge. An outline of fewer than three different corners encloses
-    nothing and is left out, and so is one wholly outside the picture; without any other the box
+    The box is cut at the picture's edge. An outline of fewer than three different corners, or
+    without height or width, encloses nothing and is left out, and so is one wholly outside the picture; without any other the box
     alone counts. Raises RegionError for a box that
     is not four finite numbers in order or lies outside, and for an outline of odd length or with
     numbers that are not finite.
@@ -87,7 +87,10 @@ def _ring(flat: Sequence[float]) -> Ring | None:
             f"an outline is an even count of finite numbers x, y, x, y, ...; this has {len(values)}"
         )
     ring = tuple(zip(values[::2], values[1::2], strict=True))
-    return ring if len(set(ring)) >= 3 else None
+    if len(set(ring)) < 3:
+        return None
+    x1, y1, x2, y2 = bounds([ring])
+    return ring if x1 < x2 and y1 < y2 else None
 
 
 def point_in_box(box: tuple[float, float, float, float], rng: random.Random) -> XY:
