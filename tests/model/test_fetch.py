@@ -50,6 +50,12 @@ def fake_python(folder: Path, script: str) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests bring their own downloader, so a user's offline setting must not reach them."""
+    monkeypatch.delenv("VIP_LLAVA_OFFLINE", raising=False)
+
+
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
     """A wheel that the real pip finds in a local folder, with the network switched off."""
@@ -80,10 +86,7 @@ def test_offline_values(monkeypatch: pytest.MonkeyPatch, value: str, expected: b
     assert offline() is expected
 
 
-def test_real_pip_takes_the_wheel_alone(
-    index: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("VIP_LLAVA_OFFLINE", raising=False)
+def test_real_pip_takes_the_wheel_alone(index: Wheel, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     path = fetch_wheel(index, cache, quiet)

@@ -137,9 +137,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> TinySource:
     return TinySource(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture
-def source(made: TinySource, monkeypatch: pytest.MonkeyPatch) -> TinySource:
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests bring their own downloader, so a user's offline setting must not reach them."""
     monkeypatch.delenv("VIP_LLAVA_OFFLINE", raising=False)
+
+
+@pytest.fixture
+def source(made: TinySource) -> TinySource:
     made.calls = 0
     return made
 
