@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,9 +36,6 @@ def program(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*argv: object, stdin: bytes = b"") -> Ran:
-        import io
-        import sys
-
         capfd.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
@@ -52,3 +53,33 @@ def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
     Image.fromarray(np.stack([grey] * 3, axis=2)).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def child_environment() -> dict[str, str]:
+    """The environment of a child process that runs this very package, with one torch thread."""
+    import vip_llava
+
+    source = str(Path(vip_llava.__file__).parents[1])
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([source, inherited] if inherited else [source])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def vip_llava(
+    child_environment: dict[str, str],
+) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """`vip_llava("draw", ..., stdin=b"")` runs `python -m vip_llava` as a child process."""
+
+    def run(*argv: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "vip_llava", *map(str, argv)],
+            input=stdin,
+            capture_output=True,
+            env=child_environment,
+            timeout=300,
+            check=False,
+        )
+
+    return run

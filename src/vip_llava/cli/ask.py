@@ -102,7 +102,7 @@ def _answer(
     saved: str | None,
 ) -> None:
     keywords: dict[str, Any] = sampling.keywords()
-    assistant = open_assistant(model)
+    assistant = open_assistant(model, keywords)
     if as_json:
         answer = assistant.ask(marked.picture, question, marked.regions, **keywords)
         content = answer.to_json()

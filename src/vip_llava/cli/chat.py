@@ -69,8 +69,9 @@ def chat(
     marked = mark(ctx, photo, regions, legacy)
     if save is not None:
         save_picture(marked.drawn(), save)
-    assistant = open_assistant(model)
-    talk = Talk(assistant, marked, sampling.keywords(), unit=regions.unit)
+    keywords = sampling.keywords()
+    assistant = open_assistant(model, keywords)
+    talk = Talk(assistant, marked, keywords, unit=regions.unit)
     interactive = sys.stdin.isatty()
     if interactive:
         note(f"{photo} with {assistant.info.name}; ask away, /help for commands, /quit to end")

@@ -88,7 +88,8 @@ def _table(rows: list[ModelRow]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("Model", "Layout", "Language model", "State"):
+    table.add_column("Model", no_wrap=True)
+    for title in ("Layout", "Language model", "State"):
         table.add_column(title, overflow="fold")
     table.add_column("MB", justify="right")
     for row in rows:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,12 @@ def open_photo(photo: str) -> Image:
         raise PictureError(f"{photo}: no such photo")
     if path.is_dir():
         raise PictureError(f"{photo}: a folder, not a photo")
-    return open_picture(path)
+    try:
+        return open_picture(path)
+    except PictureError as error:
+        if photo in str(error):
+            raise
+        raise PictureError(f"{photo}: {error}") from error
 
 
 def mark(ctx: typer.Context, photo: str, regions: RegionOptions, legacy: LegacyOptions) -> Marked:
@@ -107,13 +112,15 @@ def save_picture(picture: Image, target: str) -> None:
     note(f"drawn picture: {target}")
 
 
-def open_assistant(options: ModelOptions) -> Assistant:
-    """Open the model, with progress on stderr."""
+def open_assistant(options: ModelOptions, sampling: Mapping[str, Any]) -> Assistant:
+    """Open the model, with progress on stderr; RequestError first where `sampling` can't be."""
     keywords: dict[str, Any] = options.keywords()
     name = options.model or "the default model"
     with loading(f"opening {name}") as progress:
         from vip_llava.api import load
+        from vip_llava.engine import SamplingParams
 
+        SamplingParams(**sampling)
         return load(options.model, progress=progress, **keywords)
 
 
