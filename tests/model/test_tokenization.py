@@ -144,6 +144,15 @@ def test_half_a_letter_is_learned(chat_tokenizer: JsonTokenizer) -> None:
     assert chat_tokenizer.decode(learned) == "🐶"
 
 
+def test_a_blank_that_the_tokenizer_adds_is_learned(piece_tokenizer: PieceTokenizer) -> None:
+    """A model has to generate it before the answer's first letter, so it belongs to the answer."""
+    messages = [Message("user", "", 1), Message("assistant", "🐶")]
+    ids, labels = encode_training(piece_tokenizer, get_template("plain"), messages)
+    assert ids[:2] == [1, IMAGE_ID]
+    assert labels == [IGNORED_LABEL, IGNORED_LABEL, *ids[2:]]
+    assert piece_tokenizer.plain("🐶", at_start=True)[0][1:] == (0, 0)
+
+
 def test_a_sample_without_anything_to_learn(piece_tokenizer: PieceTokenizer) -> None:
     asked = [Message("user", "What is it?", 1), Message("assistant", None)]
     with pytest.raises(DataError, match="has no answer"):

@@ -217,7 +217,7 @@ def _encode_chunk(tokenizer: TextTokenizer, chunk: Sequence[Span]) -> Iterator[t
             continue
         for piece in tokenizer.plain(text[start:end], at_start=start == 0):
             first, last = start + piece.start, start + piece.end
-            # Half a character may have no width of its own; it belongs to its place.
+            # An added blank has no width; it belongs to what follows it.
             yield piece, any(learned[first : max(last, first + 1)])
 
 
