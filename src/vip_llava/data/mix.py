@@ -1,0 +1,255 @@
+"""The default model's training mix: batches of scenes with marks, questions and answers.
+
+A batch is made whole from (seed, number) alone, so any worker can make any batch and a resumed run
+sees the same data. All rows of a batch have the same number of views: "one" (whole picture and one
+focal view), "two", "four" (that many marked things) or "whole" (no geometry: marks that are only
+drawn, captions, presence). It deliberately does not know the model or the device.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vip_llava.errors import RegionError
+from vip_llava.data.augment import AugmentSettings, augment
+from vip_llava.data.marking import mark
+from vip_llava.data.mosaic import mosaic
+from vip_llava.data.photos import Photo, Thing
+from vip_llava.data.scene import Exchange, Scene, Task, overlap
+from vip_llava.data.tasks import choosing, marks, naming, relations, whole
+from vip_llava.model.focal import FocalSettings, focal_square, focal_view
+from vip_llava.model.processor import Conversation, Processor
+from vip_llava.model.templates import Message
+from vip_llava.regions import draw
+from vip_llava.regions.phrases import expand
+
+IGNORED = -100
+VIEWS = {"whole": 1, "one": 2, "two": 3, "four": 5}
+MARKED = {"whole": 1, "one": 1, "two": 2, "four": 4}
+
+
+@dataclass(frozen=True)
+class MixSettings:
+    """Shares and sizes of the batches, and where their scenes come from."""
+
+    shares: dict[str, float] = field(
+        default_factory=lambda: {"one": 0.60, "whole": 0.20, "two": 0.10, "four": 0.10}
+    )
+    rows: dict[str, int] = field(
+        default_factory=lambda: {"one": 256, "whole": 256, "two": 160, "four": 96}
+    )
+    text_tokens: dict[str, int] = field(
+        default_factory=lambda: {"one": 78, "whole": 60, "two": 76, "four": 150}
+    )
+    mosaic_share: float = 0.18
+    single_share: float = 0.10
+    label_power: float = -0.5
+    focal_scale: tuple[float, float] = (1.2, 2.2)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+
+
+class RegionMix:
+    """Makes training batches from photos with labelled things and packs of single photos."""
+
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        singles: Sequence[Photo],
+        processor: Processor,
+        focal: FocalSettings,
+        settings: MixSettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.photos, self.singles = list(photos), list(singles)
+        self.processor, self.focal = processor, focal
+        self.settings, self.seed = settings or MixSettings(), seed
+        self.places = [(p, t) for p, photo in enumerate(self.photos) for t in range(len(photo.things))]
+        labels = [self.photos[p].things[t].label for p, t in self.places]
+        self.words = tuple(word for word, _ in Counter(labels).most_common(120))
+        self.chance = _chances(labels, self.settings.label_power)
+        self.single_chance = _chances([s.things[0].label for s in self.singles], -0.5)
+        self.captioned = [p for p, photo in enumerate(self.photos) if photo.captions]
+        self.classes = sorted({*labels, *(s.things[0].label for s in self.singles)})
+        self.class_of = {word: i for i, word in enumerate(self.classes)}
+        self.decoded: dict[int, Image.Image] = {}
+
+    def decode_all(self) -> None:
+        """Decode every photo once, before workers are forked, so that they share the pixels."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(16) as pool:
+            self.decoded = dict(enumerate(pool.map(Photo.open, self.photos)))
+
+    def kind_of(self, number: int) -> str:
+        """Which kind batch `number` is."""
+        rng = np.random.default_rng((self.seed, number, 0))
+        kinds = list(self.settings.shares)
+        chances = np.array([self.settings.shares[k] for k in kinds])
+        return kinds[int(rng.choice(len(kinds), p=chances / chances.sum()))]
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Batch `number`: `views` uint8 [B, V, S, S, 3], `input_ids`, `labels` int64 [B, T], `classes` [B].
+
+        `classes` is the class of the one marked thing, or -100; padding is on the right.
+        """
+        kind = self.kind_of(number)
+        rng = np.random.default_rng((self.seed, number, 1))
+        rows = [self._row(kind, rng) for _ in range(self.settings.rows[kind])]
+        side = self.processor.geometry.size
+        length = self.settings.text_tokens[kind] + VIEWS[kind] * self.processor.tokens_per_view
+        ids = np.full((len(rows), length), self.processor.pad_id, np.int64)
+        labels = np.full((len(rows), length), IGNORED, np.int64)
+        views = np.empty((len(rows), VIEWS[kind], side, side, 3), np.uint8)
+        classes = np.full(len(rows), IGNORED, np.int64)
+        for i, (row_views, row_ids, row_labels, row_class) in enumerate(rows):
+            ids[i, : len(row_ids)] = row_ids
+            labels[i, : len(row_labels)] = row_labels
+            views[i] = [np.asarray(v) for v in row_views]
+            classes[i] = row_class
+        return {"kind": kind, "views": views, "input_ids": ids, "labels": labels, "classes": classes}
+
+    def _row(
+        self, kind: str, rng: np.random.Generator
+    ) -> tuple[list[Image.Image], list[int], list[int], int]:
+        length = self.settings.text_tokens[kind] + VIEWS[kind] * self.processor.tokens_per_view
+        # A scene may have nothing to ask, or too much to say: draw another; bounded, so that a
+        # mistake in a task shows as an error instead of a hang.
+        for _ in range(200):
+            found = self._scene(kind, rng)
+            exchange = found and self._exchange(kind, found, rng)
+            if not found or not exchange:
+                continue
+            scene, drawn = found, bool(found.regions)
+            try:
+                picture = draw(scene.picture, scene.regions) if drawn else scene.picture
+            except RegionError:  # a random mark that would not be seen: its line is off the picture
+                continue
+            question, answer = (expand(text, scene.regions) for text in exchange)
+            messages = (Message("user", question), Message("assistant", answer))
+            shown = () if kind == "whole" else scene.regions
+            ids, labels = self.processor.encode_training(Conversation(messages, picture, shown))
+            if len(ids) > length:
+                continue
+            views = [self.processor.geometry.fit(picture)]
+            views += [self._focal_view(picture, region, rng) for region in shown]
+            single = len(scene.marked) == 1 and kind == "one"
+            return views, ids, labels, self.class_of[scene.marked[0].label] if single else IGNORED
+        raise RuntimeError(f"no scene of kind {kind!r} could be made in 200 tries")
+
+    def _focal_view(self, picture: Image.Image, region: Any, rng: np.random.Generator) -> Image.Image:
+        settings = replace(
+            self.focal,
+            scale=float(rng.uniform(*self.settings.focal_scale)),
+            point_share=self.focal.point_share * float(rng.uniform(0.75, 1.33)),
+            minimum=self.focal.minimum * float(rng.uniform(0.7, 1.3)),
+        )
+        x, y, side = focal_square(region, picture.size, settings)
+        x, y = x + side * rng.uniform(-0.08, 0.08), y + side * rng.uniform(-0.08, 0.08)
+        geometry = self.processor.geometry
+        return focal_view(picture, (x, y, side), geometry.size, geometry.fill)
+
+    def _scene(self, kind: str, rng: np.random.Generator) -> Scene | None:
+        chance = rng.random()
+        if chance < self.settings.mosaic_share:
+            picture, things = mosaic(partial(self._tile, rng), rng)
+            chosen = rng.permutation(len(things))[: MARKED[kind]].tolist()
+            return self._marked(picture, things, chosen, rng) if len(chosen) == MARKED[kind] else None
+        if chance < self.settings.mosaic_share + self.settings.single_share and kind in ("one", "whole"):
+            photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
+            picture, moved = augment(photo.open(), photo.things, (0,), rng, self.settings.augment)
+            things = [t for t in moved if t]
+            if kind == "whole" and rng.random() < 0.5:
+                return Scene(picture, tuple(things), (), ())
+            return self._marked(picture, things, [0], rng) if things else None
+        if kind == "whole" and rng.random() < 0.55:
+            number = self.captioned[int(rng.integers(len(self.captioned)))]
+            photo = self.photos[number]
+            gentle = replace(self.settings.augment, smallest_window=0.9, zoom_out_share=0.0)
+            picture, moved = augment(self._open(number), photo.things, (), rng, gentle)
+            complete = photo.exhaustive_for if all(moved) else frozenset()
+            return Scene(picture, tuple(t for t in moved if t), (), (), photo.captions, complete)
+        return self._photo_scene(MARKED[kind], rng)
+
+    def _photo_scene(self, count: int, rng: np.random.Generator) -> Scene | None:
+        number, first = self.places[int(self.chance.searchsorted(rng.random()))]
+        photo = self.photos[number]
+        chosen = [first]
+        for other in rng.permutation(len(photo.things)).tolist():
+            apart = all(overlap(photo.things[other].box, photo.things[c].box) < 0.4 for c in chosen)
+            if len(chosen) < count and apart:
+                chosen.append(other)
+        if len(chosen) < count:
+            return None
+        settings = self.settings.augment
+        picture, moved = augment(self._open(number), photo.things, chosen, rng, settings)
+        if any(moved[c] is None for c in chosen):
+            return None
+        kept = [t for t in moved if t]
+        return self._marked(picture, kept, [kept.index(moved[c]) for c in chosen], rng)
+
+    def _marked(
+        self, picture: Image.Image, things: list[Thing], chosen: list[int], rng: np.random.Generator
+    ) -> Scene:
+        marked = tuple(things[c] for c in chosen)
+        order = rng.permutation(len(marked))  # the first region is not always the first one chosen
+        marked = tuple(marked[i] for i in order)
+        return Scene(picture, tuple(things), marked, mark(marked, picture.size, rng))
+
+    def _exchange(self, kind: str, scene: Scene, rng: np.random.Generator) -> Exchange | None:
+        if not scene.regions:
+            tasks = [whole.caption] * 5 + [whole.presence, whole.how_many, whole.main_thing]
+            if not scene.captions:
+                tasks = [whole.main_thing]
+        else:
+            tasks = self._tasks(kind)
+        return tasks[int(rng.integers(len(tasks)))](scene, rng)
+
+    def _tasks(self, kind: str) -> list[Task]:
+        if kind == "two":
+            sides = [relations.side] * 5
+            return [*sides, relations.size, relations.same_kind, *[naming.name_one_of_many] * 3]
+        if kind == "four":
+            return [*[choosing.choose_region] * 5, marks.count_marks, *[naming.name_one_of_many] * 3]
+        others = {"others": self.words}
+        rare: list[Task] = [
+            partial(naming.is_it, **others),
+            partial(choosing.choose_word, **others),
+            marks.mark_color,
+            marks.mark_shape,
+        ]
+        return [*[naming.name_region] * 20, *rare]
+
+    def _tile(self, rng: np.random.Generator) -> tuple[Image.Image, str]:
+        """A mosaic's tile: a single photo, or a thing cut out of a photo with some surroundings."""
+        if rng.random() < 0.55 or not self.places:
+            photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
+            return photo.open(), photo.things[0].label
+        number, index = self.places[int(self.chance.searchsorted(rng.random()))]
+        thing, source = self.photos[number].things[index], self._open(number)
+        x1, y1, x2, y2 = thing.box
+        grow = rng.uniform(0.05, 0.6, 4) * (x2 - x1, y2 - y1, x2 - x1, y2 - y1)
+        box = (
+            max(int(x1 - grow[0]), 0),
+            max(int(y1 - grow[1]), 0),
+            min(int(x2 + grow[2]) + 1, source.width),
+            min(int(y2 + grow[3]) + 1, source.height),
+        )
+        return source.crop(box), thing.label
+
+    def _open(self, number: int) -> Image.Image:
+        found = self.decoded.get(number)
+        return found if found is not None else self.photos[number].open()
+
+
+def _chances(labels: Sequence[str], power: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Cumulative chance of each item, by the count of its label to a power."""
+    counts = Counter(labels)
+    weight = np.array([counts[label] ** power for label in labels], np.float64)
+    return np.cumsum(weight / weight.sum()) if len(weight) else weight

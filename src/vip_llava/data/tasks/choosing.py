@@ -1,0 +1,46 @@
+"""Choose among options (A-D): words for one marked thing, or marked things for one word."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vip_llava.data.scene import Exchange, Scene, pick
+from vip_llava.data.words import with_article
+
+_LETTERS = "ABCD"
+
+
+def choose_word(
+    scene: Scene, rng: np.random.Generator, *, others: tuple[str, ...]
+) -> Exchange | None:
+    """Which of four words names the marked thing? The answer is a letter."""
+    if len(scene.marked) != 1:
+        return None
+    label = scene.marked[0].label
+    wrong = [w for w in dict.fromkeys(rng.permutation(others[:80]).tolist()) if w != label]
+    options = [label, *wrong[:3]]
+    order = rng.permutation(4)
+    lines = "\n".join(f"{_LETTERS[i]}. {options[j]}" for i, j in enumerate(order))
+    question = pick(rng, ("What is <region:1>?", "Which word names <region:1>?", "What is this?"))
+    answer = _LETTERS[int(np.argmin(order))]
+    return f"{question}\n{lines}\nAnswer with the letter of the right option.", answer
+
+
+def choose_region(scene: Scene, rng: np.random.Generator) -> Exchange | None:
+    """Which of the marked things is the ...? The answer is a letter, or the mark's wording."""
+    labels = [t.label for t in scene.marked]
+    if len(labels) < 2 or len(labels) > len(_LETTERS):
+        return None
+    singles = [i for i, word in enumerate(labels) if labels.count(word) == 1]
+    if not singles:
+        return None
+    target = singles[int(rng.integers(len(singles)))]
+    word = with_article(labels[target])
+    marks = [f"<region:{region.id}>" for region in scene.regions]
+    if rng.random() < 0.75:
+        order = rng.permutation(len(labels))
+        lines = "\n".join(f"{_LETTERS[i]}. {marks[j]}" for i, j in enumerate(order))
+        question = pick(rng, (f"Which one is {word}?", f"Which of the marked objects is {word}?"))
+        answer = _LETTERS[int(np.argmax(order == target))]
+        return f"{question}\n{lines}\nAnswer with the letter of the right option.", answer
+    return f"Which of the marked objects is {word}?", marks[target]

@@ -1,0 +1,169 @@
+"""Marked things: does the model say what the mark points at, and only because of the mark?
+
+Questions about labelled things of photos that training never saw. Variants of one question: each of
+the eight shapes in red; `drawn` (the mark is on the picture, the model gets no geometry); `control`
+(the same words, nothing drawn, no geometry); and for several marks `four` (which of four marked
+things is the ...?) and `sides` (left or right, above or below?). Answers are greedy and must equal
+the label. Geometry comes from one seed for each question, so a score can be had again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vip_llava.data.marking import SHAPES
+from vip_llava.data.photos import Photo, Thing
+from vip_llava.data.scene import Scene, overlap
+from vip_llava.data.tasks import choosing, relations
+from vip_llava.data.words import COCO80, canonical
+from vip_llava.regions import PALETTE, Region, draw, resolve
+from vip_llava.regions.phrases import expand
+from vip_llava.regions.sampling import sample_region
+
+NAMING = "What is <region:1>?"
+VARIANTS = (*SHAPES, "drawn", "control", "four", "sides")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question: a request for `Assistant.ask_many`, and the right answer."""
+
+    id: str
+    label: str
+    request: Mapping[str, Any] = field(repr=False)
+    answer: str
+
+
+def naming_items(photos: Iterable[Photo], variant: str, *, most: int | None = None) -> list[Item]:
+    """One item for each thing of a COCO class; at most `most`, evenly spread."""
+    if variant not in (*SHAPES, "drawn", "control"):
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    places = [(p, i) for p in photos if p.is_coco for i in range(len(p.things))]
+    items = []
+    for photo, index in _spread(places, most):
+        thing = photo.things[index]
+        name = f"{photo.id}/{index}"
+        shape = variant if variant in SHAPES else "box"
+        region = red_mark(thing, photo.size, shape, name)
+        picture: Any = photo.jpeg
+        request: dict[str, Any] = {"question": NAMING, "regions": [region]}
+        if variant in ("drawn", "control"):
+            resolved = resolve([region], photo.size).regions
+            request = {"question": expand(NAMING, resolved)}
+            if variant == "drawn":
+                picture = draw(photo.open(), resolved)
+        items.append(Item(name, thing.label, {"picture": picture, **request}, thing.label))
+    return items
+
+
+def red_mark(thing: Thing, size: tuple[int, int], shape: str, name: str) -> Region:
+    """A red mark of the drawing defaults; where it lies on the thing is drawn by lot from `name`."""
+    if shape == "box":
+        dice = random.Random(0)
+        region = sample_region(thing.box, None, size=size, rng=dice, shape="box", color="red")
+    else:
+        dice = random.Random(f"marked/{shape}/{name}")
+        region = sample_region(
+            thing.box, thing.polygons, size=size, rng=dice, shape=shape, color="red"
+        )
+    return region.changed(alpha=None, width=None, id="1")
+
+
+def several_items(photos: Iterable[Photo], variant: str, *, most: int | None = None) -> list[Item]:
+    """Questions about four (`four`) or two (`sides`) marked things of one COCO photo."""
+    count, task = (4, choosing.choose_region) if variant == "four" else (2, relations.side)
+    items = []
+    for photo in photos:
+        if not photo.is_coco:
+            continue
+        for attempt in range(4):
+            name = f"{photo.id}/{variant}/{attempt}"
+            rng = np.random.default_rng(list(name.encode()))
+            marked = _apart(photo.things, count, rng)
+            if marked is None:
+                continue
+            regions = [
+                red_mark(thing, photo.size, "box", name).changed(color=color, id=str(i))
+                for i, (thing, color) in enumerate(zip(marked, PALETTE, strict=False), 1)
+            ]
+            resolved = resolve(regions, photo.size).regions
+            # Tasks look at boxes, words and ids only; the picture is opened by the assistant.
+            scene = Scene(photo.open(), photo.things, tuple(marked), resolved)
+            exchange = task(scene, rng)
+            if exchange is None or len(exchange[1]) > 5:  # letters and single words only
+                continue
+            question, answer = exchange
+            request = {"picture": photo.jpeg, "question": question, "regions": regions}
+            items.append(Item(name, answer, request, answer))
+    return list(_spread(items, most))
+
+
+def _apart(things: Sequence[Thing], count: int, rng: np.random.Generator) -> list[Thing] | None:
+    chosen: list[Thing] = []
+    for index in rng.permutation(len(things)).tolist():
+        thing = things[index]
+        fresh = all(t.label != thing.label for t in chosen) or count == 2
+        if len(chosen) < count and fresh and all(overlap(thing.box, t.box) < 0.4 for t in chosen):
+            chosen.append(thing)
+    return chosen if len(chosen) == count else None
+
+
+def _spread(rows: Sequence[Any], most: int | None) -> Sequence[Any]:
+    if most is None or len(rows) <= most:
+        return rows
+    return [rows[i * len(rows) // most] for i in range(most)]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of right answers; `macro` is the mean over labels."""
+
+    variant: str
+    items: int
+    overall: float
+    not_person: float
+    macro: float
+    person_for_other: float
+
+    def row(self) -> dict[str, Any]:
+        """As JSON values, rounded."""
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
+
+
+def items_of(photos: Sequence[Photo], variant: str, most: int | None = None) -> list[Item]:
+    """The items of any variant."""
+    build: Callable[..., list[Item]] = (
+        several_items if variant in ("four", "sides") else naming_items
+    )
+    return build(photos, variant, most=most)
+
+
+def score(variant: str, items: Sequence[Item], answers: Sequence[str]) -> Score:
+    """Exact comparison of answers with labels, both lower case, synonyms merged, no full stop."""
+    by_label: dict[str, list[bool]] = defaultdict(list)
+    wrong_people = 0
+    for item, answer in zip(items, answers, strict=True):
+        said = canonical(answer.strip().rstrip("."))
+        by_label[item.label].append(said == canonical(item.answer))
+        wrong_people += item.label != "person" and said == "person"
+    hits = [hit for found in by_label.values() for hit in found]
+    others = [hit for label, found in by_label.items() if label != "person" for hit in found]
+    macro = [sum(found) / len(found) for label, found in by_label.items() if label in COCO80]
+    return Score(
+        variant=variant,
+        items=len(hits),
+        overall=_mean(hits),
+        not_person=_mean(others),
+        macro=_mean(macro or hits),
+        person_for_other=wrong_people / max(len(others), 1),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

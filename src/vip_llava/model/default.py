@@ -1,0 +1,185 @@
+"""The default model: what a user without any weights gets.
+
+A `VipLlavaForConditionalGeneration` like every other one, made of small parts: SmolLM2-135M-Instruct
+as language model (fetched once, see `smollm`), an EfficientNet-Lite2 tower and a projector. This
+package carries what was trained for it: tower, projector, and a low-rank change (LoRA) of the
+language model. It looks at the whole picture and once more, closely, at each region (`focal`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from vip_llava.errors import CheckpointError
+from vip_llava.model.efficientnet import PIXEL_MEAN, PIXEL_STD, EfficientNetLiteConfig
+from vip_llava.model.focal import FocalSettings
+from vip_llava.model.geometry import PictureGeometry
+from vip_llava.model.processor import Processor
+from vip_llava.model.smollm import ensure_language_model
+from vip_llava.model.templates import get_template
+
+# A token of the language model's vocabulary that no text of ours uses ("<empty_output>").
+IMAGE_TOKEN_ID = 16
+FOCAL = FocalSettings()
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_WEIGHTS = "default_weights"
+
+Progress = Callable[[str, int, int], None]
+
+
+def new_default(language_model: Path) -> VipLlavaForConditionalGeneration:
+    """The model with the published language model, and a tower and projector without weights yet.
+
+    Float32 on the CPU; the language model's weights are those of the folder `language_model`.
+    """
+    vision = EfficientNetLiteConfig()
+    text = LlamaConfig.from_pretrained(language_model)
+    text.dtype = torch.float32  # the stored weights are bfloat16; a CPU is faster and exacter in float32
+    config = VipLlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        vision_feature_layer=0,
+        image_token_index=IMAGE_TOKEN_ID,
+        image_seq_length=vision.tokens_per_view,
+        tie_word_embeddings=True,
+    )
+    with no_init_weights():
+        model = VipLlavaForConditionalGeneration(config)
+    body: nn.Module = model.model.language_model
+    state = load_file(language_model / "model.safetensors")
+    words = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    body.load_state_dict(words)
+    model.tie_weights()
+    return model
+
+
+def default_processor(language_model: Path) -> Processor:
+    """Pad to a 256-pixel square, 65 tokens a view, ChatML, one focal view a region."""
+    vision = EfficientNetLiteConfig()
+    geometry = PictureGeometry(
+        mode="pad", size=vision.image_size, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(language_model)
+    return Processor(
+        tokenizer,
+        geometry,
+        get_template("chatml"),
+        image_token_id=IMAGE_TOKEN_ID,
+        tokens_per_view=vision.tokens_per_view,
+        focal=FOCAL,
+    )
+
+
+def load_default(
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    weights: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[VipLlavaForConditionalGeneration, Processor]:
+    """The default model, ready to answer, and its processor.
+
+    `weights` is a folder of trained parts; by default the one in this package. Raises DownloadError
+    where the language model can't be fetched, CheckpointError where the trained parts don't fit.
+    """
+    language_model = ensure_language_model(progress=progress)
+    model = new_default(language_model)
+    if weights is not None:
+        apply_trained(model, weights)
+    else:
+        with as_file(files("vip_llava.model") / _WEIGHTS) as folder:
+            apply_trained(model, folder)
+    model.model.vision_tower.eval().fold()
+    model = model.eval().to(device=device, dtype=dtype)
+    return model, default_processor(language_model)
+
+
+def apply_trained(model: VipLlavaForConditionalGeneration, folder: Path) -> None:
+    """Put trained tower, projector and low-rank changes (folder of `save_trained`) into the model."""
+    listing = folder / "parts.json"
+    if not listing.is_file():
+        raise CheckpointError(f"{folder} holds no trained parts: parts.json is missing")
+    facts = json.loads(listing.read_text(encoding="utf-8"))
+    state: dict[str, Tensor] = {}
+    for name in facts["files"]:
+        state |= load_file(folder / name)
+    pieces: dict[str, dict[str, Tensor]] = {"tower": {}, "projector": {}, "lora": {}}
+    for key, value in state.items():
+        piece, _, rest = key.partition(".")
+        pieces[piece][rest] = value.float()
+    for piece, module in (
+        ("tower", model.model.vision_tower),
+        ("projector", model.model.multi_modal_projector),
+    ):
+        found = module.load_state_dict(pieces[piece], strict=False)
+        missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
+        if missing or found.unexpected_keys:
+            raise CheckpointError(
+                f"{folder}: the {piece} lacks {missing} and has unexpected {found.unexpected_keys}"
+            )
+    _merge(model.model.language_model, pieces["lora"], float(facts["lora_scale"]), folder)
+
+
+@torch.no_grad()
+def _merge(body: nn.Module, lora: dict[str, Tensor], scale: float, folder: Path) -> None:
+    """weight += scale * B @ A for each changed linear layer."""
+    for key in [k for k in lora if k.endswith(".A")]:
+        name = key.removesuffix(".A")
+        try:
+            layer = body.get_submodule(name)
+        except AttributeError:
+            raise CheckpointError(f"{folder}: no layer {name!r} to change") from None
+        weight = layer.weight
+        assert isinstance(weight, nn.Parameter)
+        weight += scale * (lora[f"{name}.B"] @ lora[key]).to(weight.dtype)
+
+
+def trained_state(model: VipLlavaForConditionalGeneration) -> dict[str, Tensor]:
+    """Everything trained, by the names of the stored parts; the LoRA layers are peft's."""
+    state: dict[str, Tensor] = {}
+    for key, value in model.model.vision_tower.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            state[f"tower.{key}"] = value
+    for key, value in model.model.multi_modal_projector.state_dict().items():
+        state[f"projector.{key}"] = value
+    for key, value in model.model.language_model.state_dict().items():
+        for ours, theirs in (("A", ".lora_A.default.weight"), ("B", ".lora_B.default.weight")):
+            if key.endswith(theirs):
+                state[f"lora.{key.removesuffix(theirs)}.{ours}"] = value
+    return state
+
+
+def save_trained(
+    state: dict[str, Tensor], folder: Path, *, lora_scale: float, facts: dict[str, Any]
+) -> None:
+    """Write trained parts as float16 safetensors, a file for each part, and what they are.
+
+    The listing is written last: a folder without it is not whole.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for piece in ("tower", "projector", "lora"):
+        part = {k: v for k, v in state.items() if k.startswith(f"{piece}.")}
+        keys = sorted(part)
+        # Files stay small enough for any host: a part is cut in two where it is large.
+        cuts = 2 if sum(v.numel() for v in part.values()) > 7_000_000 else 1
+        for cut in range(cuts):
+            name = f"{piece}-{cut + 1}-of-{cuts}.safetensors"
+            chosen = {k: part[k].detach().half().cpu().contiguous() for k in keys[cut::cuts]}
+            save_file(chosen, folder / name)
+            names.append(name)
+    listing = {"files": names, "lora_scale": lora_scale, **facts}
+    (folder / "parts.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,207 @@
+"""The region trainer: tower, projector and language model together, on batches of marked scenes.
+
+It trains the default model on one device. Batches come whole from worker processes (`data.mix`),
+with constant shapes for each kind, so that compiled code is compiled once a kind. It deliberately
+does not know where data or weights lie; the command line tells it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from vip_llava.data.mix import IGNORED, RegionMix
+from vip_llava.model.default import LORA_TARGETS, save_trained, trained_state
+from vip_llava.training.settings import RunSettings
+
+
+class Batches(Dataset[dict[str, Any]]):
+    """Batch `first + i` of a mix as item i."""
+
+    def __init__(self, mix: RegionMix, first: int, count: int) -> None:
+        self.mix, self.first, self.count = mix, first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        made = self.mix.batch(self.first + index)
+        return {k: v if isinstance(v, str) else torch.from_numpy(v) for k, v in made.items()}
+
+
+class RegionTrainer:
+    """Holds the model in training form, its optimizer and its averaged weights."""
+
+    def __init__(
+        self, model: Any, mix: RegionMix, settings: RunSettings, device: str, *, compiled: bool
+    ) -> None:
+        self.model, self.mix, self.settings, self.device = model, mix, settings, device
+        body = model.model.language_model
+        model.requires_grad_(False)
+        if settings.lora_rank:
+            config = LoraConfig(
+                r=settings.lora_rank,
+                lora_alpha=settings.lora_alpha,
+                target_modules=list(LORA_TARGETS),
+            )
+            inject_adapter_in_model(config, body)
+        else:
+            body.requires_grad_(True)
+        model.model.vision_tower.requires_grad_(True)
+        model.model.multi_modal_projector.requires_grad_(True)
+        self.classifier = nn.Linear(model.config.text_config.hidden_size, len(mix.classes))
+        model.to(device).train()
+        self.classifier.to(device)
+        model.model.vision_tower.to(memory_format=torch.channels_last)
+        self.groups = self._groups()
+        self.optimizer = torch.optim.AdamW(
+            self.groups, betas=(0.9, 0.98), fused=device.startswith("cuda")
+        )
+        self.weights = [p for g in self.groups for p in g["params"]]
+        self.averages = [p.detach().clone() for p in self.weights]
+        if compiled:
+            model.model.vision_tower.compile()
+            for layer in body.layers:
+                layer.compile()
+        self.mean = torch.tensor(mix.processor.geometry.mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(mix.processor.geometry.std, device=device).view(1, 3, 1, 1)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        s, inner = self.settings, self.model.model
+        parts = (
+            (inner.language_model, s.lr_language),
+            (inner.multi_modal_projector, s.lr_projector),
+            (self.classifier, s.lr_projector),
+            (inner.vision_tower, s.lr_tower),
+        )
+        groups = []
+        for module, rate in parts:
+            trained = [p for p in module.parameters() if p.requires_grad]
+            for chosen, decay in (
+                ([p for p in trained if p.ndim > 1], s.weight_decay),
+                ([p for p in trained if p.ndim <= 1], 0.0),
+            ):
+                if chosen:
+                    group = {"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay}
+                    groups.append(group)
+        return groups
+
+    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Answer loss and class loss of a batch on the device; both are means, in nats."""
+        views = batch["views"]
+        rows, count, side = views.shape[:3]
+        pixels = views.reshape(rows * count, side, side, 3).permute(0, 3, 1, 2)
+        pixels = (pixels.float().div_(255) - self.mean) / self.std
+        inner, ids = self.model.model, batch["input_ids"]
+        tower = inner.vision_tower(pixels.contiguous(memory_format=torch.channels_last))
+        features = inner.multi_modal_projector(tower.hidden_states[0][:, 1:])
+        embeds = inner.get_input_embeddings()(ids).to(features.dtype)
+        places = (ids == self.model.config.image_token_index).unsqueeze(-1)
+        embeds = embeds.masked_scatter(places, features)
+        hidden = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        answer = self._answer_loss(hidden, batch["labels"])
+        if count < 2:
+            return answer, answer.new_zeros(())
+        focal = features.view(rows, count, *features.shape[1:])[:, 1, -1]
+        classes = F.cross_entropy(
+            self.classifier(focal).float(), batch["classes"], ignore_index=IGNORED, reduction="sum"
+        )
+        return answer, classes / (batch["classes"] != IGNORED).sum().clamp(min=1)
+
+    def _answer_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean over supervised tokens; a row's weight grows with the root of its answer's length."""
+        targets = labels[:, 1:]
+        chosen = targets != IGNORED
+        logits = self.model.lm_head(hidden[:, :-1][chosen]).float()
+        loss = F.cross_entropy(logits, targets[chosen], reduction="none")
+        weight = chosen.sum(1, keepdim=True).clamp(min=1).float().rsqrt().expand_as(chosen)[chosen]
+        return (loss * weight).sum() / weight.sum()
+
+    def step(self, batch: dict[str, Any], number: int) -> dict[str, float | Tensor]:
+        """One optimizer step; returns the losses as tensors, so that nothing waits for the device."""
+        share = self._rate(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        kind = "cuda" if self.device.startswith("cuda") else "cpu"
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda"):
+            answer, classes = self.losses(batch)
+        loss = answer + self.settings.auxiliary * classes
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(self.settings.average, (1 + number) / (10 + number))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
+        return {"loss": answer.detach(), "class_loss": classes.detach(), "norm": norm.detach()}
+
+    def _rate(self, number: int) -> float:
+        s = self.settings
+        if number < s.warmup:
+            return (number + 1) / s.warmup
+        done = (number - s.warmup) / max(s.steps - s.warmup, 1)
+        return s.final + (1 - s.final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+    def run(self, out: Path, *, seconds: float = math.inf) -> list[dict[str, float]]:
+        """All steps, or as many as fit into `seconds`; saves the averaged weights at the end."""
+        out.mkdir(parents=True, exist_ok=True)
+        log: list[dict[str, float]] = []
+        started, rows = time.monotonic(), 0
+        for number, batch in enumerate(self._stream()):
+            rows += len(batch["input_ids"])
+            numbers = self.step(batch, number)
+            if number % self.settings.report_every == 0 or number == self.settings.steps - 1:
+                log.append({"step": number, "rows": rows, "seconds": time.monotonic() - started})
+                log[-1] |= {k: float(v) for k, v in numbers.items()}
+                print(json.dumps({k: round(v, 4) for k, v in log[-1].items()}), flush=True)
+            if self.settings.save_every and (number + 1) % self.settings.save_every == 0:
+                self.save(out, number + 1)
+            if time.monotonic() - started > seconds:
+                print(f"stopped after {number + 1} steps: the time is over", flush=True)
+                break
+        self.save(out, number + 1)
+        (out / "log.json").write_text(json.dumps(log), encoding="utf-8")
+        return log
+
+    def _stream(self) -> Iterator[dict[str, Any]]:
+        workers = self.settings.workers
+        cuda = self.device.startswith("cuda")
+        loader = DataLoader(
+            Batches(self.mix, 0, self.settings.steps),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            pin_memory=cuda,
+            multiprocessing_context="fork" if workers else None,
+        )
+        for batch in loader:
+            yield {
+                k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v
+                for k, v in batch.items()
+            }
+
+    def save(self, out: Path, steps: int) -> None:
+        """The averaged weights as the default model's parts (see `model.default.save_trained`)."""
+        with torch.no_grad():
+            kept = [p.detach().clone() for p in self.weights]
+            for weight, average in zip(self.weights, self.averages, strict=True):
+                weight.copy_(average)
+            state = trained_state(self.model)
+            if not self.settings.lora_rank:
+                body = self.model.model.language_model.state_dict()
+                state |= {f"language.{k}": v for k, v in body.items()}
+            scale = self.settings.lora_alpha / max(self.settings.lora_rank, 1)
+            facts = {"steps": steps, "settings": self.settings.model_dump()}
+            save_trained(state, out, lora_scale=scale, facts=facts)
+            for weight, value in zip(self.weights, kept, strict=True):
+                weight.copy_(value)
