@@ -129,6 +129,12 @@ class Version:
             max_length=max_length,
         )
 
+    def refuses(self, record: Mapping[str, Any]) -> bool:
+        """The original raised, or put a picture into an answer: a reason is given instead."""
+        answers = [turn.get("value") for turn in record["conversation"] if turn["from"] == "gpt"]
+        pictured = record["has_image"] and any("<image>" in (text or "") for text in answers)
+        return "error" in record or pictured
+
     def spells_control(self, record: Mapping[str, Any]) -> bool:
         """A text holds a control token's name: a token for the original, text for us."""
         texts = [message.text or "" for message in self.messages(record)]
