@@ -136,7 +136,10 @@ def _split_style(name: str, text: str) -> tuple[str, dict[str, Any]]:
 def _line(region: Region) -> str:
     facts = region.to_json()
     hidden = ("id", "shape", "frame", "color", "alpha", "width")
-    geometry = " ".join(f"{key} {value}" for key, value in facts.items() if key not in hidden)
+    parts = {key: value for key, value in facts.items() if key not in hidden}
+    geometry = " ".join(
+        f"{value}" if key == region.shape else f"{key} {value}" for key, value in parts.items()
+    )
     if len(geometry) > 90:
         geometry = geometry[:87] + "..."
     return f"<region:{region.id}> {region.color} {region.shape} {geometry}"

@@ -20,7 +20,7 @@ EPILOG = """Examples
 
   vip-llava convert ./vip-llava-7b-hf ./vip-llava-7b-original --to original
 
-  vip-llava convert ./lora-folder ./merged --to hf --base ./vicuna-7b-v1.5
+  vip-llava convert ./projector-folder ./whole --to hf --base ./vicuna-7b-v1.5
 """
 
 
@@ -41,23 +41,28 @@ def convert(
             "--base",
             "--model-base",
             metavar="NAME|FOLDER",
-            help="Language model that a projector or LoRA folder belongs to.",
+            help="Language model that a projector folder belongs to.",
         ),
     ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", metavar="DTYPE", help="auto keeps the type of the source.")
-    ] = "auto",
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(
+            "--vision-tower",
+            metavar="NAME|FOLDER",
+            help="Where the picture encoder is, if not inside.",
+        ),
+    ] = None,
     debug: DebugFlag = False,
 ) -> None:
     """Write a checkpoint in the other layout.
 
-    Weights are written as safetensors. An adapter is merged into its base.
+    Weights keep their bits and are written as safetensors. A projector folder needs its --base.
     """
     target = target.expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists and is not an empty folder; name a new one")
     with loading(f"converting {source}") as progress:
-        from vip_llava.model.layouts import convert as write
+        from vip_llava.model.convert import convert as write
 
-        write(source, target, to=to.value, base=base, dtype=dtype, progress=progress)
+        write(source, target, to.value, base=base, vision_tower=vision_tower, progress=progress)
     note(f"written: {target}")

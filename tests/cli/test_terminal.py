@@ -1,0 +1,63 @@
+"""What goes to stderr, and how progress is shown."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vip_llava.cli import terminal
+
+
+@given(st.text())
+def test_printable_text_can_not_move_the_cursor(text: str) -> None:
+    shown = terminal.printable(text)
+    assert not any(ord(mark) < 32 and mark not in "\n\t" for mark in shown)
+    assert "\x7f" not in shown and "\x9b" not in shown
+    assert terminal.printable(shown) == shown
+
+
+def test_words_of_every_language_stay() -> None:
+    assert terminal.printable("äöü 漢字 🦙\n\tx") == "äöü 漢字 🦙\n\tx"
+    assert terminal.printable("\x1b[31mred\x1b]0;title\x07") == "[31mred]0;title"
+
+
+def test_progress_without_a_terminal_is_one_line_a_stage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with terminal.loading("opening x") as progress:
+        for done in range(5):
+            progress("fetching [bold]y[/bold]", done, 5)
+        progress("reading", 0, 0)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "vip-llava: opening x",
+        "vip-llava: fetching [bold]y[/bold]",
+        "vip-llava: reading",
+    ]
+
+
+def test_progress_in_a_terminal_leaves_nothing_behind(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr(
+        terminal, "stderr", lambda: Console(stderr=True, force_terminal=True, width=80)
+    )
+    with terminal.loading("opening x") as progress:
+        progress("reading", 1, 2)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "reading" in shown.err and shown.err.endswith("\x1b[2K")
+
+
+def test_an_answer_in_a_pipe_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.write_answer("a\x1bb", end="\n")
+    assert capsys.readouterr().out == "a\x1bb\n"
+
+
+def test_an_error_has_its_prefix(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.error_line("[x] is \x1b[31m wrong")
+    terminal.note("[y]")
+    assert capsys.readouterr().err == "vip-llava: error: [x] is [31m wrong\nvip-llava: [y]\n"
