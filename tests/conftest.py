@@ -7,9 +7,15 @@ of a real checkpoint in the Hugging Face layout.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import CLIPVisionModel
 
 SENTENCES = (
     "A chat between a curious human and an artificial intelligence assistant. ",
@@ -126,3 +132,172 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     write_tiny_image_processor(folder, 56)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> CLIPVisionModel:
+    """A random CLIP picture encoder: width 32, 12 layers, 56 x 56 picture, patch 14."""
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+        projection_dim=32,
+    )
+    generator = torch.Generator().manual_seed(5)
+    model = CLIPVisionModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.15, generator=generator)
+    return model.eval()
+
+
+TINY_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "hidden_act": "silu",
+}
+
+
+@pytest.fixture
+def make_original(tmp_path: Path, tiny_clip: CLIPVisionModel) -> Callable[..., Path]:
+    """`make_original(...)` writes a random checkpoint in the original's layout, file by file.
+
+    Arguments: `layers` 5 or 1, `linears` of the projector (0: `linear`), `backbone` "llama" or
+    "phi3", `tower` inside or not, `as_bin`, `shards`, `layer` and `strategy` for one layer,
+    `extra` settings for config.json.
+    """
+
+    def make(
+        layers: int = 1,
+        linears: int = 2,
+        *,
+        backbone: str = "llama",
+        tower: bool = True,
+        as_bin: bool = False,
+        shards: int = 1,
+        layer: int = -2,
+        strategy: str = "patch",
+        extra: dict[str, Any] | None = None,
+        name: str = "original",
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        tensors = random_language_model(backbone)
+        tensors |= random_projector(layers, linears)
+        if tower:
+            prefix = "model.vision_tower.vision_tower.vision_model."
+            tensors |= {prefix + k: v.clone() for k, v in tiny_clip.state_dict().items()}
+            tensors = {k: v for k, v in tensors.items() if not k.endswith("position_ids")}
+            vision = tiny_clip.config.to_json_string(use_diff=False)
+            (folder / "vision_config.json").write_text(vision)
+        config = {
+            **TINY_LLAMA,
+            "model_type": f"llava_{backbone}",
+            "architectures": [f"Llava{backbone.capitalize()}ForCausalLM"],
+            "mm_vision_tower": "clip_4layers_336" if layers == 5 else "openai/no-such-tower",
+            "mm_hidden_size": 32 * layers,
+            "mm_projector_type": f"mlp{linears}x_gelu" if linears else "linear",
+            "mm_vision_select_layer": layer,
+            "mm_vision_select_feature": strategy,
+            "mm_use_im_start_end": False,
+            "image_aspect_ratio": "pad",
+            **(extra or {}),
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        write_weights(folder, tensors, as_bin, shards)
+        return folder
+
+    return make
+
+
+def random_language_model(backbone: str = "llama") -> dict[str, Tensor]:
+    """Weights of a two-layer language model of width 32 under its own names."""
+    import torch
+
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) * 0.15
+
+    tensors = {
+        "model.embed_tokens.weight": draw(400, 32),
+        "model.norm.weight": 1 + draw(32),
+        "lm_head.weight": draw(400, 32),
+    }
+    for number in range(2):
+        here = f"model.layers.{number}."
+        tensors[here + "input_layernorm.weight"] = 1 + draw(32)
+        tensors[here + "post_attention_layernorm.weight"] = 1 + draw(32)
+        tensors[here + "self_attn.o_proj.weight"] = draw(32, 32)
+        tensors[here + "mlp.down_proj.weight"] = draw(32, 64)
+        if backbone == "phi3":
+            tensors[here + "self_attn.qkv_proj.weight"] = draw(64, 32)
+            tensors[here + "mlp.gate_up_proj.weight"] = draw(128, 32)
+        else:
+            for part, rows in (("q", 32), ("k", 16), ("v", 16)):
+                tensors[f"{here}self_attn.{part}_proj.weight"] = draw(rows, 32)
+            tensors[here + "mlp.gate_proj.weight"] = draw(64, 32)
+            tensors[here + "mlp.up_proj.weight"] = draw(64, 32)
+    return tensors
+
+
+def random_projector(layers: int, linears: int) -> dict[str, Tensor]:
+    """A projector under the original's names; `linears` 0 is the bare linear layer."""
+    import torch
+
+    generator = torch.Generator().manual_seed(9)
+    width = 32 * layers
+    root = "model.mm_projector."
+    tensors: dict[str, Tensor] = {}
+    stack = root
+    if layers == 5 and linears:
+        stack = root + "final_linear."
+        tensors[root + "clip_layernorm.weight"] = 1 + torch.randn(width, generator=generator) * 0.1
+        tensors[root + "clip_layernorm.bias"] = torch.randn(width, generator=generator) * 0.1
+    for number in range(max(1, linears)):
+        place = f"{stack}{2 * number}." if linears else root
+        size = (32, width if number == 0 else 32)
+        tensors[place + "weight"] = torch.randn(*size, generator=generator) * 0.15
+        tensors[place + "bias"] = torch.randn(32, generator=generator) * 0.1
+    return tensors
+
+
+def write_weights(folder: Path, tensors: dict[str, Tensor], as_bin: bool, shards: int) -> None:
+    """One file, or `shards` files with an index."""
+    import torch
+    from safetensors.torch import save_file
+
+    stem, end = ("pytorch_model", "bin") if as_bin else ("model", "safetensors")
+    names = sorted(tensors)
+    places = {}
+    for number in range(shards):
+        part = {name: tensors[name].contiguous() for name in names[number::shards]}
+        file = f"{stem}.{end}" if shards == 1 else f"{stem}-{number + 1:05d}-of-{shards:05d}.{end}"
+        places.update(dict.fromkeys(part, file))
+        if as_bin:
+            torch.save(part, folder / file)
+        else:
+            save_file(part, folder / file, metadata={"format": "pt"})
+    if shards > 1:
+        index = {"metadata": {}, "weight_map": places}
+        (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))

@@ -7,6 +7,7 @@ transformers' placeholders, one id for each feature.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
+
 from vip_llava.model.loading import load_weights
 
 pytestmark = pytest.mark.conformance
@@ -64,7 +66,9 @@ def open_folder(folder: Path, **settings: Any) -> PreTrainedModel:
 
 def cases_of(folder: Path) -> Iterator[Case]:
     checkpoint = folder / "checkpoint"
-    config = json.loads(((checkpoint if checkpoint.is_dir() else folder) / "config.json").read_text())
+    config = json.loads(
+        ((checkpoint if checkpoint.is_dir() else folder) / "config.json").read_text()
+    )
     tensors = load_file(folder / "expected.safetensors")
     for record in json.loads((folder / "expected.json").read_text())["cases"]:
         if "error" not in record:
@@ -189,9 +193,9 @@ def test_embeddings_logits_and_losses(opened: list[tuple[Path, PreTrainedModel]]
                 error = largest(got, want, inputs.attention_mask)
                 print(f"{where} {key}: largest difference {error:.2e}")
                 assert error <= TOLERANCE, f"{where}: {key} off by {error}"
-            if want_loss is not None:
-                if torch.isfinite(torch.tensor(want_loss)):  # all masked: the original gives NaN
-                    assert abs(float(out.loss) - want_loss) <= TOLERANCE, where
+            # All masked: the original gives NaN.
+            if want_loss is not None and math.isfinite(want_loss):
+                assert abs(float(out.loss) - want_loss) <= TOLERANCE, where
             recorded = case.record.get("labels_after_image_insertion")
             if recorded is not None:
                 assert inputs.labels.tolist() == recorded, where

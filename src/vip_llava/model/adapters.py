@@ -110,9 +110,7 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter, merge: bool) -> PreT
     settings = LoraConfig(target_modules=adapter.modules, inference_mode=True, **adapter.settings)
     model.add_adapter(settings)
     # Told not to save embeddings, or peft asks a hub whether the base has them.
-    expected = get_peft_model_state_dict(
-        model, adapter_name="default", save_embedding_layers=False
-    )
+    expected = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     _compare(adapter.folder, {k: v.shape for k, v in expected.items()}, adapter.weights)
     set_weights(model, adapter.weights, adapter_name="default")
     if merge:
@@ -143,9 +141,7 @@ def _has(model: PreTrainedModel, name: str) -> bool:
     return True
 
 
-def _compare(
-    folder: Path, expected: dict[str, torch.Size], given: dict[str, torch.Tensor]
-) -> None:
+def _compare(folder: Path, expected: dict[str, torch.Size], given: dict[str, torch.Tensor]) -> None:
     missing, unexpected = expected.keys() - given.keys(), given.keys() - expected.keys()
     if missing or unexpected:
         raise CheckpointError(

@@ -129,7 +129,14 @@ def text_config_of(config: Mapping[str, Any], backbone: str) -> dict[str, Any]:
     """The part of a flat configuration that the language model's class knows."""
     known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[backbone])}
     known |= {"rope_theta", "rope_scaling", "partial_rotary_factor"}
-    known -= {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id"}
+    known -= {
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "id2label",
+        "label2id",
+    }
     text = {key: value for key, value in config.items() if key in known}
     return {**text, "model_type": backbone}
 
@@ -148,16 +155,16 @@ def blueprint_from_original(
     """
     tower = dict(vision) if vision else _tower_config(config, tensors)
     style = projector_style(tensors, config.get("mm_projector_type"))
+    mark = _mark(config)
     layers = _feature_layers(config, tensors, int(tower["hidden_size"]))
+    if layers == FIVE_LAYERS and isinstance(mark.get("feature_layers"), list):
+        layers = tuple(int(layer) for layer in mark["feature_layers"])
     strategy = config.get("mm_vision_select_feature", "patch")
     if strategy not in ("patch", "cls_patch"):
         raise CheckpointError(
             f"mm_vision_select_feature is {strategy!r}; expected patch or cls_patch"
         )
     rows = tensors["model.language_model.embed_tokens.weight"].shape[0]
-    mark = config.get(MARK) if isinstance(config.get(MARK), dict) else {}
-    assert mark is not None
-    aspect = config.get("image_aspect_ratio")
     return Blueprint(
         text=text_config_of(config, backbone_of(config, tensors)),
         vision=tower,
@@ -168,12 +175,19 @@ def blueprint_from_original(
         image_token_id=int(mark.get("image_token_index", rows)),
         notes={
             **mark,
-            "image_aspect_ratio": aspect,
+            # Nothing said means the plain image processor, which is what "square" stands for.
+            "image_aspect_ratio": config.get("image_aspect_ratio") or "square",
             "use_start_end": bool(config.get("mm_use_im_start_end", False)),
             "mm_projector_type": style.type_name,
             "mm_vision_tower": config.get("mm_vision_tower"),
         },
     )
+
+
+def _mark(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Our own notes in a configuration."""
+    mark = config.get(MARK)
+    return dict(mark) if isinstance(mark, dict) else {}
 
 
 def _feature_layers(
@@ -209,9 +223,7 @@ def _tower_config(config: Mapping[str, Any], tensors: Shapes) -> dict[str, Any]:
         return dict(known)
     patch = tensors[f"{TOWER}embeddings.patch_embedding.weight"].shape[-1]
     positions = tensors[f"{TOWER}embeddings.position_embedding.weight"].shape[0]
-    layers = {
-        name.split(".")[4] for name in tensors if name.startswith(f"{TOWER}encoder.layers.")
-    }
+    layers = {name.split(".")[4] for name in tensors if name.startswith(f"{TOWER}encoder.layers.")}
     if width % _CLIP_HEAD_WIDTH:
         raise CheckpointError(
             f"a picture encoder of width {width} is no published CLIP, so its heads can't be told "
@@ -245,8 +257,7 @@ def blueprint_from_hub(config: Mapping[str, Any], tensors: Shapes) -> Blueprint:
         raise CheckpointError(
             f"vision_feature_select_strategy is {strategy!r}; expected default or full"
         )
-    mark = config.get(MARK) if isinstance(config.get(MARK), dict) else {}
-    assert mark is not None
+    mark = _mark(config)
     token = config.get("image_token_index", config.get("image_token_id", 32000))
     tied = config.get("tie_word_embeddings")
     text = _sub_config(config, "text_config", "llama")
@@ -267,7 +278,9 @@ def _sub_config(config: Mapping[str, Any], key: str, default: str) -> dict[str, 
     found = config.get(key)
     if not isinstance(found, dict):
         raise CheckpointError(f"config.json: {key} must be a JSON object")
-    part = {name: value for name, value in found.items() if name not in ("auto_map", "_name_or_path")}
+    part = {
+        name: value for name, value in found.items() if name not in ("auto_map", "_name_or_path")
+    }
     part.setdefault("model_type", default)
     if default == "clip_vision_model":
         # transformers fills these in for a bare vision_config; a tower without them is CLIP-L/336.
@@ -295,14 +308,15 @@ def transformers_config(blueprint: Blueprint) -> PreTrainedConfig:
     }
     picked = layers if isinstance(layers, int) else list(layers)
     if not blueprint.projector.norm:
-        strategy = "full" if blueprint.keep_class else "default"
-        return LlavaConfig(
-            **common, vision_feature_layer=picked, vision_feature_select_strategy=strategy
-        )
+        common["vision_feature_layer"] = picked
+        common["vision_feature_select_strategy"] = "full" if blueprint.keep_class else "default"
+        return LlavaConfig(**common)
     names = {field.name for field in dataclasses.fields(VipLlavaConfig)}
-    key = "vision_feature_layer" if "vision_feature_layer" in names else "vision_feature_layers"
-    eps = float(blueprint.notes.get("projector_layernorm_eps", 1e-5))
-    return VipLlavaConfig(**common, **{key: picked}, projector_layernorm_eps=eps)
+    # The name was plural up to transformers 5.17.
+    singular = "vision_feature_layer"
+    common[singular if singular in names else "vision_feature_layers"] = picked
+    common["projector_layernorm_eps"] = float(blueprint.notes.get("projector_layernorm_eps", 1e-5))
+    return VipLlavaConfig(**common)
 
 
 def _without_type(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _download(name: str, revision: str | None, progress: Progress) -> Path:
         files = wanted_files([sibling.rfilename for sibling in info.siblings or []])
         progress(f"downloading {name} ({len(files)} files)", 0, 1)
         # The commit, not the branch: a push between two files can't mix two versions.
-        place = snapshot_download(name, revision=info.sha, allow_patterns=files)
+        place = Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403, 404):
             raise DownloadError(
@@ -84,17 +84,21 @@ def _download(name: str, revision: str | None, progress: Progress) -> Path:
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, ValueError) as error:
         place = _cached(name, revision, error)
     progress(f"downloading {name}", 1, 1)
-    return Path(place)
+    return place
 
 
-def _cached(name: str, revision: str | None, error: Exception) -> str:
-    """What an earlier download left, when the hub can't be reached now."""
-    from huggingface_hub import snapshot_download
+def _cached(name: str, revision: str | None, error: Exception) -> Path:
+    """What an earlier download left, when the hub can't be reached now.
 
-    try:
-        return str(snapshot_download(name, revision=revision, local_files_only=True))
-    except (OSError, ValueError):
+    Downloads are kept by commit, so without a wanted revision the newest one counts.
+    """
+    from huggingface_hub import constants
+
+    kept = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    commits = sorted(kept.glob(revision or "*"), key=lambda path: path.stat().st_mtime)
+    if not commits:
         raise DownloadError(
             f"{name!r} is no folder here, and the hub can't be reached ({type(error).__name__}); "
             "connect, or give the path of a downloaded folder"
         ) from error
+    return commits[-1]

@@ -77,9 +77,7 @@ def build_processor(
     return processor
 
 
-def _keep_ids_apart(
-    processor: Processor, tokenizer: TextTokenizer, checkpoint: Checkpoint
-) -> None:
+def _keep_ids_apart(processor: Processor, tokenizer: TextTokenizer, checkpoint: Checkpoint) -> None:
     """Padding must be in the embedding table, and a picture's id no other token's.
 
     Llama-3 checkpoints of the original have a `<pad>` just past the table, where the picture's id
@@ -105,7 +103,6 @@ def _geometry(checkpoint: Checkpoint) -> PictureGeometry:
     config: dict[str, Any] = {"size": size, "crop_size": size}
     if home is not None:
         config = read_json(home / "preprocessor_config.json")
-    # In the original's configuration a missing image_aspect_ratio means the plain processor.
     default = aspect_mode(blueprint.notes.get("image_aspect_ratio", "pad"))
     geometry = PictureGeometry.from_config(config, default=default)
     if geometry.size != size:

@@ -58,7 +58,9 @@ def stopped(blueprint: Blueprint) -> Blueprint:
     if blueprint.vision["model_type"] != "clip_vision_model":
         return blueprint
     states = used_states(blueprint.feature_layers, int(blueprint.vision["num_hidden_layers"]))
-    layers = states[0] if isinstance(blueprint.feature_layers, int) else states
+    # transformers takes a lone 0 for "no states wanted"; in a list it is a layer.
+    single = isinstance(blueprint.feature_layers, int) and states[0] > 0
+    layers = states[0] if single else states
     # An encoder without layers returns its input; transformers records states only from a layer.
     vision = {**blueprint.vision, "num_hidden_layers": max(1, *states)}
     return dataclasses.replace(blueprint, vision=vision, feature_layers=layers)
@@ -149,8 +151,7 @@ def guard_placeholder(model: PreTrainedModel, image_token_id: int) -> bool:
     needed.
     """
     embedding = model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    assert isinstance(rows, int)
+    rows = embedding.get_parameter("weight").shape[0]
     if image_token_id < rows:
         return False
     embedding.register_forward_pre_hook(_HidePlaceholder(image_token_id))
