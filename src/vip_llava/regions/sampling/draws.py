@@ -65,8 +65,8 @@ class _Draw:
         return max(int(length * self.scale), 1)
 
     def clamp(self, point: XY) -> XY:
-        """The nearest point of the picture that has a pixel."""
-        right, bottom = self.size[0] - 1.0, self.size[1] - 1.0
+        """The nearest point of the picture."""
+        right, bottom = map(float, self.size)
         return min(max(point[0], 0.0), right), min(max(point[1], 0.0), bottom)
 
 
@@ -145,8 +145,7 @@ def _box(draw: _Draw, looks: _Looks) -> Region:
 def _ellipse(draw: _Draw, looks: _Looks) -> Region:
     width = looks.width or draw.length(2, 8)
     x1, y1, x2, y2 = draw.place.extent
-    right, bottom = map(float, draw.size)
-    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, right), min(y2, bottom)
+    right, bottom = draw.size
     x, y, across, down = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
     # Around a thing that fills the picture the line could lie wholly outside: keep one side of it in.
     furthest = max(x / across, (right - x) / across, y / down, (bottom - y) / down)
@@ -186,7 +185,7 @@ def _widest_angle(points: tuple[XY, XY, XY]) -> float:
 
 def _anywhere(draw: _Draw) -> XY:
     if draw.place.rings:
-        return draw.clamp(point_in_rings(draw.place.rings, draw.rng))
+        return point_in_rings(draw.place.rings, draw.rng)
     return point_in_box(draw.place.box, draw.rng)
 
 
@@ -214,8 +213,8 @@ def _middle(draw: _Draw) -> XY:
     for _ in range(10):
         x, y = draw.rng.gauss((x1 + x2) / 2, across), draw.rng.gauss((y1 + y2) / 2, down)
         if inside(rings[0], x, y) if rings else (x1 <= x <= x2 and y1 <= y <= y2):
-            return draw.clamp((x, y))
-    return draw.clamp(point_in_rings(rings, draw.rng)) if rings else ((x1 + x2) / 2, (y1 + y2) / 2)
+            return x, y
+    return point_in_rings(rings, draw.rng) if rings else ((x1 + x2) / 2, (y1 + y2) / 2)
 
 
 def _scribble(draw: _Draw, looks: _Looks) -> Region:
@@ -287,10 +286,8 @@ def _area(
             polygons=polygons, color=looks.color, alpha=looks.alpha, width=width, id=looks.id
         )
 
-    if not given:
-        return make(frame)
     try:
-        return make(given)
+        return make(given or frame)
     except RegionError:
         return make(tuple(map(tuple, repair_polygons(given))) or frame)
 

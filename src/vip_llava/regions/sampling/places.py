@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from vip_llava.errors import RegionError
+from vip_llava.regions.geometry import clip_polygons
 
 __all__ = ["XY", "Place", "Ring", "place_of", "point_in_box", "point_in_rings"]
 
@@ -52,11 +53,10 @@ def place_of(
 ) -> Place:
     """Checks a box (pixels) and outlines ([x, y, x, y, ...] each) of a (width, height) picture.
 
-    The box is cut at the picture's edge. An outline of fewer than three different corners, or
-    without height or width, encloses nothing and is left out, and so is one wholly outside the picture; without any other the box
-    alone counts. Raises RegionError for a box that
-    is not four finite numbers in order or lies outside, and for an outline of odd length or with
-    numbers that are not finite.
+    Both are cut at the picture's edge. An outline of fewer than three different corners, or narrower
+    than a pixel, shows nothing and is left out; without any other the box alone counts. Raises
+    RegionError for a box that is not four finite numbers in order or lies outside, and for an
+    outline of odd length or with numbers that are not finite.
     """
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise RegionError(
@@ -71,26 +71,28 @@ def place_of(
         raise RegionError(
             f"box {list(box)!r} lies outside the picture of {width} x {height} pixels"
         )
-    rings = [ring for ring in map(_ring, polygons or ()) if ring is not None]
-    return Place(cut, tuple(ring for ring in rings if _touches(ring, width, height)))
+    rings = (ring for polygon in polygons or () for ring in _rings(polygon, width, height))
+    return Place(cut, tuple(rings))
 
 
-def _touches(ring: Ring, width: int, height: int) -> bool:
-    x1, y1, x2, y2 = bounds([ring])
-    return x1 < width and y1 < height and x2 > 0 and y2 > 0
-
-
-def _ring(flat: Sequence[float]) -> Ring | None:
-    values = [float(value) for value in flat]
+def _rings(flat: Sequence[float], width: int, height: int) -> list[Ring]:
+    """What is left of an outline inside the picture: one ring as a rule, none or several at its edge."""
+    values = tuple(map(float, flat))
     if len(values) % 2 or not all(map(math.isfinite, values)):
         raise RegionError(
             f"an outline is an even count of finite numbers x, y, x, y, ...; this has {len(values)}"
         )
-    ring = tuple(zip(values[::2], values[1::2], strict=True))
-    if len(set(ring)) < 3:
-        return None
+    parts: tuple[tuple[float, ...], ...] = (values,)
+    xs, ys = values[::2], values[1::2]
+    if len(xs) >= 3 and (min(xs) < 0 or min(ys) < 0 or max(xs) > width or max(ys) > height):
+        parts = clip_polygons(parts, width, height)
+    rings = (tuple(zip(part[::2], part[1::2], strict=True)) for part in parts)
+    return [ring for ring in rings if len(set(ring)) >= 3 and _shows(ring)]
+
+
+def _shows(ring: Ring) -> bool:
     x1, y1, x2, y2 = bounds([ring])
-    return ring if x1 < x2 and y1 < y2 else None
+    return x2 - x1 >= 1 and y2 - y1 >= 1
 
 
 def point_in_box(box: tuple[float, float, float, float], rng: random.Random) -> XY:
