@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,3 +84,11 @@ def vip_llava(
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def assistant(tiny_model_folder: Path) -> Any:
+    """The tiny model, open."""
+    from vip_llava.api import load
+
+    return load(tiny_model_folder)

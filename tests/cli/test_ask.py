@@ -16,13 +16,6 @@ Program = Callable[..., Any]
 QUESTION = "What is <region:1>?"
 
 
-@pytest.fixture(scope="session")
-def assistant(tiny_model_folder: Path) -> Any:
-    from vip_llava.api import load
-
-    return load(tiny_model_folder)
-
-
 @pytest.fixture
 def ask(program: Program, photo: Path, tiny_model_folder: Path) -> Program:
     """`ask("question", ...)` about the photo, at most 8 tokens."""

@@ -20,13 +20,6 @@ from vip_llava.regions import Box, Point, draw, resolve
 Program = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
-def assistant(tiny_model_folder: Path) -> Any:
-    from vip_llava.api import load
-
-    return load(tiny_model_folder)
-
-
 @pytest.fixture
 def opened(assistant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`chat` talks with the model that is open already."""

@@ -1,0 +1,84 @@
+"""The commands of `docs/cli.md` and of the help pages, run as they are written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vip_llava.cli.main import VERBS
+
+Program = Callable[..., Any]
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    helps = [epilog for _, epilog in VERBS.values()]
+    lines = [line.strip() for text in (*blocks, *helps) for line in text.splitlines()]
+    return [line for line in lines if line.startswith("vip-llava ")]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the page names; the tiny model stands for every model."""
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 255, (400, 500, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    mask = np.zeros((400, 500), dtype=np.uint8)
+    mask[50:90, 60:200] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (tmp_path / "regions.json").write_text(
+        '[{"shape": "box", "frame": "pixel", "box": [1, 2, 30, 40]}]'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vip_llava.api.load", _tiny_load(tiny_model_folder))
+    return tmp_path
+
+
+def _tiny_load(folder: Path) -> Callable[..., Any]:
+    from vip_llava import api
+
+    whole = api.load
+
+    def load(_name: object, **_options: object) -> Any:
+        assistant = whole(folder)
+        ask = assistant.stream
+
+        def short(*args: Any, **sampling: Any) -> Any:
+            return ask(*args, **{**sampling, "max_new_tokens": 3})
+
+        assistant.stream = short  # type: ignore[method-assign]
+        return assistant
+
+    return load
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_of_the_page_works(
+    program: Program, desk: Path, tiny_model_folder: Path, line: str
+) -> None:
+    words = shlex.split(line.partition("|")[0])
+    target = words[3] if words[1] == "convert" else None
+    for folder in (word for word in words if word.startswith("./") and word != target):
+        (desk / folder).parent.mkdir(exist_ok=True)
+        (desk / folder).symlink_to(tiny_model_folder)
+    ran = program(*words[1:], stdin=b"What is this?\n")
+    assert ran.code == 0, ran.err
+    for saved in re.findall(r"--save (\S+\.png)", line):
+        assert (desk / saved).is_file()
+
+
+def test_the_page_names_every_verb_and_every_shape() -> None:
+    from vip_llava.cli.options import SHAPE_OPTIONS
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(f"`{verb}`" in page for verb in VERBS)
+    assert all(f"--{shape} " in page for shape in SHAPE_OPTIONS)
+    assert len(commands()) > 10
