@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from vip_llava.errors import RegionError
+from vip_llava.regions.geometry import brief
 
 __all__ = ["PALETTE", "Color", "color_name", "normalize_color", "rgb"]
 
@@ -50,9 +51,8 @@ def normalize_color(value: object, who: str = "colour") -> str:
         parts = [part for part in map(_channel, value) if part is not None]
         if len(parts) == 3:
             return "#{:02x}{:02x}{:02x}".format(*parts)
-    shown = repr(value)[:60]
     raise RegionError(
-        f"{who}: unknown colour {shown}; give one of {', '.join(PALETTE)}, "
+        f"{who}: unknown colour {brief(value)}; give one of {', '.join(PALETTE)}, "
         'or "#rrggbb", or three whole numbers 0..255'
     )
 

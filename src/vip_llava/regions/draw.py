@@ -42,6 +42,7 @@ Masked = tuple[
 
 _BLOCK = 64
 _BEND = math.cos(math.radians(25))  # sharper bends of a scribble get a round joint
+_HUGE = 20_000  # pixels; larger ellipses do not go through Pillow
 _HEAD_ANGLE = math.radians(60)  # between an arrow's shaft and each side of its head
 
 
@@ -96,14 +97,15 @@ def _is_plain(region: Region, size: Size) -> bool:
     ):
         return False
     x1, y1, x2, y2 = region._extent()
-    return x1 >= 0 and y1 >= 0 and x2 < size[0] and y2 < size[1]
+    return x1 >= 0 and y1 >= 0 and x2 < size[0] and y2 < size[1] and max(x2 - x1, y2 - y1) <= _HUGE
 
 
 def _masked(region: Region, size: Size, alpha: int) -> Masked:
     """The region's own opacity mask. Opaque ones have mode "1", which Pillow lays six times faster."""
     mode, ink = ("1", 255) if alpha == 255 else ("L", alpha)
-    if isinstance(region, Contour) or (isinstance(region, Mask) and region.rle is not None):
-        pixels, left, top = _outlined(region) if isinstance(region, Contour) else _pixels(region)
+    found = _pixels(region, size)
+    if found is not None:
+        pixels, left, top = found
         pixels *= np.uint8(ink)
         height, width = pixels.shape
         raw = "1;8" if mode == "1" else "L"
@@ -273,9 +275,32 @@ def _shifted(flat: Sequence[float], left: int, top: int) -> list[int]:
 # Masks that are made of pixels: uint8 [height, width] of 0 and 1, with their left and top.
 
 
-def _pixels(region: Mask) -> tuple[Pixels, int, int]:
-    assert region.rle is not None
-    return region.rle.crop()
+def _pixels(region: Region, size: Size) -> tuple[Pixels, int, int] | None:
+    """The mask of a shape that is not drawn with a pen; None for the others."""
+    if isinstance(region, Contour):
+        return _outlined(region)
+    if isinstance(region, Mask) and region.rle is not None:
+        return region.rle.crop()
+    if isinstance(region, (Ellipse, Point)):
+        x1, y1, x2, y2 = region._extent()
+        if max(x2 - x1, y2 - y1) > _HUGE:
+            return _huge(region, size)
+    return None
+
+
+def _huge(region: Ellipse | Point, size: Size) -> tuple[Pixels, int, int]:
+    """A part of an ellipse that is far larger than any picture: Pillow's integers overflow there."""
+    x1, y1, x2, y2 = region._extent()
+    center_x, center_y, across, down = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
+    columns, rows = (
+        np.arange(size[0]) + 0.5 - center_x,
+        np.arange(size[1])[:, None] + 0.5 - center_y,
+    )
+    area = (columns / across) ** 2 + (rows / down) ** 2 <= 1
+    width = _line_width(region)
+    if isinstance(region, Ellipse) and width < min(across, down):
+        area &= (columns / (across - width)) ** 2 + (rows / (down - width)) ** 2 > 1
+    return area.astype(np.uint8), 0, 0
 
 
 def _outlined(region: Contour) -> tuple[Pixels, int, int]:

@@ -8,6 +8,7 @@ where a polygon is checked for crossing itself or is cut off at the picture's bo
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_POLYGON_POINTS",
     "Frame",
     "Point2",
+    "brief",
     "clip_polygons",
     "clip_segments",
     "number",
@@ -34,7 +36,7 @@ __all__ = [
 #: points of all polygons of one region.
 MAX_COORDINATE = 1_000_000.0
 MAX_POINTS = 10_000
-MAX_POLYGON_POINTS = 100_000
+MAX_POLYGON_POINTS = 20_000
 
 Point2 = tuple[float, float]
 Polygon = tuple[float, ...]
@@ -42,16 +44,24 @@ Bounds = tuple[float, float, float, float]
 Frame = str
 
 
+def brief(value: object) -> str:
+    """A value as messages show it: short, whatever it is."""
+    try:
+        return reprlib.repr(value)[:80]
+    except ValueError:  # an int of thousands of digits has no repr
+        return type(value).__name__
+
+
 def number(value: object, what: str, who: str) -> float:
     """`value` as a finite float within the coordinate limit; `what` names it ("x1")."""
     if type(value) is not float:  # the common case costs one comparison
         if isinstance(value, bool) or not hasattr(value, "__float__"):
-            raise RegionError(f"{who}: {what} must be a number, not {value!r:.40}")
+            raise RegionError(f"{who}: {what} must be a number, not {brief(value)}")
         try:
             value = float(value)
         except (TypeError, ValueError, OverflowError):
             raise RegionError(
-                f"{who}: {what} must be one finite number, not {value!r:.40}"
+                f"{who}: {what} must be one finite number, not {brief(value)}"
             ) from None
     if not -MAX_COORDINATE <= value <= MAX_COORDINATE:
         if not math.isfinite(value):
@@ -65,7 +75,7 @@ def point(value: object, what: str, who: str) -> Point2:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise RegionError(f"{who}: {what} must be [x, y], not {value!r:.40}")
+        raise RegionError(f"{who}: {what} must be [x, y], not {brief(value)}")
     return number(value[0], f"{what} x", who), number(value[1], f"{what} y", who)
 
 
@@ -110,7 +120,7 @@ def _flat(value: object, who: str) -> Polygon:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
-        raise RegionError(f"{who} must be [x, y, x, y, ...], not {value!r:.40}")
+        raise RegionError(f"{who} must be [x, y, x, y, ...], not {brief(value)}")
     if len(value) > 2 * MAX_POLYGON_POINTS:
         raise RegionError(f"{who} has more than {MAX_POLYGON_POINTS} points")
     if value and isinstance(value[0], (list, tuple, np.ndarray)):

@@ -141,8 +141,9 @@ def _placed(region: Region, size: Size) -> tuple[Region, str | None]:
             )
         return region, None
     x1, y1, x2, y2 = region._extent()
-    if x1 >= 0 and y1 >= 0 and x2 <= size[0] and y2 <= size[1] and (x1 < size[0] and y1 < size[1]):
+    if 0 <= x1 < size[0] and 0 <= y1 < size[1] and x2 <= size[0] and y2 <= size[1]:
         return region, None
+    x1, y1, x2, y2 = region.extent(size)
     if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
         raise RegionError(
             f"{who}: lies outside the picture: it spans ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}), "

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vip_llava.errors import RegionError
+from vip_llava.regions.geometry import brief
 
 __all__ = ["MAX_MASK_PIXELS", "MAX_RUNS", "Rle"]
 
@@ -147,6 +148,8 @@ def _size(value: object, who: str) -> tuple[int, int]:
 
 def _runs(counts: object, who: str) -> Runs:
     """Run lengths from any accepted spelling of `counts`."""
+    if isinstance(counts, np.ndarray):
+        counts = counts.tolist()
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     if isinstance(counts, str):
@@ -162,7 +165,7 @@ def _runs(counts: object, who: str) -> Runs:
             or not 0 <= int(run) <= MAX_MASK_PIXELS
         ):
             raise RegionError(
-                f"{who}: rle: counts must be whole numbers 0..{MAX_MASK_PIXELS}, not {run!r:.40}"
+                f"{who}: rle: counts must be whole numbers 0..{MAX_MASK_PIXELS}, not {brief(run)}"
             )
     return np.array([int(run) for run in counts], dtype=np.int64)
 

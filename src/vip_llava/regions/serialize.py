@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vip_llava.errors import RegionError
+from vip_llava.regions.geometry import brief
 from vip_llava.regions.shapes import SHAPES, Region
 
 __all__ = ["region_from_json", "regions_from_json"]
@@ -40,9 +41,9 @@ def region_from_json(value: object, *, index: int | None = None) -> Region:
         raise RegionError(f"{where}: must be a JSON object, not {type(value).__name__}")
     shape = value.get("shape")
     if not isinstance(shape, str) or shape not in SHAPES:
-        raise RegionError(f"{where}: unknown shape {shape!r:.40}; give one of {', '.join(SHAPES)}")
+        raise RegionError(f"{where}: unknown shape {brief(shape)}; give one of {', '.join(SHAPES)}")
     name = value.get("id")
-    who = f"region {name!r:.80} ({shape})" if isinstance(name, str) else f"{where} ({shape})"
+    who = f"region {brief(name)} ({shape})" if isinstance(name, str) else f"{where} ({shape})"
     _check_keys(value, shape, who)
     kind = SHAPES[shape]
     common: dict[str, Any] = {key: value[key] for key in _COMMON - {"shape"} if key in value}
@@ -69,7 +70,7 @@ def _check_keys(value: Mapping[Any, Any], shape: str, who: str) -> None:
     unknown = sorted(str(key) for key in value if key not in known)
     if unknown:
         raise RegionError(
-            f"{who}: unknown key {unknown[0]!r:.60}; known: {', '.join(sorted(known))}"
+            f"{who}: unknown key {brief(unknown[0])}; known: {', '.join(sorted(known))}"
         )
     if "frame" not in value:
         raise RegionError(f'{who}: the key "frame" is missing; give "pixel" or "unit"')

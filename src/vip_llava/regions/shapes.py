@@ -65,17 +65,21 @@ class Region:
     def __post_init__(self) -> None:
         if self.id is not None and not (isinstance(self.id, str) and _ID.match(self.id)):
             raise RegionError(
-                f"{self.shape}: id must be 1 to 64 letters, digits, '.', '_' or '-', not {self.id!r:.80}"
+                f"{self.shape}: id must be 1 to 64 letters, digits, '.', '_' or '-', not {geometry.brief(self.id)}"
             )
         who = self.label
         if self.frame not in ("pixel", "unit"):
-            raise RegionError(f'{who}: frame must be "pixel" or "unit", not {self.frame!r:.40}')
+            raise RegionError(
+                f'{who}: frame must be "pixel" or "unit", not {geometry.brief(self.frame)}'
+            )
         if self.color is not None:
             _set(self, "color", normalize_color(self.color, who))
         if self.alpha is not None:
             alpha = self.alpha
             if isinstance(alpha, bool) or not hasattr(alpha, "__index__") or not 0 <= alpha <= 255:
-                raise RegionError(f"{who}: alpha must be a whole number 0..255, not {alpha!r:.40}")
+                raise RegionError(
+                    f"{who}: alpha must be a whole number 0..255, not {geometry.brief(alpha)}"
+                )
             _set(self, "alpha", int(alpha))
         if self.width is not None:
             width = geometry.number(self.width, "width", who)
@@ -118,7 +122,9 @@ class Region:
         if frame == self.frame:
             return self
         if frame not in ("pixel", "unit"):
-            raise RegionError(f'{self.label}: frame must be "pixel" or "unit", not {frame!r:.40}')
+            raise RegionError(
+                f'{self.label}: frame must be "pixel" or "unit", not {geometry.brief(frame)}'
+            )
         width, height = size
         longest = float(max(size))
         if frame == "pixel":
@@ -213,7 +219,7 @@ class _Corners(Region):
     def _parse(cls, value: Mapping[str, Any], who: str) -> dict[str, Any]:
         box = value["box"]
         if not isinstance(box, (list, tuple)) or len(box) != 4:
-            raise RegionError(f"{who}: box must be [x1, y1, x2, y2], not {box!r:.60}")
+            raise RegionError(f"{who}: box must be [x1, y1, x2, y2], not {geometry.brief(box)}")
         return dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
 
 
@@ -245,6 +251,12 @@ class _Path(Region):
     def _extent(self) -> Bounds:
         across, down = zip(*self.points, strict=True)
         return min(across), min(down), max(across), max(down)
+
+    def extent(self, size: Size) -> Bounds:
+        """x1, y1, x2, y2 in pixels around the points; a level or upright line counts as one pixel."""
+        x1, y1, x2, y2 = self.to_frame("pixel", size)._extent()
+        across, down = (0.5 if x1 == x2 else 0.0), (0.5 if y1 == y2 else 0.0)
+        return x1 - across, y1 - down, x2 + across, y2 + down
 
     def _moved(self, move: Move, scale: float) -> dict[str, Any]:
         return {"points": tuple(move(x, y) for x, y in self.points)}
@@ -381,7 +393,9 @@ class Arrow(Region):
                 )
             _set(self, "head", head)
         if not isinstance(self.filled, bool):
-            raise RegionError(f"{who}: filled must be true or false, not {self.filled!r:.40}")
+            raise RegionError(
+                f"{who}: filled must be true or false, not {geometry.brief(self.filled)}"
+            )
 
     def _extent(self) -> Bounds:
         (x1, y1), (x2, y2) = self.tail, self.tip
