@@ -341,3 +341,57 @@ def test_names_that_are_neither_folder_nor_hub_id(name: str) -> None:
         return
     with pytest.raises(CheckpointError):
         resolve_folder(name + "#")
+
+
+def siglip() -> Any:
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+    )
+
+
+def efficientnet() -> Any:
+    from vip_llava.model.efficientnet import EfficientNetLiteConfig
+
+    return EfficientNetLiteConfig()
+
+
+@pytest.mark.parametrize("encoder", [siglip, efficientnet])
+def test_other_encoders_are_used_as_they_are(
+    encoder: Callable[[], Any], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import LlavaConfig, VipLlavaConfig
+
+    text = VipLlavaForConditionalGeneration.from_pretrained(tiny_model_folder).config.text_config
+    vision = encoder()
+    settings = {"text_config": text, "vision_config": vision, "image_token_index": 399}
+    torch.manual_seed(0)
+    theirs: Any
+    if encoder is siglip:
+        config = LlavaConfig(
+            **settings,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            image_seq_length=16,
+        )
+        theirs = LlavaForConditionalGeneration(config).eval()
+    else:
+        tokens = vision.tokens_per_view
+        config = VipLlavaConfig(**settings, vision_feature_layer=0, image_seq_length=tokens)
+        theirs = VipLlavaForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path / "saved")
+    ours: Any = load_weights(tmp_path / "saved", device="cpu")
+    assert ours.config.image_seq_length == theirs.config.image_seq_length
+    size = vision.image_size
+    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want, got = (
+            m.get_image_features(pixel_values=pixels).pooler_output for m in (theirs, ours)
+        )
+    assert torch.equal(torch.stack(list(got)), torch.stack(list(want)))

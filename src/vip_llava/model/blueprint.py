@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -83,8 +84,15 @@ class Blueprint:
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def clip(self) -> bool:
+        """Whether the picture encoder is a CLIP: the only kind whose insides are known here."""
+        return bool(self.vision["model_type"] == "clip_vision_model")
+
+    @property
     def tokens_per_view(self) -> int:
         """Picture tokens of one view."""
+        if not self.clip:
+            return int(self.notes["image_seq_length"])
         side = int(self.vision["image_size"]) // int(self.vision["patch_size"])
         return side * side + int(self.keep_class)
 
@@ -270,7 +278,11 @@ def blueprint_from_hub(config: Mapping[str, Any], tensors: Shapes) -> Blueprint:
         keep_class=strategy == "full" and not viplava,
         projector=projector_style(tensors, mark.get("mm_projector_type")),
         image_token_id=int(token),
-        notes={"projector_layernorm_eps": config.get("projector_layernorm_eps", 1e-5), **mark},
+        notes={
+            "projector_layernorm_eps": config.get("projector_layernorm_eps", 1e-5),
+            "image_seq_length": config.get("image_seq_length", 576),
+            **mark,
+        },
     )
 
 
@@ -292,6 +304,9 @@ def _sub_config(config: Mapping[str, Any], key: str, default: str) -> dict[str, 
 
 def transformers_config(blueprint: Blueprint) -> PreTrainedConfig:
     """The configuration of the transformers class that fits: VipLlava with a norm, else Llava."""
+    if blueprint.vision["model_type"] not in CONFIG_MAPPING:
+        # The default model's encoder makes itself known to transformers when it is imported.
+        import_module("vip_llava.model.efficientnet")
     for part in (blueprint.text, blueprint.vision):
         if part["model_type"] not in CONFIG_MAPPING:
             raise CheckpointError(f"unknown model type {part['model_type']!r} in config.json")

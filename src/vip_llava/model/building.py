@@ -75,7 +75,9 @@ def build(
 
 def _assemble(checkpoint: Checkpoint, placement: Placement) -> PreTrainedModel:
     blueprint = stopped(checkpoint.blueprint)
-    tensors = needed(checkpoint.tensors, int(blueprint.vision.get("num_hidden_layers", 0)))
+    tensors = dict(checkpoint.tensors)
+    if blueprint.clip:
+        tensors = needed(tensors, int(blueprint.vision["num_hidden_layers"]))
     _untie_if_different(blueprint.text, tensors)
     config = transformers_config(blueprint)
     norm = blueprint.projector.norm

@@ -124,8 +124,7 @@ def _hub_parts(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], dict[st
     config.architectures = [f"{name}ForConditionalGeneration"]
     config.dtype = tensors[EMBEDDING].dtype
     written: dict[str, Any] = json.loads(config.to_json_string())
-    clip = blueprint.vision["model_type"] == "clip_vision_model"
-    return {canonical_to_hub(n, clip): t for n, t in tensors.items()}, written
+    return {canonical_to_hub(n, blueprint.clip): t for n, t in tensors.items()}, written
 
 
 def _original_parts(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -181,7 +180,7 @@ def _original_layers(blueprint: Blueprint) -> tuple[int, ...] | int | None:
     Raises:
         CheckpointError: layers, a norm or an encoder that the original doesn't have.
     """
-    if blueprint.vision["model_type"] != "clip_vision_model":
+    if not blueprint.clip:
         raise CheckpointError(
             f"the original's layout has CLIP encoders only, not {blueprint.vision['model_type']!r}"
         )

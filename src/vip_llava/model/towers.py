@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import output_capturing
 
 from vip_llava.errors import CheckpointError
 from vip_llava.model.blueprint import Blueprint
@@ -55,7 +56,7 @@ def stopped(blueprint: Blueprint) -> Blueprint:
     Only CLIP encoders are cut: there a hidden state is the plain output of a layer, while in others
     the last one passes a final norm.
     """
-    if blueprint.vision["model_type"] != "clip_vision_model":
+    if not blueprint.clip:
         return blueprint
     states = used_states(blueprint.feature_layers, int(blueprint.vision["num_hidden_layers"]))
     # transformers takes a lone 0 for "no states wanted"; in a list it is a layer.
@@ -80,26 +81,27 @@ def needed(tensors: Mapping[str, torch.Tensor], encoder_layers: int) -> dict[str
 def keep_only_used_states(model: PreTrainedModel) -> None:
     """Let the encoder hand out only the hidden states that the projector reads.
 
-    transformers 5.23 does so itself; older versions ask for all of them, which keeps the whole
-    encoder's activations alive. The encoder must have been `stopped`: indices count from 0.
+    From 5.23 on transformers never records the others. Older versions record all of them, which
+    would keep the whole encoder's activations alive through the language model's prefill; there a
+    hook lets go of them. The encoder must have been `stopped`: indices count from 0.
     """
     config: Any = model.config
-    layers = config.vision_feature_layer if hasattr(config, "vision_feature_layer") else None
-    if layers is None:
-        layers = config.vision_feature_layers
-    wanted = [layers] if isinstance(layers, int) else sorted(set(layers))
+    if hasattr(output_capturing, "select_hidden_states"):
+        return
+    layers = getattr(config, "vision_feature_layer", None)
+    layers = config.vision_feature_layers if layers is None else layers
+    wanted = {layers} if isinstance(layers, int) else set(layers)
     if min(wanted) < 0 or config.vision_config.model_type != "clip_vision_model":
         return
 
-    def ask_for_fewer(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if kwargs.get("output_hidden_states") is True:
-            kwargs = {**kwargs, "output_hidden_states": wanted}
-        return args, kwargs
+    def let_go(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(
+                state if index in wanted else None
+                for index, state in enumerate(output.hidden_states)
+            )
 
-    tower = model.get_submodule("model.vision_tower")
-    tower.register_forward_pre_hook(ask_for_fewer, with_kwargs=True)
+    model.get_submodule("model.vision_tower").register_forward_hook(let_go)
 
 
 class StackedProjector(nn.Module):
