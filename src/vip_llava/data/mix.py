@@ -40,13 +40,13 @@ class MixSettings:
     """Shares and sizes of the batches, and where their scenes come from."""
 
     shares: dict[str, float] = field(
-        default_factory=lambda: {"one": 0.60, "whole": 0.20, "two": 0.10, "four": 0.10}
+        default_factory=lambda: {"one": 0.66, "whole": 0.14, "two": 0.10, "four": 0.10}
     )
     rows: dict[str, int] = field(
-        default_factory=lambda: {"one": 256, "whole": 256, "two": 160, "four": 96}
+        default_factory=lambda: {"one": 256, "whole": 448, "two": 160, "four": 96}
     )
     text_tokens: dict[str, int] = field(
-        default_factory=lambda: {"one": 78, "whole": 60, "two": 76, "four": 150}
+        default_factory=lambda: {"one": 62, "whole": 63, "two": 61, "four": 123}
     )
     mosaic_share: float = 0.18
     single_share: float = 0.10

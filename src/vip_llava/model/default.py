@@ -8,6 +8,7 @@ language model. It looks at the whole picture and once more, closely, at each re
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from importlib.resources import as_file, files
@@ -46,10 +47,13 @@ def new_default(language_model: Path) -> VipLlavaForConditionalGeneration:
     vision = EfficientNetLiteConfig()
     text = LlamaConfig.from_pretrained(language_model)
     text.dtype = torch.float32  # the stored weights are bfloat16; a CPU is faster and exacter in float32
+    # transformers 5.17 says "layers", later ones "layer" (and still answer to the older name).
+    plural = "vision_feature_layers" in inspect.signature(VipLlavaConfig).parameters
+    layer = {"vision_feature_layers" if plural else "vision_feature_layer": 0}
     config = VipLlavaConfig(
         vision_config=vision,
         text_config=text,
-        vision_feature_layer=0,
+        **layer,
         image_token_index=IMAGE_TOKEN_ID,
         image_seq_length=vision.tokens_per_view,
         tie_word_embeddings=True,

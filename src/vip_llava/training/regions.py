@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from vip_llava.data.mix import IGNORED, RegionMix
+from vip_llava.data.mix import IGNORED, VIEWS, RegionMix
 from vip_llava.model.default import LORA_TARGETS, save_trained, trained_state
 from vip_llava.training.settings import RunSettings
 
@@ -69,10 +69,12 @@ class RegionTrainer:
         )
         self.weights = [p for g in self.groups for p in g["params"]]
         self.averages = [p.detach().clone() for p in self.weights]
+        self.tower_rows = max(mix.settings.rows[k] * VIEWS[k] for k in mix.settings.rows)
         if compiled:
-            model.model.vision_tower.compile()
+            # Shapes are constant for each kind of batch; dynamic ones would compile slower code.
+            model.model.vision_tower.compile(dynamic=False)
             for layer in body.layers:
-                layer.compile()
+                layer.compile(dynamic=False)
         self.mean = torch.tensor(mix.processor.geometry.mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(mix.processor.geometry.std, device=device).view(1, 3, 1, 1)
 
@@ -103,8 +105,10 @@ class RegionTrainer:
         pixels = views.reshape(rows * count, side, side, 3).permute(0, 3, 1, 2)
         pixels = (pixels.float().div_(255) - self.mean) / self.std
         inner, ids = self.model.model, batch["input_ids"]
+        # Blank views fill up to one constant count, so that the tower is compiled once.
+        pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, self.tower_rows - len(pixels)))
         tower = inner.vision_tower(pixels.contiguous(memory_format=torch.channels_last))
-        features = inner.multi_modal_projector(tower.hidden_states[0][:, 1:])
+        features = inner.multi_modal_projector(tower.hidden_states[0][: rows * count, 1:])
         embeds = inner.get_input_embeddings()(ids).to(features.dtype)
         places = (ids == self.model.config.image_token_index).unsqueeze(-1)
         embeds = embeds.masked_scatter(places, features)
@@ -156,14 +160,20 @@ class RegionTrainer:
         """All steps, or as many as fit into `seconds`; saves the averaged weights at the end."""
         out.mkdir(parents=True, exist_ok=True)
         log: list[dict[str, float]] = []
-        started, rows = time.monotonic(), 0
-        for number, batch in enumerate(self._stream()):
+        started, rows, waited = time.monotonic(), 0, 0.0
+        stream, number = self._stream(), -1
+        for number in range(self.settings.steps):
+            asked = time.monotonic()
+            batch = next(stream)
+            waited += time.monotonic() - asked
             rows += len(batch["input_ids"])
             numbers = self.step(batch, number)
             if number % self.settings.report_every == 0 or number == self.settings.steps - 1:
-                log.append({"step": number, "rows": rows, "seconds": time.monotonic() - started})
-                log[-1] |= {k: float(v) for k, v in numbers.items()}
-                print(json.dumps({k: round(v, 4) for k, v in log[-1].items()}), flush=True)
+                values = {k: float(v) for k, v in numbers.items()}
+                times = {"seconds": time.monotonic() - started, "waited_for_data": waited}
+                log.append({"step": number, "rows": rows, **times, **values})
+                shown = {k: round(v, 3) for k, v in log[-1].items()}
+                print(json.dumps({**shown, "kind": batch["kind"]}), flush=True)
             if self.settings.save_every and (number + 1) % self.settings.save_every == 0:
                 self.save(out, number + 1)
             if time.monotonic() - started > seconds:
