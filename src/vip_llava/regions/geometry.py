@@ -138,13 +138,12 @@ def _flat(value: object, who: str) -> Polygon:
 def _check_simple(flat: Polygon, who: str) -> None:
     """A polygon needs area and must not cross itself; touching itself in a point is allowed."""
     corners = np.array(flat, dtype=np.float64).reshape(-1, 2)
-    span = corners.max(axis=0) - corners.min(axis=0)
-    if not span.all():
+    offsets = corners - corners[0]
+    # Three corners can't cross; a polygon of any size may lie on one line.
+    farthest = offsets[np.abs(offsets).sum(axis=1).argmax()]
+    if not (offsets[:, 0] * farthest[1] != offsets[:, 1] * farthest[0]).any():
         raise RegionError(f"{who} has no area")
-    if len(corners) == 3:  # three corners can't cross; they may only lie on one line
-        (x1, y1), (x2, y2), (x3, y3) = corners
-        if (x2 - x1) * (y3 - y1) == (x3 - x1) * (y2 - y1):
-            raise RegionError(f"{who} has no area")
+    if len(corners) == 3:
         return
     import shapely
 
