@@ -13,7 +13,17 @@ from vip_llava.regions.colors import normalize_color
 
 
 def test_palette_has_the_nine_trained_names_in_order() -> None:
-    assert list(PALETTE) == "red lime blue yellow fuchsia aqua orange purple gold".split()
+    assert list(PALETTE) == [
+        "red",
+        "lime",
+        "blue",
+        "yellow",
+        "fuchsia",
+        "aqua",
+        "orange",
+        "purple",
+        "gold",
+    ]
     assert PALETTE["red"] == (255, 0, 0)
     assert len(set(PALETTE.values())) == 9
 
@@ -39,8 +49,8 @@ def test_numpy_numbers_and_lists_are_fine() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["green", "Red", "", "#12345", "#1234567", "#12345g", "#123456\n", (1, 2), (1, 2, 3, 4), (1, 2, 256)]
-    + [(-1, 0, 0), (1.0, 2, 3), (True, 2, 3), ("1", 2, 3), 7, b"red", {"r": 1}, (float("nan"), 0, 0)],
+    ["green", "Red", "", "#12345", "#1234567", "#12345g", "#123456\n", (1, 2), (1, 2, 3, 4), (1, 2, 256),
+     (-1, 0, 0), (1.0, 2, 3), (True, 2, 3), ("1", 2, 3), 7, b"red", {"r": 1}, (float("nan"), 0, 0)],
 )  # fmt: skip
 def test_everything_else_is_an_error_that_names_the_region(bad: object) -> None:
     with pytest.raises(RegionError, match=r"region 'x' \(box\): unknown colour .*red, lime"):

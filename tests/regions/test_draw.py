@@ -276,7 +276,7 @@ def test_nothing_visible_is_an_error_not_silence() -> None:
         Triangle([(-400, -400), (500, -400), (50, 900)], id="e"),
         Scribble([(-5, 20), (-5, -5), (20, -5)], id="e", width=1),
     ):
-        with pytest.raises(RegionError, match="region 'e' .* nothing would be seen"):
+        with pytest.raises(RegionError, match=r"region 'e' .* nothing would be seen"):
             draw(picture, [region])
 
 
