@@ -214,7 +214,7 @@ def test_blocks_equal_the_whole(noise: Noise) -> None:
     ):
         done = resolve([region.changed(alpha=99, color="blue")], picture.size).regions[0]
         mask, left, top = drawing._masked(done, picture.size, 99)
-        assert mask.width * mask.height > 6 * drawing._BLOCK**2
+        assert mask.width * mask.height > drawing._FEW
         slow = picture.copy()
         slow.paste((0, 0, 255), (left, top, left + mask.width, top + mask.height), mask)
         assert draw_resolved(picture, [done]).tobytes() == slow.tobytes()

@@ -41,6 +41,7 @@ Masked = tuple[
 ]  # opacity mask ("L" or "1"), and its left and top on the picture
 
 _BLOCK = 64
+_FEW = 16 * _BLOCK * _BLOCK  # pixels of a mask that is laid in one go
 _BEND = math.cos(math.radians(25))  # sharper bends of a scribble get a round joint
 _HUGE = 20_000  # pixels; larger ellipses do not go through Pillow
 _HEAD_ANGLE = math.radians(60)  # between an arrow's shaft and each side of its head
@@ -136,7 +137,8 @@ def _lay(
             return False
         mask, left, top = mask.crop(within), left + within[0], top + within[1]
     width, height = mask.size
-    if width * height <= 6 * _BLOCK * _BLOCK:
+    # Mode "1" is laid so fast that only very large masks are worth the search for empty blocks.
+    if width * height <= (_FEW if mask.mode == "L" else 4 * _FEW):
         if mask.getbbox() is None:
             return False
         canvas.paste(color, (left, top, left + width, top + height), mask)
