@@ -34,7 +34,16 @@ NAN, INF = math.nan, math.inf
 
 
 def test_the_eight_shapes() -> None:
-    assert list(SHAPES) == ["box", "ellipse", "triangle", "point", "scribble", "arrow", "contour", "mask"]
+    assert list(SHAPES) == [
+        "box",
+        "ellipse",
+        "triangle",
+        "point",
+        "scribble",
+        "arrow",
+        "contour",
+        "mask",
+    ]
     assert all(kind.shape == name for name, kind in SHAPES.items())
 
 
