@@ -25,7 +25,7 @@ class AugmentSettings:
     zoom_out: float = 1.2
     zoom_out_share: float = 0.2
     aspect: float = 0.12
-    scale: tuple[float, float] = (0.8, 1.1)
+    scale: tuple[float, float] = (0.4, 1.1)
     light: tuple[float, float] = (0.7, 1.3)
     saturation: tuple[float, float] = (0.5, 1.4)
     longest: int = 448
@@ -129,9 +129,7 @@ def _move(
     return Thing(thing.label, (x1, y1, x2, y2), polygons)
 
 
-def _relight(
-    view: Image.Image, rng: np.random.Generator, settings: AugmentSettings
-) -> Image.Image:
+def _relight(view: Image.Image, rng: np.random.Generator, settings: AugmentSettings) -> Image.Image:
     """Brightness and contrast through one table, then saturation by blending with grey."""
     brightness, contrast = rng.uniform(*settings.light, 2)
     ramp = (np.arange(256) * brightness - 127.5) * contrast + 127.5

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vip_llava.data.photos import Rectangle, Thing
-from vip_llava.regions import PALETTE, Contour, Mask, Region, resolve
+from vip_llava.regions import PALETTE, Contour, Mask, Point, Region, resolve
 from vip_llava.regions.sampling import sample_region
 
 SHAPES = ("box", "ellipse", "triangle", "point", "scribble", "contour", "mask", "arrow")
@@ -50,7 +50,8 @@ def mark(
 
 def _restyled(region: Region, rng: np.random.Generator) -> Region:
     if rng.random() < _DEFAULT_STYLE_SHARE:
-        return region.changed(alpha=None, width=None)
+        looks: dict[str, None] = {"alpha": None, "width": None}
+        return region.changed(**looks, **({"radius": None} if isinstance(region, Point) else {}))
     if isinstance(region, Mask | Contour) and (region.alpha or 0) > _MASK_ALPHA:
         return region.changed(alpha=_MASK_ALPHA)
     return region

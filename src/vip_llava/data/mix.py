@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vip_llava.errors import RegionError
 from vip_llava.data.augment import AugmentSettings, augment
 from vip_llava.data.marking import mark
 from vip_llava.data.mosaic import mosaic
 from vip_llava.data.photos import Photo, Thing
 from vip_llava.data.scene import Exchange, Scene, Task, overlap
 from vip_llava.data.tasks import choosing, marks, naming, relations, whole
+from vip_llava.errors import RegionError
 from vip_llava.model.focal import FocalSettings, focal_square, focal_view
 from vip_llava.model.processor import Conversation, Processor
 from vip_llava.model.templates import Message
@@ -70,7 +70,9 @@ class RegionMix:
         self.photos, self.singles = list(photos), list(singles)
         self.processor, self.focal = processor, focal
         self.settings, self.seed = settings or MixSettings(), seed
-        self.places = [(p, t) for p, photo in enumerate(self.photos) for t in range(len(photo.things))]
+        self.places = [
+            (p, t) for p, photo in enumerate(self.photos) for t in range(len(photo.things))
+        ]
         labels = [self.photos[p].things[t].label for p, t in self.places]
         self.words = tuple(word for word, _ in Counter(labels).most_common(120))
         self.chance = _chances(labels, self.settings.label_power)
@@ -113,7 +115,13 @@ class RegionMix:
             labels[i, : len(row_labels)] = row_labels
             views[i] = [np.asarray(v) for v in row_views]
             classes[i] = row_class
-        return {"kind": kind, "views": views, "input_ids": ids, "labels": labels, "classes": classes}
+        return {
+            "kind": kind,
+            "views": views,
+            "input_ids": ids,
+            "labels": labels,
+            "classes": classes,
+        }
 
     def _row(
         self, kind: str, rng: np.random.Generator
@@ -143,7 +151,9 @@ class RegionMix:
             return views, ids, labels, self.class_of[scene.marked[0].label] if single else IGNORED
         raise RuntimeError(f"no scene of kind {kind!r} could be made in 200 tries")
 
-    def _focal_view(self, picture: Image.Image, region: Any, rng: np.random.Generator) -> Image.Image:
+    def _focal_view(
+        self, picture: Image.Image, region: Any, rng: np.random.Generator
+    ) -> Image.Image:
         settings = replace(
             self.focal,
             scale=float(rng.uniform(*self.settings.focal_scale)),
@@ -160,8 +170,13 @@ class RegionMix:
         if chance < self.settings.mosaic_share:
             picture, things = mosaic(partial(self._tile, rng), rng)
             chosen = rng.permutation(len(things))[: MARKED[kind]].tolist()
-            return self._marked(picture, things, chosen, rng) if len(chosen) == MARKED[kind] else None
-        if chance < self.settings.mosaic_share + self.settings.single_share and kind in ("one", "whole"):
+            return (
+                self._marked(picture, things, chosen, rng) if len(chosen) == MARKED[kind] else None
+            )
+        if chance < self.settings.mosaic_share + self.settings.single_share and kind in (
+            "one",
+            "whole",
+        ):
             photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
             picture, moved = augment(photo.open(), photo.things, (0,), rng, self.settings.augment)
             things = [t for t in moved if t]
@@ -216,7 +231,11 @@ class RegionMix:
             sides = [relations.side] * 5
             return [*sides, relations.size, relations.same_kind, *[naming.name_one_of_many] * 3]
         if kind == "four":
-            return [*[choosing.choose_region] * 5, marks.count_marks, *[naming.name_one_of_many] * 3]
+            return [
+                *[choosing.choose_region] * 5,
+                marks.count_marks,
+                *[naming.name_one_of_many] * 3,
+            ]
         others = {"others": self.words}
         rare: list[Task] = [
             partial(naming.is_it, **others),

@@ -44,9 +44,7 @@ Task = Callable[[Scene, np.random.Generator], Exchange | None]
 """Makes an exchange about a scene, or None where the scene has nothing to ask."""
 
 
-def overlap(
-    a: tuple[float, float, float, float], b: tuple[float, float, float, float]
-) -> float:
+def overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
     """Intersection over union of two boxes (x1, y1, x2, y2)."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

@@ -7,13 +7,88 @@ must have learned one of them. The chosen word is COCO's where COCO has one.
 from __future__ import annotations
 
 COCO80 = tuple(
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
-    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,"
-    "handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,"
-    "surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,"
-    "broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,"
-    "computer mouse,remote control,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,"
-    "vase,scissors,teddy bear,hair drier,toothbrush".split(",")
+    [
+        "person",
+        "bicycle",
+        "car",
+        "motorcycle",
+        "airplane",
+        "bus",
+        "train",
+        "truck",
+        "boat",
+        "traffic light",
+        "fire hydrant",
+        "stop sign",
+        "parking meter",
+        "bench",
+        "bird",
+        "cat",
+        "dog",
+        "horse",
+        "sheep",
+        "cow",
+        "elephant",
+        "bear",
+        "zebra",
+        "giraffe",
+        "backpack",
+        "umbrella",
+        "handbag",
+        "tie",
+        "suitcase",
+        "frisbee",
+        "skis",
+        "snowboard",
+        "sports ball",
+        "kite",
+        "baseball bat",
+        "baseball glove",
+        "skateboard",
+        "surfboard",
+        "tennis racket",
+        "bottle",
+        "wine glass",
+        "cup",
+        "fork",
+        "knife",
+        "spoon",
+        "bowl",
+        "banana",
+        "apple",
+        "sandwich",
+        "orange",
+        "broccoli",
+        "carrot",
+        "hot dog",
+        "pizza",
+        "donut",
+        "cake",
+        "chair",
+        "couch",
+        "potted plant",
+        "bed",
+        "dining table",
+        "toilet",
+        "tv",
+        "laptop",
+        "computer mouse",
+        "remote control",
+        "keyboard",
+        "cell phone",
+        "microwave",
+        "oven",
+        "toaster",
+        "sink",
+        "refrigerator",
+        "book",
+        "clock",
+        "vase",
+        "scissors",
+        "teddy bear",
+        "hair drier",
+        "toothbrush",
+    ]
 )
 
 _SYNONYMS = {
@@ -91,11 +166,67 @@ _FINE_CLASSES = (
 )
 
 _NO_ARTICLE = frozenset(
-    "broccoli,skis,scissors,hair,pants,jeans,shorts,shoes,sandals,boots,sunglasses,glasses,stockings,"
-    "leggings,socks,tights,sneakers,loafers,gloves,high heels,flat shoes,pump shoes,wedge shoes,rice,"
-    "flour,sugar,pasta,coffee,tea,milk,honey,jam,oil,vinegar,juice,soda,candy,chocolate,cereal,nuts,"
-    "beans,spices,cake mix,canned corn,canned fish,tomato sauce,bread,cheese,bacon,salt,ketchup,"
-    "mayonnaise,spaghetti,binoculars,headphones,stairs,water,grass,sky".split(",")
+    [
+        "broccoli",
+        "skis",
+        "scissors",
+        "hair",
+        "pants",
+        "jeans",
+        "shorts",
+        "shoes",
+        "sandals",
+        "boots",
+        "sunglasses",
+        "glasses",
+        "stockings",
+        "leggings",
+        "socks",
+        "tights",
+        "sneakers",
+        "loafers",
+        "gloves",
+        "high heels",
+        "flat shoes",
+        "pump shoes",
+        "wedge shoes",
+        "rice",
+        "flour",
+        "sugar",
+        "pasta",
+        "coffee",
+        "tea",
+        "milk",
+        "honey",
+        "jam",
+        "oil",
+        "vinegar",
+        "juice",
+        "soda",
+        "candy",
+        "chocolate",
+        "cereal",
+        "nuts",
+        "beans",
+        "spices",
+        "cake mix",
+        "canned corn",
+        "canned fish",
+        "tomato sauce",
+        "bread",
+        "cheese",
+        "bacon",
+        "salt",
+        "ketchup",
+        "mayonnaise",
+        "spaghetti",
+        "binoculars",
+        "headphones",
+        "stairs",
+        "water",
+        "grass",
+        "sky",
+    ]
 )
 _IRREGULAR = {"person": "people", "knife": "knives", "sheep": "sheep", "skis": "skis"}
 
@@ -116,7 +247,7 @@ def plain_noun(wnid: str, label: str) -> str:
 
 def with_article(label: str) -> str:
     """Give "a dog", "an apple", "skis"."""
-    if label in _NO_ARTICLE or label.endswith("s") and not label.endswith(("ss", "us", "is")):
+    if label in _NO_ARTICLE or (label.endswith("s") and not label.endswith(("ss", "us", "is"))):
         return label
     return f"{'an' if label[:1] in 'aeiou' else 'a'} {label}"
 

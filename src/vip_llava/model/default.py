@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedTokenizerFast
-from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
 from transformers.initialization import no_init_weights
 
 from vip_llava.errors import CheckpointError
@@ -46,7 +51,9 @@ def new_default(language_model: Path) -> VipLlavaForConditionalGeneration:
     """
     vision = EfficientNetLiteConfig()
     text = LlamaConfig.from_pretrained(language_model)
-    text.dtype = torch.float32  # the stored weights are bfloat16; a CPU is faster and exacter in float32
+    text.dtype = (
+        torch.float32
+    )  # the stored weights are bfloat16; a CPU is faster and exacter in float32
     # transformers 5.17 says "layers", later ones "layer" (and still answer to the older name).
     plural = "vision_feature_layers" in inspect.signature(VipLlavaConfig).parameters
     layer = {"vision_feature_layers" if plural else "vision_feature_layer": 0}
@@ -109,30 +116,51 @@ def load_default(
     return model, default_processor(language_model)
 
 
-def apply_trained(model: VipLlavaForConditionalGeneration, folder: Path) -> None:
-    """Put trained tower, projector and low-rank changes (folder of `save_trained`) into the model."""
+@dataclass(frozen=True)
+class TrainedParts:
+    """What training changed, in float32, by piece and by the names inside the piece."""
+
+    tower: dict[str, Tensor]
+    projector: dict[str, Tensor]
+    lora: dict[str, Tensor]
+    lora_scale: float
+
+
+def read_trained(folder: Path) -> TrainedParts:
+    """The parts in a folder of `save_trained`. Raises CheckpointError where it is not whole."""
     listing = folder / "parts.json"
     if not listing.is_file():
         raise CheckpointError(f"{folder} holds no trained parts: parts.json is missing")
     facts = json.loads(listing.read_text(encoding="utf-8"))
-    state: dict[str, Tensor] = {}
-    for name in facts["files"]:
-        state |= load_file(folder / name)
     pieces: dict[str, dict[str, Tensor]] = {"tower": {}, "projector": {}, "lora": {}}
-    for key, value in state.items():
-        piece, _, rest = key.partition(".")
-        pieces[piece][rest] = value.float()
+    for name in facts["files"]:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} lacks {name}, which parts.json lists")
+        for key, value in load_file(folder / name).items():
+            piece, _, rest = key.partition(".")
+            pieces[piece][rest] = value.float()
+    return TrainedParts(**pieces, lora_scale=float(facts["lora_scale"]))
+
+
+def apply_trained(model: VipLlavaForConditionalGeneration, folder: Path) -> None:
+    """Put trained tower, projector and low-rank changes (folder of `save_trained`) into the model."""
+    parts = read_trained(folder)
+    load_vision(model, parts, folder)
+    _merge(model.model.language_model, parts.lora, parts.lora_scale, folder)
+
+
+def load_vision(model: VipLlavaForConditionalGeneration, parts: TrainedParts, folder: Path) -> None:
+    """Put trained tower and projector into the model; CheckpointError where names differ."""
     for piece, module in (
         ("tower", model.model.vision_tower),
         ("projector", model.model.multi_modal_projector),
     ):
-        found = module.load_state_dict(pieces[piece], strict=False)
+        found = module.load_state_dict(getattr(parts, piece), strict=False)
         missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
         if missing or found.unexpected_keys:
             raise CheckpointError(
                 f"{folder}: the {piece} lacks {missing} and has unexpected {found.unexpected_keys}"
             )
-    _merge(model.model.language_model, pieces["lora"], float(facts["lora_scale"]), folder)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ class FocalSettings:
     """
 
     scale: float = 1.6
-    point_share: float = 0.4
+    point_share: float = 0.25
     minimum: float = 56.0
 
 

@@ -25,15 +25,27 @@ from vip_llava.training.settings import RunSettings, read_recipe
 
 
 def build(
-    settings: RunSettings, data: Path, tower: Path, device: str, *, compiled: bool, most: int | None
+    settings: RunSettings,
+    data: Path,
+    tower: Path,
+    device: str,
+    *,
+    compiled: bool,
+    most: int | None,
+    start: Path | None = None,
 ) -> RegionTrainer:
     """The trainer with its data; `tower` is a safetensors file of the published tower."""
     torch.manual_seed(settings.seed)
     language_model = ensure_language_model()
     model: Any = new_default(language_model)
     published = from_published(load_file(tower))
-    model.model.vision_tower.load_state_dict({k: v.float() for k, v in published.items()}, strict=False)
-    for part in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+    model.model.vision_tower.load_state_dict(
+        {k: v.float() for k, v in published.items()}, strict=False
+    )
+    for part in (
+        model.model.multi_modal_projector.linear_1,
+        model.model.multi_modal_projector.linear_2,
+    ):
         part.reset_parameters()
     model.model.multi_modal_projector.projector_layernorm.reset_parameters()
     photos = [p for p in read_regions(data) if not is_validation(p.id)][:most]
@@ -51,20 +63,27 @@ def build(
         photos, singles, default_processor(language_model), FOCAL, scaled, settings.seed
     )
     mix.decode_all()
-    return RegionTrainer(model, mix, settings, device, compiled=compiled)
+    return RegionTrainer(model, mix, settings, device, compiled=compiled, start=start)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("recipe", type=Path, help="YAML file, see recipes/")
-    parser.add_argument("--data", type=Path, required=True, help="folder with regions.jsonl and packs")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with regions.jsonl and packs"
+    )
     parser.add_argument("--tower", type=Path, required=True, help="published tower, safetensors")
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained parts")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so many seconds")
+    parser.add_argument("--start", type=Path, help="go on from these trained parts")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop after so many seconds"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--most", type=int, help="use only so many photos of each kind")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override the recipe")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="override the recipe"
+    )
     given = parser.parse_args()
     changes = dict(pair.split("=", 1) for pair in given.set)
     settings = read_recipe(given.recipe, changes)
@@ -77,6 +96,7 @@ def main() -> None:
         given.device,
         compiled=given.device.startswith("cuda"),
         most=given.most,
+        start=given.start,
     )
     trainer.run(given.out, seconds=given.seconds)
 

@@ -21,7 +21,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from vip_llava.data.mix import IGNORED, VIEWS, RegionMix
-from vip_llava.model.default import LORA_TARGETS, save_trained, trained_state
+from vip_llava.errors import CheckpointError
+from vip_llava.model.default import (
+    LORA_TARGETS,
+    load_vision,
+    read_trained,
+    save_trained,
+    trained_state,
+)
 from vip_llava.training.settings import RunSettings
 
 
@@ -43,7 +50,14 @@ class RegionTrainer:
     """Holds the model in training form, its optimizer and its averaged weights."""
 
     def __init__(
-        self, model: Any, mix: RegionMix, settings: RunSettings, device: str, *, compiled: bool
+        self,
+        model: Any,
+        mix: RegionMix,
+        settings: RunSettings,
+        device: str,
+        *,
+        compiled: bool,
+        start: Path | None = None,
     ) -> None:
         self.model, self.mix, self.settings, self.device = model, mix, settings, device
         body = model.model.language_model
@@ -52,6 +66,7 @@ class RegionTrainer:
             config = LoraConfig(
                 r=settings.lora_rank,
                 lora_alpha=settings.lora_alpha,
+                lora_dropout=settings.lora_dropout,
                 target_modules=list(LORA_TARGETS),
             )
             inject_adapter_in_model(config, body)
@@ -63,6 +78,8 @@ class RegionTrainer:
         model.to(device).train()
         self.classifier.to(device)
         model.model.vision_tower.to(memory_format=torch.channels_last)
+        if start is not None:
+            self._start_from(start)
         self.groups = self._groups()
         self.optimizer = torch.optim.AdamW(
             self.groups, betas=(0.9, 0.98), fused=device.startswith("cuda")
@@ -77,6 +94,19 @@ class RegionTrainer:
                 layer.compile(dynamic=False)
         self.mean = torch.tensor(mix.processor.geometry.mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(mix.processor.geometry.std, device=device).view(1, 3, 1, 1)
+
+    def _start_from(self, folder: Path) -> None:
+        """Go on from trained parts, with a fresh optimizer. Raises CheckpointError."""
+        parts = read_trained(folder)
+        load_vision(self.model, parts, folder)
+        letters = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
+        lora = {f"{k[:-1]}{letters[k[-1]]}": v for k, v in parts.lora.items()}
+        found = self.model.model.language_model.load_state_dict(lora, strict=False)
+        missing = [k for k in found.missing_keys if ".lora_" in k]
+        if missing or found.unexpected_keys:
+            raise CheckpointError(
+                f"{folder}: LoRA lacks {missing[:3]}, unexpected {found.unexpected_keys[:3]}"
+            )
 
     def _groups(self) -> list[dict[str, Any]]:
         s, inner = self.settings, self.model.model
@@ -111,23 +141,39 @@ class RegionTrainer:
         features = inner.multi_modal_projector(tower.hidden_states[0][: rows * count, 1:])
         embeds = inner.get_input_embeddings()(ids).to(features.dtype)
         places = (ids == self.model.config.image_token_index).unsqueeze(-1)
-        embeds = embeds.masked_scatter(places, features)
+        embeds = embeds.masked_scatter(places, self._dropped(features, count))
         hidden = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         answer = self._answer_loss(hidden, batch["labels"])
         if count < 2:
             return answer, answer.new_zeros(())
         focal = features.view(rows, count, *features.shape[1:])[:, 1, -1]
         classes = F.cross_entropy(
-            self.classifier(focal).float(), batch["classes"], ignore_index=IGNORED, reduction="sum"
+            self.classifier(focal).float(),
+            batch["classes"],
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.settings.smoothing,
         )
         return answer, classes / (batch["classes"] != IGNORED).sum().clamp(min=1)
+
+    def _dropped(self, features: Tensor, views: int) -> Tensor:
+        """Features [N, K, C] with some tokens, and some whole views beside a focal one, set to 0."""
+        s = self.settings
+        keep = torch.rand(features.shape[:2], device=features.device) >= s.drop_token
+        if views > 1:
+            keep.view(-1, views, features.shape[1])[:, 0] &= (
+                torch.rand(len(features) // views, 1, device=features.device) >= s.drop_view
+            )
+        return features * keep.unsqueeze(-1)
 
     def _answer_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean over supervised tokens; a row's weight grows with the root of its answer's length."""
         targets = labels[:, 1:]
         chosen = targets != IGNORED
         logits = self.model.lm_head(hidden[:, :-1][chosen]).float()
-        loss = F.cross_entropy(logits, targets[chosen], reduction="none")
+        loss = F.cross_entropy(
+            logits, targets[chosen], reduction="none", label_smoothing=self.settings.smoothing
+        )
         weight = chosen.sum(1, keepdim=True).clamp(min=1).float().rsqrt().expand_as(chosen)[chosen]
         return (loss * weight).sum() / weight.sum()
 

@@ -28,6 +28,10 @@ class RunSettings(BaseModel):
     clip: float = Field(1.0, description="largest norm of the gradient")
     average: float = Field(0.998, description="decay of the average of the weights; 0 keeps none")
     auxiliary: float = Field(0.3, description="weight of the class loss on the focal summary token")
+    smoothing: float = Field(0.0, description="label smoothing of both losses", ge=0, lt=1)
+    lora_dropout: float = Field(0.0, description="dropout before the language model's change")
+    drop_view: float = Field(0.0, description="share of whole views blanked beside a focal one")
+    drop_token: float = Field(0.0, description="share of picture tokens blanked")
     mosaic_share: float = 0.18
     single_share: float = 0.10
     rows_scale: float = Field(1.0, description="batch sizes relative to the mix's own")

@@ -22,7 +22,7 @@ from vip_llava.data.photos import Photo, Thing
 from vip_llava.data.scene import Scene, overlap
 from vip_llava.data.tasks import choosing, relations
 from vip_llava.data.words import COCO80, canonical
-from vip_llava.regions import PALETTE, Region, draw, resolve
+from vip_llava.regions import PALETTE, Point, Region, draw, resolve
 from vip_llava.regions.phrases import expand
 from vip_llava.regions.sampling import sample_region
 
@@ -72,7 +72,8 @@ def red_mark(thing: Thing, size: tuple[int, int], shape: str, name: str) -> Regi
         region = sample_region(
             thing.box, thing.polygons, size=size, rng=dice, shape=shape, color="red"
         )
-    return region.changed(alpha=None, width=None, id="1")
+    looks: dict[str, None] = {"radius": None} if isinstance(region, Point) else {}
+    return region.changed(alpha=None, width=None, id="1", **looks)
 
 
 def several_items(photos: Iterable[Photo], variant: str, *, most: int | None = None) -> list[Item]:
