@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,14 +24,16 @@ from vip_llava.data.mosaic import mosaic
 from vip_llava.data.photos import Photo, Thing
 from vip_llava.data.scene import Exchange, Scene, Task, overlap
 from vip_llava.data.tasks import choosing, marks, naming, relations, whole
-from vip_llava.errors import RegionError
+from vip_llava.errors import DataError, RegionError
 from vip_llava.model.focal import FocalSettings, focal_square, focal_view
 from vip_llava.model.processor import Conversation, Processor
 from vip_llava.model.templates import Message
-from vip_llava.regions import draw
+from vip_llava.regions import Region, draw
 from vip_llava.regions.phrases import expand
 
 IGNORED = -100
+Row = tuple[list[Image.Image], list[int], list[int], int]
+"""Views, ids, labels and the class of the one marked thing (or IGNORED)."""
 VIEWS = {"whole": 1, "one": 2, "two": 3, "four": 5}
 MARKED = {"whole": 1, "one": 1, "two": 2, "four": 4}
 
@@ -67,12 +70,18 @@ class RegionMix:
         settings: MixSettings | None = None,
         seed: int = 0,
     ) -> None:
+        """`photos` may hold several things each, `singles` one; `focal` is how marks are looked at.
+
+        Raises DataError where no photo has a labelled thing.
+        """
         self.photos, self.singles = list(photos), list(singles)
         self.processor, self.focal = processor, focal
         self.settings, self.seed = settings or MixSettings(), seed
         self.places = [
             (p, t) for p, photo in enumerate(self.photos) for t in range(len(photo.things))
         ]
+        if not self.places:
+            raise DataError("no photo with labelled things to train on")
         labels = [self.photos[p].things[t].label for p, t in self.places]
         self.words = tuple(word for word, _ in Counter(labels).most_common(120))
         self.chance = _chances(labels, self.settings.label_power)
@@ -84,8 +93,6 @@ class RegionMix:
 
     def decode_all(self) -> None:
         """Decode every photo once, before workers are forked, so that they share the pixels."""
-        from concurrent.futures import ThreadPoolExecutor
-
         with ThreadPoolExecutor(16) as pool:
             self.decoded = dict(enumerate(pool.map(Photo.open, self.photos)))
 
@@ -105,7 +112,7 @@ class RegionMix:
         rng = np.random.default_rng((self.seed, number, 1))
         rows = [self._row(kind, rng) for _ in range(self.settings.rows[kind])]
         side = self.processor.geometry.size
-        length = self.settings.text_tokens[kind] + VIEWS[kind] * self.processor.tokens_per_view
+        length = self._length(kind)
         ids = np.full((len(rows), length), self.processor.pad_id, np.int64)
         labels = np.full((len(rows), length), IGNORED, np.int64)
         views = np.empty((len(rows), VIEWS[kind], side, side, 3), np.uint8)
@@ -123,36 +130,44 @@ class RegionMix:
             "classes": classes,
         }
 
-    def _row(
-        self, kind: str, rng: np.random.Generator
-    ) -> tuple[list[Image.Image], list[int], list[int], int]:
-        length = self.settings.text_tokens[kind] + VIEWS[kind] * self.processor.tokens_per_view
+    def _row(self, kind: str, rng: np.random.Generator) -> Row:
         # A scene may have nothing to ask, or too much to say: draw another; bounded, so that a
         # mistake in a task shows as an error instead of a hang.
         for _ in range(200):
-            found = self._scene(kind, rng)
-            exchange = found and self._exchange(kind, found, rng)
-            if not found or not exchange:
+            scene = self._scene(kind, rng)
+            exchange = self._exchange(kind, scene, rng) if scene is not None else None
+            if scene is None or exchange is None:
                 continue
-            scene, drawn = found, bool(found.regions)
-            try:
-                picture = draw(scene.picture, scene.regions) if drawn else scene.picture
-            except RegionError:  # a random mark that would not be seen: its line is off the picture
-                continue
-            question, answer = (expand(text, scene.regions) for text in exchange)
-            messages = (Message("user", question), Message("assistant", answer))
-            shown = () if kind == "whole" else scene.regions
-            ids, labels = self.processor.encode_training(Conversation(messages, picture, shown))
-            if len(ids) > length:
-                continue
-            views = [self.processor.geometry.fit(picture)]
-            views += [self._focal_view(picture, region, rng) for region in shown]
-            single = len(scene.marked) == 1 and kind == "one"
-            return views, ids, labels, self.class_of[scene.marked[0].label] if single else IGNORED
+            row = self._encoded(kind, scene, exchange, rng)
+            if row is not None:
+                return row
         raise RuntimeError(f"no scene of kind {kind!r} could be made in 200 tries")
 
+    def _encoded(
+        self, kind: str, scene: Scene, exchange: Exchange, rng: np.random.Generator
+    ) -> Row | None:
+        """The row of a scene and what is said about it; None where it can't be drawn or is too long."""
+        try:
+            picture = draw(scene.picture, scene.regions) if scene.regions else scene.picture
+        except RegionError:  # a random mark that would not be seen: its line is off the picture
+            return None
+        question, answer = (expand(text, scene.regions) for text in exchange)
+        messages = (Message("user", question), Message("assistant", answer))
+        shown = () if kind == "whole" else scene.regions
+        ids, labels = self.processor.encode_training(Conversation(messages, picture, shown))
+        if len(ids) > self._length(kind):
+            return None
+        views = [self.processor.geometry.fit(picture)]
+        views += [self._focal_view(picture, region, rng) for region in shown]
+        single = len(scene.marked) == 1 and kind == "one"
+        return views, ids, labels, self.class_of[scene.marked[0].label] if single else IGNORED
+
+    def _length(self, kind: str) -> int:
+        """Tokens of a row of this kind, its views included."""
+        return self.settings.text_tokens[kind] + VIEWS[kind] * self.processor.tokens_per_view
+
     def _focal_view(
-        self, picture: Image.Image, region: Any, rng: np.random.Generator
+        self, picture: Image.Image, region: Region, rng: np.random.Generator
     ) -> Image.Image:
         settings = replace(
             self.focal,
@@ -166,31 +181,38 @@ class RegionMix:
         return focal_view(picture, (x, y, side), geometry.size, geometry.fill)
 
     def _scene(self, kind: str, rng: np.random.Generator) -> Scene | None:
+        """A scene of a kind, from one of its sources by lot; None where the draw came to nothing."""
         chance = rng.random()
         if chance < self.settings.mosaic_share:
             picture, things = mosaic(partial(self._tile, rng), rng)
             chosen = rng.permutation(len(things))[: MARKED[kind]].tolist()
-            return (
-                self._marked(picture, things, chosen, rng) if len(chosen) == MARKED[kind] else None
-            )
-        if chance < self.settings.mosaic_share + self.settings.single_share and kind in (
-            "one",
-            "whole",
-        ):
-            photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
-            picture, moved = augment(photo.open(), photo.things, (0,), rng, self.settings.augment)
-            things = [t for t in moved if t]
-            if kind == "whole" and rng.random() < 0.5:
-                return Scene(picture, tuple(things), (), ())
-            return self._marked(picture, things, [0], rng) if things else None
-        if kind == "whole" and rng.random() < 0.55:
-            number = self.captioned[int(rng.integers(len(self.captioned)))]
-            photo = self.photos[number]
-            gentle = replace(self.settings.augment, smallest_window=0.9, zoom_out_share=0.0)
-            picture, moved = augment(self._open(number), photo.things, (), rng, gentle)
-            complete = photo.exhaustive_for if all(moved) else frozenset()
-            return Scene(picture, tuple(t for t in moved if t), (), (), photo.captions, complete)
+            if len(chosen) < MARKED[kind]:
+                return None
+            return self._marked(picture, things, chosen, rng)
+        single = self.settings.mosaic_share + self.settings.single_share
+        if self.singles and chance < single and kind in ("one", "whole"):
+            return self._single_scene(kind, rng)
+        if kind == "whole" and self.captioned and rng.random() < 0.55:
+            return self._captioned_scene(rng)
         return self._photo_scene(MARKED[kind], rng)
+
+    def _single_scene(self, kind: str, rng: np.random.Generator) -> Scene | None:
+        """A photo of one thing: marked, or shown without a mark in half of the "whole" rows."""
+        photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
+        picture, moved = augment(photo.open(), photo.things, (0,), rng, self.settings.augment)
+        things = [t for t in moved if t]
+        if kind == "whole" and rng.random() < 0.5:
+            return Scene(picture, tuple(things), (), ())
+        return self._marked(picture, things, [0], rng) if things else None
+
+    def _captioned_scene(self, rng: np.random.Generator) -> Scene:
+        """A photo with captions and without marks, hardly cropped, so that its captions stay true."""
+        number = self.captioned[int(rng.integers(len(self.captioned)))]
+        photo = self.photos[number]
+        gentle = replace(self.settings.augment, smallest_window=0.9, zoom_out_share=0.0)
+        picture, moved = augment(self._open(number), photo.things, (), rng, gentle)
+        complete = photo.exhaustive_for if all(moved) else frozenset()
+        return Scene(picture, tuple(t for t in moved if t), (), (), photo.captions, complete)
 
     def _photo_scene(self, count: int, rng: np.random.Generator) -> Scene | None:
         number, first = self.places[int(self.chance.searchsorted(rng.random()))]
@@ -204,10 +226,11 @@ class RegionMix:
             return None
         settings = self.settings.augment
         picture, moved = augment(self._open(number), photo.things, chosen, rng, settings)
-        if any(moved[c] is None for c in chosen):
+        marked = [thing for thing in (moved[c] for c in chosen) if thing]
+        if len(marked) < len(chosen):
             return None
         kept = [t for t in moved if t]
-        return self._marked(picture, kept, [kept.index(moved[c]) for c in chosen], rng)
+        return self._marked(picture, kept, [kept.index(thing) for thing in marked], rng)
 
     def _marked(
         self, picture: Image.Image, things: list[Thing], chosen: list[int], rng: np.random.Generator
@@ -218,12 +241,10 @@ class RegionMix:
         return Scene(picture, tuple(things), marked, mark(marked, picture.size, rng))
 
     def _exchange(self, kind: str, scene: Scene, rng: np.random.Generator) -> Exchange | None:
+        tasks = self._tasks(kind)
         if not scene.regions:
-            tasks = [whole.caption] * 5 + [whole.presence, whole.how_many, whole.main_thing]
-            if not scene.captions:
-                tasks = [whole.main_thing]
-        else:
-            tasks = self._tasks(kind)
+            others: list[Task] = [whole.presence, whole.how_many, whole.main_thing]
+            tasks = [*[whole.caption] * 5, *others] if scene.captions else [whole.main_thing]
         return tasks[int(rng.integers(len(tasks)))](scene, rng)
 
     def _tasks(self, kind: str) -> list[Task]:
@@ -236,10 +257,9 @@ class RegionMix:
                 marks.count_marks,
                 *[naming.name_one_of_many] * 3,
             ]
-        others = {"others": self.words}
         rare: list[Task] = [
-            partial(naming.is_it, **others),
-            partial(choosing.choose_word, **others),
+            partial(naming.is_it, others=self.words),
+            partial(choosing.choose_word, others=self.words),
             marks.mark_color,
             marks.mark_shape,
         ]
@@ -247,7 +267,7 @@ class RegionMix:
 
     def _tile(self, rng: np.random.Generator) -> tuple[Image.Image, str]:
         """A mosaic's tile: a single photo, or a thing cut out of a photo with some surroundings."""
-        if rng.random() < 0.55 or not self.places:
+        if self.singles and rng.random() < 0.55:
             photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
             return photo.open(), photo.things[0].label
         number, index = self.places[int(self.chance.searchsorted(rng.random()))]

@@ -1,8 +1,9 @@
 """Photos with labelled things, as training and evaluation read them.
 
 Two sources: a folder in the `regions.jsonl` format (a JSON row a photo, with boxes, outlines and
-captions), and packs of single photos (`.npz` with all JPEG files end to end). Nothing is decoded
-here and nothing is random; a row that can't be used is an error that names it.
+captions), and packs of single photos (`.npz` with all JPEG files end to end, or a folder with
+`labels.jsonl`). Pixels are decoded only when a photo is opened, and nothing is random; a row that
+can't be used is an error that names file and line. It deliberately does not know marks or questions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+import math
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from vip_llava.data.words import COCO80, canonical, plain_noun
-from vip_llava.errors import DataError
+from vip_llava.errors import DataError, PictureError
+from vip_llava.pictures import open_picture
 
 Rectangle = tuple[float, float, float, float]
 VALIDATION_PERCENT = 8
@@ -47,10 +51,11 @@ class Photo:
     exhaustive_for: frozenset[str] = frozenset()
 
     def open(self) -> Image.Image:
-        """The decoded picture, RGB."""
-        image = Image.open(io.BytesIO(self.jpeg), formats=["JPEG", "PNG"])
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        """The decoded picture, RGB. Raises DataError that names the photo."""
+        try:
+            return open_picture(self.jpeg)
+        except PictureError as error:
+            raise DataError(f"photo {self.id} of {self.source}: {error}") from error
 
     @property
     def is_coco(self) -> bool:
@@ -66,22 +71,31 @@ def is_validation(photo_id: str) -> bool:
 
 def read_regions(folder: Path) -> Iterator[Photo]:
     """Photos of a folder with `regions.jsonl`. Raises DataError with line and reason."""
-    listing = folder / "regions.jsonl"
+    yield from _rows(folder, "regions.jsonl", _photo_of_row)
+
+
+def _rows(
+    folder: Path, name: str, build: Callable[[Path, dict[str, Any]], Photo]
+) -> Iterator[Photo]:
+    """A photo of each row of a JSON-lines file; DataError names file, line and reason."""
+    listing = folder / name
     if not listing.is_file():
-        raise DataError(f"{listing} does not exist: a folder with regions.jsonl is expected")
+        raise DataError(f"{listing} does not exist: a folder with {name} is expected")
     with listing.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield _photo_of_row(folder, json.loads(line))
-            except (KeyError, TypeError, ValueError, OSError) as error:
-                raise DataError(f"{listing}, line {number}: {error!r}") from error
+                yield build(folder, json.loads(line))
+            except KeyError as error:
+                raise DataError(f"{listing}, line {number}: {error} is missing") from error
+            except (AttributeError, TypeError, ValueError, OSError) as error:
+                raise DataError(f"{listing}, line {number}: {error}") from error
 
 
 def _photo_of_row(folder: Path, row: dict[str, Any]) -> Photo:
     things = tuple(
         Thing(
             canonical(o["label"]),
-            tuple(o["box"]),
+            _box(o["box"]),
             tuple(tuple(p) for p in o["polygons"]) if o["polygons"] else None,
         )
         for o in row["objects"]
@@ -92,19 +106,29 @@ def _photo_of_row(folder: Path, row: dict[str, Any]) -> Photo:
         id=row["id"],
         source=row["source"],
         jpeg=(folder / row["image"]).read_bytes(),
-        size=(row["width"], row["height"]),
+        size=(int(row["width"]), int(row["height"])),
         things=things,
         captions=tuple(row["captions"]),
         exhaustive_for=complete,
     )
 
 
+def _box(values: Any) -> Rectangle:
+    x1, y1, x2, y2 = (float(value) for value in values)
+    if not (math.isfinite(x1 + y1 + x2 + y2) and x1 < x2 and y1 < y2):
+        raise ValueError(f"the box {values} is not left, top, right, bottom")
+    return x1, y1, x2, y2
+
+
 def read_pack(path: Path) -> Iterator[Photo]:
     """Single photos of an `.npz` pack: one thing each, the main one. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path} does not exist: a pack of photos (.npz) is expected")
-    with np.load(path, allow_pickle=False) as pack:
-        arrays = {name: pack[name] for name in pack.files}
+    try:
+        with np.load(path, allow_pickle=False) as pack:
+            arrays = {name: pack[name] for name in pack.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is no readable pack of photos: {error}") from error
     missing = {"jpeg", "offset", "label", "box", "filename", "name"} - set(arrays)
     if missing:
         raise DataError(f"{path} lacks the arrays {sorted(missing)}")
@@ -114,10 +138,13 @@ def read_pack(path: Path) -> Iterator[Photo]:
         name = str(arrays["name"][label])
         word = plain_noun(str(wnid[label]), name) if wnid is not None else canonical(name)
         jpeg = files[offset[i] : offset[i + 1]]
-        with Image.open(io.BytesIO(jpeg), formats=["JPEG", "PNG"]) as image:
-            size = image.size
+        try:
+            with Image.open(io.BytesIO(jpeg), formats=["JPEG", "PNG"]) as image:
+                size = image.size
+        except OSError as error:
+            raise DataError(f"{path}, photo {i} ({arrays['filename'][i]}): {error}") from error
         x1, y1, x2, y2 = (float(v) for v in arrays["box"][i])
-        box = (max(x1, 0.0), max(y1, 0.0), min(x2, size[0]), min(y2, size[1]))
+        box = (max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1])))
         yield Photo(
             id=f"{path.stem}/{arrays['filename'][i]}",
             source=path.stem,
@@ -128,16 +155,21 @@ def read_pack(path: Path) -> Iterator[Photo]:
 
 
 def read_labelled_photos(folder: Path) -> Iterator[Photo]:
-    """Whole photos of a folder with `labels.jsonl` (`image` relative to the folder's parent)."""
-    listing = folder / "labels.jsonl"
-    if not listing.is_file():
-        raise DataError(f"{listing} does not exist: a folder with labels.jsonl is expected")
-    for row in map(json.loads, listing.read_text(encoding="utf-8").splitlines()):
-        size = (row["width"], row["height"])
-        yield Photo(
-            id=row["image"],
-            source=folder.name,
-            jpeg=(folder.parent / row["image"]).read_bytes(),
-            size=size,
-            things=(Thing(plain_noun(row["wnid"], row["label"]), (0.0, 0.0, *map(float, size))),),
-        )
+    """Whole photos of a folder with `labels.jsonl` (`image` relative to the folder's parent).
+
+    Raises DataError with line and reason.
+    """
+    yield from _rows(folder, "labels.jsonl", _photo_of_label)
+
+
+def _photo_of_label(folder: Path, row: dict[str, Any]) -> Photo:
+    width, height = int(row["width"]), int(row["height"])
+    return Photo(
+        id=row["image"],
+        source=folder.name,
+        jpeg=(folder.parent / row["image"]).read_bytes(),
+        size=(width, height),
+        things=(
+            Thing(plain_noun(row["wnid"], row["label"]), (0.0, 0.0, float(width), float(height))),
+        ),
+    )

@@ -13,11 +13,17 @@ _LETTERS = "ABCD"
 def choose_word(
     scene: Scene, rng: np.random.Generator, *, others: tuple[str, ...]
 ) -> Exchange | None:
-    """Which of four words names the marked thing? The answer is a letter."""
+    """Which of four words names the marked thing? The answer is a letter.
+
+    `others` are words to be wrong with; those of things at the same place are left out.
+    """
     if len(scene.marked) != 1:
         return None
     label = scene.marked[0].label
-    wrong = [w for w in dict.fromkeys(rng.permutation(others[:80]).tolist()) if w != label]
+    true = {label, *scene.shares(0)}
+    wrong = [w for w in dict.fromkeys(rng.permutation(others[:80]).tolist()) if w not in true]
+    if len(wrong) < 3:
+        return None
     options = [label, *wrong[:3]]
     order = rng.permutation(4)
     lines = "\n".join(f"{_LETTERS[i]}. {options[j]}" for i, j in enumerate(order))

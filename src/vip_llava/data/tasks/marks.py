@@ -13,7 +13,10 @@ _COUNTS = ("zero", "one", "two", "three", "four", "five", "six")
 
 def mark_color(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     """Which colour is the mark? Only where the colour has a name."""
-    color = color_name(scene.regions[0].color) if len(scene.regions) == 1 else None
+    if len(scene.regions) != 1:
+        return None
+    painted = scene.regions[0].color
+    color = color_name(painted) if painted is not None else None
     if color is None:
         return None
     return pick(rng, ("What color is the mark?", "What is the color of the drawn mark?")), color
