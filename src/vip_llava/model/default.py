@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -28,9 +28,16 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from vip_llava.errors import CheckpointError
-from vip_llava.model.efficientnet import PIXEL_MEAN, PIXEL_STD, EfficientNetLiteConfig
+from vip_llava.model.checkpoint_files import read_json, read_tensors
+from vip_llava.model.efficientnet import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    EfficientNetLiteConfig,
+    EfficientNetLiteTower,
+)
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.geometry import PictureGeometry
+from vip_llava.model.layouts import listed
 from vip_llava.model.processor import Processor
 from vip_llava.model.smollm import ensure_language_model
 from vip_llava.model.templates import get_template
@@ -40,6 +47,7 @@ IMAGE_TOKEN_ID = 16
 FOCAL = FocalSettings()
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _WEIGHTS = "default_weights"
+_LISTING = "parts.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,22 +57,10 @@ def new_default(language_model: Path) -> VipLlavaForConditionalGeneration:
 
     Float32 on the CPU; the language model's weights are those of the folder `language_model`.
     """
-    vision = EfficientNetLiteConfig()
     text = LlamaConfig.from_pretrained(language_model)
-    text.dtype = (
-        torch.float32
-    )  # the stored weights are bfloat16; a CPU is faster and exacter in float32
-    # transformers 5.17 says "layers", later ones "layer" (and still answer to the older name).
-    plural = "vision_feature_layers" in inspect.signature(VipLlavaConfig).parameters
-    layer = {"vision_feature_layers" if plural else "vision_feature_layer": 0}
-    config = VipLlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        **layer,
-        image_token_index=IMAGE_TOKEN_ID,
-        image_seq_length=vision.tokens_per_view,
-        tie_word_embeddings=True,
-    )
+    # The stored weights are bfloat16; a CPU is faster and exacter in float32.
+    text.dtype = torch.float32
+    config = default_config(EfficientNetLiteConfig(), text, IMAGE_TOKEN_ID)
     with no_init_weights():
         model = VipLlavaForConditionalGeneration(config)
     body: nn.Module = model.model.language_model
@@ -73,6 +69,23 @@ def new_default(language_model: Path) -> VipLlavaForConditionalGeneration:
     body.load_state_dict(words)
     model.tie_weights()
     return model
+
+
+def default_config(
+    vision: EfficientNetLiteConfig, text: LlamaConfig, image_token_id: int
+) -> VipLlavaConfig:
+    """The configuration of a VipLlava with an EfficientNet-Lite tower, of any size."""
+    # transformers 5.17 says "layers", later ones "layer" (and still answer to the older name).
+    plural = "vision_feature_layers" in inspect.signature(VipLlavaConfig).parameters
+    layer: dict[str, Any] = {"vision_feature_layers" if plural else "vision_feature_layer": 0}
+    return VipLlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token_id,
+        image_seq_length=vision.tokens_per_view,
+        tie_word_embeddings=True,
+        **layer,
+    )
 
 
 def default_processor(language_model: Path) -> Processor:
@@ -111,74 +124,106 @@ def load_default(
     else:
         with as_file(files("vip_llava.model") / _WEIGHTS) as folder:
             apply_trained(model, folder)
-    model.model.vision_tower.eval().fold()
-    model = model.eval().to(device=device, dtype=dtype)
+    tower = model.model.vision_tower
+    assert isinstance(tower, EfficientNetLiteTower)
+    ready: nn.Module = model.train(False)
+    tower.fold()
+    ready.to(device=device, dtype=dtype)
     return model, default_processor(language_model)
 
 
 @dataclass(frozen=True)
 class TrainedParts:
-    """What training changed, in float32, by piece and by the names inside the piece."""
+    """What training changed, in float32, by piece and by the names inside the piece.
+
+    `lora` has a low-rank change A, B of linear layers of the language model; `language` is all of
+    it, where it was tuned whole. One of the two is empty.
+    """
 
     tower: dict[str, Tensor]
     projector: dict[str, Tensor]
     lora: dict[str, Tensor]
+    language: dict[str, Tensor]
     lora_scale: float
+
+
+_PIECES = ("tower", "projector", "lora", "language")
 
 
 def read_trained(folder: Path) -> TrainedParts:
     """The parts in a folder of `save_trained`. Raises CheckpointError where it is not whole."""
-    listing = folder / "parts.json"
-    if not listing.is_file():
-        raise CheckpointError(f"{folder} holds no trained parts: parts.json is missing")
-    facts = json.loads(listing.read_text(encoding="utf-8"))
-    pieces: dict[str, dict[str, Tensor]] = {"tower": {}, "projector": {}, "lora": {}}
-    for name in facts["files"]:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} lacks {name}, which parts.json lists")
-        for key, value in load_file(folder / name).items():
-            piece, _, rest = key.partition(".")
-            pieces[piece][rest] = value.float()
-    return TrainedParts(**pieces, lora_scale=float(facts["lora_scale"]))
+    if not (folder / _LISTING).is_file():
+        raise CheckpointError(f"{folder} holds no trained parts: {_LISTING} is missing")
+    facts = read_json(folder / _LISTING)
+    pieces: dict[str, dict[str, Tensor]] = {piece: {} for piece in _PIECES}
+    try:
+        names, scale = [str(name) for name in facts["files"]], float(facts["lora_scale"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / _LISTING} lacks or garbles {error}") from error
+    for name in names:
+        # A listing names files beside it and nothing else.
+        if Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(f"{folder} lacks {name!r}, which {_LISTING} lists")
+    for key, value in read_tensors(folder / name for name in names).items():
+        piece, _, rest = key.partition(".")
+        if piece not in pieces:
+            raise CheckpointError(f"{folder}: unexpected weight {key!r}")
+        pieces[piece][rest] = value.float()
+    return TrainedParts(**pieces, lora_scale=scale)
 
 
 def apply_trained(model: VipLlavaForConditionalGeneration, folder: Path) -> None:
-    """Put trained tower, projector and low-rank changes (folder of `save_trained`) into the model."""
+    """Put trained tower, projector and language changes (folder of `save_trained`) into the model.
+
+    Raises CheckpointError where names or shapes differ; the model is then of no use.
+    """
     parts = read_trained(folder)
-    load_vision(model, parts, folder)
+    load_trained(model, parts, folder)
     _merge(model.model.language_model, parts.lora, parts.lora_scale, folder)
 
 
-def load_vision(model: VipLlavaForConditionalGeneration, parts: TrainedParts, folder: Path) -> None:
-    """Put trained tower and projector into the model; CheckpointError where names differ."""
-    for piece, module in (
-        ("tower", model.model.vision_tower),
-        ("projector", model.model.multi_modal_projector),
-    ):
-        found = module.load_state_dict(getattr(parts, piece), strict=False)
+def load_trained(
+    model: VipLlavaForConditionalGeneration, parts: TrainedParts, folder: Path
+) -> None:
+    """All parts but the low-rank change, which may be merged or go on being trained."""
+    pieces: list[tuple[str, dict[str, Tensor], nn.Module]] = [
+        ("tower", parts.tower, model.model.vision_tower),
+        ("projector", parts.projector, model.model.multi_modal_projector),
+    ]
+    if parts.language:
+        pieces.append(("language model", parts.language, model.model.language_model))
+    for piece, state, module in pieces:
+        try:
+            found = module.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # shapes
+            raise CheckpointError(f"{folder}: the {piece} does not fit: {error}") from error
         missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
         if missing or found.unexpected_keys:
             raise CheckpointError(
-                f"{folder}: the {piece} lacks {missing} and has unexpected {found.unexpected_keys}"
+                f"{folder}: the {piece} lacks {listed(missing) or 'none'} and has unexpected "
+                f"{listed(found.unexpected_keys) or 'none'}"
             )
 
 
 @torch.no_grad()
 def _merge(body: nn.Module, lora: dict[str, Tensor], scale: float, folder: Path) -> None:
     """weight += scale * B @ A for each changed linear layer."""
-    for key in [k for k in lora if k.endswith(".A")]:
-        name = key.removesuffix(".A")
+    names = sorted({key.removesuffix(".A").removesuffix(".B") for key in lora})
+    for name in names:
         try:
-            layer = body.get_submodule(name)
-        except AttributeError:
-            raise CheckpointError(f"{folder}: no layer {name!r} to change") from None
-        weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
-        weight += scale * (lora[f"{name}.B"] @ lora[key]).to(weight.dtype)
+            weight = body.get_submodule(name).weight
+            assert isinstance(weight, nn.Parameter)
+            change = scale * (lora[f"{name}.B"] @ lora[f"{name}.A"])
+            weight.add_(change.to(weight.dtype))
+        except (AttributeError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: can't change the layer {name!r}: {error}") from error
 
 
-def trained_state(model: VipLlavaForConditionalGeneration) -> dict[str, Tensor]:
-    """Everything trained, by the names of the stored parts; the LoRA layers are peft's."""
+def trained_state(model: VipLlavaForConditionalGeneration, *, whole: bool) -> dict[str, Tensor]:
+    """Everything trained, by the names of the stored parts; the LoRA layers are peft's.
+
+    `whole`: the language model was tuned itself and has no LoRA layers.
+    """
     state: dict[str, Tensor] = {}
     for key, value in model.model.vision_tower.state_dict().items():
         if not key.endswith("num_batches_tracked"):
@@ -186,6 +231,8 @@ def trained_state(model: VipLlavaForConditionalGeneration) -> dict[str, Tensor]:
     for key, value in model.model.multi_modal_projector.state_dict().items():
         state[f"projector.{key}"] = value
     for key, value in model.model.language_model.state_dict().items():
+        if whole:
+            state[f"language.{key}"] = value
         for ours, theirs in (("A", ".lora_A.default.weight"), ("B", ".lora_B.default.weight")):
             if key.endswith(theirs):
                 state[f"lora.{key.removesuffix(theirs)}.{ours}"] = value
@@ -199,12 +246,13 @@ def save_trained(
 
     The listing is written last: a folder without it is not whole.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _LISTING).unlink(missing_ok=True)
     names = []
-    for piece in ("tower", "projector", "lora"):
+    for piece in _PIECES:
         part = {k: v for k, v in state.items() if k.startswith(f"{piece}.")}
+        if not part:
+            continue
         keys = sorted(part)
         # Files stay small enough for any host: a part is cut in two where it is large.
         cuts = 2 if sum(v.numel() for v in part.values()) > 7_000_000 else 1
@@ -214,4 +262,4 @@ def save_trained(
             save_file(chosen, folder / name)
             names.append(name)
     listing = {"files": names, "lora_scale": lora_scale, **facts}
-    (folder / "parts.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    (folder / _LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")

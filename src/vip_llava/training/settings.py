@@ -1,14 +1,17 @@
-"""What a training run is: every number of it, read from a recipe file and checked."""
+"""What a training run is: every number of it, read from a recipe file and checked.
+
+It deliberately does not know what the numbers do, nor where data or weights lie.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vip_llava.errors import DataError
+from vip_llava.errors import DataError, MissingExtraError
 
 
 class RunSettings(BaseModel):
@@ -18,33 +21,55 @@ class RunSettings(BaseModel):
 
     steps: int = Field(description="optimizer steps", gt=0)
     warmup: int = Field(60, description="steps of linear warm-up", ge=0)
-    final: float = Field(0.02, description="learning rate at the end, as a share of its peak")
-    lora_rank: int = Field(32, description="rank of the language model's change; 0 tunes all of it")
-    lora_alpha: float = Field(64, description="scale of that change, divided by the rank")
-    lr_language: float = 5e-4
-    lr_projector: float = 1e-3
-    lr_tower: float = 2e-4
-    weight_decay: float = 0.05
-    clip: float = Field(1.0, description="largest norm of the gradient")
-    average: float = Field(0.998, description="decay of the average of the weights; 0 keeps none")
-    auxiliary: float = Field(0.3, description="weight of the class loss on the focal summary token")
+    final: float = Field(0.02, description="learning rate at the end, as a share of its peak", ge=0)
+    lora_rank: int = Field(32, description="rank of the language model's change; 0: tune it", ge=0)
+    lora_alpha: float = Field(64, description="scale of that change, divided by the rank", gt=0)
+    lr_language: float = Field(5e-4, description="peak rate of the language model", ge=0)
+    lr_projector: float = Field(1e-3, description="peak rate of the projector", ge=0)
+    lr_tower: float = Field(2e-4, description="peak rate of the tower", ge=0)
+    weight_decay: float = Field(0.05, description="decay of matrices, not of norms", ge=0)
+    clip: float = Field(1.0, description="largest norm of the gradient", gt=0)
+    average: float = Field(
+        0.998, description="decay of the average of the weights; 0 keeps none", ge=0, lt=1
+    )
+    auxiliary: float = Field(
+        0.3, description="weight of the class loss on the focal summary token", ge=0
+    )
     smoothing: float = Field(0.0, description="label smoothing of both losses", ge=0, lt=1)
-    lora_dropout: float = Field(0.0, description="dropout before the language model's change")
-    drop_view: float = Field(0.0, description="share of whole views blanked beside a focal one")
-    drop_token: float = Field(0.0, description="share of picture tokens blanked")
-    mosaic_share: float = 0.18
-    single_share: float = 0.10
-    rows_scale: float = Field(1.0, description="batch sizes relative to the mix's own")
-    workers: int = 15
-    seed: int = 0
-    report_every: int = 50
-    save_every: int = Field(0, description="steps between saved states; 0 saves only the end")
+    lora_dropout: float = Field(
+        0.0, description="dropout before the language model's change", ge=0, lt=1
+    )
+    drop_view: float = Field(
+        0.0, description="share of whole views blanked beside a focal one", ge=0, lt=1
+    )
+    drop_token: float = Field(0.0, description="share of picture tokens blanked", ge=0, lt=1)
+    mosaic_share: float = Field(0.18, description="share of mosaics", ge=0, le=1)
+    single_share: float = Field(0.10, description="share of photos of one thing", ge=0, le=1)
+    rows_scale: float = Field(1.0, description="batch sizes relative to the mix's own", gt=0)
+    workers: int = Field(
+        15, description="processes that make batches, at most one a processor core", ge=0
+    )
+    seed: int = Field(0, description="of batches and of new weights", ge=0)
+    report_every: int = Field(50, description="steps between reports", gt=0)
+    save_every: int = Field(0, description="steps between saved states; 0: only the end", ge=0)
 
 
-def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> RunSettings:
-    """The settings in a YAML file, with overrides. Raises DataError that names file and key."""
+def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> RunSettings:
+    """The settings in a YAML file, with overrides. Raises DataError that names file and keys."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError(
+            "a recipe is a YAML file, which needs pyyaml: pip install 'vip-llava[train]'"
+        ) from error
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return RunSettings(**{**values, **(overrides or {})})
-    except (OSError, yaml.YAMLError, TypeError, ValidationError) as error:
-        raise DataError(f"recipe {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"recipe {path} can't be read: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"recipe {path} must hold keys and values, like `steps: 1000`")
+    try:
+        return RunSettings.model_validate({**values, **(overrides or {})})
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise DataError(f"recipe {path}: {'; '.join(wrong)}") from error
