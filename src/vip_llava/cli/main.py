@@ -23,10 +23,14 @@ from vip_llava.cli.convert import EPILOG as CONVERT_EPILOG
 from vip_llava.cli.convert import convert
 from vip_llava.cli.draw import EPILOG as DRAW_EPILOG
 from vip_llava.cli.draw import draw
+from vip_llava.cli.evaluate import EPILOG as EVAL_EPILOG
+from vip_llava.cli.evaluate import evaluate
 from vip_llava.cli.groups import OrderedCommand, grouped
 from vip_llava.cli.models import EPILOG as MODELS_EPILOG
 from vip_llava.cli.models import models
 from vip_llava.cli.settings import DebugFlag
+from vip_llava.cli.train import EPILOG as TRAIN_EPILOG
+from vip_llava.cli.train import train
 from vip_llava.errors import DownloadError, MissingExtraError, VipLlavaError
 
 __all__ = ["VERBS", "app", "main"]
@@ -40,6 +44,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "draw": (draw, DRAW_EPILOG),
     "models": (models, MODELS_EPILOG),
     "convert": (convert, CONVERT_EPILOG),
+    "eval": (evaluate, EVAL_EPILOG),
+    "train": (train, TRAIN_EPILOG),
 }
 
 # typer keeps its copy of click private, but shows the root of its errors through this public one.

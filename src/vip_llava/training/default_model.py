@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaConfig, VipLlavaForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from vip_llava.data.mix import MixSettings, RegionMix
 from vip_llava.data.photos import (
@@ -21,16 +23,31 @@ from vip_llava.data.photos import (
     read_pack,
     read_regions,
 )
-from vip_llava.model.default import FOCAL, default_processor, new_default
-from vip_llava.model.efficientnet import load_published
+from vip_llava.model.default import (
+    FOCAL,
+    IMAGE_TOKEN_ID,
+    default_config,
+    default_processor,
+    new_default,
+)
+from vip_llava.model.efficientnet import EfficientNetLiteConfig, load_published
 from vip_llava.model.fetch import Progress
 from vip_llava.model.lite2 import ensure_tower, read_tower
 from vip_llava.model.smollm import ensure_language_model
-from vip_llava.training.regions import RegionTrainer
+from vip_llava.training.regions import RegionTrainer, set_trainable
 from vip_llava.training.settings import RunSettings
 
 # Packs of photos of one thing, beside `regions.jsonl`; each may be absent.
 PACKS = ("photos/photos.npz", "tiny-imagenet/tiny-imagenet.npz", "imagenet-samples")
+# The shape of SmolLM2-135M, so that a plan can be made before it is fetched.
+_LANGUAGE_MODEL: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,26 @@ def mix_settings(settings: RunSettings) -> MixSettings:
     return MixSettings(
         rows=rows, mosaic_share=settings.mosaic_share, single_share=settings.single_share
     )
+
+
+def trained_parts(settings: RunSettings) -> dict[str, int]:
+    """How many weights of each part a run trains; opens and fetches none."""
+    config = default_config(
+        EfficientNetLiteConfig(), LlamaConfig(**_LANGUAGE_MODEL), IMAGE_TOKEN_ID
+    )
+    with torch.device("meta"), no_init_weights():
+        model: Any = VipLlavaForConditionalGeneration(config)
+    set_trainable(model, settings)
+    inner = model.model
+    parts = {
+        "tower": inner.vision_tower,
+        "projector": inner.multi_modal_projector,
+        "language model (LoRA)" if settings.lora_rank else "language model": inner.language_model,
+    }
+    return {
+        name: sum(p.numel() for p in part.parameters() if p.requires_grad)
+        for name, part in parts.items()
+    }
 
 
 def build(

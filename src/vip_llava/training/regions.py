@@ -50,6 +50,27 @@ class Batches(Dataset[dict[str, Any]]):
         return {k: v if isinstance(v, str) else torch.from_numpy(v) for k, v in made.items()}
 
 
+def set_trainable(model: Any, settings: RunSettings) -> None:
+    """Let a VipLlava's tower and projector train, and of its language model LoRA layers, put in
+    here, or with rank 0 all of it; everything else is frozen."""
+    inner = model.model
+    model.requires_grad_(False)
+    if settings.lora_rank:
+        # peft's annotation wants a whole alpha; what it computes with is alpha / r.
+        alpha: Any = settings.lora_alpha
+        config = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=list(LORA_TARGETS),
+        )
+        inject_adapter_in_model(config, inner.language_model)
+    else:
+        inner.language_model.requires_grad_(True)
+    inner.vision_tower.requires_grad_(True)
+    inner.multi_modal_projector.requires_grad_(True)
+
+
 class RegionTrainer:
     """Holds the model in training form, its optimizer and its averaged weights."""
 
@@ -70,7 +91,7 @@ class RegionTrainer:
         don't fit.
         """
         self.model, self.mix, self.settings, self.device = model, mix, settings, device
-        self._set_trainable()
+        set_trainable(model, settings)
         self.classifier = nn.Linear(model.config.text_config.hidden_size, len(mix.classes))
         model.to(device).train()
         self.classifier.to(device)
@@ -91,25 +112,6 @@ class RegionTrainer:
                 layer.compile(dynamic=False)
         self.mean = torch.tensor(mix.processor.geometry.mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(mix.processor.geometry.std, device=device).view(1, 3, 1, 1)
-
-    def _set_trainable(self) -> None:
-        """Tower and projector, and of the language model LoRA layers or, with rank 0, everything."""
-        s, inner = self.settings, self.model.model
-        self.model.requires_grad_(False)
-        if s.lora_rank:
-            # peft's annotation wants a whole alpha; what it computes with is alpha / r.
-            alpha: Any = s.lora_alpha
-            config = LoraConfig(
-                r=s.lora_rank,
-                lora_alpha=alpha,
-                lora_dropout=s.lora_dropout,
-                target_modules=list(LORA_TARGETS),
-            )
-            inject_adapter_in_model(config, inner.language_model)
-        else:
-            inner.language_model.requires_grad_(True)
-        inner.vision_tower.requires_grad_(True)
-        inner.multi_modal_projector.requires_grad_(True)
 
     def _start_from(self, folder: Path) -> None:
         """Put trained parts into the model as it is now, LoRA layers in place."""

@@ -4,7 +4,8 @@ Questions about labelled things of photos that training never saw. Variants of o
 the eight shapes in red; `drawn` (the mark is on the picture, the model gets no geometry); `control`
 (the same words, nothing drawn, no geometry); and for several marks `four` (which of four marked
 things is the ...?) and `sides` (left or right, above or below?). Answers are greedy and must equal
-the label. Geometry comes from one seed for each question, so a score can be had again.
+the label. Geometry comes from one seed for each question, so a score can be had again. It
+deliberately does not know the model: it makes requests and judges answers.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vip_llava.data.marking import SHAPES
 from vip_llava.data.photos import Photo, Thing
 from vip_llava.data.scene import Scene, overlap
 from vip_llava.data.tasks import choosing, relations
 from vip_llava.data.words import COCO80, canonical
+from vip_llava.errors import RequestError
 from vip_llava.regions import PALETTE, Point, Region, draw, resolve
 from vip_llava.regions.phrases import expand
 from vip_llava.regions.sampling import sample_region
@@ -41,9 +44,12 @@ class Item:
 
 
 def naming_items(photos: Iterable[Photo], variant: str, *, most: int | None = None) -> list[Item]:
-    """One item for each thing of a COCO class; at most `most`, evenly spread."""
+    """One item for each thing of a COCO class; at most `most`, evenly spread.
+
+    Raises RequestError for an unknown variant.
+    """
     if variant not in (*SHAPES, "drawn", "control"):
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+        raise RequestError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     places = [(p, i) for p in photos if p.is_coco for i in range(len(p.things))]
     items = []
     for photo, index in _spread(places, most):
@@ -80,28 +86,25 @@ def several_items(photos: Iterable[Photo], variant: str, *, most: int | None = N
     """Questions about four (`four`) or two (`sides`) marked things of one COCO photo."""
     count, task = (4, choosing.choose_region) if variant == "four" else (2, relations.side)
     items = []
-    for photo in photos:
-        if not photo.is_coco:
+    for photo, attempt in ((p, a) for p in photos if p.is_coco for a in range(4)):
+        name = f"{photo.id}/{variant}/{attempt}"
+        rng = np.random.default_rng(list(name.encode()))
+        marked = _apart(photo.things, count, rng)
+        if marked is None:
             continue
-        for attempt in range(4):
-            name = f"{photo.id}/{variant}/{attempt}"
-            rng = np.random.default_rng(list(name.encode()))
-            marked = _apart(photo.things, count, rng)
-            if marked is None:
-                continue
-            regions = [
-                red_mark(thing, photo.size, "box", name).changed(color=color, id=str(i))
-                for i, (thing, color) in enumerate(zip(marked, PALETTE, strict=False), 1)
-            ]
-            resolved = resolve(regions, photo.size).regions
-            # Tasks look at boxes, words and ids only; the picture is opened by the assistant.
-            scene = Scene(photo.open(), photo.things, tuple(marked), resolved)
-            exchange = task(scene, rng)
-            if exchange is None or len(exchange[1]) > 5:  # letters and single words only
-                continue
-            question, answer = exchange
-            request = {"picture": photo.jpeg, "question": question, "regions": regions}
-            items.append(Item(name, answer, request, answer))
+        regions = [
+            red_mark(thing, photo.size, "box", name).changed(color=color, id=str(i))
+            for i, (thing, color) in enumerate(zip(marked, PALETTE, strict=False), 1)
+        ]
+        resolved = resolve(regions, photo.size).regions
+        # Tasks look at boxes, words and ids only; the picture is opened by the assistant.
+        scene = Scene(Image.new("RGB", photo.size), photo.things, tuple(marked), resolved)
+        exchange = task(scene, rng)
+        if exchange is None or len(exchange[1]) > 5:  # letters and single words only
+            continue
+        question, answer = exchange
+        request = {"picture": photo.jpeg, "question": question, "regions": regions}
+        items.append(Item(name, answer, request, answer))
     return list(_spread(items, most))
 
 
@@ -123,7 +126,11 @@ def _spread(rows: Sequence[Any], most: int | None) -> Sequence[Any]:
 
 @dataclass(frozen=True)
 class Score:
-    """Shares of right answers; `macro` is the mean over labels."""
+    """Shares of right answers, nan where nothing counts.
+
+    overall: of all items. not_person: of those whose label is another. macro: the mean over COCO
+    labels. person_for_other: how often "person" was said of something else.
+    """
 
     variant: str
     items: int
@@ -133,26 +140,32 @@ class Score:
     person_for_other: float
 
     def row(self) -> dict[str, Any]:
-        """As JSON values, rounded."""
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
+        """As JSON values, rounded; nan is None."""
+        values = {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
+        return {k: None if v != v else v for k, v in values.items()}
 
 
 def items_of(photos: Sequence[Photo], variant: str, most: int | None = None) -> list[Item]:
-    """The items of any variant."""
+    """The items of any variant. Raises RequestError for an unknown one."""
     build: Callable[..., list[Item]] = (
         several_items if variant in ("four", "sides") else naming_items
     )
     return build(photos, variant, most=most)
 
 
+def is_right(item: Item, answer: str) -> bool:
+    """Exact comparison, both lower case, synonyms merged, no full stop at the end."""
+    return canonical(answer.strip().rstrip(".")) == canonical(item.answer)
+
+
 def score(variant: str, items: Sequence[Item], answers: Sequence[str]) -> Score:
-    """Exact comparison of answers with labels, both lower case, synonyms merged, no full stop."""
+    """The share of answers that `is_right`, by label; as many answers as items."""
     by_label: dict[str, list[bool]] = defaultdict(list)
     wrong_people = 0
     for item, answer in zip(items, answers, strict=True):
-        said = canonical(answer.strip().rstrip("."))
-        by_label[item.label].append(said == canonical(item.answer))
-        wrong_people += item.label != "person" and said == "person"
+        by_label[item.label].append(is_right(item, answer))
+        said_person = canonical(answer.strip().rstrip(".")) == "person"
+        wrong_people += item.label != "person" and said_person
     hits = [hit for found in by_label.values() for hit in found]
     others = [hit for label, found in by_label.items() if label != "person" for hit in found]
     macro = [sum(found) / len(found) for label, found in by_label.items() if label in COCO80]
@@ -162,7 +175,7 @@ def score(variant: str, items: Sequence[Item], answers: Sequence[str]) -> Score:
         overall=_mean(hits),
         not_person=_mean(others),
         macro=_mean(macro or hits),
-        person_for_other=wrong_people / max(len(others), 1),
+        person_for_other=_mean([0.0] * (len(others) - wrong_people) + [1.0] * wrong_people),
     )
 
 
