@@ -1,7 +1,7 @@
-"""Fixtures that several packages share: a tiny model folder, made here rather than committed.
+"""Fixtures that several packages share: tiny models and a folder of labelled photos, made here.
 
 The weights are random, so nothing sensible comes out of them; shapes, files and names are those
-of a real checkpoint in the Hugging Face layout.
+of real checkpoints. The photos are coloured rectangles, each of them a labelled thing.
 """
 
 from __future__ import annotations
@@ -76,6 +76,75 @@ def write_tiny_image_processor(folder: Path, size: int) -> None:
         "rescale_factor": 1 / 255,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
+
+
+@pytest.fixture(autouse=True)
+def model_at_hand(request: pytest.FixtureRequest) -> None:
+    """Where fetching is forbidden and nothing was fetched before, say so instead of failing."""
+    if request.node.get_closest_marker("default_model") is None:
+        return
+    from vip_llava.model.fetch import cache_folder, offline
+    from vip_llava.model.smollm import FOLDER_NAME
+
+    folder = cache_folder() / FOLDER_NAME
+    if offline() and not folder.is_dir():
+        pytest.skip(f"VIP_LLAVA_OFFLINE is set and {folder} is not there")
+
+
+# Things of the made photos: label, colour, box in a photo of 96 x 72 pixels.
+MADE_THINGS: tuple[tuple[str, tuple[int, int, int], list[int]], ...] = (
+    ("cat", (200, 30, 30), [4, 6, 30, 32]),
+    ("sofa", (30, 160, 30), [56, 4, 92, 28]),
+    ("dog", (30, 30, 200), [6, 40, 38, 68]),
+    ("person", (210, 200, 20), [60, 36, 84, 70]),
+)
+
+
+def write_labelled(folder: Path) -> Path:
+    """Four photos with `regions.jsonl`: two of them belong to validation; the last one has people only."""
+    from PIL import Image, ImageDraw
+
+    from vip_llava.data.photos import is_validation
+
+    names = [f"made_{number}" for number in range(200)]
+    kept = [name for name in names if is_validation(name)][:2]
+    trained = [name for name in names if not is_validation(name)][:2]
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number, name in enumerate([*kept, *trained]):
+        picture = Image.new("RGB", (96, 72), (128, 120 + number, 110))
+        things = MADE_THINGS if number < 3 else MADE_THINGS[3:]
+        objects = []
+        for label, color, (x1, y1, x2, y2) in things:
+            ImageDraw.Draw(picture).rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
+            outline = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+            box = [x1, y1, x2, y2]
+            objects.append(
+                {"label": label, "box": box, "polygons": outline if number == 2 else None}
+            )
+        picture.save(folder / "images" / f"{name}.jpg", quality=95)
+        rows.append(
+            {
+                "id": name,
+                "image": f"images/{name}.jpg",
+                "width": 96,
+                "height": 72,
+                "source": "made",
+                "split": "train",
+                "captions": ["Four things on a grey ground."] if number < 3 else [],
+                "objects": objects,
+                "exhaustive_for": ["coco80"] if number < 3 else ["person"],
+            }
+        )
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "regions.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `write_labelled`; do not change it."""
+    return write_labelled(tmp_path_factory.mktemp("made") / "labelled")
 
 
 @pytest.fixture(scope="session")

@@ -79,18 +79,6 @@ def command_cases(program: str) -> list[object]:
     return cases
 
 
-@pytest.fixture(autouse=True)
-def model_at_hand(request: pytest.FixtureRequest) -> None:
-    """Where fetching is forbidden and nothing was fetched before, say so instead of failing."""
-    from vip_llava.model.fetch import cache_folder, offline
-    from vip_llava.model.smollm import FOLDER_NAME
-
-    if request.node.get_closest_marker("default_model") and offline():
-        folder = cache_folder() / FOLDER_NAME
-        if not folder.is_dir():
-            pytest.skip(f"VIP_LLAVA_OFFLINE is set and {folder} is not there")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder as a reader of the README has it: the examples are there."""

@@ -26,7 +26,12 @@ def commands() -> list[str]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    labelled_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A folder with the files that the page names; the tiny model stands for every model."""
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 255, (400, 500, 3), dtype=np.uint8)
@@ -37,6 +42,8 @@ def desk(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "regions.json").write_text(
         '[{"shape": "box", "frame": "pixel", "box": [1, 2, 30, 40]}]'
     )
+    (tmp_path / "labelled").symlink_to(labelled_folder)
+    (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vip_llava.api.load", _tiny_load(tiny_model_folder))
     return tmp_path
