@@ -7,8 +7,8 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-DEMO   := examples/photos/demo.jpg
-BOX    := 172,18,410,300
+DEMO   := examples/photos/cat.jpg
+BOX    := 100,40,330,250
 
 # The tests share two cores between two processes; more threads in each would only get in the way.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false

@@ -1,6 +1,6 @@
 """Draws the eight shapes, each on a copy of one photo, side by side: docs/images/shapes.jpg.
 
-    python examples/eight_shapes.py examples/photos/demo.jpg shapes.jpg
+    python examples/eight_shapes.py examples/photos/coffee.jpg shapes.jpg
 
 Needs no model: drawing is Pillow and numpy only.
 """
@@ -66,7 +66,7 @@ def sheet(photo: str) -> Image.Image:
 
 if __name__ == "__main__":
     photo, target = (
-        sys.argv[1:] if len(sys.argv) == 3 else ("examples/photos/demo.jpg", "shapes.jpg")
+        sys.argv[1:] if len(sys.argv) == 3 else ("examples/photos/coffee.jpg", "shapes.jpg")
     )
     sheet(photo).save(target, quality=90, subsampling=0)
     print(f"written: {target}")

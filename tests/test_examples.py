@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-PHOTO = ROOT / "examples" / "photos" / "demo.jpg"
+PHOTO = ROOT / "examples" / "photos" / "coffee.jpg"
 
 
 def test_the_picture_of_the_eight_shapes_is_up_to_date(tmp_path: Path) -> None:
