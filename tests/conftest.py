@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import CLIPVisionModel
 
+    from vip_llava.model.processor import Processor
+
 SENTENCES = (
     "A chat between a curious human and an artificial intelligence assistant. ",
     "The assistant gives helpful, detailed, and polite answers to the human's questions. ",
@@ -145,6 +147,78 @@ def write_labelled(folder: Path) -> Path:
 def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `write_labelled`; do not change it."""
     return write_labelled(tmp_path_factory.mktemp("made") / "labelled")
+
+
+@pytest.fixture(scope="session")
+def lite_processor() -> Processor:
+    """As the default model's: ChatML, close views; 64 x 64 pixels and 17 tokens a view."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from vip_llava.model.efficientnet import PIXEL_MEAN, PIXEL_STD
+    from vip_llava.model.focal import FocalSettings
+    from vip_llava.model.geometry import PictureGeometry
+    from vip_llava.model.processor import Processor
+    from vip_llava.model.templates import get_template
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<empty>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*SENTENCES, "user assistant"], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    geometry = PictureGeometry(mode="pad", size=64, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3)
+    return Processor(tokenizer, geometry, get_template("chatml"), 3, 17, FocalSettings())
+
+
+@pytest.fixture(scope="session")
+def lite_model() -> Callable[..., Any]:
+    """`lite_model(seed=0)` makes a tiny VipLlava with an EfficientNet tower, for `lite_processor`."""
+
+    def make(seed: int = 0) -> Any:
+        import torch
+        from transformers import LlamaConfig, VipLlavaForConditionalGeneration
+
+        from vip_llava.model.default import default_config
+        from vip_llava.model.efficientnet import EfficientNetLiteConfig
+
+        vision = EfficientNetLiteConfig(
+            stages=[[1, 3, 1, 1, 8], [2, 3, 2, 2, 12], [1, 5, 2, 2, 16]],
+            stem_channels=8,
+            head_channels=24,
+            tap_blocks=[2, 3],
+            grid=4,
+            image_size=64,
+        )
+        text = LlamaConfig(
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+        )
+        random_state = torch.random.get_rng_state()
+        torch.manual_seed(seed)
+        model = VipLlavaForConditionalGeneration(default_config(vision, text, 3)).eval()
+        with torch.no_grad():
+            for name, value in model.model.vision_tower.named_buffers():
+                if name.endswith("running_mean"):
+                    value.normal_(std=0.1)
+                elif name.endswith("running_var"):
+                    value.uniform_(0.5, 1.5)
+        torch.random.set_rng_state(random_state)
+        return model
+
+    return make
 
 
 @pytest.fixture(scope="session")
