@@ -1,0 +1,171 @@
+"""Batches: made from (seed, number) alone, of constant shape, supervised on answers only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vip_llava.data.augment import AugmentSettings
+from vip_llava.data.mix import IGNORED, MARKED, VIEWS, MixSettings, RegionMix
+from vip_llava.data.photos import Photo, Thing, read_regions
+from vip_llava.data.scene import Scene
+from vip_llava.errors import DataError
+from vip_llava.model.focal import FocalSettings
+from vip_llava.model.processor import Processor
+from vip_llava.regions import Box, resolve
+
+KINDS = ("one", "whole", "two", "four")
+MakeMix = Callable[..., RegionMix]
+
+
+def single(number: int, label: str) -> Photo:
+    held = io.BytesIO()
+    Image.new("RGB", (40, 30), (40 * number, 90, 200)).save(held, format="JPEG")
+    thing = Thing(label, (0.0, 0.0, 40.0, 30.0))
+    return Photo(f"single {number}", "made", held.getvalue(), (40, 30), (thing,))
+
+
+SINGLES = [single(0, "bus"), single(1, "zither"), single(2, "cup")]
+
+
+@pytest.fixture(scope="module")
+def make_mix(labelled_folder: Path, lite_processor: Processor) -> MakeMix:
+    photos = list(read_regions(labelled_folder))
+
+    def make(kind: str | None = None, seed: int = 0, **changes: Any) -> RegionMix:
+        settings = MixSettings(
+            shares={kind: 1.0} if kind else dict.fromkeys(KINDS, 0.25),
+            rows=dict.fromkeys(KINDS, 6),
+            text_tokens={"one": 150, "whole": 150, "two": 150, "four": 300},
+            augment=AugmentSettings(longest=160),
+        )
+        given = {"photos": photos, "singles": SINGLES, **changes}
+        wanted = given.pop("settings", {})
+        return RegionMix(
+            given["photos"],
+            given["singles"],
+            lite_processor,
+            FocalSettings(),
+            replace(settings, **wanted),
+            seed,
+        )
+
+    return make
+
+
+def test_a_batch_depends_on_seed_and_number_alone(make_mix: MakeMix) -> None:
+    first, second = make_mix(), make_mix()
+    second.decode_all()
+    for _ in range(3):
+        second.batch(9)  # what was made before changes nothing
+    for number in (0, 5):
+        one, other = first.batch(number), second.batch(number)
+        assert one["kind"] == other["kind"]
+        for key in ("views", "input_ids", "labels", "classes"):
+            assert np.array_equal(one[key], other[key])
+    different = [make_mix("one", seed=1).batch(0), make_mix("one").batch(1)]
+    base = make_mix("one").batch(0)
+    assert all(not np.array_equal(base["views"], each["views"]) for each in different)
+
+
+def test_kinds_come_by_their_shares(make_mix: MakeMix) -> None:
+    mix = make_mix(settings={"shares": {"one": 3.0, "two": 1.0}})
+    kinds = [mix.kind_of(number) for number in range(400)]
+    assert set(kinds) == {"one", "two"} and 0.68 < kinds.count("one") / 400 < 0.82
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_and_supervision(make_mix: MakeMix, lite_processor: Processor, kind: str) -> None:
+    mix = make_mix(kind)
+    batch = mix.batch(0)
+    rows, length = 6, mix.settings.text_tokens[kind] + VIEWS[kind] * 17
+    assert batch["kind"] == kind
+    assert batch["views"].shape == (rows, VIEWS[kind], 64, 64, 3)
+    assert batch["views"].dtype == np.uint8
+    assert batch["input_ids"].shape == batch["labels"].shape == (rows, length)
+    assert ((batch["input_ids"] == 3).sum(1) == VIEWS[kind] * 17).all()
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        learned = np.flatnonzero(labels != IGNORED)
+        assert len(learned) > 1 and (ids[learned] == labels[learned]).all()
+        assert (np.diff(learned) == 1).all()  # one answer, in one piece
+        before = lite_processor.tokenizer.decode(ids[: learned[0]].tolist())
+        assert before.rstrip().endswith("assistant")
+        assert labels[learned[-1]] in lite_processor.stop_ids
+        assert "assistant" not in lite_processor.decode(labels[learned].tolist())
+    assert (batch["classes"] != IGNORED).all() == (kind == "one")
+
+
+def test_the_class_is_that_of_the_marked_thing(make_mix: MakeMix) -> None:
+    mix = make_mix("one")
+    assert mix.classes == sorted({"cat", "couch", "dog", "person", "bus", "zither", "cup"})
+    found = set()
+    scene = mix._scene
+
+    def watched(kind: str, rng: np.random.Generator) -> Any:
+        made = scene(kind, rng)
+        if made is not None:
+            found.add(made.marked[0].label)
+        return made
+
+    mix._scene = watched  # type: ignore[method-assign]
+    batch = mix.batch(0)
+    assert {mix.classes[number] for number in batch["classes"]} <= found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scenes_have_the_marks_of_their_kind(make_mix: MakeMix, kind: str) -> None:
+    mix = make_mix(kind)
+    made = [mix._scene(kind, np.random.default_rng(seed)) for seed in range(40)]
+    counts = {len(scene.regions) for scene in made if scene is not None}
+    assert counts == ({0, 1} if kind == "whole" else {MARKED[kind]})
+    for scene in made:
+        assert scene is None or len(scene.regions) == len(scene.marked)
+        assert scene is None or set(scene.marked) <= set(scene.things)
+
+
+def test_close_views_show_the_mark(make_mix: MakeMix) -> None:
+    """On a grey ground with one red box, the second view holds more red than the first."""
+    mix = make_mix("one")
+    thing = Thing("cat", (70.0, 40.0, 90.0, 60.0))
+    regions = resolve([Box(*thing.box, color="red")], (160, 120)).regions
+    grey = Image.new("RGB", (160, 120), (127, 127, 127))
+    mix._scene = lambda kind, rng: Scene(grey, (thing,), (thing,), regions)  # type: ignore[method-assign]
+    views = mix.batch(0)["views"].astype(int)
+    red = ((views[..., 0] > 180) & (views[..., 1] < 90)).mean((2, 3))
+    assert (red[:, 1] > 1.5 * red[:, 0]).all() and (red[:, 0] > 0).all()
+
+
+def test_without_single_photos_or_captions(labelled_folder: Path, make_mix: MakeMix) -> None:
+    photos = [replace(photo, captions=()) for photo in read_regions(labelled_folder)]
+    for kind in KINDS:
+        mix = make_mix(kind, photos=photos, singles=[])
+        assert mix.batch(0)["kind"] == kind
+
+
+def test_nothing_to_train_on_is_an_error(make_mix: MakeMix, labelled_folder: Path) -> None:
+    bare = [replace(photo, things=()) for photo in read_regions(labelled_folder)]
+    with pytest.raises(DataError, match="no photo with labelled things"):
+        make_mix(photos=bare)
+
+
+def test_a_kind_that_never_fits_is_an_error_and_no_hang(make_mix: MakeMix) -> None:
+    mix = make_mix("two", settings={"text_tokens": {"two": 3}})
+    with pytest.raises(RuntimeError, match="'two'"):
+        mix.batch(0)
+
+
+def test_rare_words_come_more_often_than_their_share(
+    make_mix: MakeMix, labelled_folder: Path
+) -> None:
+    photos = list(read_regions(labelled_folder))
+    crowd = replace(photos[0], things=(photos[0].things[3],) * 99 + photos[0].things[:1])
+    mix = make_mix("one", photos=[crowd], settings={"label_power": -1.0})
+    drawn = mix.chance.searchsorted(np.random.default_rng(0).random(500))
+    assert 0.4 < (drawn == 99).mean() < 0.6

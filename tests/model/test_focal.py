@@ -1,0 +1,84 @@
+"""The close view: where it looks, and what it shows beyond the picture's edge."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vip_llava.model.focal import FocalSettings, focal_square, focal_view
+from vip_llava.model.processor import Processor
+from vip_llava.regions import Arrow, Box, Mask, Point, Region, draw, resolve
+
+SIZE = (200, 120)
+FILL = (1, 200, 3)
+
+
+def test_the_square_is_around_the_region() -> None:
+    square = focal_square(Box(80, 40, 140, 60), SIZE, FocalSettings())
+    assert square == (110, 50, 1.6 * 60)
+
+
+def test_small_regions_get_some_surroundings() -> None:
+    assert focal_square(Box(80, 40, 90, 50), SIZE, FocalSettings())[2] == 56
+    assert focal_square(Box(80, 40, 90, 50), SIZE, FocalSettings(minimum=20))[2] == 20
+
+
+@pytest.mark.parametrize("region", [Point(100, 60), Arrow(tail=(20, 20), tip=(100, 60))])
+def test_what_points_says_nothing_of_the_size(region: Region) -> None:
+    settings = FocalSettings(point_share=0.4)
+    resolved = resolve([region], SIZE).regions[0]
+    x, y, side = focal_square(resolved, SIZE, settings)
+    assert abs(x - 100) < 1 and abs(y - 60) < 1
+    assert side == pytest.approx(0.4 * 200)
+
+
+def test_a_mask_counts_by_its_area() -> None:
+    region = Mask(polygons=[[10, 10, 90, 10, 90, 40, 10, 40]])
+    assert focal_square(region, SIZE, FocalSettings())[:2] == (50, 25)
+
+
+def test_inside_the_picture_the_view_is_a_plain_crop() -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (120, 200, 3), dtype=np.uint8))
+    view = focal_view(picture, (100, 60, 50), 50, FILL)
+    assert view.tobytes() == picture.crop((75, 35, 125, 85)).tobytes()
+
+
+def test_outside_the_picture_the_view_is_filled() -> None:
+    picture = Image.new("RGB", SIZE, (90, 90, 90))
+    view = np.asarray(focal_view(picture, (10, 60, 80), 40, FILL))
+    # 30 of 80 pixels lie left of the picture: 15 of the view's 40 columns.
+    assert (view[:, :15] == FILL).all() and (view[:, 15:] == 90).all()
+    beyond = np.asarray(focal_view(picture, (-90, -90, 40), 20, FILL))
+    assert (beyond == FILL).all()
+
+
+@given(x=st.integers(3, SIZE[0] - 3), y=st.integers(3, SIZE[1] - 3), side=st.floats(30.0, 400.0))
+@settings(max_examples=60, deadline=None)
+def test_the_marked_place_stays_in_the_centre(x: int, y: int, side: float) -> None:
+    picture = Image.new("RGB", SIZE)
+    picture.paste((255, 0, 0), (x - 3, y - 3, x + 3, y + 3))
+    view = np.asarray(focal_view(picture, (x, y, side), 96, (0, 0, 0))).astype(float)
+    red = view[..., 0]
+    rows, columns = np.indices(red.shape)
+    middle = ((red * columns).sum() / red.sum(), (red * rows).sum() / red.sum())
+    assert np.abs(np.subtract(middle, 47.5)).max() < 1.5
+
+
+def test_the_processor_shows_a_close_view_of_each_region(lite_processor: Processor) -> None:
+    picture = Image.new("RGB", SIZE, (127, 127, 127))
+    regions = resolve([Box(60, 40, 120, 80, color="red"), Point(2, 2)], SIZE).regions
+    drawn = draw(picture, regions)
+    whole, box, point = lite_processor.views(drawn, regions)
+    assert whole is drawn and box.size == point.size == (64, 64)
+    assert lite_processor.focal is not None
+    fill = lite_processor.geometry.fill
+    for region, view in zip(regions, (box, point), strict=True):
+        square = focal_square(region, SIZE, lite_processor.focal)
+        assert view.tobytes() == focal_view(drawn, square, 64, fill).tobytes()
+    red = np.asarray(box).astype(int)
+    assert ((red[..., 0] > 200) & (red[..., 1] < 60)).any()
+    assert point.getpixel((0, 0)) == fill  # a mark in the corner: most of its square is outside
