@@ -46,7 +46,7 @@ def test_batch_rows_equal_single_rows(model: Any, make_batch: Any, row_of: Any) 
         assert together[row].tokens == alone.tokens
         assert len(alone.tokens) == row_params.max_new_tokens
         assert together[row].prompt_tokens == alone.prompt_tokens
-        torch.testing.assert_close(logits[row], logits_alone[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits[row], logits_alone[0], atol=2e-5, rtol=0)
 
 
 def test_cached_decoding_equals_the_full_forward(model: Any, make_batch: Any, row_of: Any) -> None:
