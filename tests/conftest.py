@@ -210,6 +210,9 @@ def lite_model() -> Callable[..., Any]:
         torch.manual_seed(seed)
         model = VipLlavaForConditionalGeneration(default_config(vision, text, 3)).eval()
         with torch.no_grad():
+            # The head is the embedding table and frozen in training: a usual small start could
+            # hardly say anything, so nothing could be learnt.
+            model.get_input_embeddings().weight.normal_(std=0.4)
             for name, value in model.model.vision_tower.named_buffers():
                 if name.endswith("running_mean"):
                     value.normal_(std=0.1)

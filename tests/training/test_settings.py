@@ -1,0 +1,68 @@
+"""Recipes: the shipped ones load, and a mistake in one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from vip_llava.errors import DataError
+from vip_llava.training.settings import RunSettings, read_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    settings = read_recipe(path)
+    assert settings.steps > settings.warmup
+
+
+def test_there_are_recipes() -> None:
+    assert [path.suffix for path in RECIPES] and {path.suffix for path in RECIPES} == {".yaml"}
+
+
+def test_overrides_win_and_texts_become_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 10\nlr_tower: 1.0e-4\n")
+    settings = read_recipe(path, {"steps": "25", "smoothing": "0.1"})
+    assert (settings.steps, settings.smoothing, settings.lr_tower) == (25, 0.1, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "reason"),
+    [
+        ("steps: 10\nstep: 3\n", {}, "step: Extra inputs"),
+        ("steps: 10\n", {"lr": "1"}, "lr: Extra inputs"),
+        ("warmup: 10\n", {}, "steps: Field required"),
+        ("steps: many\n", {}, "steps: "),
+        ("steps: 0\n", {}, "steps: "),
+        ("steps: 10\n", {"smoothing": "1"}, "smoothing: "),
+        ("- steps\n", {}, "keys and values"),
+        ("", {}, "keys and values"),
+        ("steps: [", {}, "can't be read"),
+        ("steps: !!python/name:os.system\n", {}, "can't be read"),
+    ],
+)
+def test_a_mistake_names_file_and_key(
+    tmp_path: Path, text: str, overrides: dict[str, str], reason: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_recipe(path, overrides)
+    assert f"recipe {path}" in str(caught.value) and reason in str(caught.value)
+
+
+def test_a_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.yaml can't be read"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_settings_are_described_and_frozen() -> None:
+    undescribed = [name for name, f in RunSettings.model_fields.items() if not f.description]
+    assert undescribed == []
+    settings = RunSettings(steps=3)
+    with pytest.raises(ValidationError):
+        settings.steps = 4  # type: ignore[misc]
