@@ -94,6 +94,21 @@ def test_a_region_is_added_with_its_style(talk: Talk, photo: Path) -> None:
     assert talk.chat.image is not None and talk.chat.image.tobytes() == wanted.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/box 10,10,5,5", "/box '10,10,5,5': box: the corners are reversed"),
+        ("/box 1,1,5,5 color=mauve", "color='mauve'"),
+        ("/point 5,5 alpha=half", "alpha='half'"),
+        ("/mask nowhere.png", "/mask nowhere.png: no such file"),
+    ],
+)
+def test_a_mistake_is_told_as_it_was_typed(talk: Talk, line: str, message: str) -> None:
+    with pytest.raises(RegionError) as caught:
+        talk.command(line)
+    assert str(caught.value).startswith(message) and "--" not in str(caught.value)
+
+
 def test_undo_takes_back_turns_and_regions_in_reverse(talk: Talk) -> None:
     say(talk, "What is <region:1>?")
     after_one = talk.chat.messages

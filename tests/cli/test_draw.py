@@ -131,7 +131,10 @@ def test_the_photo_may_come_from_stdin_and_the_picture_go_to_stdout(
         (["--save", "o.png"], "nothing to draw"),
         (["--box", "5,5,40,30", "--save", "o.gif"], "--save o.gif: write a name that ends in"),
         (["--box", "5,5,40,30", "--save", "no/o.png"], "--save no/o.png: there is no folder"),
+        (["--box", "5,5,40,30", "--save", "{folder}.png"], ".png: that is a folder"),
         (["--box", "5,5,40,30", "--save", "-", "--json"], "both want stdout"),
+        (["--unit", "--box", "5,5,40,30", "--json"], "coordinates inside the picture are 0 to 1"),
+        (["--box", "5,5,40,30", "--color", "mauve", "--json"], "--color 'mauve'"),
         (["--box", "500,500,900,900", "--json"], "region '1' (box)"),
         (["--shape", "arrow", "--json"], "need --bbox"),
         (["--box", "40,30,5,5", "--json"], "--box '40,30,5,5': box: the corners are reversed"),
@@ -140,9 +143,10 @@ def test_the_photo_may_come_from_stdin_and_the_picture_go_to_stdout(
     ],
 )
 def test_a_mistake_is_told_in_a_line_and_the_code_is_2(
-    program: Program, photo: Path, argv: list[str], message: str
+    program: Program, photo: Path, tmp_path: Path, argv: list[str], message: str
 ) -> None:
-    ran = program("draw", photo, *argv)
+    (tmp_path / "folder.png").mkdir()
+    ran = program("draw", photo, *(each.format(folder=tmp_path / "folder") for each in argv))
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("vip-llava: error: ") and message in ran.err
     assert len(ran.err.splitlines()) <= 2 and "Traceback" not in ran.err
@@ -164,6 +168,23 @@ def test_a_wrong_photo_is_named(
         path.write_bytes(content)
     ran = program("draw", path, "--box", "1,1,9,9", "--json")
     assert ran.code == 2 and message in ran.err
+
+
+def test_what_is_no_photo_on_stdin_is_named(vip_llava: Callable[..., Any]) -> None:
+    done = vip_llava("draw", "-", "--box", "1,1,9,9", "--json", stdin=b"")
+    assert done.returncode == 2 and b"the photo from stdin (-): the picture is empty" in done.stderr
+
+
+def test_a_full_disk_names_the_file(
+    program: Program, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")  # as a write fails: without the file's name
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    ran = program("draw", photo, "--box", "1,1,9,9", "--save", tmp_path / "o.png")
+    assert ran.code == 1
+    assert f"--save {tmp_path / 'o.png'}: can't be written: No space left on device" in ran.err
 
 
 def test_a_web_address_is_refused(program: Program) -> None:

@@ -105,6 +105,42 @@ def test_python_m_vip_llava(vip_llava: Callable[..., Any], photo: Path, tmp_path
     assert (done.returncode, done.stdout) == (0, b"") and (tmp_path / "o.png").is_file()
 
 
+def test_ctrl_c_while_the_command_line_is_imported(child_environment: dict[str, str]) -> None:
+    code = (
+        "import builtins, sys; keep = builtins.__import__\n"
+        "def importing(name, *rest):\n"
+        "    if name == 'typer': raise KeyboardInterrupt\n"
+        "    return keep(name, *rest)\n"
+        "builtins.__import__ = importing\n"
+        "from vip_llava.__main__ import run; sys.exit(run())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=child_environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, b"")
+
+
+def test_the_installed_program_starts_inside_the_guard() -> None:
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"vip-llava": "vip_llava.__main__:run"}
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_help_breaks_its_lines_by_itself(verb: str) -> None:
+    """A docstring's own line ends would leave ragged lines in every terminal but one."""
+    shown = CliRunner(env={"COLUMNS": "400", "NO_COLOR": "1"}).invoke(app, [verb, "--help"]).stdout
+    for paragraph in (VERBS[verb][0].__doc__ or "").strip().split("\n\n"):
+        assert " ".join(paragraph.split()) in shown
+
+
+def test_a_wrong_choice_is_told_in_plain_words(program: Program, tmp_path: Path) -> None:
+    ran = program("convert", tmp_path, tmp_path / "new", "--to", "xx")
+    assert ran.code == 2 and "'xx' is not one of 'hf', 'original'" in ran.err
+    assert "Value error" not in ran.err
+
+
 def test_a_closed_pipe_is_silent(child_environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "vip_llava", "models", "--json"]
     child = subprocess.Popen(

@@ -116,8 +116,10 @@ def test_a_regions_file_may_hold_one_a_list_or_an_object(tmp_path: Path, wrap: o
         ('mask={"size": [1, 1]}', "expected polygons, COCO RLE"),
         ("mask=nowhere.png", "--mask nowhere.png: no such file"),
         ("regions=nowhere.json", "--regions nowhere.json: no such file"),
-        ("color=mauve", "unknown colour 'mauve'"),
-        ("alpha=300", "alpha must be a whole number 0..255"),
+        ("color=mauve", "--color 'mauve': unknown colour 'mauve'"),
+        ("color=300,0,0", "--color '300,0,0': unknown colour"),
+        ("alpha=300", "--alpha '300': alpha must be a whole number 0..255"),
+        ("width=1e9", "--width '1e9': width is 1e+09, beyond the limit"),
         ("alpha=half", "--alpha 'half': needs a whole number"),
         ("width=0", "--width '0': needs a number of pixels above 0"),
         ("width=nan", "--width 'nan'"),
@@ -136,6 +138,14 @@ def test_a_wrong_regions_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(RegionError, match=r"--regions .*r\.json: "):
         regions_from_typed(typed(f"regions={tmp_path / 'r.json'}"), SIZE)
+
+
+def test_an_empty_regions_file_is_not_silent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.json").write_text("[]")
+    assert regions_from_typed(typed(f"regions={tmp_path / 'r.json'}"), SIZE) == []
+    assert "the list is empty" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_flags_of_the_original_stand_where_they_were_typed() -> None:

@@ -6,11 +6,12 @@ and confirmations on stderr; it does not read input.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from vip_llava.cli.options import SHAPE_OPTIONS, STYLES, region_from_text
+from vip_llava.cli.options import SHAPE_OPTIONS, STYLES, region_from_text, style_from_text
 from vip_llava.cli.prepare import save_picture
 from vip_llava.cli.terminal import note, stderr
 from vip_llava.errors import RegionError, RequestError
@@ -84,8 +85,12 @@ class Talk:
             raise RequestError(f"/{name}: no such command; there are {known}")
 
     def _mark(self, name: str, text: str) -> None:
-        geometry, style = _split_style(name, text)
-        region = region_from_text(name, geometry, (self._picture.size, self._frame), **style)
+        try:
+            geometry, style = _split_style(name, text)
+            region = region_from_text(name, geometry, (self._picture.size, self._frame), **style)
+        except RegionError as error:  # here the shapes are typed with a slash, styles without
+            told = re.sub(r"^--(color|alpha|width) ", r"\1=", str(error))
+            raise RegionError(re.sub(rf"^--{name}\b", f"/{name}", told)) from error
         before = (self.chat.regions, self.chat.messages)
         added = self.chat.add_region(region)
         self._before.append(before)
@@ -127,7 +132,7 @@ def _split_style(name: str, text: str) -> tuple[str, dict[str, Any]]:
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key in STYLES:
-            style[key] = STYLES[key](value)
+            style[key] = style_from_text(key, value)
         else:
             geometry.append(word)
     return " ".join(geometry), style

@@ -6,6 +6,7 @@ Verbs are imported here, but nothing heavy is: each verb loads what it needs whe
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import traceback
@@ -79,10 +80,20 @@ def _program(
     """Point at something in a picture and ask about it."""
 
 
+def _paragraphs(verb: Callable[..., None]) -> str:
+    """The verb's docstring with one line a paragraph: the help breaks lines as the terminal is wide."""
+    text = inspect.cleandoc(verb.__doc__ or "")
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
 for _name, (_verb, _epilog) in VERBS.items():
-    app.command(_name, cls=OrderedCommand, epilog=_epilog, no_args_is_help=_name != "models")(
-        grouped(_verb)
-    )
+    app.command(
+        _name,
+        cls=OrderedCommand,
+        help=_paragraphs(_verb),
+        epilog=_epilog,
+        no_args_is_help=_name != "models",
+    )(grouped(_verb))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +145,8 @@ def _usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stdout.write(f"{error.format_message()}\n")
         return USAGE_EXIT
-    error_line(error.format_message())
+    # typer puts a word of its own validator before what the person needs to know.
+    error_line(error.format_message().replace(": Value error, ", ": "))
     path = context.command_path if context is not None else "vip-llava"
     sys.stderr.write(f"Try: {path} --help\n")
     return int(getattr(error, "exit_code", USAGE_EXIT))

@@ -25,12 +25,20 @@ from vip_llava.cli.coordinates import (
 from vip_llava.cli.groups import Typed
 from vip_llava.cli.legacy import LEGACY_NAMES, LegacyOptions, legacy_region
 from vip_llava.cli.masks import outline_from_file, outline_from_json, read_json
+from vip_llava.cli.terminal import note
 from vip_llava.errors import RegionError
 
 if TYPE_CHECKING:
     from vip_llava.regions import Region
 
-__all__ = ["SHAPE_OPTIONS", "RegionOptions", "region_from_text", "regions_from_typed"]
+__all__ = [
+    "SHAPE_OPTIONS",
+    "STYLES",
+    "RegionOptions",
+    "region_from_text",
+    "regions_from_typed",
+    "style_from_text",
+]
 
 PANEL = "Regions: what you point at (repeatable; ids 1, 2, ... in typed order)"
 STYLE_PANEL = "Style: before the first region for all of them, after a region for that one"
@@ -138,7 +146,7 @@ def regions_from_typed(
             drafts.append(Draft(_regions_from_file(item.value), {}))
         elif item.name in STYLES:
             style = drafts[-1].style if drafts else defaults
-            style[item.name] = STYLES[item.name](item.value)
+            style[item.name] = style_from_text(item.name, item.value)
         elif item.name in LEGACY_NAMES and legacy_wanted:
             drafts.append(Draft(None, {}))
             legacy_wanted = False
@@ -163,6 +171,19 @@ def region_from_text(name: str, text: str, place: Place, **style: Any) -> Region
         if message.startswith(f"--{name}"):
             raise
         raise RegionError(f"--{name} {_short(text)}: {message}") from error
+
+
+def style_from_text(name: str, text: str) -> Any:
+    """The value of `--color`, `--alpha` or `--width`; a RegionError names the option."""
+    from vip_llava.regions import Box
+
+    value = STYLES[name](text)
+    try:
+        Box(0, 0, 1, 1, **{name: value})  # the rules of a style are the same for every shape
+    except RegionError as error:
+        told = str(error).removeprefix("box: ")
+        raise RegionError(f"--{name} {_short(text)}: {told}") from error
+    return value
 
 
 def _styled(region: Region, defaults: dict[str, Any], own: dict[str, Any]) -> Region:
@@ -261,6 +282,8 @@ def _regions_from_file(text: str) -> list[Region]:
             f'--regions {path}: expected a list of regions like {{"shape": "box", "frame": "pixel", '
             '"box": [x1, y1, x2, y2]}'
         )
+    if not found:
+        note(f"--regions {path}: the list is empty, no region is in it")
     try:
         return list(regions_from_json(found))
     except RegionError as error:

@@ -60,7 +60,10 @@ def open_photo(photo: str) -> Image:
     from vip_llava.pictures import open_picture
 
     if photo == "-":
-        return open_picture(sys.stdin.buffer.read())
+        try:
+            return open_picture(sys.stdin.buffer.read())
+        except PictureError as error:
+            raise PictureError(f"the photo from stdin (-): {error}") from error
     if photo.startswith(("http://", "https://", "data:")):
         return open_picture(photo)
     path = Path(photo).expanduser()
@@ -97,6 +100,8 @@ def check_target(target: str | None) -> None:
         raise RequestError(f"--save {target}: write a name that ends in {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
         raise RequestError(f"--save {target}: there is no folder {path.absolute().parent}")
+    if path.is_dir():
+        raise RequestError(f"--save {target}: that is a folder; name a file")
 
 
 def save_picture(picture: Image, target: str) -> None:
@@ -108,7 +113,11 @@ def save_picture(picture: Image, target: str) -> None:
     check_target(target)
     path = Path(target).expanduser()
     kind = FORMATS[path.suffix.lower()]
-    picture.save(path, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
+    try:
+        picture.save(path, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
+    except OSError as error:  # a full disk comes without the file's name
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"can't be written: {reason}", f"--save {target}") from error
     note(f"drawn picture: {target}")
 
 
