@@ -149,3 +149,8 @@ def test_a_failure_leaves_nothing(
     with pytest.raises(OSError, match="disk full"):
         convert(source, tmp_path / "new", "hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_default_model_has_no_other_layout(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the default model has no other layout"):
+        convert("default", tmp_path / "new", "hf")

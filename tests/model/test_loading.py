@@ -322,6 +322,33 @@ def test_an_unreachable_hub_is_a_download_error(
     assert resolve_folder("owner/model") == kept
 
 
+def test_what_the_hubs_client_raises_without_a_network_is_a_download_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those errors are no OSErrors: without this the person read of a fault of the program."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    root = next(kind for kind in HfHubHTTPError.__bases__ if not issubclass(kind, OSError))
+
+    class ConnectError(root):  # type: ignore[misc, valid-type]
+        pass
+
+    def broken(*args: Any, **settings: Any) -> Any:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", broken)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DownloadError, match=r"'owner/model' is no folder here.*ConnectError"):
+        resolve_folder("owner/model")
+
+
+@pytest.mark.parametrize("given", ["base", "vision_tower", "revision"])
+def test_the_default_model_says_what_it_does_not_take(given: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{given} 'owner/model': the default model"):
+        load_model(**{given: "owner/model"})  # type: ignore[arg-type]
+
+
 def test_bins_are_only_fetched_without_safetensors() -> None:
     both = ["model.safetensors", "pytorch_model.bin", "training_args.bin", "config.json"]
     assert wanted_files(both) == ["config.json", "model.safetensors"]

@@ -19,7 +19,7 @@ import torch
 from vip_llava.errors import CheckpointError
 from vip_llava.model.blueprint import FIVE_LAYERS, MARK, Blueprint, transformers_config
 from vip_llava.model.checkpoint_files import read_json, write_tensors
-from vip_llava.model.hub import Progress
+from vip_llava.model.hub import DEFAULT_NAME, Progress
 from vip_llava.model.layouts import (
     canonical_to_hub,
     canonical_to_original,
@@ -70,6 +70,11 @@ def convert(
             this model (says why).
     """
     target = Path(target)
+    if str(source) == DEFAULT_NAME and not Path(source).is_dir():
+        raise CheckpointError(
+            "the default model has no other layout: its tower is none of the original's; name a "
+            "folder or a hub id like owner/model"
+        )
     if to not in ("hf", "original"):
         raise CheckpointError(f"unknown layout {to!r}; expected 'hf' or 'original'")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from vip_llava.errors import CheckpointError, DownloadError
 
-__all__ = ["Progress", "resolve_folder", "wanted_files"]
+__all__ = ["DEFAULT_NAME", "Progress", "resolve_folder", "wanted_files"]
 
 Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: what is being done in words, and how far it is."""
+
+DEFAULT_NAME = "default"
+"""What names the model that comes with this package; no folder and no hub id."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL = (".json", ".model", ".txt")
@@ -68,6 +71,14 @@ def _download(name: str, revision: str | None, progress: Progress) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    # The root of what the hub's client raises without a network; which client, its version decides.
+    unreachable: tuple[type[Exception], ...] = (
+        *HfHubHTTPError.__bases__,
+        OfflineModeIsEnabled,
+        LocalEntryNotFoundError,
+        OSError,
+        ValueError,
+    )
     try:
         info = HfApi().model_info(name, revision=revision)
         files = wanted_files([sibling.rfilename for sibling in info.siblings or []])
@@ -81,7 +92,7 @@ def _download(name: str, revision: str | None, progress: Progress) -> Path:
                 "check the spelling, or log in if it is private"
             ) from error
         place = _cached(name, revision, error)
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except unreachable as error:
         place = _cached(name, revision, error)
     progress(f"downloading {name}", 1, 1)
     return place

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from vip_llava.errors import CheckpointError
 from vip_llava.model.building import build
 from vip_llava.model.geometry import aspect_mode
-from vip_llava.model.hub import Progress
+from vip_llava.model.hub import DEFAULT_NAME, Progress
 from vip_llava.model.placement import Placement
 from vip_llava.model.processor import Processor
 from vip_llava.model.quantize import quantize_model
@@ -27,8 +27,6 @@ from vip_llava.model.templates import get_template
 from vip_llava.model.towers import guard_placeholder
 
 __all__ = ["load_model", "load_weights"]
-
-DEFAULT_NAME = "default"
 
 
 def load_model(
@@ -69,6 +67,7 @@ def load_model(
     """
     placement = Placement.of(dtype, device, device_map, quantization)
     if name_or_folder is None or str(name_or_folder) == DEFAULT_NAME:
+        _refuse_for_default(base=base, vision_tower=vision_tower, revision=revision)
         return _load_default(placement, template, image_aspect_ratio, progress)
     source = Source.named(name_or_folder, base, vision_tower, revision, progress)
     checkpoint = open_checkpoint(source)
@@ -100,6 +99,16 @@ def load_weights(
     placement = Placement.of(dtype, device, device_map, quantization)
     source = Source.named(folder, base, vision_tower, revision, progress)
     return build(open_checkpoint(source), placement, merge_adapter, progress)
+
+
+def _refuse_for_default(**given: object) -> None:
+    """CheckpointError where something is given that the default model would leave out in silence."""
+    for name, value in given.items():
+        if value is not None:
+            raise CheckpointError(
+                f"{name} {str(value)!r}: the default model is whole and takes none; name the model "
+                "that it belongs to as well"
+            )
 
 
 def _load_default(
