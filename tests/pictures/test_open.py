@@ -113,6 +113,13 @@ def test_bombs_are_refused_on_their_header(
         assert time.perf_counter() - started < 1, name
 
 
+def test_a_header_that_pillow_itself_refuses_is_told_our_limit(
+    png_chunk: Callable[[bytes, bytes], bytes],
+) -> None:
+    with pytest.raises(PictureError, match=r"claims 3,600,000,000; at most 64,000,000 are opened"):
+        open_picture(_bomb_headers(png_chunk)["PNG"], max_pixels=64_000_000)
+
+
 def test_a_real_bomb_is_refused_quickly(encode: Encode) -> None:
     data = encode(Image.new("1", (12_000, 12_000)), "PNG")
     assert len(data) < 60_000

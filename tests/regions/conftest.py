@@ -85,7 +85,14 @@ def any_region() -> Callable[..., Strategy]:
                 star, middle, st.lists(st.floats(least, 2 * least), min_size=3, max_size=12)
             )
         radius = st.one_of(st.floats(1, 30), st.tuples(st.floats(1, 30), st.floats(1, 30)))
-        two = st.lists(spots, min_size=2, max_size=8).filter(lambda p: any(q != p[0] for q in p))
+
+        def seen(p: list[tuple[float, float]]) -> bool:
+            """A thin line along the far border, on no pixel, is refused; a test of its own holds that."""
+            return not inside or any(x < width and y < height for x, y in p)
+
+        two = st.lists(spots, min_size=2, max_size=8).filter(
+            lambda p: any(q != p[0] for q in p) and seen(p)
+        )
         rle = st.builds(
             lambda seed, share: Rle.from_mask(random_mask(width, height, seed, share)),
             st.integers(0, 99),
@@ -101,7 +108,9 @@ def any_region() -> Callable[..., Strategy]:
             st.builds(lambda b, k: Ellipse(*b, **k), boxes, looks),
             st.builds(
                 lambda p, k: Triangle(p, **k),
-                st.lists(spots, min_size=3, max_size=3).filter(lambda p: not flat_triangle(p)),
+                st.lists(spots, min_size=3, max_size=3).filter(
+                    lambda p: not flat_triangle(p) and seen(p)
+                ),
                 looks,
             ),
             st.builds(lambda p, r, k: Point(*p, radius=r, **k), spots, st.none() | radius, looks),

@@ -276,6 +276,7 @@ def test_nothing_visible_is_an_error_not_silence() -> None:
         Ellipse(-200, -200, 300, 300, id="e"),
         Triangle([(-400, -400), (500, -400), (50, 900)], id="e"),
         Scribble([(-5, 20), (-5, -5), (20, -5)], id="e", width=1),
+        Scribble([(0, 80), (9, 80)], id="e", width=1),  # along the far border, on no pixel
     ):
         with pytest.raises(RegionError, match=r"region 'e' .* nothing would be seen"):
             draw(picture, [region])

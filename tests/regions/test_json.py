@@ -94,6 +94,11 @@ def test_no_region_at_all(bad: object) -> None:
         region_from_json(bad)
 
 
+def test_a_missing_shape_is_named_as_missing() -> None:
+    with pytest.raises(RegionError, match='the key "shape" is missing'):
+        region_from_json({"frame": "pixel", "box": [1, 2, 30, 40]})
+
+
 def test_both_polygons_and_rle() -> None:
     both = {**ONE_OF_EACH[6], "rle": {"size": [2, 3], "counts": "231"}}
     with pytest.raises(RegionError, match="both are given"):

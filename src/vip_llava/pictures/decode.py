@@ -5,6 +5,7 @@ Knows nothing of paths and addresses (`sources`) nor of colours (`colors`).
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         data = essential_png(data)
     elif name == "JPEG":
         refuse_scan_flood(data)
-    with _fence(f"the {name} file"), Image.open(BytesIO(data), formats=[name]) as image:
+    with _fence(f"the {name} file", max_pixels), Image.open(BytesIO(data), formats=[name]) as image:
         check_size(image.size, max_pixels)
         _refuse_frames(image, f"the {name} file")
         _check_tiff(image, max_pixels)
@@ -91,7 +92,7 @@ def picture_to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
             f"a picture opened from {image.format} is not taken: to decode it, Pillow runs another "
             "program; convert it to PNG first"
         )
-    with _fence("the given picture"):
+    with _fence("the given picture", max_pixels):
         _refuse_frames(image, "the given picture")
         image.load()
         return to_rgb(_upright(image), from_file=from_file)
@@ -134,7 +135,7 @@ _outer: tuple[warnings.catch_warnings[None], bool] | None = None
 
 
 @contextmanager
-def _fence(what: str) -> Iterator[None]:
+def _fence(what: str, max_pixels: int) -> Iterator[None]:
     """Around Pillow: no warning leaks, truncation is an error, and every failure is a PictureError."""
     _enter()
     try:
@@ -143,7 +144,12 @@ def _fence(what: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         # Pillow's own limit stands before ours where a header claims very much, or ours was raised.
-        raise PictureError(f"{what} has too many pixels: {error}") from error
+        claimed = re.search(r"\d+", str(error))
+        count = f"{int(claimed[0]):,}" if claimed else "far more"
+        least = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise PictureError(
+            f"{what} has too many pixels: it claims {count}; at most {least:,} are opened"
+        ) from error
     except UnidentifiedImageError as error:
         raise PictureError(
             f"{what} can't be decoded, its header is damaged or truncated"

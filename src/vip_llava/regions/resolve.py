@@ -73,7 +73,7 @@ def resolve(regions: Sequence[Region], size: Size) -> Resolution:
         complete = complete.to_frame("pixel", size)
         if isinstance(complete, Arrow) and complete.head is None:
             complete = complete.changed(head=_head(complete, size))
-        placed, note = _placed(complete, size)
+        placed, note = _placed(complete, size, unit=region.frame == "unit")
         done.append(placed)
         notes += [note] if note else []
         if placed.alpha == 0:
@@ -129,8 +129,8 @@ def _head(arrow: Arrow, size: Size) -> float:
     return max(min(0.5 * math.hypot(x2 - x1, y2 - y1), most), 2.0 * (arrow.width or 1))
 
 
-def _placed(region: Region, size: Size) -> tuple[Region, str | None]:
-    """The region on its picture, and a note where a part of it lies outside."""
+def _placed(region: Region, size: Size, *, unit: bool) -> tuple[Region, str | None]:
+    """The region on its picture, and a note where a part of it lies outside; `unit`: as it was given."""
     who = region.label
     if isinstance(region, (Contour, Mask)) and region.rle is not None:
         height, width = region.rle.size
@@ -145,9 +145,10 @@ def _placed(region: Region, size: Size) -> tuple[Region, str | None]:
         return region, None
     x1, y1, x2, y2 = region.extent(size)
     if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
+        hint = "; in the frame unit, coordinates inside the picture are 0 to 1" if unit else ""
         raise RegionError(
             f"{who}: lies outside the picture: it spans ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}), "
-            f"the picture (0, 0) to ({size[0]}, {size[1]})"
+            f"the picture (0, 0) to ({size[0]}, {size[1]}){hint}"
         )
     if isinstance(region, Arrow):
         region.bounds(size)  # raises unless the tip is inside: an arrow must point at something

@@ -40,6 +40,8 @@ def region_from_json(value: object, *, index: int | None = None) -> Region:
     if not isinstance(value, Mapping):
         raise RegionError(f"{where}: must be a JSON object, not {type(value).__name__}")
     shape = value.get("shape")
+    if "shape" not in value:
+        raise RegionError(f'{where}: the key "shape" is missing; give one of {", ".join(SHAPES)}')
     if not isinstance(shape, str) or shape not in SHAPES:
         raise RegionError(f"{where}: unknown shape {brief(shape)}; give one of {', '.join(SHAPES)}")
     name = value.get("id")
