@@ -36,6 +36,29 @@ def test_bounds_and_crop_are_those_of_the_pixels(mask: np.ndarray) -> None:
     pixels, left, top = rle.crop()
     assert (left, top) == (x1, y1)
     np.testing.assert_array_equal(pixels, mask[y1:y2, x1:x2])
+    wider, left, top = rle.crop(margin=2)
+    assert (left, top) == (x1 - 2, y1 - 2)
+    np.testing.assert_array_equal(wider, np.pad(pixels, 2))
+
+
+@given(masks)
+def test_a_mask_made_of_its_text_alone_is_the_same(mask: np.ndarray) -> None:
+    """The runs that are kept beside the text are no part of the value."""
+    rle = Rle.from_mask(mask)
+    bare = Rle(rle.size, rle.counts)
+    assert bare == rle and hash(bare) == hash(rle) and repr(bare) == repr(rle)
+    np.testing.assert_array_equal(bare.runs(), rle.runs())
+    np.testing.assert_array_equal(bare.decode(), mask)
+    with pytest.raises(ValueError, match="read-only"):
+        bare.runs()[0] = 1
+
+
+def test_runs_of_length_zero_in_a_text_are_nowhere() -> None:
+    """3 x 3 pixels, runs 1 1 4 0 3: the second foreground run has no length and lies outside the box."""
+    rle = Rle((3, 3), "114OO")
+    assert rle.runs().tolist() == [1, 1, 7]
+    pixels, left, top = rle.crop()
+    assert (pixels.tolist(), left, top) == ([[1]], 0, 1)
 
 
 @pytest.mark.filterwarnings(

@@ -310,12 +310,15 @@ def _outlined(region: Contour) -> tuple[Pixels, int, int]:
     outlines add up to. May reach over the picture's border."""
     reach = _line_width(region)
     if region.rle is not None:
-        pixels, left, top = region.rle.crop()
-        area = np.pad(pixels, reach)
-        inside = np.pad(pixels, 1)
-        inner = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-        area[reach:-reach, reach:-reach] &= 1 - inner
-        return _grown(area, reach), left - reach, top - reach
+        area, left, top = region.rle.crop(margin=reach)
+        # Inner pixels have all four neighbours inside; over the flat array, as in `_grown`.
+        pixels, row = area.reshape(-1), area.shape[1]
+        inner = pixels[: -2 * row] & pixels[2 * row :]
+        inner &= pixels[row - 1 : -row - 1]
+        inner &= pixels[row + 1 : -row + 1]
+        inner ^= 1
+        pixels[row:-row] &= inner
+        return _grown(area, reach), left, top
     x1, y1, x2, y2 = map(int, region._extent())
     left, top = x1 - reach, y1 - reach
     tile = Image.new("L", (x2 + reach + 1 - left, y2 + reach + 1 - top))

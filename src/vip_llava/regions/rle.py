@@ -11,7 +11,7 @@ Source of the format: the COCO API (`maskApi`), checked against pycocotools in t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,19 @@ class Rle:
 
     size: tuple[int, int]
     counts: str
+    # The text unrolled once, as drawing the same mask again and again would do it each time.
+    _known: Runs | None = field(default=None, init=False, repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, size: tuple[int, int], runs: Runs) -> Rle:
+        runs = _canonical(runs)
+        made = cls(size, _compress(runs))
+        made._keep(runs)
+        return made
+
+    def _keep(self, runs: Runs) -> None:
+        runs.setflags(write=False)
+        object.__setattr__(self, "_known", runs)
 
     @classmethod
     def parse(cls, value: object, who: str = "rle") -> Rle:
@@ -57,7 +70,7 @@ class Rle:
         size = _size(value["size"], who)
         runs = _runs(value["counts"], who)
         _check(runs, size, who)
-        return cls(size, _compress(runs))
+        return cls._of(size, runs)
 
     @classmethod
     def from_mask(cls, mask: npt.ArrayLike) -> Rle:
@@ -70,11 +83,14 @@ class Rle:
         edges = np.flatnonzero(flat[1:] != flat[:-1])
         runs = np.diff(np.concatenate(([0], edges, [flat.size - 1])))
         _check(runs, size, "rle")
-        return cls(size, _compress(runs))
+        return cls._of(size, runs)
 
     def runs(self) -> Runs:
-        """Run lengths, background first: int64 [n]."""
-        return _decompress(self.counts, "rle")
+        """Run lengths, background first: int64 [n], read-only."""
+        if self._known is None:
+            self._keep(_canonical(_decompress(self.counts, "rle")))
+        assert self._known is not None
+        return self._known
 
     def decode(self) -> npt.NDArray[np.bool_]:
         """The mask's pixels: bool [height, width], writable."""
@@ -83,15 +99,26 @@ class Rle:
         flat = np.repeat(_alternating(runs.size).view(bool), runs)
         return np.ascontiguousarray(flat.reshape(width, height).T)
 
-    def crop(self) -> tuple[npt.NDArray[np.uint8], int, int]:
-        """The part within `bounds`: uint8 [h, w] of 0 and 1, and its left and top in pixels."""
-        height = self.size[0]
+    def crop(self, margin: int = 0) -> tuple[npt.NDArray[np.uint8], int, int]:
+        """The part within `bounds`: uint8 [h, w] of 0 and 1, and its left and top in pixels.
+
+        `margin` empty pixels are added on every side, and left and top are those with the margin.
+        """
         runs = self.runs()
-        x1, y1, x2, y2 = _bounds(runs, height)
-        # Only the columns between the two are unrolled.
-        edges = np.clip(np.cumsum(runs) - x1 * height, 0, (x2 - x1) * height)
-        flat = np.repeat(_alternating(runs.size), np.diff(edges, prepend=0))
-        return np.ascontiguousarray(flat.reshape(x2 - x1, height).T[y1:y2]), x1, y1
+        x1, y1, x2, y2 = _bounds(runs, self.size[0])
+        width, height = x2 - x1, y2 - y1
+        # Only the box is unrolled: as no run crosses its top or bottom (a run over a column's end
+        # makes it as high as the mask), each run has the same length there, at another place.
+        starts, lengths = np.cumsum(runs)[0:-1:2], runs[1::2]
+        columns, rows = np.divmod(starts, self.size[0])
+        edges = np.empty(2 * lengths.size + 2, dtype=np.int64)
+        edges[0], edges[-1] = 0, width * height
+        edges[1:-1:2] = (columns - x1) * height + (rows - y1)
+        edges[2:-1:2] = edges[1:-1:2] + lengths
+        flat = np.repeat(_alternating(edges.size - 1), np.diff(edges))
+        pixels = np.zeros((height + 2 * margin, width + 2 * margin), dtype=np.uint8)
+        pixels[margin : margin + height, margin : margin + width] = flat.reshape(width, height).T
+        return pixels, x1 - margin, y1 - margin
 
     def area(self) -> int:
         """Number of foreground pixels."""
@@ -197,9 +224,9 @@ def _canonical(runs: Runs) -> Runs:
 
 
 def _compress(runs: Runs) -> str:
-    """COCO's text for run lengths."""
-    values = _canonical(runs).copy()
-    values[3:] -= _canonical(runs)[1:-2]
+    """COCO's text for run lengths without zeros inside."""
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
     digits: list[npt.NDArray[np.int64]] = []
     open_: list[npt.NDArray[np.bool_]] = []
     rest, alive = values, np.ones(values.size, dtype=bool)
