@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 
 from vip_llava.errors import PictureError
 from vip_llava.pictures import open_picture, picture_hash
+from vip_llava.regions import Box, draw
 
 Encode = Callable[..., bytes]
 
@@ -203,6 +204,19 @@ def test_exif_turns_are_applied(
     assert far(open_picture(path), photo) < 40
     with Image.open(path) as image:
         assert open_picture(image).tobytes() == open_picture(path).tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_region_lies_on_the_turned_photo(orientation: int, encode: Encode) -> None:
+    """Whatever the tag, a box is counted on the photo as it is shown, and drawn there."""
+    stored = Image.new("RGB", (48, 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = open_picture(encode(stored, "PNG", exif=exif))
+    assert photo.size == ((32, 48) if orientation >= 5 else (48, 32))
+    drawn = np.asarray(draw(photo, [Box(3, 5, 20, 28, width=1)]))
+    rows, columns = np.nonzero(drawn.any(axis=2))
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (3, 5, 20, 28)
 
 
 def test_an_image_that_cannot_be_loaded_is_a_picture_error(
