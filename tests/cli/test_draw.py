@@ -132,6 +132,7 @@ def test_the_photo_may_come_from_stdin_and_the_picture_go_to_stdout(
         (["--box", "5,5,40,30", "--save", "o.gif"], "--save o.gif: write a name that ends in"),
         (["--box", "5,5,40,30", "--save", "no/o.png"], "--save no/o.png: there is no folder"),
         (["--box", "5,5,40,30", "--save", "{folder}.png"], ".png: that is a folder"),
+        (["--box", "5,5,40,30", "--save", "{folder}/../photo.png"], "that is the photo itself"),
         (["--box", "5,5,40,30", "--save", "-", "--json"], "both want stdout"),
         (["--unit", "--box", "5,5,40,30", "--json"], "coordinates inside the picture are 0 to 1"),
         (["--box", "5,5,40,30", "--color", "mauve", "--json"], "--color 'mauve'"),
@@ -146,6 +147,7 @@ def test_a_mistake_is_told_in_a_line_and_the_code_is_2(
     program: Program, photo: Path, tmp_path: Path, argv: list[str], message: str
 ) -> None:
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder").mkdir()
     ran = program("draw", photo, *(each.format(folder=tmp_path / "folder") for each in argv))
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("vip-llava: error: ") and message in ran.err

@@ -82,7 +82,7 @@ def ask(
     photo, question = photo_and_question(photo, question, legacy.image_file, query)
     if save == "-":
         raise RequestError("--save -: stdout is for the answer; name a file, or use vip-llava draw")
-    check_target(save)
+    check_target(save, photo)
     text = question_from(question, stdin_allowed=photo != "-")
     marked = mark(ctx, photo, regions, legacy)
     check_wording(text, marked.resolved)

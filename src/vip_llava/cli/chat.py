@@ -65,7 +65,7 @@ def chat(
         raise RequestError(
             "chat reads its turns from stdin and writes answers to stdout: no - here"
         )
-    check_target(save)
+    check_target(save, photo)
     marked = mark(ctx, photo, regions, legacy)
     if save is not None:
         save_picture(marked.drawn(), save)

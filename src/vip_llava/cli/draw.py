@@ -52,7 +52,7 @@ def draw(
         raise RequestError("nowhere to draw: add --save OUT.png (or --json for the regions alone)")
     if save == "-" and as_json:
         raise RequestError("--save - and --json both want stdout; give --save a file name")
-    check_target(save)
+    check_target(save, photo)
     marked = mark(ctx, photo, regions, legacy)
     if not marked.resolved:
         raise RequestError("nothing to draw: mark a region, for example --box x1,y1,x2,y2")

@@ -91,8 +91,11 @@ def mark(ctx: typer.Context, photo: str, regions: RegionOptions, legacy: LegacyO
     return Marked(picture, tuple(found), tuple(resolution.regions), tuple(resolution.notes))
 
 
-def check_target(target: str | None) -> None:
-    """RequestError unless `target` is a file name that a picture can be written to (or None)."""
+def check_target(target: str | None, photo: str = "-") -> None:
+    """RequestError unless `target` is a file name that a picture can be written to (or None).
+
+    The photo itself is none: marks drawn over the only copy can't be taken back.
+    """
     if target is None or target == "-":
         return
     path = Path(target).expanduser()
@@ -102,6 +105,9 @@ def check_target(target: str | None) -> None:
         raise RequestError(f"--save {target}: there is no folder {path.absolute().parent}")
     if path.is_dir():
         raise RequestError(f"--save {target}: that is a folder; name a file")
+    original = Path(photo).expanduser()
+    if photo != "-" and path.exists() and original.exists() and path.samefile(original):
+        raise RequestError(f"--save {target}: that is the photo itself; name another file")
 
 
 def save_picture(picture: Image, target: str) -> None:
