@@ -51,8 +51,9 @@ def _vision() -> CLIPVisionConfig:
 def _randomised(model: PreTrainedModel) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in model.named_parameters():
+            # Every one that starts at random, the class row of the tower (one dimension) too.
+            if parameter.dim() > 1 or name.endswith("class_embedding"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval()
 
