@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vip_llava.data.marking import SHAPES
-from vip_llava.data.photos import Photo, Thing, read_regions
-from vip_llava.data.words import COCO80
+from vip_llava.data.scenes.marking import SHAPES
+from vip_llava.data.scenes.photos import Photo, Thing, read_regions
+from vip_llava.data.scenes.words import COCO80
 from vip_llava.errors import RequestError
 from vip_llava.evaluation.benchmarks.marked import (
     VARIANTS,

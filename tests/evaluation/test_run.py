@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vip_llava.api import load
-from vip_llava.data.photos import is_validation
+from vip_llava.data.scenes.photos import is_validation
 from vip_llava.errors import DataError
 from vip_llava.evaluation.run import evaluate, photos_to_ask
 

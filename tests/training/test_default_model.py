@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vip_llava.data.photos import is_validation, read_regions
+from vip_llava.data.scenes.photos import is_validation, read_regions
 from vip_llava.errors import DataError
 from vip_llava.training import default_model
 from vip_llava.training.default_model import (

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.data.augment import AugmentSettings
-from vip_llava.data.mix import MixSettings, RegionMix
-from vip_llava.data.photos import read_regions
+from vip_llava.data.scenes.augment import AugmentSettings
+from vip_llava.data.scenes.mix import MixSettings, RegionMix
+from vip_llava.data.scenes.photos import read_regions
 from vip_llava.errors import CheckpointError
 from vip_llava.model.default import apply_trained, read_trained
 from vip_llava.model.focal import FocalSettings

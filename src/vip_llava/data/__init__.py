@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Rows of data files to what training sees. See the modules of this package."""

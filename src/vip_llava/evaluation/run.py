@@ -12,7 +12,7 @@ from typing import Any
 
 from vip_llava.answer import Answer
 from vip_llava.api import Assistant
-from vip_llava.data.photos import Photo, is_validation, read_regions
+from vip_llava.data.scenes.photos import Photo, is_validation, read_regions
 from vip_llava.errors import DataError
 from vip_llava.evaluation.benchmarks.marked import Item, Score, is_right, items_of, score
 

@@ -1,7 +1,7 @@
 """Trains the default model: puts its published parts, the photos and a recipe together.
 
 The language model and the tower start from their published weights, the projector from nothing.
-Validation photos (`data.photos.is_validation`) are left out. The command line is `cli/train.py`.
+Validation photos (`data.scenes.photos.is_validation`) are left out. The command line is `cli/train.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from transformers import LlamaConfig, VipLlavaForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from vip_llava.data.mix import MixSettings, RegionMix
-from vip_llava.data.photos import (
+from vip_llava.data.scenes.mix import MixSettings, RegionMix
+from vip_llava.data.scenes.photos import (
     Photo,
     is_validation,
     read_labelled_photos,

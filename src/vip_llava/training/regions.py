@@ -1,6 +1,6 @@
 """The region trainer: tower, projector and language model together, on batches of marked scenes.
 
-It trains the default model on one device. Batches come whole from worker processes (`data.mix`),
+It trains the default model on one device. Batches come whole from worker processes (`data.scenes.mix`),
 with constant shapes for each kind, so that compiled code is compiled once a kind. It deliberately
 does not know where data or weights lie, and prints nothing: it reports to whoever asked.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from vip_llava.data.mix import IGNORED, VIEWS, RegionMix
+from vip_llava.data.scenes.mix import IGNORED, VIEWS, RegionMix
 from vip_llava.errors import CheckpointError
 from vip_llava.model.default import (
     LORA_TARGETS,

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vip_llava.data.marking import SHAPES
-from vip_llava.data.photos import Photo, Thing
-from vip_llava.data.scene import Scene, overlap
-from vip_llava.data.tasks import choosing, relations
-from vip_llava.data.words import COCO80, canonical
+from vip_llava.data.scenes.marking import SHAPES
+from vip_llava.data.scenes.photos import Photo, Thing
+from vip_llava.data.scenes.questions import choosing, relations
+from vip_llava.data.scenes.scene import Scene, overlap
+from vip_llava.data.scenes.words import COCO80, canonical
 from vip_llava.errors import RequestError
 from vip_llava.regions import PALETTE, Point, Region, draw, resolve
 from vip_llava.regions.phrases import expand

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vip_llava.data.photos import (
+from vip_llava.data.scenes.photos import (
     Photo,
     is_validation,
     read_labelled_photos,
     read_pack,
     read_regions,
 )
-from vip_llava.data.words import COCO80
+from vip_llava.data.scenes.words import COCO80
 from vip_llava.errors import DataError
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vip_llava.data.augment import AugmentSettings, augment
-from vip_llava.data.marking import mark
-from vip_llava.data.mosaic import mosaic
-from vip_llava.data.photos import Photo, Thing
-from vip_llava.data.scene import Exchange, Scene, Task, overlap
-from vip_llava.data.tasks import choosing, marks, naming, relations, whole
+from vip_llava.data.scenes.augment import AugmentSettings, augment
+from vip_llava.data.scenes.marking import mark
+from vip_llava.data.scenes.mosaic import mosaic
+from vip_llava.data.scenes.photos import Photo, Thing
+from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
+from vip_llava.data.scenes.scene import Exchange, Scene, Task, overlap
 from vip_llava.errors import DataError, RegionError
 from vip_llava.model.focal import FocalSettings, focal_square, focal_view
 from vip_llava.model.processor import Conversation, Processor

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from vip_llava.data.photos import Thing
+from vip_llava.data.scenes.photos import Thing
 
 Tile = tuple[Image.Image, str]
 """A picture of one thing, and its word."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vip_llava.data.photos import Rectangle, Thing
-from vip_llava.data.scene import Scene
+from vip_llava.data.scenes.photos import Rectangle, Thing
+from vip_llava.data.scenes.scene import Scene
 from vip_llava.regions import Box, resolve
 
 SceneMaker = Callable[..., Scene]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vip_llava.data.photos import Thing
+from vip_llava.data.scenes.photos import Thing
 from vip_llava.regions import Region
 
 Exchange = tuple[str, str]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vip_llava.data.scene import Exchange, Scene, Task
-from vip_llava.data.tasks import choosing, marks, naming, relations, whole
+from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
+from vip_llava.data.scenes.scene import Exchange, Scene, Task
 from vip_llava.regions import Arrow, Box, Ellipse, Point
 from vip_llava.regions.phrases import placeholders
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vip_llava.data.mosaic import mosaic
-from vip_llava.data.scene import overlap
+from vip_llava.data.scenes.mosaic import mosaic
+from vip_llava.data.scenes.scene import overlap
 
 
 @given(seed=st.integers(0, 10_000), shape=st.tuples(st.integers(4, 90), st.integers(4, 90)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vip_llava.data.photos import Rectangle, Thing
+from vip_llava.data.scenes.photos import Rectangle, Thing
 from vip_llava.regions import PALETTE, Contour, Mask, Point, Region, resolve
 from vip_llava.regions.sampling import sample_region
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vip_llava.data.scene import Scene, overlap
+from vip_llava.data.scenes.scene import Scene, overlap
 
 numbers = st.integers(0, 50)
 boxes = st.tuples(numbers, numbers, st.integers(1, 50), st.integers(1, 50)).map(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vip_llava.data.photos import Rectangle, Thing
+from vip_llava.data.scenes.photos import Rectangle, Thing
 
 _VISIBLE = 0.5  # a thing of which less than this share is left is no longer known
 

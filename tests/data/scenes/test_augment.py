@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from vip_llava.data.augment import AugmentSettings, augment
-from vip_llava.data.photos import Rectangle, Thing
+from vip_llava.data.scenes.augment import AugmentSettings, augment
+from vip_llava.data.scenes.photos import Rectangle, Thing
 
 SIZE = (240, 180)
 PLAIN = AugmentSettings(light=(1.0, 1.0), saturation=(1.0, 1.0), scale=(0.8, 1.0))

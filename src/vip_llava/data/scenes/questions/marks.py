@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vip_llava.data.scene import Exchange, Scene, pick
+from vip_llava.data.scenes.scene import Exchange, Scene, pick
 from vip_llava.regions import color_name
 from vip_llava.regions.phrases import wording
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vip_llava.data.augment import AugmentSettings
-from vip_llava.data.mix import IGNORED, MARKED, VIEWS, MixSettings, RegionMix
-from vip_llava.data.photos import Photo, Thing, read_regions
-from vip_llava.data.scene import Scene
+from vip_llava.data.scenes.augment import AugmentSettings
+from vip_llava.data.scenes.mix import IGNORED, MARKED, VIEWS, MixSettings, RegionMix
+from vip_llava.data.scenes.photos import Photo, Thing, read_regions
+from vip_llava.data.scenes.scene import Scene
 from vip_llava.errors import DataError
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.processor import Processor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vip_llava.data.scene import Exchange, Scene, pick
+from vip_llava.data.scenes.scene import Exchange, Scene, pick
 
 # Two centres count as apart on an axis when they differ by this share of the larger side, so that
 # the answer is one that people would give too.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vip_llava.data.words import COCO80, canonical, plain_noun
+from vip_llava.data.scenes.words import COCO80, canonical, plain_noun
 from vip_llava.errors import DataError, PictureError
 from vip_llava.pictures import open_picture
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vip_llava.data.scene import Exchange, Scene, pick
-from vip_llava.data.words import plural, with_article
+from vip_llava.data.scenes.scene import Exchange, Scene, pick
+from vip_llava.data.scenes.words import plural, with_article
 
 _NUMBERS = ("zero", "one", "two", "three", "four")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vip_llava.data.marking import SHAPES, mark
-from vip_llava.data.photos import Rectangle, Thing
+from vip_llava.data.scenes.marking import SHAPES, mark
+from vip_llava.data.scenes.photos import Rectangle, Thing
 from vip_llava.regions import PALETTE, Arrow, Contour, Mask, Point, color_name, draw, resolve
 
 SIZE = (200, 150)

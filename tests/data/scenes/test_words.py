@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vip_llava.data.words import COCO80, canonical, plain_noun, plural, with_article
+from vip_llava.data.scenes.words import COCO80, canonical, plain_noun, plural, with_article
 
 
 def test_there_are_eighty_coco_words_and_they_stay_as_they_are() -> None:
