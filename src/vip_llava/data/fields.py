@@ -1,0 +1,184 @@
+"""The parts that rows of training files are made of: turns, boxes, outlines, and what all rows share.
+
+Whatever is wrong with a value says so in one sentence that names the rule; which field, row and file
+it was is added by `records.parse_row`.
+
+It deliberately does not know files, data sources or pictures.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, ClassVar, Literal, NoReturn, Self, TypeAlias
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from vip_llava.regions.geometry import brief
+
+__all__ = [
+    "BOX_PLACEHOLDER",
+    "Box",
+    "BoxesRow",
+    "MarkedRow",
+    "Outline",
+    "Outlines",
+    "Row",
+    "TalkRow",
+    "Text",
+    "Turn",
+    "broken",
+    "check_boxes",
+]
+
+#: `<bboxN>` counts from 0; `<bbox>` stands for the only box.
+BOX_PLACEHOLDER = re.compile(r"<bbox(\d*)>")
+_SENDERS = {"user": "human", "assistant": "gpt"}
+
+
+def broken(field: str, rule: str) -> NoReturn:
+    """A rule between fields is broken; `field` is the one to look at."""
+    raise PydanticCustomError("rule", "{rule}", {"rule": rule, "field": field})
+
+
+def _box(value: object) -> object:
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        raise ValueError(f"a box is [x1, y1, x2, y2] in pixels, not {brief(value)}")
+    if not all(
+        isinstance(part, (int, float)) and not isinstance(part, bool) and math.isfinite(part)
+        for part in value
+    ):
+        raise ValueError(f"a box is four finite numbers x1, y1, x2, y2, not {brief(value)}")
+    if value[0] >= value[2] or value[1] >= value[3]:
+        raise ValueError(f"a box has x1 < x2 and y1 < y2, not {brief(value)}")
+    return tuple(value)
+
+
+def _outline(value: object) -> object:
+    """[x, y, x, y, ...] or [[x, y], ...] -> (x, y, x, y, ...)."""
+    if isinstance(value, dict):
+        raise ValueError("an outline is [x, y, x, y, ...]; run-length masks are for `regions` rows")
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
+        if any(not isinstance(point, (list, tuple)) or len(point) != 2 for point in value):
+            raise ValueError(f"points of an outline are [x, y], not {brief(value)}")
+        value = [part for point in value for part in point]
+    if isinstance(value, (list, tuple)) and len(value) % 2:
+        raise ValueError(f"an outline has pairs x, y; this one has {len(value)} numbers")
+    return value
+
+
+Box: TypeAlias = Annotated[tuple[float, float, float, float], BeforeValidator(_box)]
+_Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+Outline: TypeAlias = Annotated[tuple[_Number, ...], BeforeValidator(_outline)]
+#: The outlines of one thing, in pixels, or None where they are not known.
+Outlines: TypeAlias = tuple[Outline, ...] | None
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+
+
+class Turn(BaseModel):
+    """One turn of a conversation. JSON: {"from": "human", "value": "..."}."""
+
+    model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True, populate_by_name=True)
+
+    role: Literal["system", "human", "gpt"] = Field(alias="from")
+    text: str = Field(alias="value")
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _known_as(cls, value: object) -> object:
+        return _SENDERS.get(value, value) if isinstance(value, str) else value
+
+
+class Row(BaseModel):
+    """What all rows share. Keys of the file that are no fields are kept in `model_extra`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        coerce_numbers_to_str=True,
+        populate_by_name=True,
+        arbitrary_types_allowed=True,
+    )
+    kind: ClassVar[str] = ""
+
+    id: str = ""
+    pictures: tuple[Text, ...] = Field((), alias="image")
+    turns: tuple[Turn, ...] = Field((), alias="conversations")
+
+    @field_validator("pictures", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        names = value if isinstance(value, (list, tuple)) else (value,)
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"a picture is named by its file, not {brief(name)}")
+            if re.match(r"[a-z]+://|data:", name):
+                raise ValueError(f"pictures are files; {brief(name)} would have to be fetched")
+        return tuple(names)
+
+
+class MarkedRow(Row):
+    """A row about marked things: one picture, and no other number of them."""
+
+    pictures: tuple[Text, ...] = Field(alias="image", min_length=1, max_length=1)
+
+
+class BoxesRow(MarkedRow):
+    """Boxes in pixels of the picture, and the outlines of the things where they are known.
+
+    After parsing, `segmentations` has one entry for each box.
+    """
+
+    bboxes: tuple[Box, ...] = Field(
+        min_length=1, validation_alias=AliasChoices("bboxes", "bbox"), serialization_alias="bboxes"
+    )
+    segmentations: tuple[Outlines, ...] = ()
+
+    @field_validator("bboxes", mode="before")
+    @classmethod
+    def _one_box(cls, value: object) -> object:
+        """`bbox` may be one box alone."""
+        plain = isinstance(value, (list, tuple)) and len(value) == 4
+        return [value] if plain and not any(isinstance(x, (list, tuple)) for x in value) else value  # type: ignore[attr-defined]
+
+    @model_validator(mode="after")
+    def _outlines_fit(self) -> Self:
+        if not self.segmentations:
+            object.__setattr__(self, "segmentations", (None,) * len(self.bboxes))
+        if len(self.segmentations) != len(self.bboxes):
+            broken(
+                "segmentations",
+                f"one entry for each box (or null where unknown): there are {len(self.bboxes)} "
+                f"boxes and {len(self.segmentations)} entries",
+            )
+        return self
+
+
+class TalkRow(BoxesRow):
+    """A conversation with `<bboxN>` (or `<bbox>`, of the only box) where a thing is meant."""
+
+    turns: tuple[Turn, ...] = Field(alias="conversations", min_length=1)
+
+    @model_validator(mode="after")
+    def _boxes_exist(self) -> Self:
+        check_boxes([turn.text for turn in self.turns], len(self.bboxes), "conversations")
+        return self
+
+
+def check_boxes(texts: list[str], count: int, field: str) -> None:
+    """Every `<bboxN>` names one of `count` boxes; `<bbox>` needs exactly one."""
+    for number in (match[1] for text in texts for match in BOX_PLACEHOLDER.finditer(text)):
+        if not number and count != 1:
+            broken(field, f"<bbox> is for rows with one box; this has {count}: write <bboxN>")
+        if number and int(number) >= count:
+            last = f"the last is <bbox{count - 1}>" if count else "there are none"
+            broken(field, f"<bbox{number}> names no box: they count from 0, {last}")
