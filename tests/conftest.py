@@ -7,7 +7,7 @@ of real checkpoints. The photos are coloured rectangles, each of them a labelled
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -447,3 +447,75 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], as_bin: bool, shards
     if shards > 1:
         index = {"metadata": {}, "weight_map": places}
         (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture
+def make_vip() -> Callable[..., Any]:
+    """`make_vip(backbone="llama", window=None)`: a five-layer VipLlava in float64 (vocabulary 100).
+
+    `<image>` is id 99 and a view of 28 x 28 pixels is 4 tokens; every weight is seeded.
+    """
+
+    def make(backbone: str = "llama", window: int | None = None) -> Any:
+        import torch
+        from transformers import (
+            CLIPVisionConfig,
+            LlamaConfig,
+            Phi3Config,
+            VipLlavaConfig,
+            VipLlavaForConditionalGeneration,
+        )
+
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+        words = {
+            "vocab_size": 100,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "pad_token_id": 0,
+        }
+        words |= {"max_position_embeddings": 96}
+        text: Any = LlamaConfig(**sizes, **words)
+        if backbone == "phi3":
+            text = Phi3Config(**sizes, **words, sliding_window=window)
+        vision = CLIPVisionConfig(**sizes, num_hidden_layers=11, image_size=28, patch_size=14)
+        config = VipLlavaConfig(
+            vision_config=vision, text_config=text, image_token_index=99, image_seq_length=4
+        )
+        random_state = torch.random.get_rng_state()
+        model: Any = VipLlavaForConditionalGeneration(config)
+        torch.random.set_rng_state(random_state)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1 or name.endswith("class_embedding"):
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        return model.double()
+
+    return make
+
+
+@pytest.fixture
+def make_row() -> Callable[..., dict[str, Any]]:
+    """`make_row([3, "view", 4], learned=2, seed=0)`: a training row for the model of `make_vip`.
+
+    A number stands for that many text ids, "view" for a picture; the last `learned` ids are
+    labels. Gives `input_ids` and `labels` (lists) and `pixel_values` [N, 3, 28, 28] or None.
+    """
+
+    def make(parts: Sequence[int | str], learned: int, seed: int = 0) -> dict[str, Any]:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        ids: list[int] = []
+        pixels: list[Tensor] = []
+        for part in parts:
+            if isinstance(part, int):
+                ids += torch.randint(1, 90, (part,), generator=generator).tolist()
+            else:
+                ids += [99] * 4
+                pixels.append(torch.randn(3, 28, 28, generator=generator, dtype=torch.float64))
+        labels = [-100] * (len(ids) - learned) + ids[len(ids) - learned :]
+        views = torch.stack(pixels) if pixels else None
+        return {"input_ids": ids, "labels": labels, "pixel_values": views}
+
+    return make
