@@ -1,0 +1,82 @@
+"""PointQA LookTwice: how many things of the kind that is pointed at are in the picture?
+
+Reads `looktwiceqa_dataset.json` (an object: picture id -> its questions), whose parts are lists of
+picture ids in files of their own, or its form as JSON lines with one question a line. Every question
+is one row of the pointQA_twice kind: the box of the pointed-at thing and the general question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vip_llava.data.converters.base import (
+    Account,
+    LeftOut,
+    Raw,
+    Source,
+    box_of_corner_and_size,
+    each,
+    picture_name,
+    read_json,
+    read_lines,
+)
+
+__all__ = ["SOURCE"]
+
+#: The wording that names no kind of thing; the first releases called it `pt_question`.
+_QUESTIONS = ("general_question", "pt_question")
+
+
+def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
+    numbers: dict[str, int] = {}
+
+    def build(entry: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+        picture, asked = entry
+        numbers[picture] = numbers.get(picture, -1) + 1
+        answer = str(asked["answer"] if "answer" in asked else asked["ans"]).strip()
+        question = next((asked[key] for key in _QUESTIONS if asked.get(key)), None)
+        if question is None:
+            raise KeyError("general_question")
+        if not answer:
+            raise LeftOut("an empty answer")
+        return {
+            "id": f"pointQA_twice-{picture}-{numbers[picture]}",
+            "image": picture_name(asked.get("file_path", f"{picture}.jpg"), raw),
+            "bboxes": [_box(asked["bbox"])],
+            "general_question": question.strip(),
+            "answer": answer,
+        }
+
+    yield from each(_questions(raw), build, account)
+
+
+def _questions(raw: Raw) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
+    path = raw.files[0]
+    if path.suffix.lower() == ".jsonl":
+        for where, asked in read_lines(path):
+            picture = str(asked.get("genome_id", asked.get("id", "")))
+            if raw.wants(picture):
+                yield where, (picture, asked)
+        return
+    content = read_json(path)
+    for picture, several in content.items():
+        if raw.wants(picture):
+            for number, asked in enumerate(several, 1):
+                yield f"{path.name}, picture {picture}, question {number}", (picture, asked)
+
+
+def _box(box: Any) -> list[float | int]:
+    """Published as a Visual Genome thing (x, y, w, h), in the JSON lines as [x1, y1, x2, y2]."""
+    if isinstance(box, Mapping):
+        return box_of_corner_and_size((box["x"], box["y"], box["w"], box["h"]))
+    x1, y1, x2, y2 = box
+    return box_of_corner_and_size((x1, y1, x2 - x1, y2 - y1))
+
+
+SOURCE = Source(
+    name="pointqa",
+    kind="pointQA_twice",
+    needs=("looktwiceqa_dataset.json",),
+    read=_read,
+)

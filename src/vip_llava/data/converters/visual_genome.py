@@ -1,0 +1,82 @@
+"""Visual Genome relationships: two things of a picture and what one is to the other.
+
+Reads `relationships.json` and, to know in which of its two folders a picture lies, `image_data.json`.
+Every relationship is one row of the vg_rel kind: two boxes and "subject, relation, object".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from vip_llava.data.converters.base import (
+    Account,
+    LeftOut,
+    Raw,
+    Source,
+    box_of_corner_and_size,
+    each,
+    picture_name,
+    read_lines,
+)
+
+__all__ = ["SOURCE"]
+
+
+def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
+    places = _places(raw.files[1]) if len(raw.files) > 1 else {}
+
+    def build(entry: tuple[Any, Mapping[str, Any]]) -> dict[str, Any]:
+        picture, relation = entry
+        ends = relation["subject"], relation["object"]
+        words = (_name(ends[0]), " ".join(relation["predicate"].split()).lower(), _name(ends[1]))
+        if not all(words):
+            raise LeftOut("a relationship with a word missing")
+        name = places[picture] if places else f"{picture}.jpg"
+        return {
+            "id": f"vg_rel-{picture}-{relation['relationship_id']}",
+            "image": picture_name(name, raw),
+            "bboxes": [_box(end) for end in ends],
+            "answer": ", ".join(words),
+        }
+
+    yield from each(_relations(raw), build, account)
+
+
+def _relations(raw: Raw) -> Iterator[tuple[str, tuple[Any, Mapping[str, Any]]]]:
+    for where, entry in read_lines(raw.files[0]):
+        picture = entry["image_id"]
+        if raw.wants(picture):
+            for relation in entry["relationships"]:
+                named = relation.get("relationship_id")
+                yield f"{where}, relationship {named}", (picture, relation)
+
+
+def _places(path: Path) -> dict[Any, str]:
+    """Picture id -> folder and file, the end of the address that the picture was published at."""
+    found = {}
+    for _, entry in read_lines(path):
+        parts = PurePosixPath(urlsplit(entry["url"]).path).parts
+        found[entry["image_id"]] = "/".join(parts[-2:])
+    return found
+
+
+def _name(end: Mapping[str, Any]) -> str:
+    """The word for a thing; older releases write `name`, newer ones a list `names`."""
+    names = end["names"] if "names" in end else [end["name"]]
+    return " ".join(str(names[0]).split()).lower() if names else ""
+
+
+def _box(end: Mapping[str, Any]) -> list[float | int]:
+    return box_of_corner_and_size((end["x"], end["y"], end["w"], end["h"]))
+
+
+SOURCE = Source(
+    name="visual-genome",
+    kind="vg_rel",
+    needs=("relationships.json", "image_data.json"),
+    optional=1,
+    read=_read,
+)
