@@ -111,6 +111,42 @@ def test_the_picture_belongs_to_the_first_question(processor: Processor) -> None
     assert prompt.endswith("Sure?<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_several_pictures_each_at_its_turn(looking_twice: Processor) -> None:
+    green = Image.new("RGB", (20, 20), (0, 200, 0))
+    blue = Image.new("RGB", (20, 30), (0, 0, 200))
+    conversation = Conversation(
+        (
+            Message("user", "Hello"),
+            Message("assistant", "Hi."),
+            Message("user", "Which?", 2),
+            Message("assistant", "This."),
+            Message("user", "And now?", 1),
+        ),
+        regions=(Box(2, 2, 8, 8),),
+        pictures=(PICTURE, green, blue),
+    )
+    assert looking_twice.prompt_text(conversation) == (
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n"
+        "<|im_start|>user\n<image>\n<image>\n<image>\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\nThis.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nAnd now?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    inputs = looking_twice([conversation, ask("Hi", None)])
+    views = [*looking_twice.views(PICTURE, conversation.regions), green, blue]
+    assert len(views) == len(inputs["pixel_values"]) == 4
+    assert (inputs["input_ids"] == IMAGE).sum(1).tolist() == [16, 0]
+    for made, view in zip(inputs["pixel_values"], views, strict=True):
+        assert np.array_equal(made.numpy(), looking_twice.geometry.pixels(view))
+
+
+def test_pictures_without_a_place_belong_to_the_first_question(processor: Processor) -> None:
+    messages = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    together = Conversation(messages, pictures=(PICTURE, PICTURE))
+    assert processor.prompt_text(together).startswith("<|im_start|>user\n<image>\n<image>\na<")
+    alone = Conversation(messages, pictures=(PICTURE,))
+    assert processor.encode_one(alone) == processor.encode_one(Conversation(messages, PICTURE))
+
+
 def test_start_and_end_tokens(piece_model: bytes) -> None:
     from vip_llava.model.text_tokenizers import ControlToken
 
@@ -200,6 +236,9 @@ def test_a_placeholder_that_is_an_ordinary_word(chat_tokenizer: JsonTokenizer) -
         (Conversation((Message("system", "x"),)), "at least one message"),
         (Conversation((Message("assistant", "x"),), PICTURE), "belongs to"),
         (Conversation((Message("user", "x", 1),)), "pictures of its own"),
+        (Conversation((Message("user", "x", 1),), PICTURE), "pictures of its own"),
+        (Conversation((Message("user", "x", 1),), pictures=(PICTURE,) * 2), "1 picture; .* has 2"),
+        (Conversation((Message("user", "x"),), PICTURE, (), (PICTURE,)), "not both"),
     ],
 )
 def test_conversations_that_can_not_be_asked(

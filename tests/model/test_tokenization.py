@@ -197,10 +197,32 @@ def test_records_become_messages() -> None:
     assert captioned == (Message("user", "", 1), Message("assistant", " Yes "))
 
 
+def test_records_with_several_pictures() -> None:
+    record = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "<image>\n<image>\nWhich?"},
+        {"from": "gpt", "value": "The first."},
+        {"from": "human", "value": "<image> And now?"},
+        {"from": "gpt", "value": "Neither."},
+    ]
+    messages = record_messages(VICUNA, record, has_image=True, pictures=3)
+    assert [message.pictures for message in messages] == [0, 2, 0, 1, 0]
+    assert [message.role for message in messages][:2] == ["system", "user"]
+    assert messages[1].text == "Which?"
+    with pytest.raises(DataError, match=r"3 <image> markers for 2 pictures"):
+        record_messages(VICUNA, record, has_image=True, pictures=2)
+    with pytest.raises(DataError, match=r"2 <image> markers for 1 picture$"):
+        record_messages(VICUNA, record, has_image=True, pictures=1)
+    # Of one picture two markers in a turn are one, as in the original.
+    single = record_messages(VICUNA, record[:3], has_image=True, pictures=1)
+    assert [message.pictures for message in single] == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
         ([], "no turn of a human"),
+        ([{"from": "system", "value": "a"}], "no turn of a human"),
         ([{"from": "human", "value": "a"}, {"from": "human", "value": "b"}], "turn 2"),
         ([{"from": "human", "value": "a"}, {"from": "robot", "value": "b"}], "human or gpt"),
         ([{"from": "human"}], "turn 1"),

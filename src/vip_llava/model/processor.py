@@ -1,8 +1,8 @@
 """Conversations with pictures to tensors: views, placeholders, chat template, left padding.
 
-The picture that comes in is already drawn on; regions serve only to choose focal views. Pictures
-get into a prompt through `Conversation.picture` and in no other way: text that spells `<image>`
-or a control token stays text. The processor does not draw, does not open files and runs no model.
+The pictures that come in are already drawn on; regions serve only to choose focal views. Pictures
+get into a prompt through `Conversation.picture` or `.pictures` and in no other way: text that
+spells `<image>` or a control token stays text. The processor does not draw, does not open files and runs no model.
 """
 
 from __future__ import annotations
@@ -33,11 +33,22 @@ IMAGE_END = "<im_end>"
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns about at most one picture, RGB and already drawn on, with its resolved regions."""
+    """Turns about pictures, RGB and already drawn on.
+
+    `picture` belongs to the first question. Several go into `pictures`, and each message of the
+    user says how many of them are its own (`Message.pictures`); where none says so, all belong to
+    the first question. `regions` are the resolved regions of the first picture.
+    """
 
     messages: tuple[Message, ...]
     picture: Image.Image | None = None
     regions: tuple[Region, ...] = ()
+    pictures: tuple[Image.Image, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Image.Image, ...]:
+        """All pictures, whichever way they were given."""
+        return self.pictures if self.picture is None else (self.picture, *self.pictures)
 
 
 class Processor:
@@ -106,26 +117,23 @@ class Processor:
                 views.append(focal_view(picture, square, self.geometry.size, self.geometry.fill))
         return views
 
-    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
-        """The turns with the picture's views in front of the first question and an open answer.
+    def all_views(self, conversation: Conversation) -> list[Image.Image]:
+        """The views of all pictures of a conversation, in the order of its placeholders."""
+        views: list[Image.Image] = []
+        for index, picture in enumerate(conversation.shown):
+            views += self.views(picture, () if index else conversation.regions)
+        return views
 
-        Raises RequestError for a conversation without turns or a picture without a question.
+    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
+        """The turns with the views of each picture in front of its question and an open answer.
+
+        Raises RequestError for a conversation without turns, a picture without a question, or
+        messages that speak of another number of pictures than there are.
         """
         messages = list(conversation.messages)
         if not messages or all(message.role == "system" for message in messages):
             raise RequestError("a conversation needs at least one message of the user")
-        if any(message.pictures for message in messages):
-            raise RequestError(
-                "a message can't carry pictures of its own here; give the picture of the "
-                "conversation as Conversation.picture"
-            )
-        if conversation.picture is not None:
-            count = 1 + (len(conversation.regions) if self.focal is not None else 0)
-            asked = [index for index, message in enumerate(messages) if message.role == "user"]
-            if not asked:
-                raise RequestError("a picture needs a message of the user that it belongs to")
-            question = messages[asked[0]]
-            messages[asked[0]] = Message("user", question.text, count)
+        messages = self._with_views(_with_pictures(conversation, messages), conversation)
         if messages[-1].role == "user":
             messages.append(Message("assistant", None))
         return tuple(messages)
@@ -176,8 +184,7 @@ class Processor:
         pixels = [
             torch.from_numpy(self.geometry.pixels(view))
             for conversation in conversations
-            if conversation.picture is not None
-            for view in self.views(conversation.picture, conversation.regions)
+            for view in self.all_views(conversation)
         ]
         if pixels:
             inputs["pixel_values"] = torch.stack(pixels)
@@ -220,6 +227,17 @@ class Processor:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"processor settings can't be used: {error}") from None
 
+    def _with_views(self, messages: Sequence[Message], conversation: Conversation) -> list[Message]:
+        """Counts of pictures become counts of views: the first picture has its focal views too."""
+        focal = len(conversation.regions) if self.focal is not None else 0
+        counted: list[Message] = []
+        for message in messages:
+            views = message.pictures
+            if views:
+                views, focal = views + focal, 0
+            counted.append(Message(message.role, message.text, views))
+        return counted
+
     def _marks(self) -> dict[str, str]:
         if not self.use_start_end:
             return {}
@@ -232,3 +250,30 @@ class Processor:
                 f"id {self.image_token_id} stands for pictures but is also a token of ordinary text"
             )
         return [self.image_token_id if id_ == IMAGE_ID else id_ for id_ in ids]
+
+
+def _with_pictures(conversation: Conversation, messages: Sequence[Message]) -> list[Message]:
+    """The messages with the number of pictures of each."""
+    there = len(conversation.shown)
+    placed = sum(message.pictures for message in messages)
+    if placed and not conversation.pictures:
+        raise RequestError(
+            "a message can't carry pictures of its own here; give the picture of the "
+            "conversation as Conversation.picture, several as Conversation.pictures"
+        )
+    if conversation.picture is not None and conversation.pictures:
+        raise RequestError("give either Conversation.picture or Conversation.pictures, not both")
+    if placed and placed != there:
+        raise RequestError(
+            f"the messages speak of {placed} picture{'s' * (placed != 1)}; "
+            f"the conversation has {there}"
+        )
+    if placed or not there:
+        return list(messages)
+    asked = [index for index, message in enumerate(messages) if message.role == "user"]
+    if not asked:
+        raise RequestError("a picture needs a message of the user that it belongs to")
+    return [
+        Message(message.role, message.text, there if index == asked[0] else 0)
+        for index, message in enumerate(messages)
+    ]

@@ -135,35 +135,53 @@ def encode_training(
 
 
 def record_messages(
-    template: Template, conversation: Sequence[Mapping[str, str]], *, has_image: bool
+    template: Template,
+    conversation: Sequence[Mapping[str, str]],
+    *,
+    has_image: bool,
+    pictures: int | None = None,
 ) -> tuple[Message, ...]:
     """Messages of a training record's `conversations` (`from` human or gpt, `value`).
 
     With a picture, a turn's `<image>` marker becomes its picture, in front of the text; without
-    one it stays text. A first turn that is not the human's is left out, as in the original.
-    Raises DataError for other senders, a wrong order or a caption record of another form.
+    one it stays text. Markers of one turn count once, as in the original; where `pictures` says
+    that the record has several, each marker is one of them. A first turn that is not the human's is
+    left out, as in the original, but for a system turn, which is kept.
+    Raises DataError for other senders, a wrong order, a caption record of another form, or (with
+    `pictures`) another number of markers than pictures.
     """
-    turns = list(conversation)
-    if turns and turns[0].get("from") != "human":
-        del turns[0]
     messages: list[Message] = []
+    turns = list(conversation)
+    if turns and turns[0].get("from") == "system":
+        messages.append(Message("system", str(turns.pop(0).get("value") or "")))
+    elif turns and turns[0].get("from") != "human":
+        del turns[0]
+    begun = len(messages)
+    each = pictures is not None and pictures > 1
     for index, turn in enumerate(turns):
         sender, value = turn.get("from"), turn.get("value")
         if sender not in ("human", "gpt") or not isinstance(value, str):
             raise DataError(f"turn {index + 1} should have a value, and from human or gpt")
         if (sender == "human") != (index % 2 == 0):
             raise DataError(f"turn {index + 1} is from {sender}: human and gpt should take turns")
-        marked = has_image and IMAGE_TEXT in value
-        if marked and sender == "gpt":
+        markers = value.count(IMAGE_TEXT) if has_image else 0
+        if markers and sender == "gpt":
             raise DataError(f"turn {index + 1}: an answer can't hold a picture")
-        text = value.replace(IMAGE_TEXT, "").strip() if marked else value
-        messages.append(Message("user" if sender == "human" else "assistant", text, int(marked)))
-    if not messages:
+        text = value.replace(IMAGE_TEXT, "").strip() if markers else value
+        views = markers if each else min(markers, 1)
+        messages.append(Message("user" if sender == "human" else "assistant", text, views))
+    if len(messages) == begun:
         raise DataError("the conversation has no turn of a human")
+    found = sum(message.pictures for message in messages)
+    if has_image and pictures is not None and found != pictures:
+        raise DataError(
+            f"the conversation has {found} <image> marker{'s' * (found != 1)} "
+            f"for {pictures} picture{'s' * (pictures != 1)}"
+        )
     if template.caption_only:
         if len(messages) != 2 or not messages[0].pictures:
             raise DataError("a caption record has two turns, and <image> in the first")
-        messages[0] = Message("user", "", 1)
+        messages[0] = Message("user", "", messages[0].pictures)
     return tuple(messages)
 
 
