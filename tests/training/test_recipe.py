@@ -94,7 +94,7 @@ def test_overrides_are_read_as_in_the_file(tmp_path: Path) -> None:
         "optimizer.lr": "5e-4",
         "train.parts": "[projector, language]",
         "save.every": "0",
-        "data.root": "{recipe}/x",
+        "data.root": "$recipe/x",
         "log.to": "tensorboard",
     }
     recipe = read(path, changes)

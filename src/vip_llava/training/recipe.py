@@ -126,7 +126,7 @@ class Data(_Values):
         min_length=1,
     )
     root: str = Field(
-        ".", description="folder that files and pictures are in; `{recipe}`: the recipe's folder"
+        ".", description="folder that files and pictures are in; `$recipe`: the recipe's folder"
     )
     pictures: str = Field(".", description="folder of the pictures, within root")
     max_length: int = Field(2048, description="tokens of a row, pictures included; rest cut", gt=1)

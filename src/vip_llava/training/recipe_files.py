@@ -41,8 +41,8 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     for key, value in (overrides or {}).items():
         _put(values, key, _load_text(value, f"--set {key}") if isinstance(value, str) else value)
     root = _at(values, "data", "root")
-    if isinstance(root, str) and "{recipe}" in root:
-        values["data"]["root"] = root.replace("{recipe}", str(path.parent))
+    if isinstance(root, str) and "$recipe" in root:
+        values["data"]["root"] = root.replace("$recipe", str(path.parent))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
