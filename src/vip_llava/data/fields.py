@@ -89,8 +89,10 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True, populate_by_name=True)
 
-    role: Literal["system", "human", "gpt"] = Field(alias="from")
-    text: str = Field(alias="value")
+    role: Literal["system", "human", "gpt"] = Field(
+        validation_alias="from", serialization_alias="from"
+    )
+    text: str = Field(validation_alias="value", serialization_alias="value")
 
     @field_validator("role", mode="before")
     @classmethod
@@ -111,8 +113,10 @@ class Row(BaseModel):
     kind: ClassVar[str] = ""
 
     id: str = ""
-    pictures: tuple[Text, ...] = Field((), alias="image")
-    turns: tuple[Turn, ...] = Field((), alias="conversations")
+    pictures: tuple[Text, ...] = Field((), validation_alias="image", serialization_alias="image")
+    turns: tuple[Turn, ...] = Field(
+        (), validation_alias="conversations", serialization_alias="conversations"
+    )
 
     @field_validator("pictures", mode="before")
     @classmethod
@@ -129,7 +133,9 @@ class Row(BaseModel):
 class MarkedRow(Row):
     """A row about marked things: one picture, and no other number of them."""
 
-    pictures: tuple[Text, ...] = Field(alias="image", min_length=1, max_length=1)
+    pictures: tuple[Text, ...] = Field(
+        validation_alias="image", serialization_alias="image", min_length=1, max_length=1
+    )
 
 
 class BoxesRow(MarkedRow):
@@ -166,7 +172,9 @@ class BoxesRow(MarkedRow):
 class TalkRow(BoxesRow):
     """A conversation with `<bboxN>` (or `<bbox>`, of the only box) where a thing is meant."""
 
-    turns: tuple[Turn, ...] = Field(alias="conversations", min_length=1)
+    turns: tuple[Turn, ...] = Field(
+        validation_alias="conversations", serialization_alias="conversations", min_length=1
+    )
 
     @model_validator(mode="after")
     def _boxes_exist(self) -> Self:

@@ -68,7 +68,9 @@ class ConversationRow(Row):
     """A LLaVA row: text with no, one or several pictures."""
 
     kind: ClassVar[str] = "conversation"
-    turns: tuple[Turn, ...] = Field(alias="conversations", min_length=1)
+    turns: tuple[Turn, ...] = Field(
+        validation_alias="conversations", serialization_alias="conversations", min_length=1
+    )
 
 
 class CustomRow(TalkRow):
@@ -82,7 +84,9 @@ class RegionsRow(MarkedRow):
 
     kind: ClassVar[str] = "regions"
     regions: tuple[Region, ...]
-    turns: tuple[Turn, ...] = Field(alias="conversations", min_length=1)
+    turns: tuple[Turn, ...] = Field(
+        validation_alias="conversations", serialization_alias="conversations", min_length=1
+    )
 
     @field_validator("regions", mode="before")
     @classmethod

@@ -6,9 +6,17 @@ It deliberately does not know how such a row becomes a question (`data.tasks`), 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from vip_llava.data.fields import (
     BOX_PLACEHOLDER,
@@ -31,6 +39,7 @@ __all__ = [
     "RefcocogGpt4vRow",
     "RefcocogRow",
     "V7wRow",
+    "VcrPlaces",
     "VcrRow",
     "VcrToken",
     "VgRelGpt4vRow",
@@ -39,6 +48,23 @@ __all__ = [
 
 #: A word, or the numbers (from 0) of things in the picture.
 VcrToken: TypeAlias = str | tuple[int, ...]
+
+
+def _without_score(value: object) -> object:
+    """VCR has the detector's score behind each box."""
+    return value[:4] if isinstance(value, (list, tuple)) and len(value) == 5 else value
+
+
+ScoredBox: TypeAlias = Annotated[Box, BeforeValidator(_without_score)]
+
+
+class VcrPlaces(BaseModel):
+    """The file beside a VCR picture: boxes and outlines of its things. Other keys are left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    boxes: tuple[ScoredBox, ...]
+    segms: tuple[Outlines, ...] = ()
 
 
 class RefcocogRow(BoxesRow):
@@ -69,7 +95,7 @@ class VcrRow(MarkedRow):
     rationale_label: int = Field(ge=0, le=3)
     class_names: tuple[Text, ...]
     meta_dir: Text | None = None
-    boxes: tuple[Box, ...] | None = None
+    boxes: tuple[ScoredBox, ...] | None = None
     segms: tuple[Outlines, ...] | None = None
 
     @field_validator("question", "answer_choices", "rationale_choices", mode="before")
@@ -86,15 +112,6 @@ class VcrRow(MarkedRow):
                         f"for example [0, 2], not {brief(token)}"
                     )
         return value
-
-    @field_validator("boxes", mode="before")
-    @classmethod
-    def _without_score(cls, value: object) -> object:
-        if not isinstance(value, (list, tuple)):
-            return value
-        return [
-            box[:4] if isinstance(box, (list, tuple)) and len(box) == 5 else box for box in value
-        ]
 
     @property
     def things(self) -> tuple[int, ...]:
@@ -121,12 +138,10 @@ class VcrRow(MarkedRow):
             if self.meta_dir is None:
                 broken("meta_dir", "missing: the file with `boxes` and `segms`, or those two keys")
             return self
-        for name, entries in (("boxes", self.boxes), ("segms", self.segms)):
-            if entries is not None and len(entries) != len(self.class_names):
-                broken(
-                    name,
-                    f"one entry for each of the {len(self.class_names)} classes, not {len(entries)}",
-                )
+        if self.things and self.things[-1] >= len(self.boxes):
+            broken(
+                "boxes", f"none for thing {self.things[-1]}; there are {len(self.boxes)} (from 0)"
+            )
         return self
 
 

@@ -1,0 +1,200 @@
+"""What all sources of rows share: the marks of one row, their words, and where its pictures stand.
+
+It deliberately does not know any one source, and it opens no picture.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from vip_llava.data.fields import BOX_PLACEHOLDER, Box, Outlines, Turn
+from vip_llava.errors import DataError, RegionError
+from vip_llava.regions.phrases import wording
+from vip_llava.regions.resolve import resolve
+from vip_llava.regions.sampling import Policy, Prompt, sample_prompts, sample_region
+from vip_llava.regions.shapes import Region
+
+__all__ = [
+    "LETTER_REQUEST",
+    "Job",
+    "Marked",
+    "Marks",
+    "PromptStyle",
+    "Thing",
+    "listed",
+    "mark",
+    "named",
+    "options",
+    "show_pictures",
+    "talk",
+    "with_words",
+]
+
+IMAGE = "<image>"
+LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
+_TRIES = 100
+
+PromptStyle: TypeAlias = Literal["vcr_qa", "vcr_qar"]
+#: A box in pixels of the photo, and the outlines of what is in it where they are known.
+Thing: TypeAlias = tuple[Box, Outlines]
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A row as it is trained: what is drawn on the photo, and the final text.
+
+    regions: resolved, in pixels of the photo. turns: one `<image>` line for each picture begins the
+    first human turn.
+    """
+
+    regions: tuple[Region, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a row is arranged for: a photo of `size` (width, height) and one generator.
+
+    alpha: opacity 0..255 of all marks, drawn where None. style: the form of VCR questions that
+    evaluations use. pictures: the folder of the pictures, for sources that keep boxes beside them.
+    """
+
+    size: tuple[int, int]
+    rng: random.Random
+    alpha: int | None = None
+    style: PromptStyle | None = None
+    pictures: Path | None = None
+
+    def chance(self) -> bool:
+        """Heads or tails."""
+        return self.rng.random() < 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Marks of the groups of one picture, one prompt for each group; all boxes of a group share it."""
+
+    prompts: tuple[Prompt, ...]
+    regions: tuple[Region, ...]
+
+    def words(self, group: int, *, article: bool = True) -> str:
+        """ "within the red rectangle": the trained words for the mark of a group."""
+        prompt = self.prompts[group]
+        return wording(prompt.shape, named(prompt), article=article)
+
+
+def named(prompt: Prompt) -> str | None:
+    """The colour's name, or None where the colour has none and so no word."""
+    return prompt.color if isinstance(prompt.color, str) else None
+
+
+def mark(
+    job: Job,
+    rule: Policy,
+    groups: Sequence[Sequence[Thing]],
+    *,
+    field: str = "bboxes",
+    numbers: Sequence[int] | None = None,
+) -> Marks:
+    """Marks for groups of things; words tell the groups apart. Ids are "1", "2", ... or "2.1", "2.2".
+
+    numbers: the place of each group in `field`, where not all of it is marked.
+    Raises DataError that names `field` for a box that lies outside the photo, and where there are
+    more groups than shapes and named colours.
+    """
+    prompts = _prompts(rule, len(groups), job.rng, field)
+    regions = []
+    for number, (things, prompt) in enumerate(zip(groups, prompts, strict=True), 1):
+        for part, (box, outlines) in enumerate(things, 1):
+            try:
+                regions.append(
+                    sample_region(
+                        box, outlines, size=job.size, rng=job.rng,
+                        shape=prompt.shape, color=prompt.color, style=rule.style, alpha=job.alpha,
+                        id=f"{number}" if len(things) == 1 else f"{number}.{part}",
+                    )
+                )  # fmt: skip
+            except RegionError as error:
+                place = number - 1 if numbers is None else numbers[number - 1]
+                raise DataError(f"field {field}[{place}]: {error}") from None
+    try:
+        return Marks(tuple(prompts), resolve(regions, job.size).regions)
+    except RegionError as error:
+        raise DataError(f"field {field}: {error}") from None
+
+
+def _prompts(rule: Policy, count: int, rng: random.Random, field: str) -> list[Prompt]:
+    """Prompts that are worded differently; beyond nine of one shape a draw may fail to be."""
+    for _ in range(_TRIES):
+        prompts = sample_prompts(rule, count, rng)
+        if len({(prompt.shape, named(prompt)) for prompt in prompts}) == count:
+            return prompts
+    raise DataError(f"field {field}: {count} things on one picture can't be told apart by words")
+
+
+def talk(*texts: str) -> tuple[Turn, ...]:
+    """Turns of a human and the model in turn, beginning with the human."""
+    return tuple(
+        Turn(role="gpt" if place % 2 else "human", text=text) for place, text in enumerate(texts)
+    )
+
+
+def with_words(turns: Sequence[Turn], words: Sequence[str]) -> tuple[Turn, ...]:
+    """Turns with `<bboxN>` replaced by the words of box N, and `<bbox>` by those of the only one."""
+    return tuple(
+        Turn(
+            role=turn.role,
+            text=BOX_PLACEHOLDER.sub(lambda found: words[int(found[1] or 0)], turn.text),
+        )
+        for turn in turns
+    )
+
+
+def options(texts: Sequence[str]) -> str:
+    """Lines "A. ...", "B. ..." and the request to answer with a letter."""
+    lines = [f"{letter}. {text}" for letter, text in zip("ABCD", texts, strict=True)]
+    return "\n".join([*lines, LETTER_REQUEST])
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b, and c"."""
+    if len(words) < 3:
+        return " and ".join(words)
+    return f"{', '.join(words[:-1])}, and {words[-1]}"
+
+
+def show_pictures(turns: Sequence[Turn], pictures: int) -> tuple[Turn, ...]:
+    """Turns with exactly one `<image>` line for each picture, in front of the first human text.
+
+    Markers elsewhere are moved there; a row without picture is left alone, so that its `<image>`
+    stays text. Raises DataError for a marker in an answer, and where several pictures have another
+    number of markers.
+    """
+    if not pictures:
+        return tuple(turns)
+    count = 0
+    for number, turn in enumerate(turns, 1):
+        found = turn.text.count(IMAGE)
+        if found and turn.role == "gpt":
+            raise DataError(f"field conversations: turn {number}: an answer can't hold {IMAGE}")
+        count += found
+    if pictures > 1 and count not in (0, pictures):
+        raise DataError(
+            f"field conversations: there are {pictures} pictures and {count} {IMAGE}; "
+            "write one for each, or none"
+        )
+    first = next((place for place, turn in enumerate(turns) if turn.role == "human"), None)
+    if first is None:
+        raise DataError("field conversations: no turn of a human to show the picture in")
+    result = list(turns)
+    for place, turn in enumerate(turns):
+        text = turn.text.replace(IMAGE, "").strip() if IMAGE in turn.text else turn.text
+        if place == first:
+            text = f"{IMAGE}\n" * pictures + text
+        if text != turn.text:
+            result[place] = Turn(role=turn.role, text=text)
+    return tuple(result)

@@ -1,0 +1,36 @@
+"""RefCOCOg: describe the marked thing; and GPT-4V's conversations about such things."""
+
+from __future__ import annotations
+
+from vip_llava.data.records import RefcocogGpt4vRow, RefcocogRow
+from vip_llava.data.tasks.common import Job, Marked, listed, mark, talk, with_words
+from vip_llava.regions.sampling import POLICIES
+
+__all__ = ["arrange", "arrange_gpt4v"]
+
+#: Share of questions that name the mark; the others only say that there is one.
+_NAMED = 0.75
+_GENERAL = ("object with the visual prompt", "pointed region")
+
+
+def arrange(row: RefcocogRow, job: Job) -> Marked:
+    """ "Describe the object within the red rectangle. ...", or without naming the mark.
+
+    Several boxes each have a mark of their own, and all are named.
+    """
+    groups = [[thing] for thing in zip(row.bboxes, row.segmentations, strict=True)]
+    marks = mark(job, POLICIES[row.kind], groups)
+    if len(groups) > 1 or job.rng.random() < _NAMED:
+        what = f"object {listed([marks.words(place) for place in range(len(groups))])}"
+    else:
+        what = job.rng.choice(_GENERAL)
+    question = f"Describe the {what}. Please provide a short phrase."
+    return Marked(marks.regions, talk(question, row.answer))
+
+
+def arrange_gpt4v(row: RefcocogGpt4vRow, job: Job) -> Marked:
+    """The row's conversation with the words of the marks for its placeholders."""
+    groups = [[thing] for thing in zip(row.bboxes, row.segmentations, strict=True)]
+    marks = mark(job, POLICIES[row.kind], groups)
+    words = [marks.words(place) for place in range(len(groups))]
+    return Marked(marks.regions, with_words(row.turns, words))
