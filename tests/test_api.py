@@ -240,6 +240,25 @@ def test_a_leading_marker_of_the_original_is_dropped(
     assert alone.image is None
 
 
+def test_a_mark_drawn_by_hand_is_looked_at_closely(
+    assistant: Assistant, photo: Image.Image
+) -> None:
+    drawn = draw(photo, [Box(12, 8, 40, 30, color="red")])
+    before = drawn.tobytes()
+    answer = assistant.ask(drawn, "What is within the red rectangle?", max_new_tokens=2)
+    assert answer.image is not None
+    assert answer.image.tobytes() == drawn.tobytes() == before
+    if assistant.processor.focal is None:
+        assert answer.regions == ()
+        return
+    [region] = answer.regions
+    assert region.bounds(drawn.size) == pytest.approx((12, 8, 40, 30), abs=4)
+    assert "the red rectangle around" in answer.notes[0]
+    # A mark that is not there, and one that nobody speaks of, change nothing.
+    for question in ("What is within the blue rectangle?", "What is this?"):
+        assert assistant.ask(drawn, question, max_new_tokens=1).regions == ()
+
+
 def test_clipping_and_a_shortened_limit_are_noted(assistant: Assistant, photo: Image.Image) -> None:
     answer = assistant.ask(photo, "What is it?", [Box(50, 30, 200, 300)], max_new_tokens=2)
     assert answer.regions[0].bounds(photo.size) == (50, 30, 80, 60)

@@ -19,6 +19,7 @@ from vip_llava.model.processor import Conversation, Processor
 from vip_llava.model.templates import IMAGE_TEXT, Message
 from vip_llava.pictures import open_picture
 from vip_llava.regions import Region, draw_resolved, region_from_json, resolve
+from vip_llava.regions.find import find_mark, named_marks
 from vip_llava.regions.phrases import expand
 
 if TYPE_CHECKING:
@@ -93,17 +94,21 @@ class Prepared:
         began = time.perf_counter()
         picture = None if request.picture is None else open_picture(request.picture)
         opened = time.perf_counter()
+        seen: tuple[Region, ...] = ()
         if picture is not None and regions:
             resolution = resolve(regions, picture.size)
             regions = resolution.regions
             notes += resolution.notes
             picture = draw_resolved(picture, regions)
+        elif picture is not None and processor.focal is not None:
+            seen = _marks_on(picture, request, notes)
+        seen = regions or seen
         drawn = time.perf_counter()
         # Earlier turns of a person may name regions too; what a model said is left as it was said.
         history = [_expanded(message, regions) for message in as_messages(request.history)]
         asked = Message("user", expand(question, regions))
         messages = (*history, asked, Message("assistant", None))
-        conversation = Conversation(messages=messages, picture=picture, regions=regions)
+        conversation = Conversation(messages=messages, picture=picture, regions=seen)
         prompt_tokens = len(processor.encode_one(conversation))
         prompt = processor.prompt_text(conversation)
         encoded = time.perf_counter()
@@ -137,6 +142,25 @@ def _question(request: Request, notes: list[str]) -> str:
         given = f"{len(as_regions(request.regions))} regions but " if request.regions else ""
         raise RequestError(f'question: {given}nothing is asked; try "What is <region:1>?"')
     return question
+
+
+def _marks_on(picture: Image.Image, request: Request, notes: list[str]) -> tuple[Region, ...]:
+    """Marks that the person drew on the picture and speaks of, so that they are looked at closely.
+
+    They are where they are: nothing is drawn again. Notes say what was found.
+    """
+    asked = [m.text or "" for m in as_messages(request.history) if m.role == "user"]
+    found: list[Region] = []
+    for mark in named_marks("\n".join((*asked, request.question))):
+        region = find_mark(picture, mark.shape, mark.color)
+        if region is not None:
+            found.append(region.changed(id=str(len(found) + 1)))
+            x1, y1, x2, y2 = region.bounds(picture.size)
+            notes.append(
+                f"found on the picture and looked at closely: the {mark.words} "
+                f"around {x1:.0f},{y1:.0f},{x2:.0f},{y2:.0f}"
+            )
+    return tuple(found)
 
 
 def _expanded(message: Message, regions: Sequence[Region]) -> Message:
