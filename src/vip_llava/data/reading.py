@@ -112,8 +112,9 @@ class _JsonTable:
 
     def __getitem__(self, index: int, /) -> Any:
         first, last = map(int, self._spans[index])
+        text = self._open()[first:last]
         try:
-            return json.loads(self._open()[first:last])
+            return json.loads(text)
         except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
             raise DataError(f"broken JSON at byte {first}: {error}") from None
 

@@ -36,7 +36,7 @@ from vip_llava.data.sources import (
     VgRelGpt4vRow,
     VgRelRow,
 )
-from vip_llava.errors import DataError
+from vip_llava.errors import DataError, PhraseError
 from vip_llava.regions.geometry import brief
 from vip_llava.regions.phrases import placeholders
 from vip_llava.regions.serialize import regions_from_json
@@ -102,10 +102,13 @@ class RegionsRow(MarkedRow):
     def _regions_exist(self) -> Self:
         known = [region.id or str(place) for place, region in enumerate(self.regions, 1)]
         for turn in self.turns:
-            for name in placeholders(turn.text):
-                if name not in known:
-                    listed = ", ".join(known) or "none"
-                    broken("conversations", f"<region:{name}> names no region; ids: {listed}")
+            try:
+                unknown = [name for name in placeholders(turn.text) if name not in known]
+            except PhraseError as error:
+                broken("conversations", str(error))
+            if unknown:
+                listed = ", ".join(known) or "none"
+                broken("conversations", f"<region:{unknown[0]}> names no region; ids: {listed}")
         return self
 
 
