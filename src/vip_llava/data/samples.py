@@ -1,0 +1,199 @@
+"""Rows to samples: open, mark, tokenize, and turn pictures into tensors - one row, one sample.
+
+What is random about a row comes from (seed, epoch, row number) alone, so that workers, order and
+resuming change nothing. A row that can't be used becomes a `BadRow` that says why, and travels on in
+its place; who trains counts it.
+
+It deliberately does not know batches, models or how rows are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from vip_llava.data.failures import Failures
+from vip_llava.data.fields import Row
+from vip_llava.data.lengths import lengths
+from vip_llava.data.records import parse_row
+from vip_llava.data.tasks import arrange
+from vip_llava.data.tasks.common import PromptStyle
+from vip_llava.errors import DataError, VipLlavaError
+from vip_llava.model.processor import Conversation, Processor
+from vip_llava.model.tokenization import IGNORED_LABEL, record_messages
+from vip_llava.pictures import open_picture
+from vip_llava.regions.draw import draw_resolved
+from vip_llava.regions.sampling import generator
+
+__all__ = ["BadRow", "Sample", "SampleDataset", "blank_sample", "lengths"]
+
+
+@dataclass(slots=True)
+class Sample:
+    """One row as a model learns it: ids and labels [T], and its views.
+
+    `pixel_values`: float32 [N, 3, S, S], normalised; None without a picture. Each view's
+    placeholders are in `input_ids`. Labels are -100 where nothing is learned.
+    """
+
+    id: str
+    input_ids: list[int]
+    labels: list[int]
+    pixel_values: torch.Tensor | None = None
+
+    @property
+    def text_only(self) -> bool:
+        """Whether there is no picture."""
+        return self.pixel_values is None
+
+    @property
+    def length(self) -> int:
+        """Tokens, each view's placeholders included."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that can't be used: its place ("FILE: row 7"), its id where it has one, and why."""
+
+    where: str
+    id: str
+    reason: str
+
+
+class SampleDataset(Dataset[Sample | BadRow]):
+    """Samples of rows by number, for a `DataLoader` with any number of workers."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row | Mapping[str, Any]],
+        pictures: Path | None,
+        processor: Processor,
+        *,
+        seed: int = 0,
+        max_length: int | None = None,
+        failures: Failures | None = None,
+        alpha: int | None = None,
+        style: PromptStyle | None = None,
+    ) -> None:
+        """Rows of a `RowFile` or a list; pictures' names are relative to the folder `pictures`.
+
+        `max_length` cuts a sample's tokens (a cut through a picture, or before the first answer, is a
+        bad row). `failures`: count bad rows at once, for use without workers; a training loop
+        counts those that its batches bring. `alpha`, `style`: see `tasks.arrange`.
+        """
+        self.rows = rows
+        self.pictures = pictures
+        self.processor = processor
+        self.seed = seed
+        self.max_length = max_length
+        self.failures = failures
+        self.alpha, self.style = alpha, style
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Marks and words are drawn anew for each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample | BadRow:
+        try:
+            row = self.row(index)
+        except VipLlavaError as error:
+            return self._counted(
+                BadRow(self.where(index), self._id(index), self._why(index, error))
+            )
+        try:
+            sample = self.sample(row, self.conversation(row, index))
+        except VipLlavaError as error:
+            return self._counted(BadRow(self.where(index), row.id, self._why(index, error)))
+        if self.failures is not None:
+            self.failures.seen()
+        return sample
+
+    def where(self, index: int) -> str:
+        """How messages name the row."""
+        named = getattr(self.rows, "where", None)
+        return str(named(index)) if named is not None else f"row {index + 1}"
+
+    def row(self, index: int) -> Row:
+        """The checked row. Raises DataError."""
+        row = self.rows[index]
+        return row if isinstance(row, Row) else parse_row(row)
+
+    def conversation(self, row: Row, index: int) -> Conversation:
+        """The row with its marks drawn and its text final, as it comes in this epoch.
+
+        Raises DataError, PictureError or RegionError.
+        """
+        photos = [open_picture(self._path(name)) for name in row.pictures]
+        marked = arrange(
+            row,
+            photos[0].size if photos else None,
+            generator(self.seed, self.epoch, index),
+            pictures=self.pictures,
+            alpha=self.alpha,
+            style=self.style,
+        )
+        if marked.regions and photos:
+            photos[0] = draw_resolved(photos[0], marked.regions)
+        messages = record_messages(
+            self.processor.template,
+            [{"from": turn.role, "value": turn.text} for turn in marked.turns],
+            has_image=bool(photos),
+            pictures=len(photos),
+        )
+        return Conversation(messages, regions=marked.regions, pictures=tuple(photos))
+
+    def sample(self, row: Row, conversation: Conversation) -> Sample:
+        """Tokens and tensors of a conversation. Raises DataError where nothing would be learned."""
+        ids, labels = self.processor.encode_training(conversation, max_length=self.max_length)
+        pixels = [
+            torch.from_numpy(self.processor.geometry.pixels(view))
+            for view in self.processor.all_views(conversation)
+        ]
+        return Sample(row.id, ids, labels, torch.stack(pixels) if pixels else None)
+
+    def _path(self, name: str) -> Path:
+        if self.pictures is None:
+            raise DataError(f"field image: there is {name!r}, but no folder of pictures was given")
+        parts = PurePosixPath(name.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts:
+            raise DataError(f"field image: {name!r} leads out of the folder of pictures")
+        return self.pictures / parts
+
+    def _id(self, index: int) -> str:
+        """The id of a row that can't be parsed, as far as it has one."""
+        try:
+            raw = getattr(self.rows, "raw", self.rows.__getitem__)(index)
+        except VipLlavaError:
+            return ""
+        return str(raw.get("id", "")) if isinstance(raw, Mapping) else ""
+
+    def _why(self, index: int, error: VipLlavaError) -> str:
+        """The reason without the place, which a `BadRow` has beside it."""
+        return str(error).removeprefix(f"{self.where(index)}: ")
+
+    def _counted(self, bad: BadRow) -> BadRow:
+        if self.failures is not None:
+            self.failures.seen()
+            self.failures.add(bad.where, bad.id, bad.reason)
+        return bad
+
+
+def blank_sample(processor: Processor) -> Sample:
+    """One grey view that nothing is learned from.
+
+    Added to a batch of text alone, it makes the tower and the projector take part in the step (with
+    gradients of zero), as sharded and distributed training want of every rank.
+    """
+    side = processor.geometry.size
+    ids = [processor.image_token_id] * processor.tokens_per_view
+    return Sample("", ids, [IGNORED_LABEL] * len(ids), torch.zeros(1, 3, side, side))

@@ -1,0 +1,43 @@
+"""The order of rows is the original's for the same torch seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vip_llava.data.order import GroupedBatches, grouped_by_length, grouped_by_modality
+
+pytestmark = pytest.mark.conformance
+
+
+def test_order(family: Callable[[str], Path]) -> None:
+    compared = 0
+    for line in (family("sampler") / "cases.jsonl").read_text("utf-8").splitlines():
+        case = json.loads(line)
+        lengths, batch, world = case["lengths"], case["batch_size"], case["world_size"]
+        for generator in (torch.Generator(), None):
+            if generator is None:
+                torch.manual_seed(case["torch_seed"])
+            else:
+                generator.manual_seed(case["torch_seed"])
+            found = grouped_by_modality(lengths, batch, world, generator)
+            assert found == case["by_modality"], case["id"]
+        generator = torch.Generator().manual_seed(case["torch_seed"])
+        sizes = [abs(length) for length in lengths]
+        assert grouped_by_length(sizes, batch, world, generator) == case["by_length"], case["id"]
+        compared += 1
+    assert compared
+
+
+def test_batches_of_a_step_are_those_of_the_order(family: Callable[[str], Path]) -> None:
+    """Epoch 0 of seed 0, dealt out in batches, is the order itself."""
+    for line in (family("sampler") / "cases.jsonl").read_text("utf-8").splitlines():
+        case = json.loads(line)
+        lengths, batch, world = case["lengths"], case["batch_size"], case["world_size"]
+        batches = GroupedBatches(lengths, batch, together=world, seed=0).batches(0)
+        order = grouped_by_modality(lengths, batch, world, torch.Generator().manual_seed(0))
+        assert [row for rows in batches for row in rows] == order
