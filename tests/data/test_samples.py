@@ -225,7 +225,7 @@ def test_a_file_names_its_rows(make: Make, tmp_path: Path) -> None:
 def test_lengths_are_near_and_signed(make: Make) -> None:
     rows = [
         {"id": str(n), "conversations": talk("Please describe the dog. " * n, "A dog. " * n)}
-        for n in range(1, 9)
+        for n in range(1, 16)
     ]
     dataset = make([*ROWS, *rows, {"id": "broken", "conversations": 3}], max_length=150)
     estimates = lengths(dataset)
