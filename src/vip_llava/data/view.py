@@ -1,0 +1,164 @@
+"""Rows of a data file as cards for a page: what training would make of each, drawn and written.
+
+A card goes the way of a training sample: the same marks for the same seed and epoch, the same
+prompt, the same learned parts. With a processor the prompt is shown token by token and cut where
+the sample would be; without one it is the template's text. It writes no file and knows no HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, cast
+
+from vip_llava.data.page import Card, Piece
+from vip_llava.data.reading import RowFile
+from vip_llava.data.samples import SampleDataset
+from vip_llava.errors import DataError, VipLlavaError
+from vip_llava.model.processor import Conversation, Processor
+from vip_llava.model.templates import IMAGE_TEXT, get_template
+from vip_llava.model.tokenization import IGNORED_LABEL
+
+__all__ = ["Viewer", "token_pieces"]
+
+_BROKEN = "\ufffd"
+_CONTEXT = 4  # tokens before one that decide how it is written, a blank above all
+
+
+class Viewer:
+    """Makes cards of the rows of a file.
+
+    pictures: the folder of pictures. processor: shows tokens and focal views of this model; without
+    it `template` names the chat template. seed, epoch: of the training run to look at.
+    """
+
+    def __init__(
+        self,
+        rows: RowFile,
+        pictures: Path,
+        *,
+        processor: Processor | None = None,
+        template: str = "llava_v1",
+        seed: int = 0,
+        epoch: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        self.rows = rows
+        self.processor = processor
+        self.template = get_template(template) if processor is None else processor.template
+        # Up to the conversation a sample needs no more of its processor than the template.
+        made_with = processor or cast("Processor", SimpleNamespace(template=self.template))
+        self.samples = SampleDataset(rows, pictures, made_with, seed=seed, max_length=max_length)
+        self.samples.set_epoch(epoch)
+
+    def card(self, index: int) -> Card:
+        """The card of row number `index` (from 0); a row that can't be used tells why."""
+        card = Card(where=f"row {index + 1}", id="")
+        try:
+            card = replace(card, id=str(self.rows.raw(index).get("id", "")))
+            row = self.samples.row(index)
+            card = replace(card, kind=row.kind)
+            conversation = self.samples.conversation(row, index)
+            names = zip(row.pictures, conversation.shown, strict=True)
+            card = replace(
+                card,
+                pictures=tuple((f"{name}, {p.width} x {p.height}", p) for name, p in names),
+                regions=conversation.regions,
+            )
+            if self.processor is None:
+                return self._with_spans(card, conversation)
+            return self._with_tokens(card, conversation, self.processor)
+        except VipLlavaError as error:
+            reason = str(error).removeprefix(f"{self.rows.where(index)}: ")
+            return replace(card, problem=reason.removeprefix(f"id {card.id!r}: "))
+
+    def length(self, index: int) -> int:
+        """Tokens of the sample that training would make of a row; needs a processor.
+
+        Raises the VipLlavaError of what makes the row unusable, also where nothing would be learned.
+        """
+        assert self.processor is not None
+        conversation = self.samples.conversation(self.samples.row(index), index)
+        return len(self._encoded(conversation, self.processor)[0])
+
+    def _encoded(
+        self, conversation: Conversation, processor: Processor
+    ) -> tuple[list[int], list[int]]:
+        return processor.encode_training(conversation, max_length=self.samples.max_length)
+
+    def _with_spans(self, card: Card, conversation: Conversation) -> Card:
+        form = self.template.trained_as or self.template
+        pieces = tuple(
+            Piece(span.text, span.supervised, _KINDS[span.kind])
+            for span in form.spans(conversation.messages)
+        )
+        said = [piece for piece in pieces if piece.kind == "text"]
+        words = sum(len(piece.text.split()) for piece in said)
+        learned = sum(len(piece.text.split()) for piece in said if piece.learned)
+        if not learned:
+            raise DataError("nothing would be learned: no turn has an answer")
+        return replace(card, pieces=pieces, facts=(f"{words} words", f"{learned} of them learned"))
+
+    def _with_tokens(self, card: Card, conversation: Conversation, processor: Processor) -> Card:
+        ids, labels = self._encoded(conversation, processor)
+        learned = sum(label != IGNORED_LABEL for label in labels)
+        facts = [f"{len(ids)} tokens", f"{learned} of them learned"]
+        cut = len(processor.encode_training(conversation)[0]) - len(ids)
+        if cut:
+            facts.append(f"{cut} more are cut off at {self.samples.max_length}")
+        pictures = list(card.pictures)
+        if conversation.shown:
+            first, *_ = conversation.shown
+            close = processor.views(first, conversation.regions)[1:]
+            pictures += [(f"close view {number}", view) for number, view in enumerate(close, 1)]
+        return replace(
+            card,
+            pictures=tuple(pictures),
+            pieces=tuple(token_pieces(processor, ids, labels)),
+            tokens=True,
+            facts=tuple(facts),
+        )
+
+
+_KINDS: dict[str, Literal["frame", "text", "picture"]] = {
+    "template": "frame",
+    "text": "text",
+    "image": "picture",
+}
+
+
+def token_pieces(
+    processor: Processor, ids: Sequence[int], labels: Sequence[int]
+) -> Iterator[Piece]:
+    """A piece for each token of a sample; the tokens of a picture are one piece together.
+
+    Tokens that are only part of a character are shown with those that complete it.
+    """
+    controls = {token.id: token.text for token in processor.tokenizer.controls.values()}
+    place = 0
+    while place < len(ids):
+        end = place + 1
+        learned = labels[place] != IGNORED_LABEL
+        if ids[place] == processor.image_token_id:
+            while end < len(ids) and ids[end] == processor.image_token_id:
+                end += 1
+            yield Piece(f"{IMAGE_TEXT} x {end - place}", learned, "picture")
+        elif ids[place] in controls:
+            yield Piece(controls[ids[place]], learned, "frame")
+        else:
+            text = _text(processor, ids, place, end)
+            while text.endswith(_BROKEN) and end < min(len(ids), place + 4):
+                end += 1
+                text = _text(processor, ids, place, end)
+            yield Piece(text, learned)
+        place = end
+
+
+def _text(processor: Processor, ids: Sequence[int], start: int, end: int) -> str:
+    """How tokens start..end are written behind the ones before them."""
+    first = max(0, start - _CONTEXT)
+    decode = processor.tokenizer.decode
+    before, both = decode(ids[first:start]), decode(ids[first:end])
+    return both[len(before) :] if both.startswith(before) else decode(ids[start:end])

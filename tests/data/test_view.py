@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vip_llava.data.page import Card, Piece
+from vip_llava.data.reading import RowFile
+from vip_llava.data.samples import Sample, SampleDataset
+from vip_llava.data.view import Viewer, token_pieces
+from vip_llava.errors import DataError
+from vip_llava.model.processor import Processor
+from vip_llava.model.tokenization import IGNORED_LABEL
+from vip_llava.regions import Box, draw
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "id": "mine",
+        "image": "a.png",
+        "regions": [{"shape": "box", "frame": "pixel", "box": [5, 5, 40, 30], "color": "red"}],
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is <region:1>?"},
+            {"from": "gpt", "value": "a cup ß 猫"},
+            {"from": "human", "value": "sure?"},
+            {"from": "gpt", "value": "yes"},
+        ],
+    },
+    {
+        "id": "refcocog-7",
+        "image": "a.png",
+        "bboxes": [[10, 8, 50, 40]],
+        "answer": "the cup on the left",
+    },
+    {
+        "id": "text",
+        "conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}],
+    },
+    {
+        "id": "lost",
+        "image": "no.png",
+        "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a cup"}],
+    },
+    {"id": "empty", "image": "a.png", "conversations": []},
+    {
+        "id": "mute",
+        "conversations": [{"from": "human", "value": "1 + 1?"}],
+    },
+]
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+
+
+@pytest.fixture
+def rows(tmp_path: Path, photo: Image.Image) -> RowFile:
+    photo.save(tmp_path / "a.png")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    return RowFile.open(path)
+
+
+@pytest.fixture
+def viewer(rows: RowFile, tmp_path: Path) -> Callable[..., Viewer]:
+    return lambda **options: Viewer(rows, tmp_path, **options)
+
+
+def texts(card: Card, *, learned: bool) -> list[str]:
+    return [piece.text for piece in card.pieces if piece.learned is learned]
+
+
+def test_answers_and_their_end_marks_are_learned(viewer: Callable[..., Viewer]) -> None:
+    card = viewer().card(0)
+    assert card.problem is None
+    assert "".join(texts(card, learned=True)) == " a cup ß 猫</s> yes</s>"
+    asked = "".join(texts(card, learned=False))
+    assert "What is the object within the red rectangle?" in asked
+    assert [piece.text for piece in card.pieces if piece.kind == "picture"] == ["<image>"]
+    assert not card.tokens and card.facts[1] == "5 of them learned"
+
+
+def test_the_picture_is_drawn_as_training_draws_it(
+    viewer: Callable[..., Viewer], photo: Image.Image
+) -> None:
+    ((words, picture),) = viewer().card(0).pictures
+    assert words == "a.png, 64 x 48"
+    assert picture.tobytes() == draw(photo, [Box(5, 5, 40, 30, color="red")]).tobytes()
+
+
+def test_seed_and_epoch_choose_the_marks(viewer: Callable[..., Viewer]) -> None:
+    def marks(**options: int) -> tuple[Any, ...]:
+        return viewer(**options).card(1).regions
+
+    assert marks() == marks() and len(marks()) == 1
+    others = {str(marks(epoch=n)) for n in range(8)} | {str(marks(seed=n)) for n in range(8)}
+    assert len(others) > 8
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "told"),
+    [
+        (3, "conversation", "no.png"),
+        (4, "", "field conversations"),
+        (5, "conversation", "nothing would be learned"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(
+    viewer: Callable[..., Viewer], index: int, kind: str, told: str
+) -> None:
+    card = viewer().card(index)
+    assert card.problem is not None and told in card.problem
+    assert (card.id, card.kind, card.where) == (ROWS[index]["id"], kind, f"row {index + 1}")
+    assert not card.problem.startswith("id ")
+
+
+def test_text_alone_has_no_picture(viewer: Callable[..., Viewer]) -> None:
+    card = viewer(template="chatml").card(2)
+    assert card.pictures == () and card.problem is None
+    assert "".join(texts(card, learned=True)).startswith("2")
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_tokens_are_those_of_the_sample(
+    viewer: Callable[..., Viewer],
+    lite_processor: Processor,
+    rows: RowFile,
+    tmp_path: Path,
+    index: int,
+) -> None:
+    dataset = SampleDataset(rows, tmp_path, lite_processor, seed=3)
+    dataset.set_epoch(2)
+    sample = dataset[index]
+    assert isinstance(sample, Sample)
+    made = viewer(processor=lite_processor, seed=3, epoch=2)
+    card = made.card(index)
+    assert card.problem is None and card.tokens
+    assert list(card.pieces) == list(token_pieces(lite_processor, sample.input_ids, sample.labels))
+    learned = sum(label != IGNORED_LABEL for label in sample.labels)
+    assert card.facts == (f"{sample.length} tokens", f"{learned} of them learned")
+    assert made.length(index) == sample.length
+    views = 0 if sample.pixel_values is None else len(sample.pixel_values)
+    assert len(card.pictures) == views  # the picture, and a close view of each region
+
+
+def test_close_views_are_shown_and_counted(
+    viewer: Callable[..., Viewer], lite_processor: Processor
+) -> None:
+    card = viewer(processor=lite_processor).card(0)
+    assert [words for words, _ in card.pictures] == ["a.png, 64 x 48", "close view 1"]
+    shown = [piece.text for piece in card.pieces if piece.kind == "picture"]
+    assert shown == ["<image> x 17", "<image> x 17"]
+    assert card.pictures[1][1].size == (64, 64)
+
+
+def test_token_pieces_spell_the_prompt(
+    viewer: Callable[..., Viewer], lite_processor: Processor
+) -> None:
+    card = viewer(processor=lite_processor).card(0)
+    assert "".join(texts(card, learned=True)) == "a cup ß 猫<|im_end|>yes<|im_end|>"
+    assert Piece("<|im_start|>", False, "frame") in card.pieces
+    assert "\ufffd" not in "".join(piece.text for piece in card.pieces)
+    # A character of several tokens is one piece; every other token is a piece of its own.
+    assert "猫" in {piece.text.strip() for piece in card.pieces}
+    assert len(card.pieces) > 40
+
+
+def test_blanks_of_word_pieces_are_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
+    from vip_llava.api import load
+
+    processor = load(tiny_model_folder).processor
+    ids = processor.tokenizer.plain("a red cup, two cups", at_start=True)
+    listed = [piece.id for piece in ids]
+    pieces = list(token_pieces(processor, listed, [IGNORED_LABEL] * len(listed)))
+    assert "".join(piece.text for piece in pieces).strip() == "a red cup, two cups"
+
+
+def test_what_is_cut_off_is_said(viewer: Callable[..., Viewer], lite_processor: Processor) -> None:
+    whole = viewer(processor=lite_processor).length(0)
+    made = viewer(processor=lite_processor, max_length=whole - 3)
+    card = made.card(0)
+    assert card.facts[2] == f"3 more are cut off at {whole - 3}"
+    assert made.length(0) == whole - 3
+    short = viewer(processor=lite_processor, max_length=20)
+    assert "cuts through the pictures" in str(short.card(0).problem)
+    with pytest.raises(DataError, match="cuts through the pictures"):
+        short.length(0)
