@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vip_llava.model.focal import FocalSettings, focal_square, focal_view
+from vip_llava.model.focal import FocalSettings, focal_square, focal_view, view_captions
 from vip_llava.model.processor import Processor
 from vip_llava.regions import Arrow, Box, Mask, Point, Region, draw, resolve
 
@@ -82,3 +82,16 @@ def test_the_processor_shows_a_close_view_of_each_region(lite_processor: Process
     red = np.asarray(box).astype(int)
     assert ((red[..., 0] > 200) & (red[..., 1] < 60)).any()
     assert point.getpixel((0, 0)) == fill  # a mark in the corner: most of its square is outside
+
+
+def test_views_are_named_by_their_words_and_places() -> None:
+    regions = [
+        Box(20, 10, 60, 50, color="red", id="1"),
+        Arrow(tail=(100, 20), tip=(150, 50), color="blue", id="2"),
+    ]
+    assert view_captions(regions, (200, 100)) == [
+        "within the red rectangle, left 10, top 10, right 30, bottom 50: ",
+        "pointed to by the blue arrow, left 65, top 30, right 85, bottom 70: ",
+    ]
+    alike = [Box(20, 10, 60, 50, color="red", id=name) for name in "12"]
+    assert all("left 10" in caption for caption in view_captions(alike, (200, 100)))

@@ -15,13 +15,13 @@ from vip_llava.model.geometry import PictureGeometry
 from vip_llava.model.processor import Conversation, FocalSettings, Processor
 from vip_llava.model.templates import Message, get_template
 from vip_llava.model.text_tokenizers import JsonTokenizer, PieceTokenizer
-from vip_llava.regions import Box, Point
+from vip_llava.regions import Box, Point, Region, resolve
 
 IMAGE = 9000
 PICTURE = Image.new("RGB", (40, 20), (200, 10, 10))
 
 
-def ask(text: str, picture: Image.Image | None = PICTURE, *regions: Box | Point) -> Conversation:
+def ask(text: str, picture: Image.Image | None = PICTURE, *regions: Region) -> Conversation:
     return Conversation((Message("user", text),), picture, regions)
 
 
@@ -248,3 +248,21 @@ def test_conversations_that_can_not_be_asked(
         processor.encode_one(conversation)
     with pytest.raises(RequestError, match="no conversation"):
         processor([])
+
+
+def test_named_views_have_their_words_in_front(looking_twice: Processor) -> None:
+    picture = Image.new("RGB", (100, 50), (90, 90, 90))
+    regions = resolve([Box(10, 10, 30, 30), Box(60, 10, 90, 40)], picture.size).regions
+    talk = ask("Which is bigger?", picture, *regions)
+    looking_twice.focal = FocalSettings(named=True)
+    named = looking_twice.prompt_text(talk)
+    ids, labels = looking_twice.encode_training(
+        replace(talk, messages=(*talk.messages, Message("assistant", "the left one")))
+    )
+    assert (
+        "user\n<image>\nwithin the red rectangle, left 10, top 20, right 30, bottom 60: <image>\n"
+        "within the lime rectangle, left 60, top 20, right 90, bottom 80: <image>\nWhich is"
+    ) in named
+    assert ids.count(IMAGE) == 3 * looking_twice.tokens_per_view
+    learned = looking_twice.decode([label for label in labels if label != -100])
+    assert learned == "the left one"  # captions are read, not learned

@@ -13,12 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from vip_llava.data.scenes.mix import MixSettings
 from vip_llava.data.scenes.photos import is_validation, read_regions
 from vip_llava.errors import DataError
+from vip_llava.model.focal import FocalSettings
 from vip_llava.training import default_model
 from vip_llava.training.default_model import (
     PACKS,
     build,
+    focal_settings,
     mix_settings,
     read_training,
     trained_parts,
@@ -80,6 +83,14 @@ def test_batch_sizes_are_scaled() -> None:
     assert set(mix_settings(RunSettings(steps=1, rows_scale=1e-6)).rows.values()) == {1}
     shares = mix_settings(RunSettings(steps=1, mosaic_share=0.5, single_share=0.25))
     assert (shares.mosaic_share, shares.single_share) == (0.5, 0.25)
+    assert shares.shares == pytest.approx(MixSettings().shares)
+    changed = RunSettings(steps=1, one_share=0.83, focal_scale=0.8, label_power=-0.25)
+    assert mix_settings(changed).shares["whole"] == pytest.approx(0.07)
+    assert sum(mix_settings(changed).shares.values()) == pytest.approx(1)
+    assert mix_settings(changed).focal_scale == pytest.approx((0.6, 1.1))
+    assert mix_settings(changed).label_power == -0.25
+    assert focal_settings(changed) == FocalSettings(0.8, named=False)
+    assert focal_settings(RunSettings(steps=1)) == FocalSettings()
 
 
 def test_what_is_trained_is_counted_without_weights() -> None:
@@ -106,7 +117,7 @@ def test_build_puts_the_parts_together(
     torch.save(published, tmp_path / "tower.pth")
     monkeypatch.setattr(default_model, "ensure_language_model", lambda progress=None: tmp_path)
     monkeypatch.setattr(default_model, "new_default", lambda folder: lite_model())
-    monkeypatch.setattr(default_model, "default_processor", lambda folder: lite_processor)
+    monkeypatch.setattr(default_model, "default_processor", lambda *_: lite_processor)
     monkeypatch.setattr(default_model, "load_published", lambda _, state: loaded.update(state))
     settings = RunSettings(steps=1, workers=0, lora_rank=2, rows_scale=0.01)
     trainer = build(settings, whole_folder, tmp_path / "tower.pth", "cpu", compiled=False)

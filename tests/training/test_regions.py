@@ -16,7 +16,7 @@ from vip_llava.data.scenes.augment import AugmentSettings
 from vip_llava.data.scenes.mix import MixSettings, RegionMix
 from vip_llava.data.scenes.photos import read_regions
 from vip_llava.errors import CheckpointError
-from vip_llava.model.default import apply_trained, read_trained
+from vip_llava.model.default import apply_trained, read_trained, save_trained, trained_focal
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.processor import Processor
 from vip_llava.training.regions import RegionTrainer
@@ -255,3 +255,16 @@ def test_workers_give_the_same_batches(make_trainer: MakeTrainer) -> None:
     alone = [batch["input_ids"] for batch in make_trainer(steps=3)._stream()]
     shared = [batch["input_ids"] for batch in make_trainer(steps=3, workers=2)._stream()]
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_the_parts_say_how_closely_they_look(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    focal = FocalSettings(1.5, minimum=16, named=True)
+    save_trained({}, tmp_path / "new", lora_scale=1, facts={"steps": 1}, focal=focal)
+    assert trained_focal(tmp_path / "new") == focal
+    # Parts from before the settings were written down.
+    (tmp_path / "parts.json").write_text('{"files": [], "lora_scale": 1}')
+    assert trained_focal(tmp_path) == FocalSettings()
+    (tmp_path / "parts.json").write_text('{"focal": {"zoom": 2}}')
+    with pytest.raises(CheckpointError, match="focal settings"):
+        trained_focal(tmp_path)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def default_config(
     )
 
 
-def default_processor(language_model: Path) -> Processor:
+def default_processor(language_model: Path, focal: FocalSettings = FOCAL) -> Processor:
     """Pad to a 256-pixel square, 65 tokens a view, ChatML, one focal view a region."""
     vision = EfficientNetLiteConfig()
     geometry = PictureGeometry(
@@ -101,7 +102,7 @@ def default_processor(language_model: Path) -> Processor:
         get_template("chatml"),
         image_token_id=IMAGE_TOKEN_ID,
         tokens_per_view=vision.tokens_per_view,
-        focal=FOCAL,
+        focal=focal,
     )
 
 
@@ -119,17 +120,28 @@ def load_default(
     """
     language_model = ensure_language_model(progress=progress)
     model = new_default(language_model)
-    if weights is not None:
-        apply_trained(model, weights)
-    else:
-        with as_file(files("vip_llava.model") / _WEIGHTS) as folder:
-            apply_trained(model, folder)
+    with nullcontext(weights) if weights is not None else default_parts() as folder:
+        apply_trained(model, folder)
+        focal = trained_focal(folder)
     tower = model.model.vision_tower
     assert isinstance(tower, EfficientNetLiteTower)
     ready: nn.Module = model.train(False)
     tower.fold()
     ready.to(device=device, dtype=dtype)
-    return model, default_processor(language_model)
+    return model, default_processor(language_model, focal)
+
+
+def default_parts() -> AbstractContextManager[Path]:
+    """The folder of trained parts in this package."""
+    return as_file(files("vip_llava.model") / _WEIGHTS)
+
+
+def trained_focal(folder: Path) -> FocalSettings:
+    """How the parts in a folder were trained to look closely; CheckpointError for odd settings."""
+    try:
+        return FocalSettings(**read_json(folder / _LISTING).get("focal", {}))
+    except TypeError as error:
+        raise CheckpointError(f"{folder / _LISTING}: the focal settings: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -240,11 +252,16 @@ def trained_state(model: VipLlavaForConditionalGeneration, *, whole: bool) -> di
 
 
 def save_trained(
-    state: dict[str, Tensor], folder: Path, *, lora_scale: float, facts: dict[str, Any]
+    state: dict[str, Tensor],
+    folder: Path,
+    *,
+    lora_scale: float,
+    facts: dict[str, Any],
+    focal: FocalSettings = FOCAL,
 ) -> None:
     """Write trained parts as float16 safetensors, a file for each part, and what they are.
 
-    The listing is written last: a folder without it is not whole.
+    `focal`: how the processor they were trained with looks closely. The listing is written last: a folder without it is not whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _LISTING).unlink(missing_ok=True)
@@ -261,5 +278,5 @@ def save_trained(
             chosen = {k: part[k].detach().half().cpu().contiguous() for k in keys[cut::cuts]}
             save_file(chosen, folder / name)
             names.append(name)
-    listing = {"files": names, "lora_scale": lora_scale, **facts}
+    listing = {"files": names, "lora_scale": lora_scale, "focal": asdict(focal), **facts}
     (folder / _LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")

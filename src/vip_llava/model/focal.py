@@ -2,16 +2,19 @@
 
 A small tower sees a whole photo at a coarse grid; the focal view shows the marked place at the
 photo's own resolution, with some of its surroundings. The mark is drawn before the crop, so both
-views show it. This module knows pictures and regions, and nothing of tokens.
+views show it. This module knows pictures and regions and their words, and nothing of tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
+from vip_llava.errors import PhraseError
 from vip_llava.regions import Arrow, Point, Region
+from vip_llava.regions.phrases import phrase, wording
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,34 @@ class FocalSettings:
     `scale`: its side over the region's longer side. `point_share`: its side over the picture's
     longer side for a point or an arrow, which say where a thing is but not how large. `minimum`:
     its smallest side, in pixels of the picture (a tiny thing is known
-    by its surroundings).
+    by its surroundings). `named`: the prompt says in front of each square what it shows and where
+    (`view_captions`), so that several can be told apart and compared.
     """
 
     scale: float = 1.6
     point_share: float = 0.25
     minimum: float = 56.0
+    named: bool = False
+
+
+def view_captions(regions: Sequence[Region], size: tuple[int, int]) -> list[str]:
+    """For each focal view: the words for its region, and its place in hundredths of the picture.
+
+    "within the red rectangle, left 12, top 30, right 45, bottom 80: ". Regions that no words tell
+    apart are named by their shape alone; the place still does.
+    """
+    captions = []
+    for region in regions:
+        x1, y1, x2, y2 = region.bounds(size)
+        places = (x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1])
+        try:
+            words = phrase(region, regions)
+        except PhraseError:
+            words = wording(region.shape)
+        sides = zip(("left", "top", "right", "bottom"), places, strict=True)
+        where = ", ".join(f"{side} {round(100 * share)}" for side, share in sides)
+        captions.append(f"{words}, {where}: ")
+    return captions
 
 
 def focal_square(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vip_llava.errors import CheckpointError, RequestError
-from vip_llava.model.focal import FocalSettings, focal_square, focal_view
+from vip_llava.model.focal import FocalSettings, focal_square, focal_view, view_captions
 from vip_llava.model.geometry import PictureGeometry
 from vip_llava.model.templates import Message, Template, get_template
 from vip_llava.model.text_tokenizers import as_text_tokenizer
@@ -229,13 +229,16 @@ class Processor:
 
     def _with_views(self, messages: Sequence[Message], conversation: Conversation) -> list[Message]:
         """Counts of pictures become counts of views: the first picture has its focal views too."""
-        focal = len(conversation.regions) if self.focal is not None else 0
+        focal = conversation.regions if self.focal is not None else ()
         counted: list[Message] = []
         for message in messages:
-            views = message.pictures
-            if views:
-                views, focal = views + focal, 0
-            counted.append(Message(message.role, message.text, views))
+            views, captions = message.pictures, message.captions
+            if views and focal:
+                if self.focal is not None and self.focal.named:
+                    size = conversation.shown[0].size
+                    captions = ("", *view_captions(focal, size), *[""] * (views - 1))
+                views, focal = views + len(focal), ()
+            counted.append(Message(message.role, message.text, views, captions))
         return counted
 
     def _marks(self) -> dict[str, str]:

@@ -27,11 +27,15 @@ IMAGE_TEXT = "<image>"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `text` None means "to be generated"; `pictures` views come in front of the text."""
+    """One turn. `text` None means "to be generated"; `pictures` views come in front of the text.
+
+    `captions` are texts in front of each of the views, "" for none; all may be left out.
+    """
 
     role: Role
     text: str | None
     pictures: int = 0
+    captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -42,6 +46,10 @@ class Message:
             )
         if self.pictures < 0 or (self.pictures and self.role != "user"):
             raise TemplateError(f"a {self.role} message can't carry {self.pictures} pictures")
+        if self.captions and len(self.captions) != self.pictures:
+            raise TemplateError(
+                f"a message with {self.pictures} pictures can't have {len(self.captions)} captions"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,7 @@ def _pictures(turn: Message, before: str, after: str) -> list[Span]:
     """`<image>` and a line end for each view in front of the text; no line end before nothing."""
     spans: list[Span] = []
     for index in range(turn.pictures):
+        spans.append(Span(turn.captions[index] if turn.captions else "", "text"))
         spans += [Span(before), Span(IMAGE_TEXT, "image"), Span(after)]
         if turn.text or index + 1 < turn.pictures:
             spans.append(Span("\n"))

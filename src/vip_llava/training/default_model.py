@@ -7,7 +7,7 @@ Validation photos (`data.scenes.photos.is_validation`) are left out. The command
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from vip_llava.model.default import (
 )
 from vip_llava.model.efficientnet import EfficientNetLiteConfig, load_published
 from vip_llava.model.fetch import Progress
+from vip_llava.model.focal import FocalSettings
 from vip_llava.model.lite2 import ensure_tower, read_tower
 from vip_llava.model.smollm import ensure_language_model
 from vip_llava.training.regions import RegionTrainer, set_trainable
@@ -79,9 +80,29 @@ def read_training(data: Path, most: int | None = None) -> TrainingPhotos:
 
 def mix_settings(settings: RunSettings) -> MixSettings:
     """The mix's own settings with the run's shares and batch sizes."""
-    rows = {k: max(round(v * settings.rows_scale), 1) for k, v in MixSettings().rows.items()}
+    own = MixSettings()
+    rows = {k: max(round(v * settings.rows_scale), 1) for k, v in own.rows.items()}
+    # The other kinds keep their proportions in what is left.
+    rest = sum(v for k, v in own.shares.items() if k != "one")
+    shares = {k: v / rest * (1 - settings.one_share) for k, v in own.shares.items()}
+    low, high = (settings.focal_scale / FOCAL.scale * v for v in own.focal_scale)
     return MixSettings(
-        rows=rows, mosaic_share=settings.mosaic_share, single_share=settings.single_share
+        shares={**shares, "one": settings.one_share},
+        rows=rows,
+        mosaic_share=settings.mosaic_share,
+        single_share=settings.single_share,
+        label_power=settings.label_power,
+        focal_scale=(low, high),
+    )
+
+
+def focal_settings(settings: RunSettings) -> FocalSettings:
+    """How the model of a run looks closely at a region."""
+    return replace(
+        FOCAL,
+        scale=settings.focal_scale,
+        minimum=settings.focal_minimum,
+        named=settings.named_views,
     )
 
 
@@ -129,9 +150,10 @@ def build(
     published = read_tower(tower if tower is not None else ensure_tower(progress=progress))
     load_published(model.model.vision_tower, published)
     reset_projector(model)
-    processor = default_processor(language_model)
+    focal = focal_settings(settings)
+    processor = default_processor(language_model, focal)
     mix = RegionMix(
-        read.photos, read.singles, processor, FOCAL, mix_settings(settings), settings.seed
+        read.photos, read.singles, processor, focal, mix_settings(settings), settings.seed
     )
     mix.decode_all()
     return RegionTrainer(model, mix, settings, device, compiled=compiled, start=start)

@@ -45,6 +45,19 @@ class RunSettings(BaseModel):
     drop_token: float = Field(0.0, description="share of picture tokens blanked", ge=0, lt=1)
     mosaic_share: float = Field(0.18, description="share of mosaics", ge=0, le=1)
     single_share: float = Field(0.10, description="share of photos of one thing", ge=0, le=1)
+    label_power: float = Field(
+        -0.5, description="things are drawn by the count of their label to this power", ge=-1, le=0
+    )
+    one_share: float = Field(
+        0.66, description="share of batches about one marked thing", gt=0, lt=1
+    )
+    focal_scale: float = Field(
+        1.6, description="side of a focal view over the thing's longer side", gt=0
+    )
+    focal_minimum: float = Field(56, description="smallest side of it, in pixels", gt=0)
+    named_views: bool = Field(
+        False, description="say in front of each focal view what it shows and where"
+    )
     rows_scale: float = Field(1.0, description="batch sizes relative to the mix's own", gt=0)
     workers: int = Field(
         15, description="processes that make batches, at most one a processor core", ge=0

@@ -51,6 +51,8 @@ class MixSettings:
     text_tokens: dict[str, int] = field(
         default_factory=lambda: {"one": 62, "whole": 63, "two": 61, "four": 123}
     )
+    caption_tokens: int = 30
+    """Room for the words in front of each focal view, where the views are named."""
     mosaic_share: float = 0.18
     single_share: float = 0.10
     label_power: float = -0.5
@@ -164,7 +166,10 @@ class RegionMix:
 
     def _length(self, kind: str) -> int:
         """Tokens of a row of this kind, its views included."""
-        return self.settings.text_tokens[kind] + VIEWS[kind] * self.processor.tokens_per_view
+        words = self.settings.text_tokens[kind]
+        if self.focal.named:
+            words += self.settings.caption_tokens * (VIEWS[kind] - 1)
+        return words + VIEWS[kind] * self.processor.tokens_per_view
 
     def _focal_view(
         self, picture: Image.Image, region: Region, rng: np.random.Generator
