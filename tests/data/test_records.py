@@ -263,6 +263,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (row("custom", bboxes=None), "bboxes", "missing"),
     (row("regions", regions=[{"shape": "star", "frame": "pixel"}]), "regions", "star"),
     (row("regions", regions={"shape": "box"}), "regions", "a list"),
+    (row("regions", regions=[{"id": "1", "shape": "box", "frame": "pixel", "box": BOX}] * 2), "regions", "two regions have the id '1'"),
     (row("regions", regions=[]), "conversations", "<region:1> names no region; ids: none"),
     (row("regions", conversations=[{"from": "human", "value": "<region:one two>"}]), "conversations", "malformed placeholder"),
 ]  # fmt: skip

@@ -10,6 +10,7 @@ It deliberately does not know files, pictures, colours or the wording of questio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -100,7 +101,7 @@ class RegionsRow(MarkedRow):
 
     @model_validator(mode="after")
     def _regions_exist(self) -> Self:
-        known = [region.id or str(place) for place, region in enumerate(self.regions, 1)]
+        known = _ids(self.regions)
         for turn in self.turns:
             try:
                 unknown = [name for name in placeholders(turn.text) if name not in known]
@@ -110,6 +111,17 @@ class RegionsRow(MarkedRow):
                 listed = ", ".join(known) or "none"
                 broken("conversations", f"<region:{unknown[0]}> names no region; ids: {listed}")
         return self
+
+
+def _ids(regions: tuple[Region, ...]) -> list[str]:
+    """The ids as `resolve` completes them: those without one get the lowest free numbers."""
+    given = [region.id for region in regions if region.id is not None]
+    free = (str(number) for number in count(1) if str(number) not in given)
+    known = [region.id if region.id is not None else next(free) for region in regions]
+    twice = next((name for name in known if known.count(name) > 1), None)
+    if twice is not None:
+        broken("regions", f"two regions have the id {twice!r}; ids must differ")
+    return known
 
 
 def _without_nulls(value: object) -> object:
