@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -25,6 +26,34 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("vip-llava ")]
 
 
+def write_rows(desk: Path) -> None:
+    """A data file with its photos, and the raw files of a data set."""
+    (desk / "photos").mkdir()
+    Image.open(desk / "photo.jpg").save(desk / "photos" / "photo.jpg")
+    turns = [{"from": "human", "value": "What is <bbox0>?"}, {"from": "gpt", "value": "Noise."}]
+    row = {"image": "photo.jpg", "bboxes": [[10, 20, 200, 150]], "conversations": turns}
+    rows = [{"id": f"custom-{number}", **row} for number in range(1, 11)]
+    (desk / "rows.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+    refs = [
+        {
+            "ref_id": 1,
+            "ann_id": 9,
+            "image_id": 5,
+            "split": "train",
+            "sentences": [{"sent_id": 1, "sent": "the noise"}],
+        }
+    ]
+    (desk / "refs.json").write_text(json.dumps(refs))
+    thing = {"id": 9, "image_id": 5, "category_id": 1, "bbox": [5, 5, 20, 10], "segmentation": []}
+    content = {
+        "images": [{"id": 5, "file_name": "photo.jpg"}],
+        "annotations": [thing],
+        "categories": [{"id": 1, "name": "noise"}],
+    }
+    (desk / "instances.json").write_text(json.dumps(content))
+    (desk / "ids.txt").write_text("5\n")
+
+
 @pytest.fixture
 def desk(
     tmp_path: Path,
@@ -42,6 +71,7 @@ def desk(
     (tmp_path / "regions.json").write_text(
         '[{"shape": "box", "frame": "pixel", "box": [1, 2, 30, 40]}]'
     )
+    write_rows(tmp_path)
     (tmp_path / "labelled").symlink_to(labelled_folder)
     (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
     monkeypatch.chdir(tmp_path)

@@ -23,12 +23,14 @@ Program = Callable[..., Any]
 def test_help_lists_every_verb() -> None:
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    assert all(f" {verb} " in shown.stdout for verb in VERBS)
+    assert all(f" {verb.split()[0]} " in shown.stdout for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_the_help_of_every_verb_teaches_with_examples(verb: str) -> None:
-    shown = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [verb, "--help"])
+    shown = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(
+        app, [*verb.split(), "--help"]
+    )
     assert shown.exit_code == 0
     assert "Examples" in shown.stdout and f"vip-llava {verb} " in shown.stdout
 
@@ -130,7 +132,11 @@ def test_the_installed_program_starts_inside_the_guard() -> None:
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_help_breaks_its_lines_by_itself(verb: str) -> None:
     """A docstring's own line ends would leave ragged lines in every terminal but one."""
-    shown = CliRunner(env={"COLUMNS": "400", "NO_COLOR": "1"}).invoke(app, [verb, "--help"]).stdout
+    shown = (
+        CliRunner(env={"COLUMNS": "600", "NO_COLOR": "1"})
+        .invoke(app, [*verb.split(), "--help"])
+        .stdout
+    )
     for paragraph in (VERBS[verb][0].__doc__ or "").strip().split("\n\n"):
         assert " ".join(paragraph.split()) in shown
 

@@ -22,6 +22,9 @@ from vip_llava.cli.chat import EPILOG as CHAT_EPILOG
 from vip_llava.cli.chat import chat
 from vip_llava.cli.convert import EPILOG as CONVERT_EPILOG
 from vip_llava.cli.convert import convert
+from vip_llava.cli.data import CHECK_EPILOG, VIEW_EPILOG, check, view
+from vip_llava.cli.data import CONVERT_EPILOG as DATA_CONVERT_EPILOG
+from vip_llava.cli.data import convert as convert_data
 from vip_llava.cli.draw import EPILOG as DRAW_EPILOG
 from vip_llava.cli.draw import draw
 from vip_llava.cli.evaluate import EPILOG as EVAL_EPILOG
@@ -38,7 +41,8 @@ __all__ = ["VERBS", "app", "main"]
 
 USAGE_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
 
-#: Verb -> (function, examples shown under its help), in the order of the help page.
+#: Verb -> (function, examples shown under its help), in the order of the help page. Two words are
+#: a group and a verb of it.
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "ask": (ask, ASK_EPILOG),
     "chat": (chat, CHAT_EPILOG),
@@ -47,7 +51,11 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "convert": (convert, CONVERT_EPILOG),
     "eval": (evaluate, EVAL_EPILOG),
     "train": (train, TRAIN_EPILOG),
+    "data check": (check, CHECK_EPILOG),
+    "data view": (view, VIEW_EPILOG),
+    "data convert": (convert_data, DATA_CONVERT_EPILOG),
 }
+GROUPS = {"data": "Check data files, look at their rows, make them of public data sets."}
 
 # typer keeps its copy of click private, but shows the root of its errors through this public one.
 USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -86,9 +94,15 @@ def _paragraphs(verb: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
+_homes = {"": app}
+for _group, _about in GROUPS.items():
+    _homes[_group] = typer.Typer(no_args_is_help=True)
+    app.add_typer(_homes[_group], name=_group, help=_about)
+
 for _name, (_verb, _epilog) in VERBS.items():
-    app.command(
-        _name,
+    _group, _, _short = _name.rpartition(" ")
+    _homes[_group].command(
+        _short,
         cls=OrderedCommand,
         help=_paragraphs(_verb),
         epilog=_epilog,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["error_line", "loading", "note", "printable", "stderr", "write_answer"]
+__all__ = ["counting", "error_line", "loading", "note", "printable", "stderr", "write_answer"]
 
 # Everything that could move a cursor or rename a window, but not the line feed and the tab.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -83,6 +83,35 @@ def loading(what: str) -> Iterator[Callable[[str, int, int], None]]:
             shown.update(
                 task, description=printable(stage), completed=done, total=total if total else None
             )
+
+        yield move
+
+
+@contextlib.contextmanager
+def counting(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress of long work on stderr; `unit` is what is counted, like "rows".
+
+    Yields `progress(done, total)`; a total of 0 is not known. Where stderr is no terminal nothing
+    is shown.
+    """
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f} " + unit, markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(printable(what), total=None)
+
+        def move(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total if total else None)
 
         yield move
 

@@ -78,9 +78,9 @@ def _instances(
     def build(entry: tuple[Any, list[Any]]) -> dict[str, Any]:
         picture, found = entry
         largest = sorted(found, key=lambda thing: (-_area(thing), thing["id"]))[:MOST_THINGS]
-        account.left_out[f"a thing beyond the {MOST_THINGS} largest of its picture"] += len(
-            found
-        ) - len(largest)
+        if len(found) > len(largest):
+            rule = f"a thing beyond the {MOST_THINGS} largest of its picture"
+            account.left_out[rule] += len(found) - len(largest)
         return {
             "id": f"custom-coco-{picture['id']}",
             "image": picture_name(picture["file_name"], raw),

@@ -1,0 +1,337 @@
+"""`vip-llava data`: check data files, look at their rows, and make them of public data sets."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vip_llava.cli.data_report import show_report
+from vip_llava.cli.settings import DebugFlag
+from vip_llava.cli.terminal import counting, loading, note
+from vip_llava.errors import RequestError
+
+if TYPE_CHECKING:
+    from vip_llava.data.converters import Account, Source
+    from vip_llava.data.reading import RowFile
+    from vip_llava.model.processor import Processor
+
+__all__ = ["CHECK_EPILOG", "CONVERT_EPILOG", "VIEW_EPILOG", "check", "convert", "view"]
+
+CHECK_EPILOG = """Examples
+
+  vip-llava data check rows.jsonl
+
+  vip-llava data check rows.jsonl --pictures photos --open
+
+  vip-llava data check rows.jsonl --pictures photos --json
+"""
+
+VIEW_EPILOG = """Examples
+
+  vip-llava data view rows.jsonl --pictures photos -o page.html
+
+  vip-llava data view rows.jsonl --pictures photos --rows 1,2 --seed 7 -o page.html
+"""
+
+CONVERT_EPILOG = """Examples
+
+  vip-llava data convert refcocog refs.json instances.json --prefix train2014 -o rows.jsonl
+
+  vip-llava data convert coco instances.json --ids ids.txt -o rows.jsonl
+"""
+
+BAD_ROWS_EXIT = 2
+
+FileArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE", help="A JSON, JSON Lines or Parquet file, or a saved Hugging Face dataset."
+    ),
+]
+PicturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pictures", metavar="DIR", help="Folder of the pictures (if not given: that of FILE)."
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="Use the tokenizer and picture size of this model."
+    ),
+]
+MaxLengthOption = Annotated[
+    int,
+    typer.Option("--max-length", metavar="N", min=1, help="Longest sample, with --model."),
+]
+
+
+def check(
+    *,
+    file: FileArgument,
+    pictures: PicturesOption = None,
+    open_pictures: Annotated[
+        bool, typer.Option("--open", help="Open every picture and place the regions on it.")
+    ] = False,
+    model: ModelOption = None,
+    max_length: MaxLengthOption = 2048,
+    most: Annotated[
+        int | None, typer.Option("--most", metavar="N", min=1, help="Check the first N rows only.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Check a data file before training on it.
+
+    Counts rows of each kind, names bad rows with reasons, missing pictures and repeated rows, and
+    shows how long conversations are: in words, or with --model in tokens of the whole sample.
+    Ends with exit code 2 if a row can't be used or a picture is missing.
+    """
+    from vip_llava.data.check import check as look
+
+    rows = _open_rows(file)
+    folder = _folder(pictures, file)
+    measure = None
+    if model is not None:
+        from vip_llava.data.view import Viewer
+
+        viewer = Viewer(rows, folder, processor=_processor(model), max_length=max_length)
+        measure = viewer.length
+    with counting(f"checking {file}", "rows") as progress:
+        report = look(
+            rows,
+            folder,
+            open_pictures=open_pictures,
+            measure=measure,
+            most=most,
+            progress=progress,
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        show_report(report)
+    if not report.usable:
+        raise typer.Exit(BAD_ROWS_EXIT)
+
+
+def view(
+    *,
+    file: FileArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="PAGE.html", help="The page.")],
+    pictures: PicturesOption = None,
+    rows: Annotated[
+        str | None,
+        typer.Option("--rows", metavar="1,5,8-10", help="These rows, counted from 1."),
+    ] = None,
+    most: Annotated[
+        int,
+        typer.Option("--most", metavar="N", min=1, help="If not --rows: N rows, evenly spread."),
+    ] = 24,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of the training run.")] = 0,
+    epoch: Annotated[
+        int, typer.Option("--epoch", metavar="N", min=0, help="Prompts are drawn anew each epoch.")
+    ] = 0,
+    model: ModelOption = None,
+    max_length: MaxLengthOption = 2048,
+    template: Annotated[
+        str, typer.Option("--template", metavar="NAME", help="Chat template, without --model.")
+    ] = "llava_v1",
+    debug: DebugFlag = False,
+) -> None:
+    """Show rows as training sees them, on one HTML page.
+
+    Beside the pictures, with the visual prompts of this seed and epoch drawn on them, stands the
+    prompt; what training learns is highlighted: token by token with --model, else as text.
+    """
+    from vip_llava.data.page import page
+    from vip_llava.data.view import Viewer
+    from vip_llava.data.writing import whole_file
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise RequestError(f"-o {out}: write a name that ends in .html")
+    found = _open_rows(file)
+    chosen = _chosen(rows, most, len(found))
+    viewer = Viewer(
+        found,
+        _folder(pictures, file),
+        processor=None if model is None else _processor(model),
+        template=template,
+        seed=seed,
+        epoch=epoch,
+        max_length=max_length,
+    )
+    remarks = [f"{len(chosen)} of {len(found)} rows", f"seed {seed}", f"epoch {epoch}"]
+    remarks.append(f"template {viewer.template.name}" + ("" if model is None else f" of {model}"))
+    with counting(f"drawing {file}", "rows") as progress, whole_file(out) as stream:
+        cards = (viewer.card(index) for index in _counted(chosen, progress))
+        stream.writelines(page(file.name, remarks, cards))
+    note(f"written: {out}")
+
+
+def convert(
+    *,
+    name: Annotated[str, typer.Argument(metavar="SOURCE", help="Which data set; see above.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILES", help="Its files, in the order above.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="ROWS.jsonl", help="JSON Lines, or a .json list.")
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="NAME", help="The part to take; all takes every part."),
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option("--ids", metavar="FILE", help="Take only pictures with the ids in this file."),
+    ] = None,
+    prefix: Annotated[
+        str, typer.Option("--prefix", metavar="DIR", help="Put before every picture's name.")
+    ] = "",
+    max_failures: Annotated[
+        int,
+        typer.Option("--max-failures", metavar="N", min=0, help="Broken entries to go on with."),
+    ] = 0,
+    debug: DebugFlag = False,
+) -> None:
+    """Make rows of a public data set's own files.
+
+    Sources and their files: coco (instances or captions), refcoco, refcoco+ and refcocog (the
+    references as JSON, instances.json), visual-genome (relationships.json, image_data.json),
+    flickr30k (the folders Sentences and Annotations of Entities), vcr (train.jsonl, the folder
+    vcr1images), visual7w (dataset_v7w_pointing.json), pointqa (looktwiceqa_dataset.json).
+
+    Where the files hold several parts, train is taken if --split says nothing. --ids is a text file
+    with an id a line, or a JSON list. What is left out, and why, is counted on stderr.
+    """
+    from vip_llava.data.converters import SOURCES, Account, Raw
+    from vip_llava.data.failures import Failures
+
+    if name not in SOURCES:
+        raise RequestError(f"{name}: no such source; there are {', '.join(SOURCES)}")
+    if out.suffix.lower() not in (".jsonl", ".json"):
+        raise RequestError(f"-o {out}: write a name that ends in .jsonl or .json")
+    source = SOURCES[name]
+    raw = Raw(
+        files=tuple(path.expanduser() for path in files or ()),
+        split=_split(source, split),
+        keep=None if ids is None else _ids(ids),
+        prefix=prefix,
+    )
+    account = Account(Failures(max_failures))
+    _write(source, raw, account, out)
+    for reason, count in account.left_out.most_common():
+        note(f"left out: {count} x {reason}")
+    for bad in account.failures.report()["first"]:
+        note(f"broken: {bad['where']}: {bad['reason']}")
+    parts = f" of {raw.split}" if raw.split else ""
+    note(f"written: {account.rows} {source.kind} rows{parts}, {out}")
+
+
+def _open_rows(file: Path) -> RowFile:
+    from vip_llava.data.reading import RowFile
+
+    path = file.expanduser()
+    if not path.exists():
+        raise RequestError(f"{file}: no such file")
+    return RowFile.open(path)
+
+
+def _folder(pictures: Path | None, file: Path) -> Path:
+    folder = (pictures or file.parent).expanduser()
+    if not folder.is_dir():
+        raise RequestError(f"--pictures {pictures}: no such folder")
+    return folder
+
+
+def _processor(name: str) -> Processor:
+    """The processor of a model, opened without building the model where that is possible."""
+    from vip_llava.model.hub import DEFAULT_NAME
+    from vip_llava.model.loading import load_model
+    from vip_llava.model.settings import build_processor
+    from vip_llava.model.sources import Source as Checkpoint
+    from vip_llava.model.sources import open_checkpoint
+
+    with loading(f"opening {name}") as progress:
+        if name == DEFAULT_NAME:
+            return load_model(name, progress=progress)[1]
+        opened = open_checkpoint(Checkpoint.named(name, progress=progress))
+        return build_processor(opened, None, None)
+
+
+def _chosen(text: str | None, most: int, total: int) -> list[int]:
+    """Indices (from 0) of the rows to show."""
+    if text is None:
+        step = max(total / most, 1)
+        return [int(place * step) for place in range(min(most, total))]
+    chosen: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise RequestError(f"--rows {text}: write numbers and ranges, like 1,5,8-10")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= total:
+            raise RequestError(f"--rows {part.strip()}: the file has rows 1 to {total}")
+        chosen += range(first - 1, last)
+    return chosen
+
+
+def _counted(chosen: Sequence[int], progress: Any) -> Iterator[int]:
+    for done, index in enumerate(chosen):
+        progress(done, len(chosen))
+        yield index
+
+
+def _split(source: Source, given: str | None) -> str | None:
+    if given == "all":
+        return None
+    if given is None and source.splits:
+        note(f"taking {source.splits[0]}; --split names another part of {', '.join(source.splits)}")
+        return source.splits[0]
+    return given
+
+
+def _ids(path: Path) -> frozenset[str]:
+    """Picture ids of a JSON list or of a text file, without the endings of file names."""
+    from vip_llava.data.converters.base import read_json
+
+    if not path.expanduser().is_file():
+        raise RequestError(f"--ids {path}: no such file")
+    if path.suffix.lower() == ".json":
+        listed = read_json(path.expanduser())
+        if not isinstance(listed, list):
+            raise RequestError(f"--ids {path}: a JSON list is expected")
+    else:
+        listed = path.expanduser().read_text(encoding="utf-8").split()
+    found = frozenset(re.sub(r"\.(jpe?g|png)$", "", str(each)) for each in listed)
+    if not found:
+        raise RequestError(f"--ids {path}: no ids in it")
+    return found
+
+
+def _write(source: Source, raw: Any, account: Account, out: Path) -> None:
+    from vip_llava.data.converters import convert as rows_of
+    from vip_llava.data.writing import whole_file
+
+    as_list = out.suffix.lower() == ".json"
+    with counting(f"converting {source.name}", "rows") as progress, whole_file(out) as stream:
+        for number, row in enumerate(rows_of(source, raw, account)):
+            if as_list:
+                stream.write(",\n" if number else "[\n")
+            stream.write(json.dumps(row, ensure_ascii=False) + ("" if as_list else "\n"))
+            if number % 1000 == 0:
+                progress(number, 0)
+        if account.rows == 0:
+            reasons = ", ".join(f"{n} x {why}" for why, n in account.left_out.items())
+            raise RequestError(
+                f"{out} would have no row, so it is not written: "
+                + (f"left out are {reasons}" if reasons else "nothing in the files was asked for")
+            )
+        if as_list:
+            stream.write("\n]\n")
