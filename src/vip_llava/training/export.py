@@ -90,15 +90,21 @@ def export_model(
 
 
 def export_projector(
-    model: PreTrainedModel, config: Mapping[str, Any], target: Path, *, dtype: torch.dtype | None
+    model: PreTrainedModel,
+    config: Mapping[str, Any],
+    target: Path,
+    *,
+    dtype: torch.dtype | None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write the projector alone, to be put on the same language model again (stage 2).
 
     Args:
         config: the settings of a projector folder in the original's layout (`mm_...`).
+        state: the model's weights, where they were gathered from several devices.
     """
-    body = model.get_submodule(PROJECTOR.rstrip("."))
-    weights = {PROJECTOR + n: t.detach().cpu() for n, t in body.state_dict().items()}
+    every = model.state_dict() if state is None else state
+    weights = {n: t.detach().cpu() for n, t in every.items() if n.startswith(PROJECTOR)}
     norm = f"{PROJECTOR}projector_layernorm.weight" in weights
     linears = sum(".linear_" in n and n.endswith(".weight") for n in weights)
     bare = linears == 1 and not norm
@@ -201,7 +207,8 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = True) -> str:
     missing = missing_files(folder)
     if missing:
         raise CheckpointError(f"{folder} is not complete: it lacks {', '.join(missing)}")
-    pickles = sorted(p.name for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pth"))
+    own = [p for p in folder.rglob("*") if p.relative_to(folder).parts[0] != "training"]
+    pickles = sorted(p.name for p in own if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise CheckpointError(f"{folder} holds {pickles[0]}: only safetensors are uploaded")
     from huggingface_hub import HfApi
@@ -212,7 +219,7 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = True) -> str:
         repo_id=repository,
         folder_path=folder,
         commit_message="Trained with vip-llava",
-        ignore_patterns=["checkpoint-*", "*.partial*", ".*"],
+        ignore_patterns=["training/*", ".*"],
     )
     return str(place)
 

@@ -1,0 +1,150 @@
+"""From a recipe's row files to what the training loop takes: data set, order of batches, collator.
+
+Everything here is put together from `data`; it knows no model beyond its processor.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, overload
+
+from vip_llava.data.batches import PackedCollator, PaddedCollator
+from vip_llava.data.fields import Row
+from vip_llava.data.order import GroupedBatches
+from vip_llava.data.packing import PackedBatches
+from vip_llava.data.reading import RowFile
+from vip_llava.data.samples import SampleDataset, lengths
+from vip_llava.errors import DataError
+from vip_llava.model.processor import Processor
+from vip_llava.training.loader import Batches, EveryRow
+from vip_llava.training.recipe import Recipe
+
+__all__ = ["Feed", "Rows", "make_feed", "open_rows", "texts"]
+
+
+class Rows(Sequence[Row]):
+    """The rows of several files, one file after the other; as a `RowFile` of them all."""
+
+    def __init__(self, files: Sequence[RowFile]) -> None:
+        self.files = list(files)
+        self._ends = list(accumulate(len(file) for file in self.files))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        file, place = self._place(index)
+        return file[place]
+
+    def raw(self, index: int) -> dict[str, Any]:
+        """The row's object as it is in its file, unchecked."""
+        file, place = self._place(index)
+        return file.raw(place)
+
+    def where(self, index: int) -> str:
+        """How messages name a row: its file and its number there."""
+        file, place = self._place(index)
+        return file.where(place)
+
+    def _place(self, index: int) -> tuple[RowFile, int]:
+        index += len(self) if index < 0 else 0
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} rows and no row {index}")
+        number = bisect.bisect_right(self._ends, index)
+        return self.files[number], index - (self._ends[number - 1] if number else 0)
+
+
+def open_rows(recipe: Recipe) -> Rows:
+    """The rows of the recipe's files. Raises DataError for a file that is absent or broken."""
+    root = Path(recipe.data.root).expanduser()
+    files = []
+    for name in recipe.data.files:
+        path = root / name
+        if not path.exists():
+            raise DataError(
+                f"{path} is not there: data.files {name!r} is looked for in data.root {str(root)!r}; "
+                "change it with --data FOLDER or in the recipe"
+            )
+        files.append(RowFile.open(path))
+    rows = Rows(files)
+    if not len(rows):
+        raise DataError(f"no rows in {', '.join(recipe.data.files)}")
+    return rows
+
+
+def texts(rows: Rows, most: int = 10_000) -> Iterator[str]:
+    """What the first rows say, for a tokenizer; rows that can't be read are left out here."""
+    for index in range(min(len(rows), most)):
+        try:
+            row = rows[index]
+        except DataError:
+            continue
+        yield from (turn.text for turn in getattr(row, "turns", ()))
+
+
+@dataclass(slots=True)
+class Feed:
+    """What the training loop reads.
+
+    Args:
+        rounds: batches that each device learns from before a step.
+        rows_a_step: rows of a step over all devices; an average where rows are packed.
+    """
+
+    dataset: SampleDataset
+    collator: PaddedCollator | PackedCollator
+    batches: Batches
+    rounds: int
+    rows_a_step: float
+
+
+def make_feed(recipe: Recipe, rows: Rows, processor: Processor, world: int) -> Feed:
+    """Data set, order and collator for `world` devices, so that `batch.size` is kept.
+
+    Packed sequences hold different numbers of rows; there the average is kept as near as it goes.
+
+    Raises:
+        DataError: the batch can't be divided among the devices.
+    """
+    try:
+        at_once, rounds = recipe.accumulation(world)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    data = recipe.data
+    pictures = Path(data.root).expanduser() / data.pictures
+    dataset = SampleDataset(rows, pictures, processor, seed=recipe.seed, max_length=data.max_length)
+    if data.packing:
+        sizes = [min(abs(length), data.max_length) for length in lengths(dataset)]
+        room = _room(recipe, sum(sizes) / len(sizes), world)
+        packed = PackedBatches(sizes, room, seed=recipe.seed)
+        in_a_pack = len(rows) / len(packed.batches(0))
+        rounds = max(round(recipe.batch.size / (world * in_a_pack)), 1)
+        collator: PaddedCollator | PackedCollator = PackedCollator(processor.pad_id, room)
+        return Feed(dataset, collator, packed, rounds, in_a_pack * rounds * world)
+    batches: Batches = EveryRow(len(rows), at_once, recipe.seed)
+    if data.grouped:
+        together = world * rounds
+        batches = GroupedBatches(lengths(dataset), at_once, together=together, seed=recipe.seed)
+    collator = PaddedCollator(processor.pad_id)
+    return Feed(dataset, collator, batches, rounds, float(recipe.batch.size))
+
+
+def _room(recipe: Recipe, mean: float, world: int) -> int:
+    """Tokens of a packed sequence: what fits a device, and no more than its share of a step."""
+    if recipe.data.packed_tokens is not None:
+        return recipe.data.packed_tokens
+    most = recipe.data.max_length * recipe.batch.per_device
+    share = round(mean * recipe.batch.size / world)
+    return max(min(most, share), recipe.data.max_length)
