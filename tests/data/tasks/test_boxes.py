@@ -62,9 +62,15 @@ def test_a_point_needs_no_outline(arranged: Arranger) -> None:
 def test_refcocog_with_several_boxes_names_all(arranged: Arranger) -> None:
     """Defect 4: the original painted them in one colour."""
     row = {"id": "refcocog-1", "image": "a.jpg", "bboxes": [BOX, OTHER], "answer": "the men"}
-    for marked in arranged(row):
+    named = 0
+    for marked in arranged(row, 200):
         first, second = map(phrase, marked.regions)
-        assert f"object {first} and {second}. Please" in marked.turns[0].text
+        assert first != second
+        named += f"object {first} and {second}. Please" in marked.turns[0].text
+        assert first in marked.turns[0].text or re.search(
+            "visual prompt|pointed region", marked.turns[0].text
+        )
+    assert 125 < named < 175
 
 
 def test_gpt4v_talk_keeps_one_wording_in_all_turns(arranged: Arranger) -> None:

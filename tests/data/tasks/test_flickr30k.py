@@ -65,6 +65,17 @@ def test_a_phrase_without_boxes_is_not_marked(arranged: Arranger) -> None:
         assert marked.turns[1].text.startswith("A man in a hat, two dogs ")
 
 
+def test_two_marks_are_listed_with_the_comma_of_the_training_texts(arranged: Arranger) -> None:
+    row = ROW | {"bbox": ROW["bbox"][:2], "grounding": "a man <bbox0> and dogs <bbox1>"}
+    lists = [
+        each.turns[0].text.split("prompts are: ")[1]
+        for each in arranged(row)
+        if "are: " in each.turns[0].text
+    ]
+    assert lists
+    assert all(re.fullmatch(r"the [\w ]+, and the [\w ]+\.", each) for each in lists)
+
+
 @pytest.mark.parametrize(
     ("grounding", "answer"),
     [

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from vip_llava.data.fields import BOX_PLACEHOLDER
 from vip_llava.data.records import Flickr30kRow
-from vip_llava.data.tasks.common import Job, Marked, Marks, listed, mark, named, talk
+from vip_llava.data.tasks.common import Job, Marked, Marks, mark, named, talk
 from vip_llava.regions.phrases import WORDS
 from vip_llava.regions.sampling import POLICIES, Prompt
 
@@ -36,7 +36,7 @@ def arrange(row: Flickr30kRow, job: Job) -> Marked:
     question = job.rng.choice(_NAMING if naming else _PLAIN)
     if groups and job.chance():
         hint = job.rng.choice(_HINTS)
-        question += " " + hint.format(listed([_noun(prompt) for prompt in marks.prompts]))
+        question += " " + hint.format(_list([_noun(prompt) for prompt in marks.prompts]))
     words = _worder(marks, phrases) if naming else lambda number: ""
     return Marked(marks.regions, talk(question, _caption(row.grounding, words)))
 
@@ -49,6 +49,11 @@ def _worder(marks: Marks, phrases: list[int]) -> Callable[[int], str]:
 def _noun(prompt: Prompt) -> str:
     """ "the red ellipse", "the arrow"."""
     return " ".join(["the", *filter(None, [named(prompt)]), WORDS[prompt.shape][1]])
+
+
+def _list(words: list[str]) -> str:
+    """ "a", "a, and b", "a, b, and c": the comma of the training texts."""
+    return ", and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _caption(grounding: str, words: Callable[[int], str]) -> str:

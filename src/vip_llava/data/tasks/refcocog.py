@@ -16,11 +16,11 @@ _GENERAL = ("object with the visual prompt", "pointed region")
 def arrange(row: RefcocogRow, job: Job) -> Marked:
     """ "Describe the object within the red rectangle. ...", or without naming the mark.
 
-    Several boxes each have a mark of their own, and all are named.
+    Several boxes each have a mark of their own; all are named, or none.
     """
     groups = [[thing] for thing in zip(row.bboxes, row.segmentations, strict=True)]
     marks = mark(job, POLICIES[row.kind], groups)
-    if len(groups) > 1 or job.rng.random() < _NAMED:
+    if job.rng.random() < _NAMED:
         what = f"object {listed([marks.words(place) for place in range(len(groups))])}"
     else:
         what = job.rng.choice(_GENERAL)
