@@ -67,3 +67,8 @@ def test_the_python_of_the_page_runs(
     assert colors.count("'") == 8
     assert question[:2] == ["<image>", "Which one is the cup?"]
     assert answer == "C"
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)", TEXT):
+        assert (PAGE.parent / target).is_file(), target

@@ -21,7 +21,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from vip_llava.regions.geometry import brief
 
@@ -33,6 +32,7 @@ __all__ = [
     "Outline",
     "Outlines",
     "Row",
+    "RuleError",
     "TalkRow",
     "Text",
     "Turn",
@@ -45,9 +45,17 @@ BOX_PLACEHOLDER = re.compile(r"<bbox(\d*)>")
 _SENDERS = {"user": "human", "assistant": "gpt"}
 
 
-def broken(field: str, rule: str) -> NoReturn:
+class RuleError(ValueError):
     """A rule between fields is broken; `field` is the one to look at."""
-    raise PydanticCustomError("rule", "{rule}", {"rule": rule, "field": field})
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(rule)
+        self.field = field
+
+
+def broken(field: str, rule: str) -> NoReturn:
+    """Raises RuleError."""
+    raise RuleError(field, rule)
 
 
 def _box(value: object) -> object:

@@ -21,6 +21,7 @@ from vip_llava.data.fields import (
     MarkedRow,
     Outlines,
     Row,
+    RuleError,
     TalkRow,
     Turn,
     broken,
@@ -201,14 +202,16 @@ def _mentions_box(given: Mapping[str, Any]) -> bool:
 def _told(error: ValidationError) -> str:
     """The first broken rule in words, and how many more there are."""
     first, *others = error.errors(include_url=False)
-    field = str(first.get("ctx", {}).get("field", ""))
-    if not field:
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RuleError):
+        field = cause.field
+    else:
         steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]]
         field = "".join(steps).lstrip(".") or "(row)"
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         rule = "missing"
-    elif first["type"] not in ("rule", "value_error", "too_short", "too_long"):
+    elif first["type"] not in ("value_error", "too_short", "too_long"):
         rule += f", not {brief(first['input'])}"
     more = f" (and {len(others)} more)" if others else ""
     return f"field {field}: {rule}{more}"
