@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from vip_llava.regions.geometry import brief
+from vip_llava.regions.geometry import MAX_COORDINATE, brief
 
 __all__ = [
     "BOX_PLACEHOLDER",
@@ -66,6 +66,8 @@ def _box(value: object) -> object:
         for part in value
     ):
         raise ValueError(f"a box is four finite numbers x1, y1, x2, y2, not {brief(value)}")
+    if max(map(abs, value)) > MAX_COORDINATE:
+        raise ValueError(f"a box lies within {MAX_COORDINATE:.0f} pixels, unlike {brief(value)}")
     if value[0] >= value[2] or value[1] >= value[3]:
         raise ValueError(f"a box has x1 < x2 and y1 < y2, not {brief(value)}")
     return tuple(value)
@@ -85,7 +87,9 @@ def _outline(value: object) -> object:
 
 
 Box: TypeAlias = Annotated[tuple[float, float, float, float], BeforeValidator(_box)]
-_Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+_Number: TypeAlias = Annotated[
+    float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE, allow_inf_nan=False)
+]
 Outline: TypeAlias = Annotated[tuple[_Number, ...], BeforeValidator(_outline)]
 #: The outlines of one thing, in pixels, or None where they are not known.
 Outlines: TypeAlias = tuple[Outline, ...] | None
