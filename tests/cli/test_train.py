@@ -64,8 +64,8 @@ def test_a_run(
 
     monkeypatch.setattr(default_model, "mix_settings", roomy)
     monkeypatch.setattr(default_model, "ensure_language_model", lambda progress=None: tmp_path)
-    monkeypatch.setattr(default_model, "new_default", lambda folder: lite_model())
-    monkeypatch.setattr(default_model, "default_processor", lambda folder: lite_processor)
+    monkeypatch.setattr(default_model, "new_default", lambda folder, *_: lite_model())
+    monkeypatch.setattr(default_model, "default_processor", lambda folder, *_: lite_processor)
     monkeypatch.setattr(default_model, "load_published", lambda tower, state: None)
     recipe = tmp_path / "run.yaml"
     recipe.write_text("steps: 3\nworkers: 0\nlora_rank: 2\nrows_scale: 0.01\nreport_every: 1\n")

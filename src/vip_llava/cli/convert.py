@@ -41,7 +41,7 @@ def convert(
             "--base",
             "--model-base",
             metavar="NAME|FOLDER",
-            help="Language model that a projector folder belongs to.",
+            help="Model that a projector or adapter folder belongs to.",
         ),
     ] = None,
     vision_tower: Annotated[
@@ -56,7 +56,8 @@ def convert(
 ) -> None:
     """Write a checkpoint in the other layout.
 
-    Weights keep their bits and are written as safetensors. A projector folder needs its --base.
+    Weights keep their bits and are written as safetensors. A projector folder needs its --base. An
+    adapter (LoRA) needs it too, and is folded into it.
     """
     target = target.expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -64,5 +65,13 @@ def convert(
     with loading(f"converting {source}") as progress:
         from vip_llava.model.convert import convert as write
 
-        write(source, target, to.value, base=base, vision_tower=vision_tower, progress=progress)
+        adapter = Path(source).expanduser()
+        if (adapter / "adapter_config.json").is_file():
+            if base is None:
+                raise CheckpointError(f"{source} holds an adapter: --base names what it belongs to")
+            from vip_llava.training.export import merge_folder
+
+            merge_folder(adapter, base, target, layout=to.value, vision_tower=vision_tower)
+        else:
+            write(source, target, to.value, base=base, vision_tower=vision_tower, progress=progress)
     note(f"written: {target}")

@@ -1,11 +1,11 @@
-"""`vip-llava train`: train the default model by a recipe."""
+"""`vip-llava train`: train by a recipe, on rows or (its own recipes) the default model."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,64 +23,189 @@ __all__ = ["EPILOG", "train"]
 
 EPILOG = """Examples
 
+  vip-llava train recipes/tutorial/tiny.yaml --out first --set steps=2
+
+  vip-llava train recipes/vicuna-7b/stage2.yaml --devices 8 --dry-run
+
+  vip-llava train recipes/vicuna-7b/task-lora.yaml --data mine --set data.files=rows.jsonl --dry-run
+
   vip-llava train recipes/default-model.yaml --data labelled --out trained --dry-run
 
   vip-llava train recipes/default-model.yaml --data labelled --out trained --set steps=100 --dry-run
+
+Several GPUs
+
+  torchrun --nproc-per-node 8 -m vip_llava train recipes/vicuna-7b/stage2.yaml
 """
+
+ROWS_PANEL = "Recipes on rows"
+DEFAULT_PANEL = "The default model's own recipes"
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")],
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--data", metavar="DIR", help="Folder with regions.jsonl, its photos, and packs."
+            "--data",
+            metavar="DIR",
+            help="Folder of the row files and their pictures (data.root of the recipe). For the "
+            "default model: folder with regions.jsonl, its photos, and packs.",
         ),
-    ],
+    ] = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for the trained parts.")
-    ],
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the result; `out` of the recipe."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a value of the recipe (repeatable): optimizer.lr=1e-4.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show what would be done: settings, steps, what learns; then end."
+        ),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the last whole checkpoint in --out, or begin if there is none.",
+            rich_help_panel=ROWS_PANEL,
+        ),
+    ] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            "--devices",
+            metavar="N",
+            min=1,
+            help="With --dry-run: plan for so many devices.",
+            rich_help_panel=ROWS_PANEL,
+        ),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="Upload the result to the Hugging Face hub, private.",
+            rich_help_panel=ROWS_PANEL,
+        ),
+    ] = None,
     tower: Annotated[
         Path | None,
         typer.Option(
             "--tower",
             metavar="FILE",
             help="The published tower (.pth or safetensors); fetched if not given.",
+            rich_help_panel=DEFAULT_PANEL,
         ),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--start", metavar="DIR", help="Go on from these trained parts."),
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe (repeatable)."),
+        typer.Option(
+            "--start",
+            metavar="DIR",
+            help="Go on from these trained parts.",
+            rich_help_panel=DEFAULT_PANEL,
+        ),
     ] = None,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", metavar="N", min=0, help="Stop after so long, and save."),
+        typer.Option(
+            "--seconds",
+            metavar="N",
+            min=0,
+            help="Stop after so long, and save.",
+            rich_help_panel=DEFAULT_PANEL,
+        ),
     ] = math.inf,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1.")
-    ] = None,
     most: Annotated[
         int | None,
-        typer.Option("--most", metavar="N", min=1, help="Use N photos of each kind, for a trial."),
+        typer.Option(
+            "--most",
+            metavar="N",
+            min=1,
+            help="Use N photos of each kind, for a trial.",
+            rich_help_panel=DEFAULT_PANEL,
+        ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show settings, photos, trained parts and steps; then end."),
-    ] = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Train the default model by a recipe.
+    """Train by a recipe: a YAML file that says everything about a run.
 
-    Writes the trained parts (tower, projector, change of the language model) as safetensors, and
-    log.json. Each report is one JSON line on stdout. `vip-llava eval --weights` scores the result.
+    Look first with --dry-run: it prints the resolved recipe, how many steps there are, what learns
+    and about how much memory each device needs, and fetches nothing. Change values with --set, by
+    their place in the recipe: --set batch.per_device=4. The rows of a step stay the same for any
+    number of devices. Without weights, begin with recipes/tutorial/tiny.yaml.
+
+    Each report is one JSON line on stdout. The result is a folder that --model of `ask` opens (an
+    adapter also needs --base), with a model card and the loss curve; checkpoints, metrics.jsonl and
+    the rows that could not be used are in its folder `training`. A run that was stopped goes on
+    with --resume, as if it had not been stopped.
     """
+    from vip_llava.training.recipe_files import is_rows
+
+    path = recipe.expanduser()
+    overrides = _overrides(changes or ())
+    default_only: dict[str, object] = {"--tower": tower, "--start": start, "--most": most}
+    default_only["--seconds"] = None if math.isinf(seconds) else seconds
+    if is_rows(path):
+        from vip_llava.cli.train_rows import train_rows
+
+        _refuse(default_only, "is for the default model's own recipes; this one trains on rows")
+        if data is not None:
+            overrides = {"data.root": str(data.expanduser()), **overrides}
+        train_rows(
+            path,
+            out=out,
+            overrides=overrides,
+            resume=resume,
+            device=device,
+            devices=devices,
+            push=push,
+            dry_run=dry_run,
+        )
+        return
+    rows_only = {"--resume": resume or None, "--devices": devices, "--push": push}
+    _refuse(rows_only, "is for recipes on rows; this is one of the default model's own")
+    if data is None or out is None:
+        missing = "--data" if data is None else "--out"
+        raise RequestError(f"{missing} is missing: the default model's recipes name no folders")
+    _train_default(path, data, out, overrides, tower, start, seconds, device, most, dry_run)
+
+
+def _refuse(given: Mapping[str, object], why: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise RequestError(f"{name} {why}")
+
+
+def _train_default(
+    path: Path,
+    data: Path,
+    out: Path,
+    overrides: Mapping[str, str],
+    tower: Path | None,
+    start: Path | None,
+    seconds: float,
+    device: str | None,
+    most: int | None,
+    dry_run: bool,
+) -> None:
+    """Train the default model by one of its recipes."""
     from vip_llava.training.settings import read_recipe
 
-    settings = read_recipe(recipe.expanduser(), _overrides(changes or ()))
+    settings = read_recipe(path, overrides)
     if tower is not None and not tower.expanduser().is_file():
         raise RequestError(f"--tower {tower}: no such file")
     if start is not None and not (start.expanduser() / "parts.json").is_file():

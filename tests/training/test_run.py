@@ -1,0 +1,276 @@
+"""Whole runs by recipes, on a tiny model and the rows of the tutorial: what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from vip_llava.data.reading import RowFile
+from vip_llava.errors import DataError, MissingExtraError, RequestError
+from vip_llava.model.loading import load_model
+from vip_llava.training.checkpoints import last_complete
+from vip_llava.training.feeding import Rows, make_feed, open_rows, texts
+from vip_llava.training.logs import read_metrics
+from vip_llava.training.recipe import Recipe
+from vip_llava.training.recipe_files import read
+from vip_llava.training.run import run
+
+ROOT = Path(__file__).parents[2]
+TUTORIAL = ROOT / "recipes" / "tutorial" / "tiny.yaml"
+SMALL: dict[str, Any] = {
+    "model.tiny.width": 32,
+    "model.tiny.picture": 56,
+    "model.tiny.vocabulary": 320,
+    "log.every": 1,
+    "log.samples": 0,
+    "save.every": 0,
+    "steps": 3,
+}
+
+
+def recipe(**changes: Any) -> Recipe:
+    return read(TUTORIAL, {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def losses(out: Path) -> list[float]:
+    return [m["loss"] for m in read_metrics(out / "training" / "metrics.jsonl") if "loss" in m]
+
+
+def test_a_run_lowers_the_loss_and_leaves_a_model(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told: list[dict[str, Any]] = []
+    made = recipe(steps=12, log__samples=2, log__samples_every=6, optimizer__lr=8e-3)
+    stages: list[tuple[str, int, int]] = []
+    result = run(made, out, report=told.append, progress=lambda *each: stages.append(each))
+    assert result.outcome.result == "model" and result.outcome.rows == 51
+    first, *_, last = losses(out)
+    assert last < first - 1 and len(told) == 13
+    assert stages[-1][1:] == (12, 12) and "loss" in stages[-1][0]
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "loss.png"} <= names
+    _, processor = load_model(out, device="cpu")
+    assert processor.template.name == "llava_v1" and processor.geometry.mode == "pad"
+    before = load_file(out / "training" / "tiny" / "model.safetensors")
+    after = load_file(out / "model.safetensors")
+    assert len(after) and not any(torch.equal(t, before.get(n, t[:0])) for n, t in after.items())
+    lines = (out / "training" / "samples.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [(a["step"], a["id"]) for a in answers] == [
+        (step, name) for step in (6, 12) for name in ("tutorial-1", "tutorial-26")
+    ]
+    assert answers[0]["wanted"] == "The left eye of the cat."
+    facts = json.loads((out / "training" / "run.json").read_text())
+    assert facts["precision"] == "float32" and facts["learns"].keys() == {
+        "projector", "language", "tower",
+    }  # fmt: skip
+    assert not (out / "training" / "result").exists()
+
+
+class Stop(TrainerCallback):
+    """Ends the run as an error would, after some step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, kind: str) -> None:
+    lora = {"train": "{parts: [projector], adapter: {kind: lora, rank: 4, alpha: 8}}"}
+    made = recipe(steps=5, save__every=2, **(lora if kind == "lora" else {}))
+    run(made, tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run(made, tmp_path / "stopped", callbacks=[Stop(3)])
+    found = last_complete(tmp_path / "stopped" / "training")
+    assert found is not None and found.name == "checkpoint-2"
+    with pytest.raises(RequestError, match=r"did not end \(checkpoint-2\)"):
+        run(made, tmp_path / "stopped")
+    run(made, tmp_path / "stopped", resume=True)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+    name = "model.safetensors" if kind == "whole" else "adapter_model.safetensors"
+    one, other = (load_file(tmp_path / each / name) for each in ("straight", "stopped"))
+    assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+    with pytest.raises(RequestError, match="holds a finished run"):
+        run(made, tmp_path / "stopped", resume=True)
+
+
+def test_resume_with_nothing_there_begins(tmp_path: Path) -> None:
+    run(recipe(steps=1), tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_a_later_run_goes_on_with_an_adapter(tmp_path: Path) -> None:
+    train = "{parts: [projector], adapter: {kind: lora, rank: 4, alpha: 8, dropout: 0}}"
+    run(recipe(train=train, steps=2), tmp_path / "one")
+    model = {"start": str(tmp_path / "one" / "training" / "tiny"), "template": "llava_v1"}
+    further = {**model, "aspect": "pad", "adapter": str(tmp_path / "one")}
+    second = recipe(train=train, steps=2, model=further, seed=1)
+    result = run(second, tmp_path / "two")
+    assert result.outcome.result == "adapter"
+    assert losses(tmp_path / "two")[0] < losses(tmp_path / "one")[0]
+
+
+@pytest.mark.parametrize("how", ["packing", "grouped"])
+def test_other_orders_of_rows(tmp_path: Path, how: str) -> None:
+    made = recipe(
+        **{f"data__{how}": True, "data__packed_tokens": 400 if how == "packing" else None}
+    )
+    run(made, tmp_path / "out")
+    assert len(losses(tmp_path / "out")) == 3
+    plain = run(recipe(), tmp_path / "plain")
+    assert plain.outcome.steps == 3
+    # The same start: the first loss is near, whatever rows come first.
+    first = losses(tmp_path / "out")[0], losses(tmp_path / "plain")[0]
+    assert first[0] == pytest.approx(first[1], abs=0.3)
+
+
+def test_packing_keeps_the_batch_on_average(tmp_path: Path) -> None:
+    made = recipe(data__packing=True, data__packed_tokens=300, batch__size=20)
+    rows = open_rows(made)
+
+    from vip_llava.training.starting import open_start
+
+    start = open_start(made, tmp_path, dtype=torch.float32, texts=texts(rows))
+    for world in (1, 2):
+        feed = make_feed(made, rows, start.processor, world)
+        assert feed.rows_a_step == pytest.approx(20, rel=0.35)
+        packs = feed.batches.batches(0)
+        assert sorted(row for each in packs for row in each) == list(range(51))
+
+
+def bad_file(folder: Path) -> Path:
+    lines = (TUTORIAL.parent / "rows.jsonl").read_text().splitlines()[:10]
+    broken = {**json.loads(lines[3]), "image": "none.jpg"}
+    lines[3] = json.dumps(broken)
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def data(folder: Path, **changes: Any) -> dict[str, Any]:
+    pictures = os.path.relpath(ROOT / "examples" / "photos", folder)
+    values = {"root": str(folder), "files": "rows.jsonl", "pictures": pictures, "workers": 0}
+    return {**values, **changes}
+
+
+def test_bad_rows_stop_the_run_or_are_counted(tmp_path: Path) -> None:
+    folder = bad_file(tmp_path)
+    with pytest.raises(DataError, match=r"row 4 \('tutorial-4'\)"):
+        run(recipe(data=data(folder, max_failures=0)), tmp_path / "one")
+    result = run(recipe(data=data(folder, max_failures=10), steps=1), tmp_path / "two")
+    assert result.outcome.failures["failed"] == 1
+    assert "could not be used: 1." in (tmp_path / "two" / "README.md").read_text()
+    told = (tmp_path / "two" / "training" / "failures.jsonl").read_text()
+    assert json.loads(told.splitlines()[0])["id"] == "tutorial-4"
+
+
+def test_rows_of_several_files_are_one(tmp_path: Path) -> None:
+    lines = (TUTORIAL.parent / "rows.jsonl").read_text().splitlines()
+    for name, part in (("a.jsonl", lines[:3]), ("b.jsonl", lines[3:5])):
+        (tmp_path / name).write_text("\n".join(part))
+    rows = Rows([RowFile.open(tmp_path / "a.jsonl"), RowFile.open(tmp_path / "b.jsonl")])
+    assert [row.id for row in rows[:]] == [f"tutorial-{n}" for n in range(1, 6)]
+    assert rows[-1].id == "tutorial-5" and rows.raw(3)["id"] == "tutorial-4"
+    assert rows.where(3).endswith("b.jsonl: row 1")
+    with pytest.raises(IndexError, match="5 rows and no row 5"):
+        rows[5]
+
+
+def test_what_a_run_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[tuple[Recipe, type[Exception], str]] = [
+        (recipe(data=data(tmp_path)), DataError, r"rows\.jsonl is not there"),
+        (recipe(data__feature_cache=True, train__parts="[projector]"), RequestError, "feature"),
+    ]
+    for made, kind, message in refused:
+        with pytest.raises(kind, match=message):
+            run(made, tmp_path / "out")
+    with pytest.raises(RequestError, match="--device tpu"):
+        run(recipe(), tmp_path / "out", device="tpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install tensorboard"):
+        run(recipe(log__to="tensorboard"), tmp_path / "out")
+
+
+@pytest.fixture
+def projector_start(
+    make_original: Callable[..., Path], tiny_model_folder: Path, tmp_path: Path
+) -> dict[str, str]:
+    """A language model and a picture encoder, as a stage 1 wants them."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    whole = make_original(5)
+    weights = load_file(whole / "model.safetensors")
+    config = json.loads((whole / "config.json").read_text())
+    base, tower = tmp_path / "base", tmp_path / "tower"
+    for folder in (base, tower):
+        folder.mkdir()
+    prefix = "model.vision_tower.vision_tower."
+    kept = {k: v for k, v in weights.items() if "mm_projector" not in k and prefix not in k}
+    save_file(kept, base / "model.safetensors")
+    plain = {k: v for k, v in config.items() if not k.startswith("mm_")}
+    (base / "config.json").write_text(json.dumps({**plain, "model_type": "llama"}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_model_folder / name, base / name)
+    seen = {k.removeprefix(prefix): v for k, v in weights.items() if prefix in k}
+    save_file(seen, tower / "model.safetensors")
+    vision = json.loads((whole / "vision_config.json").read_text())
+    (tower / "config.json").write_text(json.dumps({**vision, "model_type": "clip_vision_model"}))
+    return {"base": str(base), "tower": str(tower)}
+
+
+def test_the_stages_one_after_the_other(projector_start: dict[str, str], tmp_path: Path) -> None:
+    """The published recipes' own stage files, on a small start: 1, 2, 3 and LoRA."""
+    captions = [
+        {
+            "id": str(n),
+            "image": "cat.jpg",
+            "conversations": [
+                {"from": "human", "value": "<image>"},
+                {"from": "gpt", "value": f"a cat {n}"},
+            ],
+        }
+        for n in range(4)
+    ]
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    shared: dict[str, Any] = {
+        "precision": "float32", "steps": 2, "batch": {"size": 4, "per_device": 2},
+        "activation_checkpointing": True,
+    }  # fmt: skip
+    stages = ROOT / "recipes" / "stages"
+
+    def stage(name: str, **changes: Any) -> Recipe:
+        return read(stages / f"{name}.yaml", {**shared, **changes})
+
+    one = stage(
+        "stage1",
+        data=data(tmp_path, files="captions.json"),
+        **{f"model.{k}": v for k, v in projector_start.items()},
+    )
+    assert run(one, tmp_path / "one").outcome.result == "projector"
+    start = {**projector_start, "projector": str(tmp_path / "one"), "template": "llava_v1"}
+    rows = data(TUTORIAL.parent)
+    on = {f"model.{k}": v for k, v in start.items()}
+    assert run(stage("stage2", data=rows, **on), tmp_path / "two").outcome.result == "model"
+    lora = run(stage("stage2-lora", data=rows, **on), tmp_path / "lora")
+    assert lora.outcome.result == "adapter"
+    load_model(tmp_path / "lora", base=start["base"], vision_tower=start["tower"], device="cpu")
+    third = stage("stage3", data=rows, **{"model.start": str(tmp_path / "two")})
+    run(third, tmp_path / "three")
+    two, three = (load_file(tmp_path / n / "model.safetensors") for n in ("two", "three"))
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    change = (three[name] - two[name]).abs().max()
+    assert 0 < change < 1e-5, "a rate of 2e-7 moves weights by about that much a step"
+    tower = [n for n in two if "vision_tower" in n]
+    assert tower and all(torch.equal(two[n], three[n]) for n in tower)
