@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from vip_llava.cli.settings import DebugFlag
 from vip_llava.cli.terminal import loading, note
+from vip_llava.cli.train_options import DefaultOptions, RowsOptions
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
@@ -38,11 +38,9 @@ Several GPUs
   torchrun --nproc-per-node 8 -m vip_llava train recipes/vicuna-7b/stage2.yaml
 """
 
-ROWS_PANEL = "Recipes on rows"
-DEFAULT_PANEL = "The default model's own recipes"
-
 
 def train(
+    *,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")],
     data: Annotated[
         Path | None,
@@ -74,71 +72,8 @@ def train(
     device: Annotated[
         str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda.")
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on from the last whole checkpoint in --out, or begin if there is none.",
-            rich_help_panel=ROWS_PANEL,
-        ),
-    ] = False,
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            "--devices",
-            metavar="N",
-            min=1,
-            help="With --dry-run: plan for so many devices.",
-            rich_help_panel=ROWS_PANEL,
-        ),
-    ] = None,
-    push: Annotated[
-        str | None,
-        typer.Option(
-            "--push",
-            metavar="OWNER/NAME",
-            help="Upload the result to the Hugging Face hub, private.",
-            rich_help_panel=ROWS_PANEL,
-        ),
-    ] = None,
-    tower: Annotated[
-        Path | None,
-        typer.Option(
-            "--tower",
-            metavar="FILE",
-            help="The published tower (.pth or safetensors); fetched if not given.",
-            rich_help_panel=DEFAULT_PANEL,
-        ),
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--start",
-            metavar="DIR",
-            help="Go on from these trained parts.",
-            rich_help_panel=DEFAULT_PANEL,
-        ),
-    ] = None,
-    seconds: Annotated[
-        float,
-        typer.Option(
-            "--seconds",
-            metavar="N",
-            min=0,
-            help="Stop after so long, and save.",
-            rich_help_panel=DEFAULT_PANEL,
-        ),
-    ] = math.inf,
-    most: Annotated[
-        int | None,
-        typer.Option(
-            "--most",
-            metavar="N",
-            min=1,
-            help="Use N photos of each kind, for a trial.",
-            rich_help_panel=DEFAULT_PANEL,
-        ),
-    ] = None,
+    rows: RowsOptions,
+    default: DefaultOptions,
     debug: DebugFlag = False,
 ) -> None:
     """Train by a recipe: a YAML file that says everything about a run.
@@ -157,37 +92,26 @@ def train(
 
     path = recipe.expanduser()
     overrides = _overrides(changes or ())
-    default_only: dict[str, object] = {"--tower": tower, "--start": start, "--most": most}
-    default_only["--seconds"] = None if math.isinf(seconds) else seconds
     if is_rows(path):
         from vip_llava.cli.train_rows import train_rows
 
-        _refuse(default_only, "is for the default model's own recipes; this one trains on rows")
+        default.refuse()
         if data is not None:
             overrides = {"data.root": str(data.expanduser()), **overrides}
         train_rows(
             path,
             out=out,
             overrides=overrides,
-            resume=resume,
+            options=rows,
             device=device,
-            devices=devices,
-            push=push,
             dry_run=dry_run,
         )
         return
-    rows_only = {"--resume": resume or None, "--devices": devices, "--push": push}
-    _refuse(rows_only, "is for recipes on rows; this is one of the default model's own")
+    rows.refuse()
     if data is None or out is None:
         missing = "--data" if data is None else "--out"
         raise RequestError(f"{missing} is missing: the default model's recipes name no folders")
-    _train_default(path, data, out, overrides, tower, start, seconds, device, most, dry_run)
-
-
-def _refuse(given: Mapping[str, object], why: str) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise RequestError(f"{name} {why}")
+    _train_default(path, data, out, overrides, default, device, dry_run)
 
 
 def _train_default(
@@ -195,14 +119,12 @@ def _train_default(
     data: Path,
     out: Path,
     overrides: Mapping[str, str],
-    tower: Path | None,
-    start: Path | None,
-    seconds: float,
+    options: DefaultOptions,
     device: str | None,
-    most: int | None,
     dry_run: bool,
 ) -> None:
     """Train the default model by one of its recipes."""
+    tower, start, seconds, most = options.tower, options.start, options.seconds, options.most
     from vip_llava.training.settings import read_recipe
 
     settings = read_recipe(path, overrides)

@@ -18,6 +18,7 @@ from vip_llava.cli.terminal import loading, note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
+    from vip_llava.cli.train_options import RowsOptions
     from vip_llava.training.recipe import Recipe
 
 __all__ = ["train_rows"]
@@ -28,16 +29,14 @@ def train_rows(
     *,
     out: Path | None,
     overrides: Mapping[str, str],
-    resume: bool,
+    options: RowsOptions,
     device: str | None,
-    devices: int | None,
-    push: str | None,
     dry_run: bool,
 ) -> None:
     """Plan or run a recipe on rows. `overrides`: texts by dotted keys."""
     from vip_llava.training.recipe_files import read
 
-    recipe = read(path, overrides)
+    recipe, devices = read(path, overrides), options.devices
     if dry_run:
         _plan(recipe, devices or int(os.environ.get("WORLD_SIZE", "1")))
         return
@@ -56,7 +55,7 @@ def train_rows(
         result = run(
             recipe,
             folder.expanduser(),
-            resume=resume,
+            resume=options.resume,
             device=device,
             progress=progress,
             report=_report if first else None,
@@ -64,10 +63,10 @@ def train_rows(
     if first:
         note(f"written: {result.folder} ({result.outcome.result})")
         _tell_failures(result.outcome.failures)
-        if push is not None:
+        if options.push is not None:
             from vip_llava.training.export import push_to_hub
 
-            note(f"uploaded: {push_to_hub(result.folder, push)}")
+            note(f"uploaded: {push_to_hub(result.folder, options.push)}")
 
 
 @contextlib.contextmanager
