@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,3 +276,28 @@ def test_the_stages_one_after_the_other(projector_start: dict[str, str], tmp_pat
     assert 0 < change < 1e-5, "a rate of 2e-7 moves weights by about that much a step"
     tower = [n for n in two if "vision_tower" in n]
     assert tower and all(torch.equal(two[n], three[n]) for n in tower)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2-lora"])
+def test_two_processes_make_the_same_model(tmp_path: Path, kind: str) -> None:
+    """Started by torchrun as a user would; the exported weights are those of one process."""
+    parallel, _, lora = kind.partition("-")
+    changes = {"batch.size": 8, "batch.per_device": 4, "parallel": parallel}
+    if lora:
+        adapter = "adapter: {kind: lora, rank: 4, alpha: 8, dropout: 0}"
+        changes["train"] = f"{{parts: [projector], {adapter}}}"
+    words = [f"--set={key}={value}" for key, value in {**SMALL, **changes}.items()]
+    argv = ["-m", "vip_llava", "train", str(TUTORIAL), "--device", "cpu", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, start in (("two", launcher), ("one", [])):
+        command = [sys.executable, *start, *argv, "--out", str(tmp_path / name)]
+        made = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert made.returncode == 0, made.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    file = "adapter_model.safetensors" if lora else "model.safetensors"
+    one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)

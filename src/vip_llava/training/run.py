@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from vip_llava.data.failures import Failures
 from vip_llava.data.samples import Sample
@@ -168,11 +168,23 @@ def prepare(recipe: Recipe, start: Start, device: torch.device) -> dict[str, int
                 parameter.data = parameter.data.float()
     if recipe.data.packing:
         use_packed_attention(model)
+    if recipe.sharded:
+        _name_units(model)
     if recipe.compile:
         body: Any = model.get_submodule("model.language_model")
         for layer in body.layers:
             layer.compile(dynamic=True)
     return learned
+
+
+def _name_units(model: PreTrainedModel) -> None:
+    """Of the layers that transformers names as units of sharding, keep those that the model has.
+
+    It names CLIP's text half too, which no model here has, and accelerate refuses such a name.
+    """
+    owner: Any = model
+    present = {type(module).__name__ for module in model.modules()}
+    owner._no_split_modules = sorted(present & set(owner._no_split_modules or ()))
 
 
 def _arguments(recipe: Recipe, work: Path, device: str | None) -> TrainingArguments:
