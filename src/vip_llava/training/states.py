@@ -66,12 +66,14 @@ def learned_state(model: nn.Module) -> dict[str, Tensor]:
     return found | {plain_name(name): buffer for name, buffer in learned_buffers(model)}
 
 
-def as_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
-    """The bytes of a safetensors file, a tensor at a time.
+def as_safetensors(
+    tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+) -> Iterator[memoryview | bytes]:
+    """The bytes of a safetensors file, a tensor at a time; `about` are texts in its header.
 
     Sharded tensors are gathered on the way: all processes must go through it together.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
     end = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
