@@ -58,6 +58,21 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert len({str(order(*key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}) == 4
 
 
+def test_an_order_is_known_by_its_identity() -> None:
+    """What a checkpoint keeps, so that a run goes on in no other order."""
+    usual = GroupedBatches([5, -7, 9], 2).identity
+    assert usual == GroupedBatches([5, -7, 9], 2).identity
+    others = [
+        GroupedBatches([5, -7, 8], 2),
+        GroupedBatches([-7, 5, 9], 2),
+        GroupedBatches([5, -7, 9], 1),
+        GroupedBatches([5, -7, 9], 2, together=2),
+        GroupedBatches([5, -7, 9], 2, seed=1),
+        GroupedBatches([5, -7, 9], 2, by_modality=False),
+    ]
+    assert len({usual, *(other.identity for other in others)}) == 7
+
+
 def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(4)
     before = torch.random.get_rng_state()

@@ -55,6 +55,15 @@ def test_epochs_have_as_many_packs_in_another_order() -> None:
     assert batches.batches(0) == first
 
 
+def test_a_packing_is_known_by_its_identity() -> None:
+    usual = PackedBatches([5, 7], 20, seed=1)
+    assert usual.identity == PackedBatches([5, 7], 20, seed=1).identity
+    others = [
+        PackedBatches([7, 5], 20, seed=1), PackedBatches([5, 7], 21, seed=1), PackedBatches([5, 7], 20)
+    ]  # fmt: skip
+    assert len({usual.identity, *(other.identity for other in others)}) == 4
+
+
 def test_seeds_differ() -> None:
     lengths = ragged(200)
     assert pack(lengths, 4096, seed=0) != pack(lengths, 4096, seed=1)

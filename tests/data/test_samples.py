@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from vip_llava.data.batches import PackedCollator
 from vip_llava.data.failures import Failures
 from vip_llava.data.records import parse_row
-from vip_llava.data.samples import BadRow, Sample, SampleDataset, blank_sample, lengths
+from vip_llava.data.samples import BadRow, Sample, SampleDataset, lengths
 from vip_llava.errors import DataError
 from vip_llava.model.processor import Processor
 
@@ -235,11 +235,3 @@ def test_lengths_are_near_and_signed(make: Make) -> None:
         assert abs(abs(estimates[index]) - sample.length) <= max(0.25 * sample.length, 12)
     assert max(map(abs, estimates)) == 150
     assert all(estimates)
-
-
-def test_the_blank_view_fits_the_model(lite_processor: Processor) -> None:
-    blank = blank_sample(lite_processor)
-    assert blank.input_ids == [IMAGE] * TOKENS
-    assert set(blank.labels) == {-100}
-    assert blank.pixel_values is not None
-    assert blank.pixel_values.shape == (1, 3, 64, 64)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vip_llava.data.batches import PackedCollator
+from vip_llava.data.samples import Sample
 from vip_llava.errors import RequestError
 from vip_llava.training import attention
 from vip_llava.training.attention import (
@@ -38,20 +40,10 @@ def rows(make_row: Callable[..., dict[str, Any]]) -> Rows:
 
 
 def pack(rows: Rows, *, with_borders: bool = True) -> dict[str, Any]:
-    lengths = [len(row["input_ids"]) for row in rows]
-    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    batch: dict[str, Any] = {
-        "input_ids": torch.tensor([[id_ for row in rows for id_ in row["input_ids"]]]),
-        "position_ids": torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0),
-        "labels": torch.tensor([[id_ for row in rows for id_ in (-100, *row["labels"][1:])]]),
-    }
-    views = [row["pixel_values"] for row in rows if row["pixel_values"] is not None]
-    if views:
-        batch["pixel_values"] = torch.cat(views)
-    if with_borders:
-        batch |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-        batch |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
-    return batch
+    batch = PackedCollator(0)([Sample("", **row) for row in rows])
+    borders = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    left_out = {"bad", "num_items"} | set(() if with_borders else borders)
+    return {key: value for key, value in batch.items() if key not in left_out}
 
 
 def separate(model: Any, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,15 +25,13 @@ class PaddedCollator:
     that failed) and `num_items` (how many tokens are learned).
     """
 
-    def __init__(self, pad_id: int, *, multiple_of: int = 1, blank: Sample | None = None) -> None:
-        """`multiple_of`: T is made one. `blank`: put into a batch without any view, see
-        `samples.blank_sample`.
-        """
-        self.pad_id, self.multiple_of, self.blank = pad_id, multiple_of, blank
+    def __init__(self, pad_id: int, *, multiple_of: int = 1) -> None:
+        """`multiple_of`: T is made one."""
+        self.pad_id, self.multiple_of = pad_id, multiple_of
 
     def __call__(self, rows: Sequence[Sample | BadRow]) -> dict[str, Any]:
-        """A batch; one without samples and without `blank` has only `bad` and `num_items`."""
-        samples, bad = _sorted_out(rows, self.blank)
+        """A batch; one without samples has only `bad` and `num_items`."""
+        samples, bad = _sorted_out(rows)
         if not samples:
             return {"bad": bad, "num_items": 0}
         pairs = [(sample.input_ids, sample.labels) for sample in samples]
@@ -61,18 +59,17 @@ class PackedCollator:
         *,
         fixed: bool = False,
         multiple_of: int = 1,
-        blank: Sample | None = None,
     ) -> None:
         """`fixed`: fill up to `max_tokens`, so that all batches have one shape (for a compiled
         model); `multiple_of`: T is made one. Filling is a sequence of its own that nothing is
         learned from. Lengths are planned by estimates, so a batch may be longer than `max_tokens`.
         """
-        self.pad_id, self.multiple_of, self.blank = pad_id, multiple_of, blank
+        self.pad_id, self.multiple_of = pad_id, multiple_of
         self.least = max_tokens if fixed and max_tokens is not None else 0
 
     def __call__(self, rows: Sequence[Sample | BadRow]) -> dict[str, Any]:
-        """A batch; one without samples and without `blank` has only `bad` and `num_items`."""
-        samples, bad = _sorted_out(rows, self.blank)
+        """A batch; one without samples has only `bad` and `num_items`."""
+        samples, bad = _sorted_out(rows)
         if not samples:
             return {"bad": bad, "num_items": 0}
         ids: list[int] = []
@@ -100,14 +97,9 @@ class PackedCollator:
         return batch | _rest(batch["labels"], samples, bad)
 
 
-def _sorted_out(
-    rows: Sequence[Sample | BadRow], blank: Sample | None
-) -> tuple[list[Sample], list[BadRow]]:
+def _sorted_out(rows: Sequence[Sample | BadRow]) -> tuple[list[Sample], list[BadRow]]:
     samples = [row for row in rows if isinstance(row, Sample)]
-    bad = [row for row in rows if isinstance(row, BadRow)]
-    if blank is not None and all(sample.text_only for sample in samples):
-        samples.append(blank)
-    return samples, bad
+    return samples, [row for row in rows if isinstance(row, BadRow)]
 
 
 def _rest(labels: torch.Tensor, samples: list[Sample], bad: list[BadRow]) -> dict[str, Any]:

@@ -9,12 +9,20 @@ It deliberately knows only lengths - positive with a picture, negative without -
 
 from __future__ import annotations
 
+import array
+import hashlib
 import heapq
 from collections.abc import Sequence
 
 import torch
 
-__all__ = ["GroupedBatches", "epoch_generator", "grouped_by_length", "grouped_by_modality"]
+__all__ = [
+    "GroupedBatches",
+    "epoch_generator",
+    "fingerprint",
+    "grouped_by_length",
+    "grouped_by_modality",
+]
 
 
 class GroupedBatches:
@@ -38,6 +46,13 @@ class GroupedBatches:
         self.lengths, self.size, self.together = list(lengths), size, together
         self.seed, self.by_modality = seed, by_modality
 
+    @property
+    def identity(self) -> str:
+        """The same for two orders that are the same in each epoch."""
+        kind = "modality" if self.by_modality else "length"
+        rule = f"{self.size} rows, {self.together} together, seed {self.seed}"
+        return f"grouped by {kind}: {rule}, lengths {fingerprint(self.lengths)}"
+
     def batches(self, epoch: int) -> list[list[int]]:
         """The row numbers of each batch; as many batches in each epoch."""
         if not self.lengths:
@@ -54,6 +69,11 @@ class GroupedBatches:
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """A generator of its own for each epoch of a run."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+def fingerprint(lengths: Sequence[int]) -> str:
+    """A short name of these lengths in this order."""
+    return hashlib.sha256(array.array("q", lengths).tobytes()).hexdigest()[:16]
 
 
 def grouped_by_length(

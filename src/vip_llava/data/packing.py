@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vip_llava.data.order import epoch_generator
+from vip_llava.data.order import epoch_generator, fingerprint
 
 __all__ = ["PackedBatches", "pack"]
 
@@ -34,6 +34,12 @@ class PackedBatches:
         self.max_tokens = max_tokens
         self._packs = pack(lengths, max_tokens, seed=seed)
         self._tokens = sum(map(abs, lengths))
+        self._lengths = fingerprint(lengths)
+
+    @property
+    def identity(self) -> str:
+        """The same for two packings that are the same in each epoch."""
+        return f"packed: {self.max_tokens} tokens, seed {self.seed}, lengths {self._lengths}"
 
     @property
     def filled(self) -> float:

@@ -25,12 +25,12 @@ from vip_llava.data.tasks import arrange
 from vip_llava.data.tasks.common import PromptStyle
 from vip_llava.errors import DataError, VipLlavaError
 from vip_llava.model.processor import Conversation, Processor
-from vip_llava.model.tokenization import IGNORED_LABEL, record_messages
+from vip_llava.model.tokenization import record_messages
 from vip_llava.pictures import open_picture
 from vip_llava.regions.draw import draw_resolved
 from vip_llava.regions.sampling import generator
 
-__all__ = ["BadRow", "Sample", "SampleDataset", "blank_sample", "lengths"]
+__all__ = ["BadRow", "Sample", "SampleDataset", "lengths"]
 
 
 @dataclass(slots=True)
@@ -186,14 +186,3 @@ class SampleDataset(Dataset[Sample | BadRow]):
             self.failures.seen()
             self.failures.add(bad.where, bad.id, bad.reason)
         return bad
-
-
-def blank_sample(processor: Processor) -> Sample:
-    """One grey view that nothing is learned from.
-
-    Added to a batch of text alone, it makes the tower and the projector take part in the step (with
-    gradients of zero), as sharded and distributed training want of every rank.
-    """
-    side = processor.geometry.size
-    ids = [processor.image_token_id] * processor.tokens_per_view
-    return Sample("", ids, [IGNORED_LABEL] * len(ids), torch.zeros(1, 3, side, side))
