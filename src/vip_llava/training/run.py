@@ -142,7 +142,7 @@ def _check(recipe: Recipe, out: Path, resume: bool) -> bool:
             "new folder with --out"
         )
     if recipe.data.feature_cache:
-        raise RequestError("data.feature_cache is for runs through `features`; leave it out here")
+        raise RequestError("data.feature_cache: a run can not use it yet; leave it out of the recipe")
     return found is not None
 
 
