@@ -180,6 +180,7 @@ def trainer(out: Path, **options: Any) -> Any:
     """A small run: 20 rows in batches of 2; `options` as `run` describes them, and for arguments."""
     from vip_llava.data.failures import Failures
     from vip_llava.training.loader import EveryRow
+    from vip_llava.training.parallel import parallel_arguments
     from vip_llava.training.parts import choose_trainable
     from vip_llava.training.trainer import RowTrainer
 
@@ -191,6 +192,8 @@ def trainer(out: Path, **options: Any) -> Any:
     own = {key: options.pop(key) for key in ("projector_lr", "disk") if key in options}
     failures = Failures(options.pop("limit", 0))
     rows = Rows(options.pop("rows", 20), bad)
+    checkpointing = options.pop("checkpointing", False)
+    options |= parallel_arguments(options.pop("parallel", "ddp"), checkpointing=checkpointing)
     args = arguments(out, **options)
     return RowTrainer(
         model,

@@ -25,6 +25,7 @@ from vip_llava.training import together
 from vip_llava.training.checkpoints import Disk
 from vip_llava.training.loader import Batches, Collate, RankBatches, row_loader
 from vip_llava.training.losses import compute_loss_inside
+from vip_llava.training.parallel import layer_classes, share_for_certain
 from vip_llava.training.parts import bare, learning, optimizer_groups, part_of
 from vip_llava.training.randomness import seed_apart, set_random_state
 from vip_llava.training.saving import Saved, chosen_checkpoint, save_checkpoint
@@ -109,6 +110,16 @@ class RowTrainer(Trainer):
         self._blank = blank_view(inner)
         self._words_learn = any(part_of(name) == "language" for name, _ in learning(model))
         self.base_fingerprint: str | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does, but FSDP2 is never left out in silence."""
+        plugin = self.args.fsdp_plugin_args
+        if plugin is not None:
+            model: Any = self.model
+            plugin.setdefault("transformer_cls_names_to_wrap", ",".join(layer_classes(bare(model))))
+        super().create_accelerator_and_postprocess()
+        share_for_certain(self.accelerator, plugin)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     # --- Data ---------------------------------------------------------------------------------
 
