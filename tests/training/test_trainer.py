@@ -17,14 +17,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import Rows, padded, trainer
+from tiny import Bad, Rows, padded, trainer, vip_llava
 
+from vip_llava.data.batches import PackedCollator, PaddedCollator
+from vip_llava.data.packing import PackedBatches
+from vip_llava.data.samples import BadRow, Sample
 from vip_llava.errors import CheckpointError, DataError, RequestError
+from vip_llava.training.attention import use_packed_attention
 from vip_llava.training.checkpoints import Disk, last_complete, problem
 from vip_llava.training.loader import EveryRow, RankBatches
 from vip_llava.training.randomness import random_state, seed_apart, set_random_state
 
 SCRIPT = Path(__file__).parent / "tiny.py"
+
+
+class Samples(Rows):
+    """The made rows as the package's own samples."""
+
+    def __getitem__(self, index: int) -> Any:
+        row = super().__getitem__(index)
+        if isinstance(row, Bad):
+            return BadRow(row.where, row.id, row.reason)
+        return Sample(row.id, row.input_ids, row.labels, row.pixel_values)
 
 
 def process(settings: dict[str, Any], *, expected: int = 0) -> None:
@@ -90,6 +104,33 @@ def test_a_projector_rate_of_its_own(tmp_path: Path) -> None:
     made = trainer(tmp_path, projector_lr=5e-2)
     rates = {group["part"]: group["lr"] for group in made.create_optimizer().param_groups}
     assert rates == {"language": 1e-2, "projector": 5e-2}
+
+
+def test_packed_batches_give_the_step_of_padded_ones(tmp_path: Path) -> None:
+    """The same twelve rows as one padded batch, and as several packs with the borders kept."""
+    results = []
+    for name in ("padded", "packed"):
+        model = vip_llava()
+        rows = Samples(12, (5,))
+        packs = PackedBatches([len(Rows(12)[index].input_ids) for index in range(12)], 40, seed=1)
+        rounds = len(packs.batches(0)) if name == "packed" else 1
+        size, options = 12, {"gradient_accumulation_steps": rounds, "max_steps": 2, "limit": 2}
+        options |= {"per_device_train_batch_size": size, "save_steps": 99, "rows": 12}
+        made = trainer(tmp_path / name, model=model, **options)
+        made.train_dataset = rows
+        if name == "packed":
+            assert rounds > 3
+            use_packed_attention(model)
+            made.batches, made._collate.collator = packs, PackedCollator(0, 40)
+        else:
+            made._collate.collator = PaddedCollator(0)
+        made.train()
+        assert made.failures.report()["failed"] == 2
+        losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+        results.append((losses, model.state_dict()))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
+    for name, weight in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], weight, rtol=1e-4, atol=1e-4, msg=name)
 
 
 # --- the order ----------------------------------------------------------------------------------
