@@ -37,8 +37,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds spent on one answer. In a batch the last three are shared with its neighbours:
-    `preprocess` and `prefill` are the batch's, `decode` ends when this answer ended."""
+    """Seconds spent on one answer. Among others the last two hold what its neighbours took, and
+    `prefill` also the time that it waited for its turn."""
 
     open: float
     """Opening the picture (decoding, EXIF turn, conversion to RGB)."""

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
 
 from vip_llava.answer import Answer, Timing, Usage
 from vip_llava.chat import Chat
-from vip_llava.engine import Decoding, Generated, SamplingParams, check_room
+from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams, check_room
 from vip_llava.errors import RequestError
 from vip_llava.request import Prepared, Request, Sampling, as_request, naming
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
     from transformers import PreTrainedModel
 
+    from vip_llava.engine import Handle
     from vip_llava.model.processor import Processor
     from vip_llava.request import MessageLike, Picture, RegionLike
 
@@ -102,10 +103,19 @@ class ModelInfo:
 class Assistant:
     """A loaded model that answers. `model` and `processor` may be used directly; `info` describes.
 
-    Answers of a batch equal single answers: exactly in float32, up to near-ties in half precision.
+    Several threads may ask at once; all requests share the steps of `engine`. Answers given together
+    equal single answers: in float32, up to near-ties in half precision.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Processor, *, name: str = "") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Processor,
+        *,
+        name: str = "",
+        settings: EngineSettings | None = None,
+    ) -> None:
+        """`settings`: how much the engine may hold and do at once."""
         self.model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
         self.processor = processor
         text = model.config.get_text_config()
@@ -118,6 +128,17 @@ class Assistant:
             template=processor.template.name,
             tokens_per_view=processor.tokens_per_view,
             max_positions=getattr(text, "max_position_embeddings", None),
+        )
+        self.engine = Engine(
+            model,
+            image_token_id=processor.image_token_id,
+            stop_ids=processor.stop_ids,
+            decode=processor.tokenizer.decode,
+            stop_strings=processor.stop_strings,
+            trim=True,
+            # A model can't show a picture, so it never says the token that stands for one.
+            suppress_ids={processor.image_token_id},
+            settings=settings,
         )
 
     def ask(
@@ -165,12 +186,13 @@ class Assistant:
         on_answer: Callable[[int, Answer], None] | None = None,
         **sampling: Unpack[Sampling],
     ) -> list[Answer]:
-        """Answer many requests in batches; the answers are in their order and equal single ones.
+        """Answer many requests together; the answers are in their order and equal single ones.
 
         requests: `Request`s or mappings `dict(picture=..., question=..., regions=...)`, which may
             hold sampling parameters of their own.
-        batch_size: how many run together; memory grows with it, and so does speed on a GPU.
-        on_answer: called with (index, answer) as soon as a batch is done, longest prompts first.
+        batch_size: how many run together, as far as the engine's settings allow; as one ends the
+            next begins. Memory grows with it, and so does speed on a GPU.
+        on_answer: called with (index, answer) as soon as one is done; longest prompts begin.
         All requests are checked before the first one runs; the error names the request's index.
         Every answer keeps its drawn picture: split very long lists.
         """
@@ -181,16 +203,13 @@ class Assistant:
         for index, request in enumerate(requests):
             with naming(index):
                 prepared.append(self._prepare(as_request(request, params), params))
-        # Alike lengths together waste least padding; the longest first, so that a batch too large
-        # for the memory fails at the beginning.
+        # The longest first, so that what is too much for the memory fails at the beginning.
         order = sorted(range(len(prepared)), key=lambda i: (-prepared[i].prompt_tokens, i))
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for index, answer in zip(batch, self._run([prepared[i] for i in batch]), strict=True):
-                answers[index] = answer
-                if on_answer is not None:
-                    on_answer(index, answer)
+        for index, answer in self._run(prepared, order, batch_size):
+            answers[index] = answer
+            if on_answer is not None:
+                on_answer(index, answer)
         return [answers[index] for index in range(len(answers))]
 
     def chat(
@@ -208,11 +227,26 @@ class Assistant:
         check_room(self.model, prepared.prompt_tokens)
         return prepared
 
-    def _run(self, prepared: Sequence[Prepared]) -> list[Answer]:
-        batch = _Batch(self, prepared)
-        for _ in batch.decoding:
-            pass
-        return batch.answers()
+    def _run(
+        self, prepared: Sequence[Prepared], order: Sequence[int], together: int
+    ) -> Iterator[tuple[int, Answer]]:
+        """The answers with their indices as they end; at most `together` are on their way."""
+        begin = iter(order)
+        running: dict[int, _Asked] = {}
+        try:
+            while True:
+                for index in islice(begin, together - len(running)):
+                    running[index] = _Asked(self, prepared[index])
+                if not running:
+                    return
+                self.engine.wait_any([asked.handle for asked in running.values()])
+                for index in [i for i, asked in running.items() if asked.handle.done]:
+                    with naming(index):
+                        answer = running.pop(index).answer()
+                    yield index, answer
+        finally:
+            for asked in running.values():
+                asked.handle.cancel()
 
 
 class AnswerStream(Iterator[str]):
@@ -226,11 +260,14 @@ class AnswerStream(Iterator[str]):
         self.on_end: Callable[[Answer], None] | None = None
 
     def _run(self) -> Generator[str, None, None]:
-        batch = _Batch(self._assistant, [self.prepared])
-        for [event] in batch.decoding:
-            if event.text:
-                yield event.text
-        [self._answer] = batch.answers()
+        asked = _Asked(self._assistant, self.prepared)
+        try:
+            for event in asked.handle:
+                if event.text:
+                    yield event.text
+        finally:
+            asked.handle.cancel()
+        self._answer = asked.answer()
         if self.on_end is not None:
             self.on_end(self._answer)
 
@@ -261,48 +298,29 @@ class AnswerStream(Iterator[str]):
         self.close()
 
 
-class _Batch:
-    """Prepared requests on their way through processor and engine."""
+class _Asked:
+    """A prepared request on its way through processor and engine."""
 
-    def __init__(self, assistant: Assistant, prepared: Sequence[Prepared]) -> None:
+    def __init__(self, assistant: Assistant, prepared: Prepared) -> None:
         processor = assistant.processor
         began = perf_counter()
-        inputs: dict[str, Tensor] = processor([one.conversation for one in prepared])
-        image = inputs["input_ids"] == processor.image_token_id
-        self._image_tokens: list[int] = image.sum(dim=1).tolist()
+        inputs = processor([prepared.conversation])
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        self._image_tokens = ids.count(processor.image_token_id)
         self._seconds = perf_counter() - began
         self._prepared = prepared
-        self.decoding = Decoding(
-            assistant.model,
-            inputs,
-            [one.sampling for one in prepared],
-            processor.stop_ids,
-            decode=processor.tokenizer.decode,
-            stop_strings=processor.stop_strings,
-            trim=True,
-            # A model can't show a picture, so it never says the token that stands for one.
-            suppress_ids={processor.image_token_id},
-        )
+        pixels = inputs.get("pixel_values")
+        self.handle: Handle = assistant.engine.submit(ids, pixels, prepared.sampling)
 
-    def answers(self) -> list[Answer]:
-        """One answer for each request; the decoding must have ended."""
-        rows = zip(self._prepared, self.decoding.results(), self._image_tokens, strict=True)
-        return [self._answer(one, generated, image) for one, generated, image in rows]
-
-    def _answer(self, one: Prepared, generated: Generated, image_tokens: int) -> Answer:
-        notes = one.notes
-        asked = one.sampling.max_new_tokens
-        if generated.finish_reason == "length" and generated.max_new_tokens < asked:
-            notes += (
-                f"the answer was ended after {generated.max_new_tokens} tokens, not {asked}: "
-                f"the model holds no more positions",
-            )
+    def answer(self) -> Answer:
+        """The answer; waits for it."""
+        one, generated = self._prepared, self.handle.result()
         return Answer(
             text=generated.text,
             image=one.conversation.picture,
             regions=one.conversation.regions,
             prompt=one.prompt,
-            usage=Usage(generated.prompt_tokens, image_tokens, len(generated.tokens)),
+            usage=Usage(generated.prompt_tokens, self._image_tokens, len(generated.tokens)),
             timing=Timing(
                 open=one.open_seconds,
                 draw=one.draw_seconds,
@@ -310,10 +328,20 @@ class _Batch:
                 prefill=generated.prefill_seconds,
                 decode=generated.decode_seconds,
             ),
-            notes=notes,
+            notes=one.notes + _shortened(generated, one.sampling.max_new_tokens),
             finish_reason=generated.finish_reason,
             seed=generated.seed,
         )
+
+
+def _shortened(generated: Generated, asked: int) -> tuple[str, ...]:
+    """A note where the answer had to end before the limit that was asked for."""
+    if generated.finish_reason != "length" or generated.max_new_tokens >= asked:
+        return ()
+    return (
+        f"the answer was ended after {generated.max_new_tokens} tokens, not {asked}: "
+        f"the model holds no more positions, or the engine no more memory",
+    )
 
 
 def _params(sampling: Sampling) -> SamplingParams:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +19,10 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
+from vip_llava.engine import Engine, EngineSettings
+
 IMAGE = 99
 VIEW_TOKENS = 4
-
-MakeBatch = Callable[..., dict[str, Tensor]]
 
 
 def _text() -> LlamaConfig:
@@ -78,44 +80,65 @@ def llava_model() -> PreTrainedModel:
     )
 
 
-@pytest.fixture(scope="session")
-def make_batch() -> MakeBatch:
-    """`make_batch(lengths, views)`: rows of that many text ids with that many views in front."""
+@dataclass(frozen=True)
+class Ask:
+    """A prompt for the engine: ids with image tokens, and its views."""
 
-    def make(lengths: Sequence[int], views: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        rows, pixels = [], []
-        for length, count in zip(lengths, views, strict=True):
-            text = torch.randint(1, 90, (length,), generator=generator).tolist()
-            rows.append([text[0]] + [IMAGE] * (VIEW_TOKENS * count) + text[1:])
-            pixels.append(torch.randn(count, 3, 28, 28, generator=generator))
-        width = max(map(len, rows))
-        batch = {
-            "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in rows]),
-            "attention_mask": torch.tensor(
-                [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-            ),
-        }
-        if sum(views):
-            batch["pixel_values"] = torch.cat(pixels)
-        return batch
+    ids: list[int]
+    pixels: Tensor | None
+
+    def batch(self) -> dict[str, Tensor]:
+        """As transformers wants it."""
+        ids = torch.tensor([self.ids])
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return batch if self.pixels is None else {**batch, "pixel_values": self.pixels}
+
+
+@pytest.fixture(scope="session")
+def make_ask() -> Callable[..., Ask]:
+    """`make_ask(length, views, seed)`: one text id, the views, the other text ids."""
+
+    def make(length: int, views: int = 0, seed: int = 0) -> Ask:
+        generator = torch.Generator().manual_seed(1000 * length + 10 * views + seed)
+        text = torch.randint(1, 90, (length,), generator=generator).tolist()
+        ids = [text[0]] + [IMAGE] * (VIEW_TOKENS * views) + text[1:]
+        pixels = torch.randn(views, 3, 28, 28, generator=generator)
+        return Ask(ids, pixels if views else None)
+
+    return make
+
+
+@pytest.fixture
+def make_engine() -> Callable[..., Engine]:
+    """`make_engine(model, kv_tokens=..., decode=...)`: settings and arguments by their names."""
+
+    def make(model: PreTrainedModel, **given: Any) -> Engine:
+        names = {field.name for field in fields(EngineSettings)}
+        settings = {name: given.pop(name) for name in list(given) if name in names}
+        # A random model would choose the picture's placeholder now and then; no real one may.
+        given = {"image_token_id": IMAGE, "suppress_ids": [IMAGE], **given}
+        return Engine(model, settings=EngineSettings(**settings), **given)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def row_of() -> Callable[..., dict[str, Tensor]]:
-    """`row_of(batch, row, views)`: one row of a batch as a batch of its own, without padding."""
+def plain_greedy() -> Callable[..., list[int]]:
+    """`plain_greedy(model, ask, count)`: the tokens of transformers' own generate, by itself."""
+    known: dict[tuple[int, int, int], list[int]] = {}
 
-    def take(batch: dict[str, Tensor], row: int, views: Sequence[int]) -> dict[str, Tensor]:
-        kept = batch["attention_mask"][row].bool()
-        single = {
-            "input_ids": batch["input_ids"][row][kept].unsqueeze(0),
-            "attention_mask": torch.ones(1, int(kept.sum()), dtype=torch.long),
-        }
-        if views[row]:
-            start = sum(views[:row])
-            single["pixel_values"] = batch["pixel_values"][start : start + views[row]]
-        return single
+    def run(model: Any, ask: Ask, count: int) -> list[int]:
+        key = (id(model), id(ask), count)
+        if key not in known:
+            with torch.inference_mode():
+                found = model.generate(
+                    **ask.batch(),
+                    max_new_tokens=count,
+                    do_sample=False,
+                    eos_token_id=None,
+                    suppress_tokens=[IMAGE],
+                )
+            known[key] = found[0, len(ask.ids) :].tolist()
+        return known[key]
 
-    return take
+    return run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.engine.sampling import Sampler, SamplingParams
+from vip_llava.engine.sampling import Sampler, SamplingParams, SamplingState
 from vip_llava.errors import RequestError
 
 CPU = torch.device("cpu")
@@ -18,10 +18,12 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -5.0])
 
 def frequencies(logits: Tensor = LOGITS, draws: int = 4000, **params: Any) -> Tensor:
     """How often each token is drawn, one generator going on over all draws."""
-    sampler = Sampler([SamplingParams(seed=0, **params)], [[]], CPU)
+    sampler, states = Sampler(CPU), [SamplingState(SamplingParams(seed=0, **params), [])]
     counts = torch.zeros(len(logits))
     for _ in range(draws):
-        counts[sampler(logits.unsqueeze(0))[0]] += 1
+        [token] = sampler(logits.unsqueeze(0), states)
+        assert token is not None
+        counts[token] += 1
     return counts / draws
 
 
@@ -100,33 +102,41 @@ def test_min_p_keeps_what_is_near_the_best() -> None:
 
 def test_the_repetition_penalty_sees_prompt_and_answer() -> None:
     params = SamplingParams(repetition_penalty=3.0)
-    sampler = Sampler([params, SamplingParams()], [[0, 99], []], CPU)
+    sampler = Sampler(CPU)
+    states = [SamplingState(params, [0, 99]), SamplingState(SamplingParams(), [])]
     logits = LOGITS.repeat(2, 1)
     # Row 0: 2.0 / 3 < 1.0 because the prompt holds token 0; then token 1 falls to 1/3 as well.
-    assert [sampler(logits) for _ in range(3)] == [[1, 0], [0, 0], [0, 0]]
-    negative = Sampler([params], [[0]], CPU)
-    assert negative(torch.tensor([[-1.0, -2.0]])) == [1]
+    assert [sampler(logits, states) for _ in range(3)] == [[1, 0], [0, 0], [0, 0]]
+    # What was seen stays with the request when others come and go.
+    assert sampler(logits[:1], [SamplingState(params, [0])]) == [1]
+    assert sampler(logits, states[::-1]) == [0, 0]
+    assert sampler(torch.tensor([[-1.0, -2.0]]), [SamplingState(params, [0])]) == [1]
 
 
 def test_logits_are_left_as_they_are() -> None:
     logits = LOGITS.unsqueeze(0).clone()
     params = SamplingParams(temperature=0.7, top_k=3, min_p=0.1, repetition_penalty=2.0, seed=1)
-    Sampler([params], [[0, 1]], CPU, suppress_ids={2})(logits)
+    Sampler(CPU, suppress_ids={2})(logits, [SamplingState(params, [0, 1])])
     assert torch.equal(logits[0], LOGITS)
 
 
-def test_rows_that_stay_draw_on_as_before() -> None:
+def test_a_request_draws_the_same_in_any_company() -> None:
     many = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     params = [
         SamplingParams(temperature=1.5, seed=seed, repetition_penalty=1.1) for seed in range(3)
     ]
-    alone = Sampler(params[2:], [[]], CPU)
-    together = Sampler(params, [[], [], []], CPU)
-    mine = [alone(many[2:])[0] for _ in range(20)]
-    theirs = [together(many)[2] for _ in range(10)]
-    together.keep([0, 2])
-    theirs += [together(many[[0, 2]])[1] for _ in range(10)]
+    alone, single = Sampler(CPU), SamplingState(params[2], [])
+    mine = [alone(many[2:], [single])[0] for _ in range(20)]
+    sampler, states = Sampler(CPU), [SamplingState(one, []) for one in params]
+    theirs = [sampler(many, states)[2] for _ in range(10)]
+    theirs += [sampler(many[[2, 0]], [states[2], states[0]])[0] for _ in range(10)]
     assert mine == theirs
+
+
+def test_outputs_that_are_no_numbers_are_told_row_by_row() -> None:
+    logits = torch.stack([LOGITS, LOGITS * math.nan, LOGITS])
+    states = [SamplingState(SamplingParams(temperature=t, seed=0), []) for t in (0.0, 1.0, 0.0)]
+    assert Sampler(CPU)(logits, states) == [0, None, 0]
 
 
 def test_extreme_logits_stay_in_the_vocabulary() -> None:

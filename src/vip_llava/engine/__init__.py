@@ -1,20 +1,30 @@
-"""Generation: ids and tensors in, ids (and their text) out; see `runner`.
+"""Generation: ids and tensors in, ids (and their text) out; see `core`.
 
 Knows no pictures, regions, templates or HTTP.
 """
 
 from __future__ import annotations
 
+from vip_llava.engine.core import (
+    Engine,
+    EngineSettings,
+    EngineStats,
+    Generated,
+    Handle,
+    check_room,
+)
 from vip_llava.engine.detokenize import TextStream
-from vip_llava.engine.runner import Decoding, Generated, TokenEvent, check_room, generate
 from vip_llava.engine.sampling import SamplingParams
+from vip_llava.engine.scheduler import TokenEvent
 
 __all__ = [
-    "Decoding",
+    "Engine",
+    "EngineSettings",
+    "EngineStats",
     "Generated",
+    "Handle",
     "SamplingParams",
     "TextStream",
     "TokenEvent",
     "check_room",
-    "generate",
 ]

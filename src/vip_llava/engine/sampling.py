@@ -1,11 +1,11 @@
 """Choosing the next token: what a caller may set, and the arithmetic that follows from it.
 
-Rows of a batch share nothing here: each has its own parameters and its own random generator, and
-every operation is row by row, so that a row in a batch draws what it would draw alone. The
-generators live on the CPU, so that a seed means the same on every device.
+Requests in a batch share nothing here: each has its own parameters and its own random generator,
+and every operation is row by row, so that a request draws in any batch what it would draw alone,
+also when it is put off and taken up again. The generators live on the CPU, so that a seed means the same on every device.
 
 This module does not know a model, text or a cache: it sees `logits [R, V]` and gives token ids.
-Shape letters: R rows still running, V vocabulary.
+Shape letters: R requests of this step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import math
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import is_
 
 import torch
 from torch import Tensor
 
-from vip_llava.errors import RequestError, VipLlavaError
+from vip_llava.errors import RequestError
 
-__all__ = ["MAX_STOP_STRINGS", "Sampler", "SamplingParams"]
+__all__ = ["MAX_STOP_STRINGS", "Sampler", "SamplingParams", "SamplingState"]
 
 MAX_STOP_STRINGS = 16
 _MAX_STOP_LENGTH = 256
@@ -114,90 +115,94 @@ def _checked_stop(stop: object) -> tuple[str, ...]:
     return tuple(stop)
 
 
-class Sampler:
-    """The choosing state of a batch: one set of parameters and one generator for each row."""
+class SamplingState:
+    """What choosing remembers of one request: it stays with it, in whatever batch it is."""
 
-    def __init__(
-        self,
-        params: Sequence[SamplingParams],
-        prompts: Sequence[Sequence[int]],
-        device: torch.device,
-        suppress_ids: Collection[int] = (),
-    ) -> None:
-        """`prompts`: the ids of each row's prompt without padding, for the repetition penalty.
+    def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
+        """`prompt`: its ids without padding, for the repetition penalty.
 
         Ids beyond the vocabulary (a picture's placeholder can be one) are left out of account.
         """
-        self.params = [row.with_seed() for row in params]
+        self.params = params.with_seed()
+        assert self.params.seed is not None
+        self.generator = torch.Generator(device="cpu").manual_seed(self.params.seed)
+        self._prompt = prompt if params.repetition_penalty != 1.0 else ()
+        self._seen: Tensor | None = None
+
+    def seen(self, vocabulary: int, device: torch.device) -> Tensor:
+        """Which tokens [V] the prompt and the answer so far hold."""
+        if self._seen is None:
+            ids = torch.tensor(self._prompt, dtype=torch.long)
+            seen = torch.zeros(vocabulary, dtype=torch.bool)
+            seen[ids[ids < vocabulary]] = True
+            self._seen = seen.to(device)
+        return self._seen
+
+
+class Sampler:
+    """Chooses tokens for any selection of requests, each with its own state."""
+
+    def __init__(self, device: torch.device, suppress_ids: Collection[int] = ()) -> None:
+        """`suppress_ids` are never chosen."""
         self._device = device
         # Apple's GPU has no float64; one uniform number against a float32 sum is good enough there.
         self._fine = torch.float32 if device.type == "mps" else torch.float64
-        self._generators = [_generator(row) for row in self.params]
-        self._prompts = prompts
         self._suppress = sorted(set(suppress_ids))
         self._banned: Tensor | None = None
-        self._seen: Tensor | None = None
-        self._vocabulary = 0  # known with the first logits
-        self._refresh()
+        self._states: tuple[SamplingState, ...] = ()
 
-    def _start(self, vocabulary: int) -> None:
-        """Lay out what depends on the vocabulary."""
-        self._vocabulary = vocabulary
-        banned = [token for token in self._suppress if 0 <= token < vocabulary]
-        if banned:
-            self._banned = torch.tensor(banned, device=self._device)
-        if any(row.repetition_penalty != 1.0 for row in self.params):
-            seen = torch.zeros(len(self.params), vocabulary, dtype=torch.bool)
-            for row, prompt in enumerate(self._prompts):
-                ids = torch.tensor(prompt, dtype=torch.long)
-                seen[row, ids[ids < vocabulary]] = True
-            self._seen = seen.to(self._device)
-
-    def _refresh(self) -> None:
-        """Build the per-row columns again; called at the start and when rows leave."""
-        self._drawn = [row for row, params in enumerate(self.params) if not params.greedy]
-        drawn = [self.params[row] for row in self._drawn]
+    def _lay_out(self, states: Sequence[SamplingState], vocabulary: int) -> None:
+        """Build the columns of parameters; needed only when other requests are chosen for."""
+        if self._banned is None:
+            banned = [token for token in self._suppress if 0 <= token < vocabulary]
+            self._banned = torch.tensor(banned, dtype=torch.long, device=self._device)
+        if len(states) == len(self._states) and all(map(is_, states, self._states)):
+            return
+        self._states = tuple(states)
+        params = [state.params for state in states]
+        self._drawn = [row for row, one in enumerate(params) if not one.greedy]
+        self._punished = [row for row, one in enumerate(params) if one.repetition_penalty != 1.0]
+        drawn = [params[row] for row in self._drawn]
         self._temperature = self._column([row.temperature for row in drawn])
         self._top_p = self._column([row.top_p for row in drawn])
         self._top_k = self._column([float(row.top_k or 2**31) for row in drawn])
         self._log_min_p = self._column([_log(row.min_p) for row in drawn])
-        self._penalty = self._column([row.repetition_penalty for row in self.params])
+        self._penalty = self._column([params[row].repetition_penalty for row in self._punished])
         self._cuts = any(row.top_p < 1 or row.top_k > 0 for row in drawn)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device).unsqueeze(1)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only (indices into the present rows)."""
-        self.params = [self.params[row] for row in rows]
-        self._generators = [self._generators[row] for row in rows]
-        if self._seen is not None:
-            self._seen = self._seen[list(rows)]
-        self._refresh()
+    def __call__(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
+        """`logits [R, V]` -> the next token of each request; they are left as they are.
 
-    def __call__(self, logits: Tensor) -> list[int]:
-        """`logits [R, V]` -> the next token of each row. The logits are left as they are."""
-        if not self._vocabulary:
-            self._start(logits.shape[-1])
+        None where the model's outputs are not finite numbers, so that nothing can be chosen.
+        """
+        vocabulary = logits.shape[-1]
+        self._lay_out(states, vocabulary)
+        assert self._banned is not None
         scores = logits.float()
-        if self._banned is not None:
+        if self._banned.numel():
             scores = scores.index_fill(1, self._banned, -math.inf)
-        if self._seen is not None:
-            punished = torch.where(scores > 0, scores / self._penalty, scores * self._penalty)
-            scores = torch.where(self._seen, punished, scores)
+        if self._punished:
+            scores = self._with_penalty(scores, vocabulary)
         best, tokens = scores.max(dim=-1)
         if self._drawn:
             tokens[self._drawn] = self._draw(scores[self._drawn])
         # One transfer for both, because each transfer waits for the device.
         chosen, broken = torch.stack([tokens, (~best.isfinite()).long()]).tolist()
-        if any(broken):
-            raise VipLlavaError(
-                "the model's outputs are not finite numbers: its arithmetic overflowed; "
-                'load it with dtype="float32" or dtype="bfloat16"'
-            )
-        if self._seen is not None:
-            self._seen[range(len(chosen)), chosen] = True
-        return [int(token) for token in chosen]
+        for row in self._punished:
+            states[row].seen(vocabulary, self._device)[chosen[row]] = True
+        return [None if bad else int(token) for token, bad in zip(chosen, broken, strict=True)]
+
+    def _with_penalty(self, scores: Tensor, vocabulary: int) -> Tensor:
+        rows = self._punished
+        seen = torch.stack([self._states[row].seen(vocabulary, self._device) for row in rows])
+        mine = scores[rows]
+        punished = torch.where(mine > 0, mine / self._penalty, mine * self._penalty)
+        scores = scores.clone()
+        scores[rows] = torch.where(seen, punished, mine)
+        return scores
 
     def _draw(self, scores: Tensor) -> Tensor:
         """One token of each drawn row by inverting its cumulated probabilities at one number.
@@ -213,7 +218,7 @@ class Sampler:
         reached = scores.to(self._fine).softmax(dim=-1).cumsum(dim=-1)
         total = reached[:, -1:].contiguous()
         numbers = [
-            torch.rand(1, generator=self._generators[row], dtype=torch.float64)
+            torch.rand(1, generator=self._states[row].generator, dtype=torch.float64)
             for row in self._drawn
         ]
         target = torch.stack(numbers).to(total) * total
@@ -229,12 +234,6 @@ class Sampler:
         chances = ordered.masked_fill(~kept, -math.inf).softmax(dim=-1)
         kept &= chances.cumsum(dim=-1) - chances < self._top_p
         return torch.zeros_like(kept).scatter(1, order, kept)
-
-
-def _generator(params: SamplingParams) -> torch.Generator:
-    seed = params.seed
-    assert seed is not None, "with_seed() has set it"
-    return torch.Generator(device="cpu").manual_seed(seed)
 
 
 def _log(value: float) -> float:

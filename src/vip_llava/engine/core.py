@@ -1,0 +1,528 @@
+"""The engine: requests come in at any time, from any thread, and share the steps of one model.
+
+There need be no thread in the background: whoever waits for an answer drives the steps, and every
+request gets on by them. A server calls `start`, and one thread does it for all. What goes wrong with
+one request ends that request alone.
+
+This module knows ids and tensors, never text (beyond a `decode` callable handed in for stop texts
+and streaming), templates, pictures or HTTP.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vip_llava.engine.detokenize import Decode, TextStream
+from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
+from vip_llava.engine.runner import Runner
+from vip_llava.engine.sampling import Sampler, SamplingParams, SamplingState
+from vip_llava.engine.scheduler import FinishReason, Row, Scheduler, TokenEvent
+from vip_llava.engine.vision import VisionCache, view_digests
+from vip_llava.errors import RequestError, VipLlavaError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Engine", "EngineSettings", "EngineStats", "Generated", "Handle", "check_room"]
+
+_LEAST_TOKENS, _MOST_TOKENS = 8192, 32768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How much an engine may hold and do at once."""
+
+    kv_tokens: int | None = None
+    """Tokens of KV memory for all requests together; None: what the model's positions need, at
+    least 8192 and at most 32768. The memory is laid out whole with the first step."""
+    max_running: int = 64
+    """Requests that are answered at the same time; more wait."""
+    step_tokens: int = 1024
+    """Most tokens of a step; longer prompts are read in several, between which others go on."""
+    prefix_tokens: int | None = None
+    """Tokens of the KV memory that may be kept for requests with the same beginning while nobody
+    uses them; None: all of it, 0: none."""
+    vision_bytes: int = 256 * 2**20
+    """Picture features that are kept for requests with the same views."""
+
+    def blocks(self, positions: int | None) -> int:
+        """Whole blocks of KV memory for a model with so many positions."""
+        tokens = self.kv_tokens
+        if tokens is None:
+            tokens = min(max(positions or 0, _LEAST_TOKENS), _MOST_TOKENS)
+        return -(-tokens // BLOCK_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine did and holds."""
+
+    steps: int
+    running: int
+    waiting: int
+    preemptions: int
+    kv_tokens: int
+    """The budget."""
+    kv_tokens_used: int
+    """In blocks that a request holds."""
+    kv_tokens_kept: int
+    """In blocks that nobody holds and that can be found again."""
+    kv_bytes: int
+    prompt_tokens: int
+    """Of all requests that gave a first token."""
+    cached_tokens: int
+    """Prompt tokens among them that did not need to be read again."""
+    vision_hits: int
+    vision_misses: int
+    vision_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What was generated for one request. Times are seconds."""
+
+    tokens: tuple[int, ...]
+    """The generated ids; a stop id that ended the answer is not among them."""
+    text: str
+    """The text handed out, up to a stop text; '' where the engine has no `decode`."""
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens that did not need to be read, because another request had them before."""
+    max_new_tokens: int
+    """The limit that held: what was asked, or less where positions or memory end sooner."""
+    seed: int
+    prefill_seconds: float
+    """From submission to the first token, waiting included."""
+    decode_seconds: float
+
+
+def check_room(model: PreTrainedModel, prompt_tokens: int) -> int | None:
+    """How many tokens still fit after a prompt (None: no limit known); `RequestError` if none."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return None
+    room = int(positions) - prompt_tokens
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {prompt_tokens} tokens (pictures included) and the model holds "
+            f"{positions} positions, which leaves no room for an answer; "
+            f"shorten it by at least {1 - room} tokens"
+        )
+    return room
+
+
+class Handle(Iterator[TokenEvent]):
+    """A request that was submitted. Iterate its events, take its `result`, or `cancel` it."""
+
+    def __init__(self, engine: Engine, row: Row) -> None:
+        self._engine = engine
+        self._row = row
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._row.done
+
+    def __next__(self) -> TokenEvent:
+        """The next token, waiting for it. Raises the error that ended the request, if one did."""
+        self._engine._wait(lambda: bool(self._row.events) or self._row.done)
+        if self._row.events:
+            return self._row.events.popleft()
+        if self._row.error is not None:
+            raise self._row.error
+        raise StopIteration
+
+    def result(self) -> Generated:
+        """Wait to the end; events not yet iterated stay for iterating.
+
+        Raises the error that ended the request; RequestError for a cancelled one.
+        """
+        row = self._row
+        self._engine._wait(lambda: row.done)
+        if row.error is not None:
+            raise row.error
+        if row.finish_reason is None:
+            raise RequestError("the request was cancelled")
+        return Generated(
+            tokens=tuple(row.tokens),
+            text=row.stream.text if row.stream else "",
+            finish_reason=row.finish_reason,
+            prompt_tokens=len(row.prompt),
+            cached_tokens=row.cached,
+            max_new_tokens=row.limit,
+            seed=row.sampling.params.seed or 0,
+            prefill_seconds=row.first_token_at - row.arrived_at,
+            decode_seconds=row.finished_at - row.first_token_at,
+        )
+
+    def cancel(self) -> None:
+        """Give it up; its memory is free before the next step. Does nothing once it is done."""
+        self._engine._cancel(self._row)
+
+
+class Engine:
+    """Continuous batching over one model in eval mode. Every method may be called by any thread.
+
+    Changed weights are noticed when a request comes in: nothing kept from before is used for it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        image_token_id: int | None = None,
+        stop_ids: Collection[int] = (),
+        decode: Decode | None = None,
+        stop_strings: Sequence[str] = (),
+        trim: bool = False,
+        suppress_ids: Collection[int] = (),
+        settings: EngineSettings | None = None,
+    ) -> None:
+        """model: a transformers VipLlava or Llava model.
+
+        image_token_id: stands for pictures in prompts. stop_ids: end an answer and are no part of
+            it. decode: ids to text; needed for `text`, for `stop_strings` (of every request) and
+            for the stop texts of sampling parameters. trim: no white space at the ends of the text.
+        suppress_ids: never chosen (the image token, for example).
+        """
+        if decode is None and stop_strings:
+            raise ValueError("stop texts need a decode callable")
+        self._settings = settings or EngineSettings()
+        self._model = model
+        self._image = image_token_id
+        self._stop_ids = frozenset(stop_ids)
+        self._decode, self._stops, self._trim = decode, tuple(stop_strings), trim
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        kept = self._settings.prefix_tokens
+        self._blocks = Blocks(
+            self._settings.blocks(positions), None if kept is None else kept // BLOCK_TOKENS
+        )
+        self._scheduler = Scheduler(
+            self._blocks,
+            BLOCK_TOKENS,
+            self._settings.max_running,
+            self._settings.step_tokens,
+        )
+        self._memory = KVMemory(self._blocks.count)
+        self._runner = Runner(model, self._memory)
+        self._vision = VisionCache(model, self._settings.vision_bytes)
+        self._sampler = Sampler(model.device, suppress_ids)
+        self._numbers = itertools.count()
+        self._inbox: deque[Row] = deque()
+        self._cancelled: deque[Row] = deque()
+        self._weights = _fingerprint(model)
+        self._steps = self._prompt_tokens = self._cached_tokens = 0
+        # Whoever holds `_turn` makes a step; `_news` tells waiting threads that one was made.
+        self._turn = threading.RLock()
+        self._news = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def submit(
+        self,
+        input_ids: Sequence[int],
+        pixel_values: Tensor | None = None,
+        params: SamplingParams | None = None,
+        *,
+        on_event: Callable[[TokenEvent], None] | None = None,
+    ) -> Handle:
+        """Queue a request; it runs when somebody waits for any, or by the thread of `start`.
+
+        input_ids: the prompt without padding, each view as so many image tokens as it has features.
+        pixel_values: [N, 3, S, S], the views in the order of their tokens.
+        on_event: called for each event by the thread that makes the steps; must not wait.
+        Raises RequestError for a prompt that can't be answered.
+        """
+        if self._model.training:
+            raise ValueError("the model is in training mode; call model.eval() first")
+        params = params or SamplingParams()
+        if self._decode is None and params.stop:
+            raise ValueError("stop texts need a decode callable")
+        prompt = [int(token) for token in input_ids]
+        image_at = self._check(prompt, 0 if pixel_values is None else len(pixel_values))
+        row = Row(
+            number=next(self._numbers),
+            prompt=prompt,
+            limit=self._limit(len(prompt), params),
+            sampling=SamplingState(params, prompt),
+            stream=self._decode
+            and TextStream(self._decode, (*self._stops, *params.stop), trim=self._trim),
+            pixels=pixel_values,
+            views=[] if pixel_values is None else view_digests(pixel_values),
+            image_at=image_at,
+            arrived_at=time.perf_counter(),
+            on_event=on_event,
+        )
+        self._inbox.append(row)
+        self._tell()
+        return Handle(self, row)
+
+    def step(self) -> bool:
+        """Make one step for all requests; False if there is nothing to do."""
+        with self._turn:
+            worked = self._step()
+        self._tell()
+        return worked
+
+    def wait_any(self, handles: Sequence[Handle]) -> None:
+        """Wait until at least one of these requests is done."""
+        self._wait(lambda: any(handle.done for handle in handles))
+
+    def stats(self) -> EngineStats:
+        """Counts since the engine was made, and what it holds now."""
+        with self._turn:
+            return EngineStats(
+                steps=self._steps,
+                running=len(self._scheduler.running),
+                waiting=len(self._scheduler.waiting) + len(self._inbox),
+                preemptions=self._scheduler.preemptions,
+                kv_tokens=self._blocks.count * BLOCK_TOKENS,
+                kv_tokens_used=self._blocks.used * BLOCK_TOKENS,
+                kv_tokens_kept=self._blocks.index.idle * BLOCK_TOKENS,
+                kv_bytes=self._memory.bytes,
+                prompt_tokens=self._prompt_tokens,
+                cached_tokens=self._cached_tokens,
+                vision_hits=self._vision.hits,
+                vision_misses=self._vision.misses,
+                vision_bytes=self._vision.bytes,
+            )
+
+    def forget(self) -> None:
+        """Keep nothing of former requests: neither prefixes nor picture features."""
+        with self._turn:
+            self._blocks.forget()
+            self._vision.forget()
+
+    def start(self) -> None:
+        """Let a thread make the steps from now on, whenever there is something to do."""
+        if self._thread is None:
+            self._stopping = False
+            self._thread = threading.Thread(target=self._serve, name="vip-llava", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End that thread after its present step; requests stay and may be driven by waiting."""
+        thread, self._stopping = self._thread, True
+        self._tell()
+        if thread is not None:
+            thread.join()
+        self._thread = None
+        self._tell()
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            if not self.step():
+                with self._news:
+                    self._news.wait_for(lambda: self._stopping or self._inbox or self._cancelled)
+
+    def _tell(self) -> None:
+        with self._news:
+            self._news.notify_all()
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready`, making the steps where no thread of the engine does."""
+        while not ready():
+            if self._thread is not None:
+                with self._news:
+                    self._news.wait_for(lambda: ready() or self._thread is None)
+                continue
+            with self._turn:
+                # Another thread may have made the step that brings it while this one waited.
+                worked = ready() or self._step()
+            self._tell()
+            assert worked or ready(), "a request that nobody runs"
+
+    def _cancel(self, row: Row) -> None:
+        row.cancelled = True
+        self._cancelled.append(row)
+        # In the middle of a step of another thread its memory is in use; that step frees it.
+        if self._turn.acquire(blocking=False):
+            try:
+                self._receive()
+            finally:
+                self._turn.release()
+        self._tell()
+
+    def _check(self, prompt: Sequence[int], views: int) -> list[int]:
+        """Where image tokens stand; RequestError for ids that the model can't read."""
+        if not prompt:
+            raise RequestError("the prompt is empty; a request needs at least one token")
+        image_at = [at for at, token in enumerate(prompt) if token == self._image]
+        if (views == 0) != (not image_at) or (views and len(image_at) % views):
+            raise RequestError(
+                f"the prompt has {len(image_at)} image tokens for {views} views of pictures; "
+                f"each view needs the same number, at least one"
+            )
+        table: Any = self._model.get_input_embeddings()
+        rows = int(table.weight.shape[0])
+        for token in prompt:
+            if token != self._image and not 0 <= token < rows:
+                raise RequestError(
+                    f"token id {token} is none of the model's; allowed: 0 to {rows - 1}"
+                )
+        return image_at
+
+    def _limit(self, prompt_tokens: int, params: SamplingParams) -> int:
+        room = check_room(self._model, prompt_tokens)
+        # The last token of an answer is never fed, so it needs no memory.
+        budget = self._blocks.count * BLOCK_TOKENS
+        if prompt_tokens + 1 > budget:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens (pictures included) and the KV memory "
+                f"holds {budget}; shorten it or give the engine more (kv_tokens)"
+            )
+        limit = min(params.max_new_tokens, budget - prompt_tokens)
+        return limit if room is None else min(limit, room)
+
+    @torch.inference_mode()
+    def _step(self) -> bool:
+        """One step; the caller has the turn. False: there was nothing to do."""
+        self._receive()
+        chosen = self._scheduler.plan()
+        if not chosen:
+            assert self._scheduler.idle, "requests wait and none can run"
+            return False
+        self._steps += 1
+        self._run(self._with_features(chosen))
+        self._receive()
+        return True
+
+    def _receive(self) -> None:
+        """Take in what other threads asked for since the last step."""
+        if self._inbox:
+            weights = _fingerprint(self._model)
+            if weights != self._weights:
+                self.forget()
+                self._weights = weights
+        while self._inbox:
+            self._scheduler.join(self._inbox.popleft())
+        while self._cancelled:
+            self._end(self._cancelled.popleft())
+
+    def _with_features(self, chosen: list[tuple[Row, int]]) -> list[tuple[Row, int]]:
+        """Fetch the features of pictures that come up, of all requests together."""
+        rows = [
+            row
+            for row, count in chosen
+            if row.features is None and len(set(row.images(row.stored, row.stored + count))) == 2
+        ]
+        self._fetch(rows)
+        return [one for one in chosen if not one[0].done]
+
+    def _fetch(self, rows: list[Row]) -> None:
+        wanted = [(row.views, row.pixels) for row in rows if row.pixels is not None]
+        if not wanted:
+            return
+        try:
+            found = self._vision.features(wanted)
+        except Exception as error:
+            self._one_by_one(rows, error, lambda row: self._fetch([row]))
+            return
+        for row, features in zip(rows, found, strict=True):
+            if len(features) == len(row.image_at):
+                row.features = features
+                continue
+            views = len(row.views)
+            self._fail(
+                row,
+                RequestError(
+                    f"the prompt has {len(row.image_at) // views} image tokens for each view, "
+                    f"and the model makes {len(features) // views}"
+                ),
+            )
+
+    def _run(self, chosen: list[tuple[Row, int]]) -> None:
+        if not chosen:
+            return
+        counts = dict(chosen)
+        try:
+            ready, logits = self._runner(chosen)
+        except Exception as error:
+            self._one_by_one(list(counts), error, lambda row: self._run([(row, counts[row])]))
+            return
+        for row, count in chosen:
+            self._scheduler.fed(row, count)
+            if row.images(row.stored, row.length)[0] == len(row.image_at):
+                row.features = None  # all pictures have been read
+        if not ready:
+            return
+        tokens = self._sampler(logits, [row.sampling for row in ready])
+        for row, token in zip(ready, tokens, strict=True):
+            if row.done:
+                continue  # cancelled by what a neighbour's event led to
+            try:
+                self._take(row, token)
+            except Exception as error:
+                self._fail(row, error)
+
+    def _one_by_one(
+        self, rows: Sequence[Row], error: Exception, again: Callable[[Row], None]
+    ) -> None:
+        """Something failed for several: find out for whom. Too little memory may be enough then."""
+        if len(rows) == 1:
+            self._fail(rows[0], error)
+            return
+        for row in rows:
+            again(row)
+
+    def _take(self, row: Row, token: int | None) -> None:
+        """Give a request its next token and find out whether it ends with it."""
+        if token is None:
+            raise VipLlavaError(
+                "the model's outputs are not finite numbers: its arithmetic overflowed; "
+                'load it with dtype="float32" or dtype="bfloat16"'
+            )
+        if not row.first_token_at:
+            row.first_token_at = time.perf_counter()
+            self._prompt_tokens += len(row.prompt)
+            self._cached_tokens += row.cached
+        text = ""
+        if token in self._stop_ids:
+            row.finish_reason = "stop"
+        else:
+            row.tokens.append(token)
+            text = row.stream.push(token) if row.stream else ""
+            if row.stream and row.stream.stopped:
+                row.finish_reason = "stop"
+            elif len(row.tokens) >= row.limit:
+                row.finish_reason = "length"
+        if row.finish_reason:
+            text += row.stream.finish() if row.stream else ""
+        event = TokenEvent(token, text, row.finish_reason)
+        row.events.append(event)
+        if row.on_event is not None:
+            row.on_event(event)
+        if row.finish_reason:
+            self._end(row)
+
+    def _fail(self, row: Row, error: BaseException) -> None:
+        row.error = error
+        self._end(row)
+
+    def _end(self, row: Row) -> None:
+        if row.done:
+            return
+        self._scheduler.leave(row)
+        row.pixels = None
+        row.finished_at = time.perf_counter()
+        row.done = True
+
+
+def _fingerprint(model: PreTrainedModel) -> int:
+    """Changes when weights are written to or replaced (not when a view of them is, unseen)."""
+    return hash(
+        tuple(
+            (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
+            for parameter in model.parameters()
+        )
+    )

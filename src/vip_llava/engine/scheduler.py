@@ -1,0 +1,237 @@
+"""Who runs in the next step, and with how many tokens.
+
+Requests come in order and keep it: those being answered get one token each, the rest of the step's
+tokens go to prompts, the earliest first, in pieces if need be, so that a long prompt does not stop
+the others. Nobody overtakes when memory is short: the latest request is put off, gives its memory
+back and later reads its text anew. The earliest request can always go on, so every one ends.
+
+This module does the accounting. It runs no model and knows no text.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from vip_llava.engine.detokenize import TextStream
+from vip_llava.engine.kv import Blocks
+from vip_llava.engine.prefix import block_key
+from vip_llava.engine.sampling import SamplingState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FinishReason", "Row", "Scheduler", "TokenEvent"]
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One token of an answer and the text that became certain by it."""
+
+    token: int
+    text: str
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One request on its way; what the engine knows of it. Times are of `time.perf_counter`."""
+
+    number: int
+    """Its place in the order of arrival."""
+    prompt: list[int]
+    limit: int
+    """Most tokens of the answer."""
+    sampling: SamplingState
+    stream: TextStream | None
+    pixels: Tensor | None
+    views: list[bytes]
+    """A digest of each view."""
+    image_at: list[int]
+    """Where in the prompt image tokens stand."""
+    arrived_at: float
+    on_event: Callable[[TokenEvent], None] | None = None
+    tokens: list[int] = field(default_factory=list)
+    features: Tensor | None = None
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    """Of the full blocks, as far as they were needed."""
+    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    stored: int = 0
+    """Tokens whose keys and values are in the memory."""
+    cached: int = 0
+    """Prompt tokens that were in the memory already when it began."""
+    cancelled: bool = False
+    done: bool = False
+    error: BaseException | None = None
+    finish_reason: FinishReason | None = None
+    first_token_at: float = 0.0
+    finished_at: float = 0.0
+    events: deque[TokenEvent] = field(default_factory=deque)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the answer so far."""
+        return len(self.prompt) + len(self.tokens)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that have to be fed before the next one can be chosen."""
+        return self.length - self.stored
+
+    def ids(self, start: int, end: int) -> list[int]:
+        """Token ids of a part of prompt and answer."""
+        size = len(self.prompt)
+        return self.prompt[start:end] + self.tokens[max(0, start - size) : max(0, end - size)]
+
+    def images(self, start: int, end: int) -> tuple[int, int]:
+        """Which image tokens, counted from the first, stand in a part of the text."""
+        return bisect_left(self.image_at, start), bisect_left(self.image_at, end)
+
+    @property
+    def first_place(self) -> int | None:
+        """The first place, if all places lie one after the other."""
+        first = self.blocks[0]
+        if self.blocks[-1] - first + 1 != len(self.blocks):
+            return None
+        rising = all(block == first + at for at, block in enumerate(self.blocks))
+        return int(self.places[0]) if rising else None
+
+
+class Scheduler:
+    """The queue and the running requests. Not thread-safe; the engine holds a lock."""
+
+    def __init__(
+        self, blocks: Blocks, block_tokens: int, max_running: int, step_tokens: int
+    ) -> None:
+        """`step_tokens`: most tokens of a step, more than `max_running`."""
+        if step_tokens <= max_running:
+            raise ValueError(f"{step_tokens} tokens a step do not serve {max_running} requests")
+        self._blocks = blocks
+        self._size = block_tokens
+        self._max_running = max_running
+        self._step_tokens = step_tokens
+        self.waiting: list[Row] = []
+        self.running: list[Row] = []
+        self.preemptions = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits or runs."""
+        return not self.waiting and not self.running
+
+    def join(self, row: Row) -> None:
+        """Queue a request at its place in the order of arrival."""
+        insort(self.waiting, row, key=lambda one: one.number)
+
+    def leave(self, row: Row) -> None:
+        """A request is over or given up; its memory is free from now on."""
+        (self.running if row in self.running else self.waiting).remove(row)
+        self._release(row)
+
+    def plan(self) -> list[tuple[Row, int]]:
+        """The requests of the next step and how many tokens each feeds; memory is set aside."""
+        chosen: list[tuple[Row, int]] = []
+        before = self.preemptions
+        left = self._step_tokens - sum(row.pending == 1 for row in self.running)
+        for row in list(self.running):
+            count = 1 if row.pending == 1 else min(row.pending, left)
+            if row not in self.running or not count or not self._make_room(row, count):
+                continue
+            left -= count if row.pending > 1 else 0
+            chosen.append((row, count))
+        # After somebody was put off nobody joins: it would only be put off in turn.
+        while self.preemptions == before and left and self._admit():
+            row = self.running[-1]
+            count = min(row.pending, left)
+            self._make_room(row, count)
+            left -= count
+            chosen.append((row, count))
+        return chosen
+
+    def fed(self, row: Row, count: int) -> None:
+        """`count` tokens of a request are in the memory now; full blocks can be found from now."""
+        full = row.stored // self._size
+        row.stored += count
+        if self._blocks.index.limit:
+            self._extend_keys(row, row.stored // self._size)
+            for at in range(full, row.stored // self._size):
+                self._blocks.index.add(row.blocks[at], row.keys[at])
+
+    def _admit(self) -> bool:
+        """Let the first in the queue run, if there is room for all it has to read."""
+        if not self.waiting or len(self.running) >= self._max_running:
+            return False
+        row = self.waiting[0]
+        known: list[int] = []
+        if self._blocks.index.limit:
+            # At least one token is fed, because the next one is chosen from what that gives.
+            self._extend_keys(row, (row.length - 1) // self._size)
+            known = self._blocks.index.find(row.keys[: (row.length - 1) // self._size])
+        needed = -(-(row.length + 1) // self._size) - len(known)
+        taken = sum(self._blocks.index.is_idle(block) for block in known)
+        if needed > self._blocks.available - taken:
+            return False
+        self._blocks.share(known)
+        self._hold(row, known)
+        row.stored = len(known) * self._size
+        if not row.tokens:
+            row.cached = row.stored
+        self.waiting.pop(0)
+        insort(self.running, row, key=lambda one: one.number)
+        return True
+
+    def _make_room(self, row: Row, count: int) -> bool:
+        """Blocks for `count` more tokens, if need be those of the latest; False: it was itself."""
+        while len(row.blocks) * self._size < row.stored + count:
+            block = self._blocks.take()
+            if block is not None:
+                self._hold(row, [block])
+                continue
+            latest = self.running[-1]
+            self._put_off(latest)
+            if latest is row:
+                return False
+        return True
+
+    def _put_off(self, row: Row) -> None:
+        self.preemptions += 1
+        self.running.remove(row)
+        self._release(row)
+        self.join(row)
+
+    def _hold(self, row: Row, blocks: list[int]) -> None:
+        if not len(row.places):
+            most = -(-(len(row.prompt) + row.limit) // self._size) * self._size
+            row.places = torch.empty(most, dtype=torch.long)
+        for block in blocks:
+            at = len(row.blocks) * self._size
+            row.places[at : at + self._size] = torch.arange(
+                block * self._size, (block + 1) * self._size
+            )
+            row.blocks.append(block)
+
+    def _release(self, row: Row) -> None:
+        self._blocks.release(row.blocks)
+        row.blocks = []
+        row.stored = 0
+        row.features = None
+
+    def _extend_keys(self, row: Row, count: int) -> None:
+        """Know the keys of the first `count` blocks, which must be full."""
+        for at in range(len(row.keys), count):
+            start, end = at * self._size, (at + 1) * self._size
+            first, last = row.images(start, end)
+            pictures: list[bytes] = []
+            if last > first:
+                per_view = len(row.image_at) // len(row.views)
+                pictures = row.views[first // per_view : (last - 1) // per_view + 1]
+            previous = row.keys[-1] if row.keys else b""
+            row.keys.append(block_key(previous, row.ids(start, end), pictures))
