@@ -32,6 +32,17 @@ def test_photos_name_their_licence() -> None:
         assert f"`{photo.name}`" in listed, f"{photo.name} has no line in examples/photos/README.md"
 
 
+def test_the_example_rows_are_of_every_form_and_usable() -> None:
+    from vip_llava.data.check import check
+    from vip_llava.data.reading import RowFile
+
+    rows = RowFile.open(ROOT / "examples" / "rows.jsonl")
+    report = check(rows, PHOTO.parent, open_pictures=True)
+    assert report.usable, report.problems
+    assert set(report.kinds) == {"conversation", "regions", "custom", "refcocog"}
+    assert report.text_only == 1
+
+
 @pytest.mark.parametrize("photo", sorted(PHOTO.parent.glob("*.jpg")), ids=lambda path: path.name)
 def test_photos_carry_no_metadata(photo: Path) -> None:
     """No place, camera or name of a person travels with a bundled photo."""

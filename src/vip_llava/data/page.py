@@ -42,6 +42,7 @@ article > div { min-width: 0; }
 h2 { font-size: 1em; margin: 0 0 .6em; overflow-wrap: anywhere; }
 h2 small { font-weight: normal; color: var(--dim); }
 figure { margin: 0 0 1em; }
+figure + figure { display: inline-block; width: 48%; margin-right: 1.5%; vertical-align: top; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption, .facts { color: var(--dim); font-size: 13px; overflow-wrap: anywhere; }
 .text { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
