@@ -172,6 +172,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 # --- resuming -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kill", "log", "last"), [(4, 1, 3), (8, 4, 6)])
 def test_resumed_after_a_kill_equals_uninterrupted(
     tmp_path: Path, kill: int, log: int, last: int
