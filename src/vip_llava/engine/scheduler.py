@@ -151,7 +151,6 @@ class Scheduler:
         while self.preemptions == before and left and self._admit():
             row = self.running[-1]
             count = min(row.pending, left)
-            self._make_room(row, count)
             left -= count
             chosen.append((row, count))
         return chosen
@@ -181,6 +180,8 @@ class Scheduler:
             return False
         self._blocks.share(known)
         self._hold(row, known)
+        # All of it at once: what it was let in for must not go to the next in the queue.
+        self._make_room(row, row.length + 1)
         row.stored = len(known) * self._size
         if not row.tokens:
             row.cached = row.stored
