@@ -95,10 +95,12 @@ class Prepared:
         picture = None if request.picture is None else open_picture(request.picture)
         opened = time.perf_counter()
         seen: tuple[Region, ...] = ()
+        bare: Image.Image | None = None
         if picture is not None and regions:
             resolution = resolve(regions, picture.size)
             regions = resolution.regions
             notes += resolution.notes
+            bare = picture
             picture = draw_resolved(picture, regions)
         elif picture is not None and processor.focal is not None:
             seen = _marks_on(picture, request, notes)
@@ -108,7 +110,7 @@ class Prepared:
         history = [_expanded(message, regions) for message in as_messages(request.history)]
         asked = Message("user", expand(question, regions))
         messages = (*history, asked, Message("assistant", None))
-        conversation = Conversation(messages=messages, picture=picture, regions=seen)
+        conversation = Conversation(messages=messages, picture=picture, regions=seen, bare=bare)
         prompt_tokens = len(processor.encode_one(conversation))
         prompt = processor.prompt_text(conversation)
         encoded = time.perf_counter()

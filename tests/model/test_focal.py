@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vip_llava.model.focal import FocalSettings, focal_square, focal_view, view_captions
+from vip_llava.model.focal import (
+    FocalSettings,
+    fine_marks,
+    focal_square,
+    focal_view,
+    view_captions,
+)
+from vip_llava.model.geometry import PictureGeometry
 from vip_llava.model.processor import Processor
 from vip_llava.regions import Arrow, Box, Mask, Point, Region, draw, resolve
 
@@ -95,3 +102,42 @@ def test_views_are_named_by_their_words_and_places() -> None:
     ]
     alike = [Box(20, 10, 60, 50, color="red", id=name) for name in "12"]
     assert all("left 10" in caption for caption in view_captions(alike, (200, 100)))
+
+
+def ink(view: Image.Image) -> float:
+    """The share of a view that is the mark's red."""
+    pixels = np.asarray(view, np.int16)
+    return float(((pixels[..., 0] > 180) & (pixels[..., 1:].max(-1) < 70)).mean())
+
+
+@pytest.mark.parametrize(
+    "region",
+    [Box(300, 200, 330, 224), Point(315, 212), Arrow(tail=(280, 190), tip=(315, 212))],
+    ids=lambda region: region.shape,
+)
+def test_a_fine_mark_leaves_a_small_thing_to_be_seen(region: Region) -> None:
+    photo = Image.new("RGB", (640, 480), (40, 120, 90))
+    before = photo.tobytes()
+    resolved = resolve([region.changed(color="red")], photo.size).regions
+    square = focal_square(resolved[0], photo.size, FocalSettings())
+    coarse = focal_view(draw(photo, resolved), square, 256, FILL)
+    fine = focal_view(fine_marks(photo, resolved, square), square, 256, FILL)
+    assert photo.tobytes() == before
+    assert 0 < ink(fine) < 0.6 * ink(coarse)
+
+
+def test_the_processor_marks_focal_views_anew() -> None:
+    photo = Image.new("RGB", (640, 480), (40, 120, 90))
+    resolved = resolve([Box(300, 200, 330, 224, color="red")], photo.size).regions
+    drawn = draw(photo, resolved)
+    geometry = PictureGeometry(size=64)
+    views = {}
+    for fine in (True, False):
+        processor = object.__new__(Processor)
+        processor.focal, processor.geometry = FocalSettings(fine=fine), geometry
+        whole, views[fine] = processor.views(drawn, resolved, photo)
+        assert whole is drawn
+        # A mark that was drawn by hand is cut out as it is.
+        as_drawn = processor.views(drawn, resolved)[1]
+    assert as_drawn.tobytes() == views[False].tobytes()
+    assert ink(views[True]) < ink(views[False])

@@ -142,6 +142,7 @@ class SampleDataset(Dataset[Sample | BadRow]):
             alpha=self.alpha,
             style=self.style,
         )
+        bare = photos[0] if photos else None
         if marked.regions and photos:
             photos[0] = draw_resolved(photos[0], marked.regions)
         messages = record_messages(
@@ -150,7 +151,7 @@ class SampleDataset(Dataset[Sample | BadRow]):
             has_image=bool(photos),
             pictures=len(photos),
         )
-        return Conversation(messages, regions=marked.regions, pictures=tuple(photos))
+        return Conversation(messages, regions=marked.regions, pictures=tuple(photos), bare=bare)
 
     def sample(self, row: Row, conversation: Conversation) -> Sample:
         """Tokens and tensors of a conversation. Raises DataError where nothing would be learned."""

@@ -111,7 +111,7 @@ class Viewer:
         pictures = list(card.pictures)
         if conversation.shown:
             first, *_ = conversation.shown
-            close = processor.views(first, conversation.regions)[1:]
+            close = processor.views(first, conversation.regions, conversation.bare)[1:]
             pictures += [(f"close view {number}", view) for number, view in enumerate(close, 1)]
         return replace(
             card,

@@ -1,19 +1,19 @@
 """The focal view: a square of the drawn picture around one region, for models that look twice.
 
 A small tower sees a whole photo at a coarse grid; the focal view shows the marked place at the
-photo's own resolution, with some of its surroundings. The mark is drawn before the crop, so both
-views show it. This module knows pictures and regions and their words, and nothing of tokens.
+photo's own resolution, with some of its surroundings. Both views show the mark. This module knows pictures and regions and their words, and nothing of tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
 from vip_llava.errors import PhraseError
-from vip_llava.regions import Arrow, Point, Region
+from vip_llava.regions import Arrow, Mask, Point, Region, draw_resolved
 from vip_llava.regions.phrases import phrase, wording
 
 
@@ -32,6 +32,7 @@ class FocalSettings:
     point_share: float = 0.25
     minimum: float = 56.0
     named: bool = False
+    fine: bool = False
 
 
 def view_captions(regions: Sequence[Region], size: tuple[int, int]) -> list[str]:
@@ -63,6 +64,31 @@ def focal_square(
     if isinstance(region, Point | Arrow):
         side = max(side, settings.point_share * max(size))
     return (x1 + x2) / 2, (y1 + y2) / 2, max(side, settings.minimum)
+
+
+def fine_marks(
+    photo: Image.Image, regions: Sequence[Region], square: tuple[float, float, float]
+) -> Image.Image:
+    """The photo without marks, marked anew for a square: every line (dot, arrow head) scaled to it.
+
+    `regions` are resolved, with widths that suit the whole picture; the photo is left as it is.
+    """
+    share = min(square[2] / max(photo.size), 1.0)
+    return draw_resolved(photo, [_thinned(region, share) for region in regions])
+
+
+def _thinned(region: Region, share: float) -> Region:
+    looks: dict[str, Any] = {}
+    if region.width is not None and not isinstance(region, Mask):
+        looks["width"] = max(round(region.width * share), 1)
+    if isinstance(region, Point) and region.radius is not None:
+        # A flattened dot has a radius across and one down.
+        flat = region.radius if isinstance(region.radius, tuple) else (region.radius,)
+        thin = tuple(max(r * share, min(r, 2.0)) for r in flat)
+        looks["radius"] = thin if len(thin) > 1 else thin[0]
+    if isinstance(region, Arrow) and region.head is not None:
+        looks["head"] = max(region.head * share, min(region.head, 5.0))
+    return region.changed(**looks)
 
 
 def focal_view(

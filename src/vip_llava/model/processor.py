@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 
 from vip_llava.errors import CheckpointError, RequestError
-from vip_llava.model.focal import FocalSettings, focal_square, focal_view, view_captions
+from vip_llava.model.focal import (
+    FocalSettings,
+    fine_marks,
+    focal_square,
+    focal_view,
+    view_captions,
+)
 from vip_llava.model.geometry import PictureGeometry
 from vip_llava.model.templates import Message, Template, get_template
 from vip_llava.model.text_tokenizers import as_text_tokenizer
@@ -37,13 +43,15 @@ class Conversation:
 
     `picture` belongs to the first question. Several go into `pictures`, and each message of the
     user says how many of them are its own (`Message.pictures`); where none says so, all belong to
-    the first question. `regions` are the resolved regions of the first picture.
+    the first question. `regions` are the resolved regions of the first picture; `bare` is that
+    picture without their marks, for focal views that are marked anew (`FocalSettings.fine`).
     """
 
     messages: tuple[Message, ...]
     picture: Image.Image | None = None
     regions: tuple[Region, ...] = ()
     pictures: tuple[Image.Image, ...] = ()
+    bare: Image.Image | None = None
 
     @property
     def shown(self) -> tuple[Image.Image, ...]:
@@ -108,20 +116,35 @@ class Processor:
                 return id_
         return 0
 
-    def views(self, picture: Image.Image, regions: Sequence[Region] = ()) -> list[Image.Image]:
-        """The pictures that the model sees: `picture`, and a focal square for each region."""
+    def views(
+        self,
+        picture: Image.Image,
+        regions: Sequence[Region] = (),
+        bare: Image.Image | None = None,
+    ) -> list[Image.Image]:
+        """The pictures that the model sees: `picture`, and a focal square for each region.
+
+        `bare` is the picture without the marks; where it is not known, squares are cut from
+        `picture` as it is.
+        """
         views = [picture]
         if self.focal is not None:
             for region in regions:
                 square = focal_square(region, picture.size, self.focal)
-                views.append(focal_view(picture, square, self.geometry.size, self.geometry.fill))
+                marked = picture
+                if bare is not None and self.focal.fine:
+                    marked = fine_marks(bare, regions, square)
+                views.append(focal_view(marked, square, self.geometry.size, self.geometry.fill))
         return views
 
     def all_views(self, conversation: Conversation) -> list[Image.Image]:
         """The views of all pictures of a conversation, in the order of its placeholders."""
         views: list[Image.Image] = []
         for index, picture in enumerate(conversation.shown):
-            views += self.views(picture, () if index else conversation.regions)
+            if index:
+                views += self.views(picture)
+            else:
+                views += self.views(picture, conversation.regions, conversation.bare)
         return views
 
     def messages(self, conversation: Conversation) -> tuple[Message, ...]:

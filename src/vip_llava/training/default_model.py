@@ -103,6 +103,7 @@ def focal_settings(settings: RunSettings) -> FocalSettings:
         scale=settings.focal_scale,
         minimum=settings.focal_minimum,
         named=settings.named_views,
+        fine=settings.fine_marks,
     )
 
 

@@ -58,6 +58,9 @@ class RunSettings(BaseModel):
     named_views: bool = Field(
         False, description="say in front of each focal view what it shows and where"
     )
+    fine_marks: bool = Field(
+        False, description="draw the marks of a focal view anew, as thin as on the whole picture"
+    )
     rows_scale: float = Field(1.0, description="batch sizes relative to the mix's own", gt=0)
     workers: int = Field(
         15, description="processes that make batches, at most one a processor core", ge=0

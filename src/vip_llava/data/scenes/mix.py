@@ -25,7 +25,7 @@ from vip_llava.data.scenes.photos import Photo, Thing
 from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
 from vip_llava.data.scenes.scene import Exchange, Scene, Task, overlap
 from vip_llava.errors import DataError, RegionError
-from vip_llava.model.focal import FocalSettings, focal_square, focal_view
+from vip_llava.model.focal import FocalSettings, fine_marks, focal_square, focal_view
 from vip_llava.model.processor import Conversation, Processor
 from vip_llava.model.templates import Message
 from vip_llava.regions import Region, draw
@@ -160,7 +160,7 @@ class RegionMix:
         if len(ids) > self._length(kind):
             return None
         views = [self.processor.geometry.fit(picture)]
-        views += [self._focal_view(picture, region, rng) for region in shown]
+        views += [self._focal_view(scene.picture, picture, shown, region, rng) for region in shown]
         single = len(scene.marked) == 1 and kind == "one"
         return views, ids, labels, self.class_of[scene.marked[0].label] if single else IGNORED
 
@@ -172,7 +172,12 @@ class RegionMix:
         return words + VIEWS[kind] * self.processor.tokens_per_view
 
     def _focal_view(
-        self, picture: Image.Image, region: Region, rng: np.random.Generator
+        self,
+        photo: Image.Image,
+        picture: Image.Image,
+        regions: Sequence[Region],
+        region: Region,
+        rng: np.random.Generator,
     ) -> Image.Image:
         settings = replace(
             self.focal,
@@ -182,8 +187,10 @@ class RegionMix:
         )
         x, y, side = focal_square(region, picture.size, settings)
         x, y = x + side * rng.uniform(-0.08, 0.08), y + side * rng.uniform(-0.08, 0.08)
-        geometry = self.processor.geometry
-        return focal_view(picture, (x, y, side), geometry.size, geometry.fill)
+        geometry, square = self.processor.geometry, (x, y, side)
+        if settings.fine:
+            picture = fine_marks(photo, regions, square)
+        return focal_view(picture, square, geometry.size, geometry.fill)
 
     def _scene(self, kind: str, rng: np.random.Generator) -> Scene | None:
         """A scene of a kind, from one of its sources by lot; None where the draw came to nothing."""
