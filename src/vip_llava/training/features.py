@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,10 +159,11 @@ class FeatureStore:
         *,
         batch: int = 32,
         numbers: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> int:
         """Store the rows that aren't yet; returns how many are stored now.
 
-        `numbers` are the rows to look at (all). Rows that can't be used are left out: the training
+        `numbers` are the rows to look at (all); `progress(done, total)` counts those to do. Rows that can't be used are left out: the training
         loop meets and counts them.
         Raises DataError where a row is another one in another epoch, as drawn marks make it.
         """
@@ -174,6 +175,8 @@ class FeatureStore:
         for start in range(0, len(todo), batch):
             if self.bytes + size >= self.limit_bytes:
                 break
+            if progress is not None:
+                progress(start, len(todo))
             some = {number: _same_again(dataset, number) for number in todo[start : start + batch]}
             made = self._made(model, some, known={*self.views, *views})
             views |= made

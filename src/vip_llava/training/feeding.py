@@ -1,16 +1,20 @@
 """From a recipe's row files to what the training loop takes: data set, order of batches, collator.
 
-Everything here is put together from `data`; it knows no model beyond its processor.
+Everything here is put together from `data`; a model is met only where a tower's outputs are stored.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
+
+from torch import nn
 
 from vip_llava.data.batches import PackedCollator, PaddedCollator
 from vip_llava.data.fields import Row
@@ -20,10 +24,16 @@ from vip_llava.data.reading import RowFile
 from vip_llava.data.samples import SampleDataset, lengths
 from vip_llava.errors import DataError
 from vip_llava.model.processor import Processor
+from vip_llava.training.features import (
+    CachedRows,
+    FeatureCollator,
+    FeatureStore,
+    tower_identity,
+)
 from vip_llava.training.loader import Batches, EveryRow
 from vip_llava.training.recipe import Recipe
 
-__all__ = ["Feed", "Rows", "make_feed", "open_rows", "texts"]
+__all__ = ["Feed", "Rows", "make_feed", "open_rows", "texts", "with_features"]
 
 
 class Rows(Sequence[Row]):
@@ -103,11 +113,42 @@ class Feed:
         rows_a_step: rows of a step over all devices; an average where rows are packed.
     """
 
-    dataset: SampleDataset
-    collator: PaddedCollator | PackedCollator
+    dataset: SampleDataset | CachedRows
+    collator: PaddedCollator | PackedCollator | FeatureCollator
     batches: Batches
     rounds: int
     rows_a_step: float
+
+
+def with_features(
+    feed: Feed,
+    recipe: Recipe,
+    model: nn.Module,
+    processor: Processor,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Feed:
+    """The feed with what the frozen tower makes of each picture stored in a folder.
+
+    The folder is made once and kept; another run with the same rows, settings and tower finds it
+    done. Raises DataError for rows whose marks are drawn by lot, CheckpointError for a folder that
+    was made of something else.
+    """
+    digest = hashlib.sha256(json.dumps(processor.to_config(), sort_keys=True).encode())
+    digest.update(f"{recipe.data.max_length} {tower_identity(model)}".encode())
+    for name in recipe.data.files:
+        path = Path(recipe.data.root).expanduser() / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+    store = FeatureStore(folder, digest.hexdigest())
+    store.build(model, feed.dataset, progress=progress)
+    return replace(
+        feed,
+        dataset=CachedRows(feed.dataset, store),
+        collator=FeatureCollator(feed.collator),
+    )
 
 
 def make_feed(recipe: Recipe, rows: Rows, processor: Processor, world: int) -> Feed:

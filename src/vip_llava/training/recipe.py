@@ -260,6 +260,10 @@ class Recipe(_Values):
             raise ValueError("data.feature_cache needs `parts: [projector]` and no adapter")
         if self.data.feature_cache and self.train.adapter is not None:
             raise ValueError("data.feature_cache needs `parts: [projector]` and no adapter")
+        if self.data.feature_cache and self.sharded:
+            raise ValueError(
+                f"data.feature_cache can't be had with parallel {self.parallel}; use ddp"
+            )
         if self.model.adapter is not None and self.train.adapter is None:
             raise ValueError("model.adapter goes on with an adapter: train.adapter must say how")
         if self.log.samples and self.sharded:

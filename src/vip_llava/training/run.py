@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from vip_llava.training.adapters import add_adapter, continue_adapter
 from vip_llava.training.attention import use_packed_attention
 from vip_llava.training.card import Outcome
 from vip_llava.training.checkpoints import last_complete
-from vip_llava.training.feeding import Feed, make_feed, open_rows, texts
+from vip_llava.training.feeding import Feed, make_feed, open_rows, texts, with_features
 from vip_llava.training.finish import finish
 from vip_llava.training.logs import (
     Answers,
@@ -50,6 +51,8 @@ __all__ = ["WORK", "Result", "run"]
 
 WORK = "training"
 """Folder of a run inside its result."""
+FEATURES = "features"
+"""Folder inside that for what a frozen encoder makes of the pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,16 @@ def run(
     learned = prepare(recipe, start, args.device)
     feed = make_feed(recipe, rows, start.processor, args.world_size)
     args.gradient_accumulation_steps = feed.rounds
+    usual = feed
+    if recipe.data.feature_cache:
+        # The first process stores, the others find all of it there.
+        with args.main_process_first(desc="storing the encoder's outputs"):
+            body: torch.nn.Module = start.model
+            body.to(args.device)
+            stored = partial(progress, "storing the encoder's outputs") if progress else None
+            feed = with_features(
+                feed, recipe, start.model, start.processor, work / FEATURES, stored
+            )
     if together.rank() == 0:
         _note(recipe, work, args, precision, learned, len(rows))
     trainer = RowTrainer(
@@ -113,7 +126,7 @@ def run(
         failures=Failures(recipe.data.max_failures, work),
         projector_lr=recipe.optimizer.projector_lr,
         tower_lr=recipe.optimizer.tower_lr,
-        callbacks=[*_callbacks(recipe, work, feed, start, progress, report), *callbacks],
+        callbacks=[*_callbacks(recipe, work, usual, start, progress, report), *callbacks],
     )
     # transformers would print every report.
     trainer.remove_callback(PrinterCallback)
@@ -141,8 +154,6 @@ def _check(recipe: Recipe, out: Path, resume: bool) -> bool:
             f"{out} holds a run that did not end ({found.name}); go on with --resume, or name a "
             "new folder with --out"
         )
-    if recipe.data.feature_cache:
-        raise RequestError("data.feature_cache: a run can not use it yet; leave it out of the recipe")
     return found is not None
 
 
