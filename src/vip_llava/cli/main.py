@@ -18,6 +18,8 @@ import typer
 import vip_llava
 from vip_llava.cli.ask import EPILOG as ASK_EPILOG
 from vip_llava.cli.ask import ask
+from vip_llava.cli.bench import EPILOG as BENCH_EPILOG
+from vip_llava.cli.bench import bench
 from vip_llava.cli.chat import EPILOG as CHAT_EPILOG
 from vip_llava.cli.chat import chat
 from vip_llava.cli.convert import EPILOG as CONVERT_EPILOG
@@ -51,6 +53,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "convert": (convert, CONVERT_EPILOG),
     "eval": (evaluate, EVAL_EPILOG),
     "train": (train, TRAIN_EPILOG),
+    "bench": (bench, BENCH_EPILOG),
     "data check": (check, CHECK_EPILOG),
     "data view": (view, VIEW_EPILOG),
     "data convert": (convert_data, DATA_CONVERT_EPILOG),

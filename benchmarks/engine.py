@@ -1,0 +1,31 @@
+"""The engine beside transformers' `generate`: the workloads of `vip-llava bench`, filed by hardware.
+
+    python benchmarks/engine.py [--random tiny|7b] [--write NAME_OF_HARDWARE] [options of bench]
+
+Without `--random` the default model is measured. Results go to `benchmarks/results` only when
+`--write` names the hardware.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from pathlib import Path
+
+from vip_llava.cli.main import main
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(given: list[str]) -> list[str]:
+    """Those of `vip-llava bench`: the name of the hardware becomes the name of a file."""
+    words = list(given)
+    if "--write" in words:
+        at = words.index("--write") + 1
+        hardware = words[at]
+        words[at] = str(RESULTS / f"engine_{hardware}_{datetime.date.today()}.md")
+    return ["bench", *(words or ["--runs", "5"])]
+
+
+if __name__ == "__main__":
+    sys.exit(main(arguments(sys.argv[1:])))

@@ -1,0 +1,177 @@
+"""`vip-llava bench`: how fast a model answers here, beside transformers' own way in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vip_llava.cli.prepare import open_assistant
+from vip_llava.cli.settings import DebugFlag, ModelOptions
+from vip_llava.cli.terminal import note
+from vip_llava.errors import RequestError
+
+if TYPE_CHECKING:
+    from vip_llava.engine.measure import Ceilings, Figure, Load
+    from vip_llava.engine.subject import Subject
+
+__all__ = ["EPILOG", "bench", "report"]
+
+EPILOG = """Examples
+
+  vip-llava bench --random tiny --askers 2 --new-tokens 4 --runs 1
+
+  vip-llava bench --random tiny --workload decode --runs 2 --new-tokens 4 --json
+"""
+
+RANDOM_SIZES = ("tiny", "7b")
+
+
+def bench(
+    *,
+    random: Annotated[
+        str | None,
+        typer.Option(
+            "--random", metavar="SIZE", help="Random weights, tiny or 7b, instead of a model."
+        ),
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--workload",
+            metavar="NAME",
+            help="decode, first-token, many or second-turn (repeatable; all if not given).",
+        ),
+    ] = None,
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=1, help="Runs of each measurement.")
+    ] = 5,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", metavar="N", min=2, help="Tokens of an answer.")
+    ] = 100,
+    text_tokens: Annotated[
+        int, typer.Option("--text-tokens", metavar="N", min=1, help="Tokens of a question.")
+    ] = 64,
+    askers: Annotated[
+        int, typer.Option("--askers", metavar="N", min=1, help="Askers at once in `many`.")
+    ] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE.md", help="Also write the table.")
+    ] = None,
+    model: ModelOptions,
+    debug: DebugFlag = False,
+) -> None:
+    """Measure how fast a model answers on this machine.
+
+    Every workload is run by this project's engine and by the generate method of transformers, by
+    turns in one process, so that the ratio is of one run. The table is on stdout.
+    """
+    from vip_llava.engine.measure import WORKLOADS, Load, ceilings, measure, peak_bytes
+
+    unknown = [name for name in workload or () if name not in WORKLOADS]
+    if unknown:
+        raise RequestError(f"--workload {unknown[0]}: known are {', '.join(WORKLOADS)}")
+    if write is not None and not write.absolute().parent.is_dir():
+        raise RequestError(f"{write}: there is no folder {write.absolute().parent}")
+    name, subject = _subject(random, model)
+    load = Load(text_tokens=text_tokens, new_tokens=new_tokens, askers=askers, runs=runs)
+    best = ceilings(subject.model.device, subject.model.dtype)
+    figures = []
+    for found in measure(subject, load, workload or ()):
+        note(f"measured: {found[0].workload}")
+        figures += found
+    peak = peak_bytes(subject.model.device)
+    text = report(name, subject, load, figures, best, peak)
+    if write is not None:
+        write.write_text(text, encoding="utf-8")
+        note(f"written: {write}")
+    if as_json:
+        found_json = [asdict(each) for each in figures]
+        whole = {"model": name, "figures": found_json, **asdict(best), "peak_bytes": peak}
+        text = f"{json.dumps(whole, indent=1)}\n"
+    sys.stdout.write(text)
+
+
+def _subject(random: str | None, options: ModelOptions) -> tuple[str, Subject]:
+    """What is measured, with its name."""
+    from vip_llava.engine.subject import Subject, random_subject
+
+    if random is None:
+        assistant = open_assistant(options, {})
+        processor = assistant.processor
+        return assistant.info.name, Subject(
+            assistant.model,
+            processor.image_token_id,
+            processor.tokens_per_view,
+            processor.geometry.size,
+        )
+    if random not in RANDOM_SIZES:
+        raise RequestError(f"--random {random}: known are {', '.join(RANDOM_SIZES)}")
+    import torch
+
+    chosen = options.keywords()
+    refused = sorted(chosen.keys() - {"device", "dtype"}) + ["model"] * (options.model is not None)
+    if refused:
+        raise RequestError(f"--random can't go with --{refused[0]}")
+    dtype: Any = getattr(torch, chosen["dtype"], None) if "dtype" in chosen else None
+    if "dtype" in chosen and not isinstance(dtype, torch.dtype):
+        raise RequestError(f"--dtype {chosen['dtype']}: no such type of numbers")
+    device = chosen.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+    return f"random {random}", random_subject(random, device, dtype)
+
+
+def report(
+    name: str,
+    subject: Subject,
+    load: Load,
+    figures: Sequence[Figure],
+    best: Ceilings,
+    peak: int,
+) -> str:
+    """The figures as a page in Markdown; each way beside the best of transformers."""
+    import torch
+    import transformers
+
+    model: Any = subject.model
+    device = model.device
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    weights = sum(p.numel() * p.element_size() for p in model.get_decoder().parameters())
+    lines = [
+        f"# Speed of {name}",
+        "",
+        f"{what or device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, {str(model.dtype).removeprefix('torch.')}.",
+        f"One picture of {subject.tokens_per_view} tokens and {load.text_tokens} of text in, "
+        f"{load.new_tokens} out; middle of {load.runs} runs (`many`: one).",
+        f"A copy moves {best.copy_gigabytes:.1f} GB/s, a large product does "
+        f"{best.product_teraflops:.2f} TFLOP/s; most memory held: {peak / 1e9:.2f} GB.",
+        "",
+        "| workload | way | middle | 95 in 100 | unit | times transformers |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in figures:
+        plain = [
+            other
+            for other in figures
+            if other.workload == each.workload and other.way.startswith("transformers")
+        ]
+        ratio = min((each.better_than(other) for other in plain), default=float("nan"))
+        lines.append(
+            f"| {each.workload} | {each.way} | {each.value:.4g} | {each.p95:.4g} | {each.unit} "
+            f"| {ratio:.2f} |"
+        )
+        if each.way == "engine" and each.workload.startswith("decode"):
+            rate = weights * each.value / 1e9
+            share = 100 * rate / best.copy_gigabytes
+            told = f"weights read at {rate:.1f} GB/s, {share:.0f} % of the copy"
+            lines.append(f"| | | | | | {told} |")
+    return "\n".join(lines) + "\n"
