@@ -6,6 +6,7 @@ It puts the parts together - request, processor, engine - and decides nothing th
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -206,10 +207,11 @@ class Assistant:
         # The longest first, so that what is too much for the memory fails at the beginning.
         order = sorted(range(len(prepared)), key=lambda i: (-prepared[i].prompt_tokens, i))
         answers: dict[int, Answer] = {}
-        for index, answer in self._run(prepared, order, batch_size):
-            answers[index] = answer
-            if on_answer is not None:
-                on_answer(index, answer)
+        with closing(self._run(prepared, order, batch_size)) as ended:
+            for index, answer in ended:
+                answers[index] = answer
+                if on_answer is not None:
+                    on_answer(index, answer)
         return [answers[index] for index in range(len(answers))]
 
     def chat(
@@ -229,7 +231,7 @@ class Assistant:
 
     def _run(
         self, prepared: Sequence[Prepared], order: Sequence[int], together: int
-    ) -> Iterator[tuple[int, Answer]]:
+    ) -> Generator[tuple[int, Answer]]:
         """The answers with their indices as they end; at most `together` are on their way."""
         begin = iter(order)
         running: dict[int, _Asked] = {}

@@ -47,6 +47,7 @@ def test_every_piece_is_attended_to_as_if_alone(
 
     order = torch.arange(PLACES) if in_order else torch.randperm(PLACES, generator=generator)
     memory = KVMemory(blocks=PLACES // 16)
+    memory.reach(PLACES)
     # What other requests left behind must not matter, not even what is no number.
     junk = torch.full((1, HELD, PLACES, WIDTH), torch.nan)
     memory.write(0, torch.arange(PLACES), junk, junk)

@@ -267,7 +267,7 @@ def test_a_failure_stays_with_its_request(
 def test_too_little_memory_for_a_step_splits_it(
     vip_model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any
 ) -> None:
-    """What does not fit together is run one by one; what fails alone fails."""
+    """What does not fit together is run one by one; what does not fit alone fails in the end."""
 
     def full(module: Any, args: Any, kwargs: Any) -> None:
         if kwargs["inputs_embeds"].shape[1] > 26:
@@ -279,10 +279,57 @@ def test_too_little_memory_for_a_step_splits_it(
         handles = [submit(engine, ask) for ask in asks]
         with pytest.raises(torch.OutOfMemoryError):
             handles[4].result()
+        assert all(handle.done for handle in handles)
         results = [list(handle.result().tokens) for handle in handles[:4]]
     finally:
         hook.remove()
     assert results == [plain_greedy(vip_model, ask, 10) for ask in asks[:4]]
+    assert engine.stats().preemptions > 0
+
+
+def test_a_device_that_is_full_puts_off_whom_it_cannot_serve(
+    vip_model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any
+) -> None:
+    """The memory can't grow while two are running; what was kept is given up first."""
+    engine = make_engine(vip_model)
+    reach = engine._memory.reach
+
+    def full(count: int) -> None:
+        if count > 48:
+            raise torch.OutOfMemoryError("made up")
+        reach(count)
+
+    engine._memory.reach = full
+    for _ in range(2):
+        handles = [submit(engine, asks[which]) for which in (1, 3, 0)]
+        for which, handle in zip((1, 3, 0), handles, strict=True):
+            assert list(handle.result().tokens) == plain_greedy(vip_model, asks[which], 10)
+    assert engine.stats().preemptions > 0
+    with pytest.raises(torch.OutOfMemoryError):
+        submit(engine, asks[4], 40).result()
+    assert engine.stats().kv_tokens_used == 0
+
+
+def test_a_sliding_window_is_kept(make_vip: Any, make_ask: Any, make_engine: Any) -> None:
+    """As Phi-3 has one: a token sees only so many before it, in prompts, pieces and answers."""
+    model = make_vip("phi3", window=8).eval()
+    ask = make_ask(30, 1)
+    with torch.inference_mode():
+        pixels = ask.pixels.double()
+        theirs = model.generate(
+            input_ids=torch.tensor([ask.ids]),
+            attention_mask=torch.ones(1, len(ask.ids), dtype=torch.long),
+            pixel_values=pixels,
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            suppress_tokens=[99],
+        )[0, len(ask.ids) :].tolist()
+    for step_tokens in (7, 1024):
+        engine = make_engine(model, step_tokens=step_tokens, max_running=4)
+        assert list(submit(engine, ask, 12).result().tokens) == theirs
+    whole = make_vip("phi3", window=None).eval()
+    assert list(submit(make_engine(whole), ask, 12).result().tokens) != theirs
 
 
 def test_changed_weights_are_noticed(vip_model: Any, asks: list[Any], make_engine: Any) -> None:

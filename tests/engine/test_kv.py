@@ -130,9 +130,10 @@ TestBlocks = BlocksMachine.TestCase
 TestBlocks.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
-def test_memory_is_laid_out_once_and_holds_what_was_written() -> None:
+def test_memory_holds_what_was_written() -> None:
     memory = KVMemory(blocks=2, block_tokens=4)
     assert memory.bytes == 0
+    memory.reach(7)
     key, value = torch.randn(1, 2, 3, 5), torch.randn(1, 2, 3, 5)
     cache = StepCache(memory, torch.tensor([6, 0, 3]))
     assert cache.update(key, value, 1) == (key, value)
@@ -145,3 +146,18 @@ def test_memory_is_laid_out_once_and_holds_what_was_written() -> None:
     assert memory.layer(1)[0] is keys
     with pytest.raises(KeyError):
         memory.layer(0)
+
+
+def test_memory_grows_up_to_its_budget_and_keeps_what_it_holds() -> None:
+    memory = KVMemory(blocks=300)
+    memory.reach(5)
+    states = torch.randn(1, 2, 2, 4)
+    memory.write(0, torch.tensor([0, 4]), states, states)
+    sizes = []
+    for count in (1024, 1025, 3000, 4800):
+        memory.reach(count)
+        keys, values = memory.layer(0)
+        sizes.append(len(keys))
+        assert torch.equal(keys[[0, 4]], states[0].transpose(0, 1))
+        assert torch.equal(values[[0, 4]], states[0].transpose(0, 1))
+    assert sizes == [1024, 2048, 4096, 4800]

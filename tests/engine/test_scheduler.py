@@ -107,6 +107,28 @@ def test_the_latest_is_put_off_and_comes_again_at_its_place() -> None:
     assert step(scheduler) == {1: 16}  # prompt and answer so far are read anew
 
 
+def test_one_that_comes_late_takes_its_place_and_runs_once() -> None:
+    scheduler = Scheduler(Blocks(8), 16, max_running=4, step_tokens=100)
+    scheduler.join(row_of(3, 5))
+    assert step(scheduler) == {3: 5}
+    scheduler.join(row_of(1, 4))
+    assert [(row.number, count) for row, count in scheduler.plan()] == [(3, 1), (1, 4)]
+    assert [row.number for row in scheduler.running] == [1, 3]
+
+
+def test_nobody_joins_a_crowded_machine_before_somebody_leaves() -> None:
+    scheduler = Scheduler(Blocks(8), 16, max_running=4, step_tokens=100)
+    first, second = row_of(0, 5), row_of(1, 5)
+    scheduler.join(first)
+    scheduler.join(second)
+    assert step(scheduler) == {0: 5, 1: 5}
+    scheduler.put_off(second)
+    scheduler.crowded()
+    assert [step(scheduler) for _ in range(2)] == [{0: 1}] * 2
+    scheduler.leave(first)
+    assert step(scheduler) == {1: 6}
+
+
 def test_a_shared_block_stays_while_one_of_its_users_does() -> None:
     blocks = Blocks(8)
     scheduler = Scheduler(blocks, 16, max_running=4, step_tokens=100)

@@ -125,6 +125,7 @@ def plan(memory: KVMemory, pieces: Sequence[Piece], device: torch.device) -> Ste
             groups.append(_group(begin, [piece]))
         begin += piece.count
     close()
+    memory.reach(max(int(piece.places[: piece.start + piece.count].max()) for piece in pieces) + 1)
     new = [piece.places[piece.start : piece.start + piece.count] for piece in pieces]
     positions = [torch.arange(piece.start, piece.start + piece.count) for piece in pieces]
     return StepPlan(

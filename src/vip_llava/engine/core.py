@@ -417,7 +417,8 @@ class Engine:
             if row.features is None and len(set(row.images(row.stored, row.stored + count))) == 2
         ]
         self._fetch(rows)
-        return [one for one in chosen if not one[0].done]
+        running = self._scheduler.running
+        return [one for one in chosen if one[0] in running]
 
     def _fetch(self, rows: list[Row]) -> None:
         wanted = [(row.views, row.pixels) for row in rows if row.pixels is not None]
@@ -468,12 +469,26 @@ class Engine:
     def _one_by_one(
         self, rows: Sequence[Row], error: Exception, again: Callable[[Row], None]
     ) -> None:
-        """Something failed for several: find out for whom. Too little memory may be enough then."""
-        if len(rows) == 1:
-            self._fail(rows[0], error)
+        """Something failed for several: find out for whom. The memory may do for each by itself."""
+        if len(rows) > 1:
+            for row in rows:
+                again(row)
+        elif isinstance(error, torch.OutOfMemoryError) and self._make_way(rows[0]):
             return
-        for row in rows:
-            again(row)
+        else:
+            self._fail(rows[0], error)
+
+    def _make_way(self, row: Row) -> bool:
+        """The device's memory is full: put a request off, if others or what is kept fill it."""
+        others = len(self._scheduler.running) > 1
+        if not others and not self._blocks.index.idle and not self._vision.bytes:
+            return False
+        self._scheduler.put_off(row)
+        self._scheduler.crowded()
+        self.forget()
+        if self._model.device.type == "cuda":  # not run where this was written
+            torch.cuda.empty_cache()
+        return True
 
     def _take(self, row: Row, token: int | None) -> None:
         """Give a request its next token and find out whether it ends with it."""

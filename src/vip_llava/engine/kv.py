@@ -1,4 +1,4 @@
-"""KV memory: laid out once, handed out in blocks, shared where requests begin alike.
+"""KV memory: handed out in blocks, within a budget, shared where requests begin alike.
 
 `Blocks` does the accounting: who has which block, which are free. `KVMemory` holds the keys and
 values of all layers, one place for each token; `StepCache` is what transformers' models write
@@ -26,6 +26,8 @@ __all__ = ["BLOCK_TOKENS", "Blocks", "KVMemory", "StepCache"]
 
 BLOCK_TOKENS = 16
 """Tokens of a block: small enough to waste little, large enough to be found by one hash."""
+
+_FIRST_PLACES = 1024
 
 
 class Blocks:
@@ -81,13 +83,17 @@ class Blocks:
 
 
 class KVMemory:
-    """Keys and values [P, H, D] of every layer, laid out when the layer first writes.
+    """Keys and values [P, H, D] of every layer, laid out as far as places are in use.
 
-    Each layer's memory lies where the layer computes, so a model may be spread over devices.
+    It grows by doubling up to its budget, so that a small machine that answers one request does not
+    pay for many. Each layer's memory lies where the layer computes, so a model may be spread over
+    devices.
     """
 
     def __init__(self, blocks: int, block_tokens: int = BLOCK_TOKENS) -> None:
         self.places = blocks * block_tokens
+        """The budget."""
+        self._size = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -99,8 +105,17 @@ class KVMemory:
         """Keys and values of a layer that has written before."""
         return self._layers[index]
 
+    def reach(self, count: int) -> None:
+        """Make sure that the first `count` places are there; what is stored stays."""
+        if count > self._size:
+            size = min(self.places, max(count, 2 * self._size, _FIRST_PLACES))
+            # Layer by layer, so that only one is there twice; if memory ends, nothing is lost.
+            for index, (keys, values) in self._layers.items():
+                self._layers[index] = (_grown(keys, size), _grown(values, size))
+            self._size = size
+
     def write(self, index: int, places: Tensor, key: Tensor, value: Tensor) -> None:
-        """Store `key`, `value` [1, H, N, D] at `places` [N] of a layer."""
+        """Store `key`, `value` [1, H, N, D] at `places` [N] of a layer, which must be there."""
         if index not in self._layers:
             self._layers[index] = (self._room(key), self._room(value))
         for memory, states in zip(self._layers[index], (key, value), strict=True):
@@ -108,7 +123,15 @@ class KVMemory:
 
     def _room(self, states: Tensor) -> Tensor:
         _, heads, _, width = states.shape
-        return torch.empty((self.places, heads, width), dtype=states.dtype, device=states.device)
+        return torch.empty((self._size, heads, width), dtype=states.dtype, device=states.device)
+
+
+def _grown(memory: Tensor, size: int) -> Tensor:
+    if memory.shape[0] >= size:  # from an attempt that failed at a later layer
+        return memory
+    larger = torch.empty((size, *memory.shape[1:]), dtype=memory.dtype, device=memory.device)
+    larger[: memory.shape[0]] = memory
+    return larger
 
 
 class StepCache(Cache):

@@ -121,6 +121,7 @@ class Scheduler:
         self.waiting: list[Row] = []
         self.running: list[Row] = []
         self.preemptions = 0
+        self._crowded = False
 
     @property
     def idle(self) -> bool:
@@ -135,6 +136,7 @@ class Scheduler:
         """A request is over or given up; its memory is free from now on."""
         (self.running if row in self.running else self.waiting).remove(row)
         self._release(row)
+        self._crowded = False
 
     def plan(self) -> list[tuple[Row, int]]:
         """The requests of the next step and how many tokens each feeds; memory is set aside."""
@@ -148,11 +150,10 @@ class Scheduler:
             left -= count if row.pending > 1 else 0
             chosen.append((row, count))
         # After somebody was put off nobody joins: it would only be put off in turn.
-        while self.preemptions == before and left and self._admit():
-            row = self.running[-1]
-            count = min(row.pending, left)
+        while self.preemptions == before and left and (joined := self._admit()):
+            count = min(joined.pending, left)
             left -= count
-            chosen.append((row, count))
+            chosen.append((joined, count))
         return chosen
 
     def fed(self, row: Row, count: int) -> None:
@@ -164,10 +165,23 @@ class Scheduler:
             for at in range(full, row.stored // self._size):
                 self._blocks.index.add(row.blocks[at], row.keys[at])
 
-    def _admit(self) -> bool:
+    def crowded(self) -> None:
+        """The machine can't do more than runs now: nobody joins until somebody leaves."""
+        self._crowded = True
+
+    def put_off(self, row: Row) -> None:
+        """A running request gives back its memory and waits to begin anew."""
+        self.preemptions += 1
+        self.running.remove(row)
+        self._release(row)
+        self.join(row)
+
+    def _admit(self) -> Row | None:
         """Let the first in the queue run, if there is room for all it has to read."""
         if not self.waiting or len(self.running) >= self._max_running:
-            return False
+            return None
+        if self._crowded and self.running:
+            return None
         row = self.waiting[0]
         known: list[int] = []
         if self._blocks.index.limit:
@@ -177,7 +191,7 @@ class Scheduler:
         needed = -(-(row.length + 1) // self._size) - len(known)
         taken = sum(self._blocks.index.is_idle(block) for block in known)
         if needed > self._blocks.available - taken:
-            return False
+            return None
         self._blocks.share(known)
         self._hold(row, known)
         # All of it at once: what it was let in for must not go to the next in the queue.
@@ -186,8 +200,9 @@ class Scheduler:
         if not row.tokens:
             row.cached = row.stored
         self.waiting.pop(0)
+        # It may have come before some that run: put off, or slower on its way into the queue.
         insort(self.running, row, key=lambda one: one.number)
-        return True
+        return row
 
     def _make_room(self, row: Row, count: int) -> bool:
         """Blocks for `count` more tokens, if need be those of the latest; False: it was itself."""
@@ -197,16 +212,10 @@ class Scheduler:
                 self._hold(row, [block])
                 continue
             latest = self.running[-1]
-            self._put_off(latest)
+            self.put_off(latest)
             if latest is row:
                 return False
         return True
-
-    def _put_off(self, row: Row) -> None:
-        self.preemptions += 1
-        self.running.remove(row)
-        self._release(row)
-        self.join(row)
 
     def _hold(self, row: Row, blocks: list[int]) -> None:
         if not len(row.places):
