@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from vip_llava.answer import Answer, Timing, Usage
 from vip_llava.chat import Chat
-from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams, check_room
+from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams
 from vip_llava.errors import RequestError
 from vip_llava.request import Prepared, Request, Sampling, as_request, naming
 
@@ -226,7 +226,7 @@ class Assistant:
 
     def _prepare(self, request: Request, params: SamplingParams) -> Prepared:
         prepared = Prepared.of(request, self.processor, params)
-        check_room(self.model, prepared.prompt_tokens)
+        self.engine.room(prepared.prompt_tokens)
         return prepared
 
     def _run(
@@ -238,7 +238,8 @@ class Assistant:
         try:
             while True:
                 for index in islice(begin, together - len(running)):
-                    running[index] = _Asked(self, prepared[index])
+                    with naming(index):
+                        running[index] = _Asked(self, prepared[index])
                 if not running:
                     return
                 self.engine.wait_any([asked.handle for asked in running.values()])

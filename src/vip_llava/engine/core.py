@@ -253,7 +253,7 @@ class Engine:
         row = Row(
             number=next(self._numbers),
             prompt=prompt,
-            limit=self._limit(len(prompt), params),
+            limit=min(params.max_new_tokens, self.room(len(prompt))),
             sampling=SamplingState(params, prompt),
             stream=self._decode
             and TextStream(self._decode, (*self._stops, *params.stop), trim=self._trim),
@@ -273,6 +273,18 @@ class Engine:
             worked = self._step()
         self._tell()
         return worked
+
+    def room(self, prompt_tokens: int) -> int:
+        """How many tokens an answer may have at most; RequestError where there is no room for one."""
+        room = check_room(self._model, prompt_tokens)
+        budget = self._blocks.count * BLOCK_TOKENS
+        if prompt_tokens + 1 > budget:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens (pictures included) and the KV memory "
+                f"holds {budget}; shorten it or give the engine more (kv_tokens)"
+            )
+        left = budget - prompt_tokens
+        return left if room is None else min(left, room)
 
     def wait_any(self, handles: Sequence[Handle]) -> None:
         """Wait until at least one of these requests is done."""
@@ -371,18 +383,6 @@ class Engine:
                     f"token id {token} is none of the model's; allowed: 0 to {rows - 1}"
                 )
         return image_at
-
-    def _limit(self, prompt_tokens: int, params: SamplingParams) -> int:
-        room = check_room(self._model, prompt_tokens)
-        # The last token of an answer is never fed, so it needs no memory.
-        budget = self._blocks.count * BLOCK_TOKENS
-        if prompt_tokens + 1 > budget:
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens (pictures included) and the KV memory "
-                f"holds {budget}; shorten it or give the engine more (kv_tokens)"
-            )
-        limit = min(params.max_new_tokens, budget - prompt_tokens)
-        return limit if room is None else min(limit, room)
 
     @torch.inference_mode()
     def _step(self) -> bool:
