@@ -40,7 +40,7 @@ def fill(assistant: Assistant) -> int:
     return assistant.engine.stats().kv_tokens_used
 
 
-def test_a_second_turn_reads_only_what_is_new(
+def test_a_second_turn_of_a_chat_reads_only_what_is_new(
     assistant: Assistant, photos: list[Image.Image]
 ) -> None:
     chat = assistant.chat(photos[0], [BOX])

@@ -5,17 +5,11 @@ Knows no pictures, regions, templates or HTTP.
 
 from __future__ import annotations
 
-from vip_llava.engine.core import (
-    Engine,
-    EngineSettings,
-    EngineStats,
-    Generated,
-    Handle,
-    check_room,
-)
+from vip_llava.engine.core import Engine, Handle
 from vip_llava.engine.detokenize import TextStream
 from vip_llava.engine.sampling import SamplingParams
 from vip_llava.engine.scheduler import TokenEvent
+from vip_llava.engine.values import EngineSettings, EngineStats, Generated, check_room
 
 __all__ = [
     "Engine",

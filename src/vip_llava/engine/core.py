@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,100 +24,15 @@ from vip_llava.engine.detokenize import Decode, TextStream
 from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
 from vip_llava.engine.runner import Runner
 from vip_llava.engine.sampling import Sampler, SamplingParams, SamplingState
-from vip_llava.engine.scheduler import FinishReason, Row, Scheduler, TokenEvent
+from vip_llava.engine.scheduler import Row, Scheduler, TokenEvent
+from vip_llava.engine.values import EngineSettings, EngineStats, Generated, check_room
 from vip_llava.engine.vision import VisionCache, view_digests
 from vip_llava.errors import RequestError, VipLlavaError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Engine", "EngineSettings", "EngineStats", "Generated", "Handle", "check_room"]
-
-_LEAST_TOKENS, _MOST_TOKENS = 8192, 32768
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How much an engine may hold and do at once."""
-
-    kv_tokens: int | None = None
-    """Tokens of KV memory for all requests together; None: what the model's positions need, at
-    least 8192 and at most 32768. The memory is laid out whole with the first step."""
-    max_running: int = 64
-    """Requests that are answered at the same time; more wait."""
-    step_tokens: int = 1024
-    """Most tokens of a step; longer prompts are read in several, between which others go on."""
-    prefix_tokens: int | None = None
-    """Tokens of the KV memory that may be kept for requests with the same beginning while nobody
-    uses them; None: all of it, 0: none."""
-    vision_bytes: int = 256 * 2**20
-    """Picture features that are kept for requests with the same views."""
-
-    def blocks(self, positions: int | None) -> int:
-        """Whole blocks of KV memory for a model with so many positions."""
-        tokens = self.kv_tokens
-        if tokens is None:
-            tokens = min(max(positions or 0, _LEAST_TOKENS), _MOST_TOKENS)
-        return -(-tokens // BLOCK_TOKENS)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What an engine did and holds."""
-
-    steps: int
-    running: int
-    waiting: int
-    preemptions: int
-    kv_tokens: int
-    """The budget."""
-    kv_tokens_used: int
-    """In blocks that a request holds."""
-    kv_tokens_kept: int
-    """In blocks that nobody holds and that can be found again."""
-    kv_bytes: int
-    prompt_tokens: int
-    """Of all requests that gave a first token."""
-    cached_tokens: int
-    """Prompt tokens among them that did not need to be read again."""
-    vision_hits: int
-    vision_misses: int
-    vision_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """What was generated for one request. Times are seconds."""
-
-    tokens: tuple[int, ...]
-    """The generated ids; a stop id that ended the answer is not among them."""
-    text: str
-    """The text handed out, up to a stop text; '' where the engine has no `decode`."""
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-    """Prompt tokens that did not need to be read, because another request had them before."""
-    max_new_tokens: int
-    """The limit that held: what was asked, or less where positions or memory end sooner."""
-    seed: int
-    prefill_seconds: float
-    """From submission to the first token, waiting included."""
-    decode_seconds: float
-
-
-def check_room(model: PreTrainedModel, prompt_tokens: int) -> int | None:
-    """How many tokens still fit after a prompt (None: no limit known); `RequestError` if none."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
-        return None
-    room = int(positions) - prompt_tokens
-    if room < 1:
-        raise RequestError(
-            f"the prompt has {prompt_tokens} tokens (pictures included) and the model holds "
-            f"{positions} positions, which leaves no room for an answer; "
-            f"shorten it by at least {1 - room} tokens"
-        )
-    return room
+__all__ = ["Engine", "Handle"]
 
 
 class Handle(Iterator[TokenEvent]):

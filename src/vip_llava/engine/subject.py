@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vip_llava.engine.core import Engine, EngineSettings
+from vip_llava.engine.core import Engine
+from vip_llava.engine.values import EngineSettings
 
 __all__ = ["Stopwatch", "Subject", "random_subject"]
 
