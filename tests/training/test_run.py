@@ -191,7 +191,6 @@ def test_rows_of_several_files_are_one(tmp_path: Path) -> None:
 def test_what_a_run_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused: list[tuple[Recipe, type[Exception], str]] = [
         (recipe(data=data(tmp_path)), DataError, r"rows\.jsonl is not there"),
-        (recipe(data__feature_cache=True, train__parts="[projector]"), RequestError, "feature"),
     ]
     for made, kind, message in refused:
         with pytest.raises(kind, match=message):
