@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vip_llava.training import default_model
+from vip_llava.training.scenes import default_model
 
 Program = Callable[..., Any]
 RECIPE = Path(__file__).parents[2] / "recipes" / "default-model.yaml"

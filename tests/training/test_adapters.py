@@ -25,7 +25,7 @@ from vip_llava.training.adapters import (
     merge_adapter,
     write_adapter,
 )
-from vip_llava.training.recipe import Adapter
+from vip_llava.training.recipes.recipe import Adapter
 
 KINDS = ["lora", "qlora-8", "qlora-4", "qlora-4-bitsandbytes"]
 

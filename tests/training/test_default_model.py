@@ -17,8 +17,8 @@ from vip_llava.data.scenes.mix import MixSettings
 from vip_llava.data.scenes.photos import is_validation, read_regions
 from vip_llava.errors import DataError
 from vip_llava.model.focal import FocalSettings
-from vip_llava.training import default_model
-from vip_llava.training.default_model import (
+from vip_llava.training.scenes import default_model
+from vip_llava.training.scenes.default_model import (
     PACKS,
     build,
     focal_settings,
@@ -26,7 +26,7 @@ from vip_llava.training.default_model import (
     read_training,
     trained_parts,
 )
-from vip_llava.training.settings import RunSettings
+from vip_llava.training.scenes.settings import RunSettings
 
 
 def jpeg() -> bytes:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from vip_llava.errors import CheckpointError
 from vip_llava.model.loading import load_model, load_weights
 from vip_llava.model.quantize import Int4Linear
-from vip_llava.training import export
 from vip_llava.training.adapters import add_adapter
-from vip_llava.training.card import Outcome, model_card
-from vip_llava.training.recipe import Adapter, Recipe
-from vip_llava.training.starting import open_start
+from vip_llava.training.recipes.recipe import Adapter, Recipe
+from vip_llava.training.recipes.starting import open_start
+from vip_llava.training.results import export
+from vip_llava.training.results.card import Outcome, model_card
 
 Make = Callable[..., Path]
 VALUES: dict[str, Any] = {

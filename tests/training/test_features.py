@@ -11,8 +11,8 @@ import torch
 from tiny import Row, Rows, padded, trainer, vip_llava
 
 from vip_llava.errors import CheckpointError, DataError
-from vip_llava.training.checkpoints import Disk
 from vip_llava.training.features import CachedRows, FeatureCollator, FeatureStore, tower_identity
+from vip_llava.training.resume.checkpoints import Disk
 from vip_llava.training.vision import read_views, tower_features
 
 

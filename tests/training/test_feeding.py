@@ -10,8 +10,8 @@ import torch
 
 from vip_llava.errors import CheckpointError, DataError
 from vip_llava.training.logs import read_metrics
-from vip_llava.training.recipe import Recipe
-from vip_llava.training.recipe_files import read
+from vip_llava.training.recipes.recipe import Recipe
+from vip_llava.training.recipes.recipe_files import read
 from vip_llava.training.run import run
 
 TUTORIAL = Path(__file__).parents[2] / "recipes" / "tutorial" / "tiny.yaml"

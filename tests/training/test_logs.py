@@ -13,7 +13,6 @@ from PIL import Image
 
 from vip_llava.errors import DataError, MissingExtraError
 from vip_llava.model.loading import load_model
-from vip_llava.training.curve import draw_curve, write_curve
 from vip_llava.training.logs import (
     Answers,
     MetricsFile,
@@ -22,6 +21,7 @@ from vip_llava.training.logs import (
     check_trackers,
     read_metrics,
 )
+from vip_llava.training.results.curve import draw_curve, write_curve
 
 
 def state(step: int, *, first: bool = True, last: int = 10) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import CheckpointError, DataError
-from vip_llava.training.plan import count_rows, make_plan, outline, steps
-from vip_llava.training.recipe import Recipe
-from vip_llava.training.recipe_files import read
+from vip_llava.training.recipes.plan import count_rows, make_plan, outline, steps
+from vip_llava.training.recipes.recipe import Recipe
+from vip_llava.training.recipes.recipe_files import read
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(p for p in RECIPES.glob("*/*.yaml") if p.parent.name not in ("stages", "parallel"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vip_llava.errors import DataError
-from vip_llava.training.recipe import Recipe
-from vip_llava.training.recipe_files import is_rows, read, read_values
+from vip_llava.training.recipes.recipe import Recipe
+from vip_llava.training.recipes.recipe_files import is_rows, read, read_values
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PARTIAL = {"stages", "parallel"}  # not runs by themselves

@@ -19,8 +19,8 @@ from vip_llava.errors import CheckpointError
 from vip_llava.model.default import apply_trained, read_trained, save_trained, trained_focal
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.processor import Processor
-from vip_llava.training.regions import RegionTrainer
-from vip_llava.training.settings import RunSettings
+from vip_llava.training.scenes.regions import RegionTrainer
+from vip_llava.training.scenes.settings import RunSettings
 
 KINDS = ("one", "whole", "two", "four")
 FAST: dict[str, Any] = {

@@ -18,11 +18,11 @@ from transformers import TrainerCallback
 from vip_llava.data.reading import RowFile
 from vip_llava.errors import DataError, MissingExtraError, RequestError
 from vip_llava.model.loading import load_model
-from vip_llava.training.checkpoints import last_complete
 from vip_llava.training.feeding import Rows, make_feed, open_rows, texts
 from vip_llava.training.logs import read_metrics
-from vip_llava.training.recipe import Recipe
-from vip_llava.training.recipe_files import read
+from vip_llava.training.recipes.recipe import Recipe
+from vip_llava.training.recipes.recipe_files import read
+from vip_llava.training.resume.checkpoints import last_complete
 from vip_llava.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,7 @@ def test_packing_keeps_the_batch_on_average(tmp_path: Path) -> None:
     made = recipe(data__packing=True, data__packed_tokens=300, batch__size=20)
     rows = open_rows(made)
 
-    from vip_llava.training.starting import open_start
+    from vip_llava.training.recipes.starting import open_start
 
     start = open_start(made, tmp_path, dtype=torch.float32, texts=texts(rows))
     for world in (1, 2):

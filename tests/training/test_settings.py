@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from vip_llava.errors import DataError
-from vip_llava.training.settings import RunSettings, read_recipe
+from vip_llava.training.scenes.settings import RunSettings, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("default-model*.yaml"))
 

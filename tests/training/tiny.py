@@ -179,9 +179,9 @@ def arguments(out: Path, **options: Any) -> TrainingArguments:
 def trainer(out: Path, **options: Any) -> Any:
     """A small run: 20 rows in batches of 2; `options` as `run` describes them, and for arguments."""
     from vip_llava.data.failures import Failures
-    from vip_llava.training.loader import EveryRow
     from vip_llava.training.parallel import parallel_arguments
     from vip_llava.training.parts import choose_trainable
+    from vip_llava.training.resume.loader import EveryRow
     from vip_llava.training.trainer import RowTrainer
 
     torch.manual_seed(0)

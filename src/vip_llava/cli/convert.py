@@ -69,7 +69,7 @@ def convert(
         if (adapter / "adapter_config.json").is_file():
             if base is None:
                 raise CheckpointError(f"{source} holds an adapter: --base names what it belongs to")
-            from vip_llava.training.export import merge_folder
+            from vip_llava.training.results.export import merge_folder
 
             merge_folder(adapter, base, target, layout=to.value, vision_tower=vision_tower)
         else:

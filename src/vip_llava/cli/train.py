@@ -16,8 +16,8 @@ from vip_llava.cli.train_options import DefaultOptions, RowsOptions
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.training.default_model import TrainingPhotos
-    from vip_llava.training.settings import RunSettings
+    from vip_llava.training.scenes.default_model import TrainingPhotos
+    from vip_llava.training.scenes.settings import RunSettings
 
 __all__ = ["EPILOG", "train"]
 
@@ -88,7 +88,7 @@ def train(
     the rows that could not be used are in its folder `training`. A run that was stopped goes on
     with --resume, as if it had not been stopped.
     """
-    from vip_llava.training.recipe_files import is_rows
+    from vip_llava.training.recipes.recipe_files import is_rows
 
     path = recipe.expanduser()
     overrides = _overrides(changes or ())
@@ -125,14 +125,14 @@ def _train_default(
 ) -> None:
     """Train the default model by one of its recipes."""
     tower, start, seconds, most = options.tower, options.start, options.seconds, options.most
-    from vip_llava.training.settings import read_recipe
+    from vip_llava.training.scenes.settings import read_recipe
 
     settings = read_recipe(path, overrides)
     if tower is not None and not tower.expanduser().is_file():
         raise RequestError(f"--tower {tower}: no such file")
     if start is not None and not (start.expanduser() / "parts.json").is_file():
         raise RequestError(f"--start {start}: no trained parts there (parts.json is missing)")
-    from vip_llava.training.default_model import build, read_training
+    from vip_llava.training.scenes.default_model import build, read_training
 
     photos = read_training(data.expanduser(), most)
     for name in photos.absent:
@@ -170,7 +170,7 @@ def _overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 def _plan(settings: RunSettings, photos: TrainingPhotos) -> dict[str, Any]:
     """What a run would do, as JSON values; opens and fetches no weights."""
-    from vip_llava.training.default_model import mix_settings, trained_parts
+    from vip_llava.training.scenes.default_model import mix_settings, trained_parts
 
     mix = mix_settings(settings)
     return {

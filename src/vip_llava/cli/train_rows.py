@@ -19,7 +19,7 @@ from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
     from vip_llava.cli.train_options import RowsOptions
-    from vip_llava.training.recipe import Recipe
+    from vip_llava.training.recipes.recipe import Recipe
 
 __all__ = ["train_rows"]
 
@@ -34,7 +34,7 @@ def train_rows(
     dry_run: bool,
 ) -> None:
     """Plan or run a recipe on rows. `overrides`: texts by dotted keys."""
-    from vip_llava.training.recipe_files import read
+    from vip_llava.training.recipes.recipe_files import read
 
     recipe, devices = read(path, overrides), options.devices
     if dry_run:
@@ -64,7 +64,7 @@ def train_rows(
         note(f"written: {result.folder} ({result.outcome.result})")
         _tell_failures(result.outcome.failures)
         if options.push is not None:
-            from vip_llava.training.export import push_to_hub
+            from vip_llava.training.results.export import push_to_hub
 
             note(f"uploaded: {push_to_hub(result.folder, options.push)}")
 
@@ -86,7 +86,7 @@ def _progress(recipe: Recipe, first: bool) -> Iterator[Callable[[str, int, int],
 
 def _plan(recipe: Recipe, world: int) -> None:
     """The plan as JSON on stdout, its gist on stderr."""
-    from vip_llava.training.plan import make_plan
+    from vip_llava.training.recipes.plan import make_plan
 
     plan = make_plan(recipe, world)
     sys.stdout.write(json.dumps(plan, indent=2) + "\n")

@@ -21,7 +21,7 @@ from vip_llava.errors import CheckpointError
 from vip_llava.model.adapters import read_adapter
 from vip_llava.model.layouts import PROJECTOR, TEXT
 from vip_llava.model.quantize import Int4Linear, Int8Linear, Quantization, quantize_model
-from vip_llava.training.recipe import Adapter
+from vip_llava.training.recipes.recipe import Adapter
 
 __all__ = [
     "ADAPTER",

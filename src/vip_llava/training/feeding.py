@@ -30,8 +30,8 @@ from vip_llava.training.features import (
     FeatureStore,
     tower_identity,
 )
-from vip_llava.training.loader import Batches, EveryRow
-from vip_llava.training.recipe import Recipe
+from vip_llava.training.recipes.recipe import Recipe
+from vip_llava.training.resume.loader import Batches, EveryRow
 
 __all__ = ["Feed", "Rows", "make_feed", "open_rows", "texts", "with_features"]
 

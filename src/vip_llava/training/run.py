@@ -27,10 +27,7 @@ from vip_llava.errors import DataError, RequestError
 from vip_llava.training import together
 from vip_llava.training.adapters import add_adapter, continue_adapter
 from vip_llava.training.attention import use_packed_attention
-from vip_llava.training.card import Outcome
-from vip_llava.training.checkpoints import last_complete
 from vip_llava.training.feeding import Feed, make_feed, open_rows, texts, with_features
-from vip_llava.training.finish import finish
 from vip_llava.training.logs import (
     Answers,
     MetricsFile,
@@ -43,8 +40,11 @@ from vip_llava.training.logs import (
 )
 from vip_llava.training.parallel import parallel_arguments
 from vip_llava.training.parts import choose_trainable
-from vip_llava.training.recipe import Recipe
-from vip_llava.training.starting import Start, open_start
+from vip_llava.training.recipes.recipe import Recipe
+from vip_llava.training.recipes.starting import Start, open_start
+from vip_llava.training.results.card import Outcome
+from vip_llava.training.results.finish import finish
+from vip_llava.training.resume.checkpoints import last_complete
 from vip_llava.training.trainer import RowTrainer
 
 __all__ = ["WORK", "Result", "run"]

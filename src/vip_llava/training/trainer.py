@@ -22,14 +22,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from vip_llava.data.failures import Failures
 from vip_llava.errors import CheckpointError, RequestError
 from vip_llava.training import together
-from vip_llava.training.checkpoints import Disk
-from vip_llava.training.loader import Batches, Collate, RankBatches, row_loader
 from vip_llava.training.losses import compute_loss_inside
 from vip_llava.training.parallel import layer_classes, share_for_certain
 from vip_llava.training.parts import bare, learning, optimizer_groups, part_of
-from vip_llava.training.randomness import seed_apart, set_random_state
-from vip_llava.training.saving import Saved, chosen_checkpoint, save_checkpoint
-from vip_llava.training.states import frozen_fingerprint, load_learned, load_optimizer
+from vip_llava.training.resume.checkpoints import Disk
+from vip_llava.training.resume.loader import Batches, Collate, RankBatches, row_loader
+from vip_llava.training.resume.randomness import seed_apart, set_random_state
+from vip_llava.training.resume.saving import Saved, chosen_checkpoint, save_checkpoint
+from vip_llava.training.resume.states import frozen_fingerprint, load_learned, load_optimizer
 from vip_llava.training.vision import blank_view, read_views
 
 __all__ = ["RowTrainer"]

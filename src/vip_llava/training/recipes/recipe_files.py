@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vip_llava.errors import DataError, MissingExtraError
-from vip_llava.training.recipe import Recipe
+from vip_llava.training.recipes.recipe import Recipe
 
 __all__ = ["is_rows", "read", "read_values"]
 

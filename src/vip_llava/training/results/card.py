@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vip_llava.training.recipe import Recipe
+from vip_llava.training.recipes.recipe import Recipe
 
 __all__ = ["Outcome", "model_card"]
 

@@ -30,7 +30,7 @@ from vip_llava.model.default import (
     save_trained,
     trained_state,
 )
-from vip_llava.training.settings import RunSettings
+from vip_llava.training.scenes.settings import RunSettings
 
 Report = Callable[[dict[str, Any]], None]
 """Gets step, rows, seconds, losses and the kind of batch every `report_every` steps."""

@@ -35,8 +35,8 @@ from vip_llava.model.fetch import Progress
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.lite2 import ensure_tower, read_tower
 from vip_llava.model.smollm import ensure_language_model
-from vip_llava.training.regions import RegionTrainer, set_trainable
-from vip_llava.training.settings import RunSettings
+from vip_llava.training.scenes.regions import RegionTrainer, set_trainable
+from vip_llava.training.scenes.settings import RunSettings
 
 # Packs of photos of one thing, beside `regions.jsonl`; each may be absent.
 PACKS = ("photos/photos.npz", "tiny-imagenet/tiny-imagenet.npz", "imagenet-samples")

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from vip_llava.model.building import quiet
-from vip_llava.training.recipe import TinyModel
+from vip_llava.training.recipes.recipe import TinyModel
 
 __all__ = ["write_tiny"]
 

@@ -28,8 +28,8 @@ from vip_llava.model.processor import Processor
 from vip_llava.model.settings import build_processor
 from vip_llava.model.sources import Source, open_checkpoint
 from vip_llava.model.towers import guard_placeholder
-from vip_llava.training.recipe import Model, Recipe
-from vip_llava.training.tiny import write_tiny
+from vip_llava.training.recipes.recipe import Model, Recipe
+from vip_llava.training.recipes.tiny import write_tiny
 
 __all__ = ["Start", "open_start", "write_new_projector"]
 

@@ -26,7 +26,7 @@ from vip_llava.model.building import quiet
 from vip_llava.model.checkpoint_files import read_json
 from vip_llava.model.layouts import ProjectorStyle
 from vip_llava.model.towers import stopped
-from vip_llava.training.recipe import Recipe
+from vip_llava.training.recipes.recipe import Recipe
 
 __all__ = ["count_rows", "make_plan", "memory", "outline"]
 

@@ -1,0 +1,1 @@
+"""What a run leaves: exported folders, a model card, a loss curve."""
