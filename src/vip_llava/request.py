@@ -102,9 +102,9 @@ class Prepared:
             notes += resolution.notes
             bare = picture
             picture = draw_resolved(picture, regions)
+            seen = regions
         elif picture is not None and processor.focal is not None:
             seen = _marks_on(picture, request, notes)
-        seen = regions or seen
         drawn = time.perf_counter()
         # Earlier turns of a person may name regions too; what a model said is left as it was said.
         history = [_expanded(message, regions) for message in as_messages(request.history)]

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,36 +201,7 @@ def test_what_a_run_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         run(recipe(log__to="tensorboard"), tmp_path / "out")
 
 
-@pytest.fixture
-def projector_start(
-    make_original: Callable[..., Path], tiny_model_folder: Path, tmp_path: Path
-) -> dict[str, str]:
-    """A language model and a picture encoder, as a stage 1 wants them."""
-    import shutil
-
-    from safetensors.torch import save_file
-
-    whole = make_original(5)
-    weights = load_file(whole / "model.safetensors")
-    config = json.loads((whole / "config.json").read_text())
-    base, tower = tmp_path / "base", tmp_path / "tower"
-    for folder in (base, tower):
-        folder.mkdir()
-    prefix = "model.vision_tower.vision_tower."
-    kept = {k: v for k, v in weights.items() if "mm_projector" not in k and prefix not in k}
-    save_file(kept, base / "model.safetensors")
-    plain = {k: v for k, v in config.items() if not k.startswith("mm_")}
-    (base / "config.json").write_text(json.dumps({**plain, "model_type": "llama"}))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(tiny_model_folder / name, base / name)
-    seen = {k.removeprefix(prefix): v for k, v in weights.items() if prefix in k}
-    save_file(seen, tower / "model.safetensors")
-    vision = json.loads((whole / "vision_config.json").read_text())
-    (tower / "config.json").write_text(json.dumps({**vision, "model_type": "clip_vision_model"}))
-    return {"base": str(base), "tower": str(tower)}
-
-
-def test_the_stages_one_after_the_other(projector_start: dict[str, str], tmp_path: Path) -> None:
+def test_the_stages_one_after_the_other(split: dict[str, Path], tmp_path: Path) -> None:
     """The published recipes' own stage files, on a small start: 1, 2, 3 and LoRA."""
     captions = [
         {
@@ -257,10 +227,14 @@ def test_the_stages_one_after_the_other(projector_start: dict[str, str], tmp_pat
     one = stage(
         "stage1",
         data=data(tmp_path, files="captions.json"),
-        **{f"model.{k}": v for k, v in projector_start.items()},
+        **{f"model.{k}": str(v) for k, v in split.items()},
     )
     assert run(one, tmp_path / "one").outcome.result == "projector"
-    start = {**projector_start, "projector": str(tmp_path / "one"), "template": "llava_v1"}
+    start = {
+        **{k: str(v) for k, v in split.items()},
+        "projector": str(tmp_path / "one"),
+        "template": "llava_v1",
+    }
     rows = data(TUTORIAL.parent)
     on = {f"model.{k}": v for k, v in start.items()}
     assert run(stage("stage2", data=rows, **on), tmp_path / "two").outcome.result == "model"

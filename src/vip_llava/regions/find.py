@@ -48,12 +48,13 @@ class NamedMark:
     words: str
 
 
+# The trained nouns, and what people say for three of them.
 _NOUNS = {noun: shape for shape, (_, noun) in WORDS.items()}
+_NOUNS |= {"box": "box", "circle": "ellipse", "dot": "point"}
 _NAMED = re.compile(
-    rf"\b({'|'.join(PALETTE)})\s+({'|'.join(sorted(_NOUNS, key=len, reverse=True))}|box|circle|dot)\b",
+    rf"\b({'|'.join(PALETTE)})\s+({'|'.join(sorted(_NOUNS, key=len, reverse=True))})\b",
     re.IGNORECASE,
 )
-_OTHER_NOUNS = {"box": "box", "circle": "ellipse", "dot": "point"}
 
 
 def named_marks(text: str) -> tuple[NamedMark, ...]:
@@ -61,7 +62,7 @@ def named_marks(text: str) -> tuple[NamedMark, ...]:
     found: dict[tuple[str, str], NamedMark] = {}
     for match in _NAMED.finditer(text):
         color, noun = match[1].lower(), match[2].lower()
-        shape = _NOUNS.get(noun) or _OTHER_NOUNS[noun]
+        shape = _NOUNS[noun]
         found.setdefault((shape, color), NamedMark(shape, color, f"{color} {noun}"))
     return tuple(found.values())
 

@@ -23,6 +23,7 @@ from vip_llava.data.packing import PackedBatches
 from vip_llava.data.reading import RowFile
 from vip_llava.data.samples import SampleDataset, lengths
 from vip_llava.errors import DataError
+from vip_llava.model.fetch import sha256_of
 from vip_llava.model.processor import Processor
 from vip_llava.training.features import (
     CachedRows,
@@ -140,8 +141,7 @@ def with_features(
         path = Path(recipe.data.root).expanduser() / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
-                with file.open("rb") as opened:
-                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+                digest.update(sha256_of(file).encode())
     store = FeatureStore(folder, digest.hexdigest())
     store.build(model, feed.dataset, progress=progress)
     return replace(
