@@ -38,6 +38,7 @@ ERRORS = [
     "QuantizationError",
     "RegionError",
     "RequestError",
+    "ServingError",
     "TemplateError",
     "VipLlavaError",
 ]

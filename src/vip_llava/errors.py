@@ -19,6 +19,7 @@ __all__ = [
     "QuantizationError",
     "RegionError",
     "RequestError",
+    "ServingError",
     "TemplateError",
     "VipLlavaError",
 ]
@@ -46,6 +47,10 @@ class TemplateError(VipLlavaError, ValueError):
 
 class RequestError(VipLlavaError, ValueError):
     """An ask that can't be answered: sampling parameters out of range, prompt too long, no question."""
+
+
+class ServingError(VipLlavaError, RuntimeError):
+    """A server that can't start as asked, a peer that is refused, or a request that can't be taken now."""
 
 
 class CheckpointError(VipLlavaError, ValueError):
