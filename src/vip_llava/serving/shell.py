@@ -24,7 +24,7 @@ except ImportError as error:
         f"serving needs the library {error.name}: pip install 'vip-llava[serve]'"
     ) from error
 
-import vip_llava
+from vip_llava import __version__
 from vip_llava.serving.gate import Gate
 from vip_llava.serving.problems import Problem, as_problem, broken_rules, error_schema
 
@@ -65,7 +65,7 @@ def shell(settings: ServerSettings, *, title: str, lifespan: Any = None) -> Fast
     """
     app = FastAPI(
         title=title,
-        version=vip_llava.__version__,
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
