@@ -1,0 +1,154 @@
+"""The original's prompts: read back exactly, whatever template made them; its streams and limits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from vip_llava.errors import RequestError
+from vip_llava.model.templates import TEMPLATES, Message, get_template
+from vip_llava.serving.legacy import LegacyRequest, LegacyTurn, line, read_prompt
+
+SPOKEN = sorted(name for name in TEMPLATES if "plain" not in name)
+LLAVA = get_template("llava_v1")
+TURNS = [
+    Message("user", "<image>\nWhat is <region:1>?"),
+    Message("assistant", "A cat."),
+    Message("user", "And behind it?"),
+]
+OPEN = Message("assistant", None)
+
+
+def turns_of(found: list[LegacyTurn]) -> list[tuple[str, str]]:
+    return [(turn.role, turn.text) for turn in found]
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_a_prompt_of_every_template_is_read_back(name: str) -> None:
+    template = get_template(name)
+    found = read_prompt(template.prompt([*TURNS, OPEN]), template, images=1)
+    assert turns_of(found) == [
+        ("user", "What is <region:1>?"),
+        ("assistant", "A cat."),
+        ("user", "And behind it?"),
+    ]
+    assert [turn.pictures for turn in found] == [(0,), (), ()]
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_a_prompt_of_another_template_says_the_same(name: str) -> None:
+    """The original's page chooses a template by the model's name, and often wrongly."""
+    prompt = get_template(name).prompt([*TURNS, OPEN])
+    found = read_prompt(prompt, get_template("chatml"), images=1)
+    assert turns_of(found)[-3:] == [
+        ("user", "What is <region:1>?"),
+        ("assistant", "A cat."),
+        ("user", "And behind it?"),
+    ]
+    # No system text of a foreign template; smollm2 is chatml with another one, and kept as typed.
+    assert len(found) == (4 if name == "smollm2" else 3)
+
+
+def test_a_system_text_of_ones_own_is_kept() -> None:
+    prompt = LLAVA.prompt([Message("system", "Answer in French."), *TURNS, OPEN])
+    for own in (LLAVA, get_template("llava_llama_3")):
+        found = read_prompt(prompt, own, images=1)
+        assert turns_of(found)[0] == ("system", "Answer in French.")
+        assert len(found) == 4
+
+
+def test_the_models_own_kind_of_prompt_is_kept_to_the_letter() -> None:
+    """vicuna_v1 differs from llava_v1 in its system text only; the model is shown what was written."""
+    prompt = get_template("vicuna_v1").prompt([Message("user", "Hello"), OPEN])
+    found = read_prompt(prompt, LLAVA, images=0)
+    again = [Message(turn.role, turn.text) for turn in found]  # type: ignore[arg-type]
+    assert LLAVA.prompt([*again, OPEN]) == prompt
+
+
+def test_the_page_of_the_original_puts_the_mark_behind_the_question() -> None:
+    prompt = LLAVA.prompt([Message("user", "What is this?\n<image>"), OPEN])
+    (turn,) = read_prompt(prompt, LLAVA, images=1)
+    assert turn == LegacyTurn(role="user", text="What is this?", pictures=(0,))
+
+
+def test_pictures_are_told_apart_by_the_order_of_their_marks() -> None:
+    turns = [
+        Message("user", "<image>\n<image>\nCompare them."),
+        Message("assistant", "Two cats."),
+        Message("user", "<Image><image></Image>\nAnd this?"),
+    ]
+    found = read_prompt(LLAVA.prompt([*turns, OPEN]), LLAVA, images=3)
+    assert [turn.pictures for turn in found] == [(0, 1), (), (2,)]
+    assert [turn.text for turn in found] == ["Compare them.", "Two cats.", "And this?"]
+
+
+def test_a_bare_question_is_one_turn() -> None:
+    assert turns_of(read_prompt("What is this? <image>", LLAVA, images=1)) == [
+        ("user", "What is this?")
+    ]
+
+
+@pytest.mark.parametrize(("marks", "images"), [(0, 1), (1, 0), (2, 1)])
+def test_pictures_and_marks_have_to_agree(marks: int, images: int) -> None:
+    with pytest.raises(RequestError, match=rf"{marks} <image> marks and {images} pictures"):
+        read_prompt("<image>" * marks + "What is this?", LLAVA, images)
+
+
+def test_a_mark_in_an_answer_shows_nothing() -> None:
+    turns = [Message("user", "Say it."), Message("assistant", "<image>"), Message("user", "Again.")]
+    found = read_prompt(LLAVA.prompt([*turns, OPEN]), LLAVA, images=0)
+    assert turns_of(found)[-2] == ("assistant", "<image>")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_reading_never_makes_up_text(data: st.DataObject) -> None:
+    """Texts full of the templates' own marks: the prompt is read as turns that make it again."""
+    template = get_template(data.draw(st.sampled_from(SPOKEN)))
+    marks = [template.user_start, template.user_end, template.assistant_start, " a", "b"]
+    text = st.lists(st.sampled_from([mark for mark in marks if mark]), min_size=1, max_size=4)
+    asked = Message("user", "".join(data.draw(text)))
+    prompt = template.prompt([asked, Message("assistant", "x"), Message("user", "y"), OPEN])
+    found = read_prompt(prompt, template, images=0)
+    again = [Message(turn.role, turn.text) for turn in found]  # type: ignore[arg-type]
+    if again[0].text != prompt:
+        assert template.prompt([*again, OPEN]) == prompt
+
+
+def test_sampling_of_the_original() -> None:
+    request = LegacyRequest(prompt="x", temperature=0.0005, max_new_tokens=1536, stop="</s>")
+    sampling = request.sampling()
+    assert sampling["temperature"] == 0
+    assert sampling["max_new_tokens"] == 1024
+    assert sampling["stop"] == ()
+    assert sampling["top_k"] == 50
+    assert LegacyRequest(prompt="x", stop="END").sampling()["stop"] == ("END",)
+    with pytest.raises(RequestError, match="max_new_tokens is 0"):
+        LegacyRequest(prompt="x", max_new_tokens=0).sampling()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 2},
+        {"max_new_tokens": -5},
+        {"images": "List of 1 images: ['x']"},
+        {"echo": True},
+        {"seed": 2**63},
+    ],
+)
+def test_wrong_values_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        LegacyRequest.model_validate({"prompt": "x", **wrong})
+
+
+def test_a_line_is_an_object_and_a_zero_byte() -> None:
+    raw = line("prompt é\0", 1)
+    assert raw.count(b"\0") == 1
+    assert json.loads(raw[:-1]) == {"text": "prompt é\0", "error_code": 1}

@@ -1,0 +1,163 @@
+"""Joining, leaving, silence and dispatch, by a clock and chance of the test's own."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from pydantic import ValidationError
+
+from vip_llava.errors import ServingError
+from vip_llava.serving.registry import Registry, WorkerStatus
+
+A, B, C = (f"http://10.0.0.{number}:21002" for number in (1, 2, 3))
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def registry(clock: Clock, dispatch: str = "shortest_queue", capacity: int = 256) -> Registry:
+    return Registry(dispatch, expiry=90, clock=clock, chance=random.Random(7), capacity=capacity)
+
+
+def status(*models: str, speed: float = 1.0, queue: int = 0) -> WorkerStatus:
+    return WorkerStatus(model_names=list(models), speed=speed, queue_length=queue)
+
+
+def test_workers_join_and_leave(clock: Clock) -> None:
+    known = registry(clock)
+    assert known.models() == [] and known.status() is None and known.pick("m") is None
+    known.add(A, status("m", "n"))
+    known.add(B, status("n"))
+    assert known.models() == ["m", "n"]
+    assert [member.address for member in known.members] == [A, B]
+    assert known.drop(A, "left") and not known.drop(A, "left")
+    assert known.models() == ["n"] and known.pick("m") is None
+
+
+def test_a_worker_that_joins_again_is_the_same(clock: Clock) -> None:
+    known = registry(clock)
+    first = known.add(A, status("m"))
+    first.passing = 3
+    again = known.add(A, status("n", speed=2, queue=1))
+    assert again is first and again.models == ("n",) and again.load == 3
+
+
+def test_silent_workers_are_dropped(clock: Clock) -> None:
+    known = registry(clock)
+    silent = known.add(A, status("m"))
+    known.add(B, status("m"))
+    trusted = known.add(C, status("m"), checked=False)
+    clock.now += 89
+    assert known.beat(B, 5) and known.sweep() == []
+    clock.now += 2
+    assert known.sweep() == [silent]
+    assert "silent" in silent.gone and not trusted.gone
+    assert not known.beat(A, 0)  # it has to join anew
+    assert {member.address for member in known.members} == {B, C}
+
+
+def test_who_waits_for_a_worker_hears_of_its_end(clock: Clock) -> None:
+    known = registry(clock)
+    member, heard = known.add(A, status("m")), []
+    member.when_gone(lambda: heard.append("first"))
+    take_back = member.when_gone(lambda: heard.append("second"))
+    take_back()
+    take_back()
+    known.drop(A, "killed")
+    assert heard == ["first"] and member.gone == "killed"
+    member.when_gone(lambda: heard.append("late"))
+    assert heard == ["first", "late"]
+
+
+def test_shortest_queue_counts_what_is_on_its_way(clock: Clock) -> None:
+    known = registry(clock)
+    known.add(A, status("m", queue=2))
+    known.add(B, status("m", queue=1))
+    chosen = []
+    for _ in range(3):
+        member = known.pick("m")
+        assert member is not None
+        member.passing += 1
+        chosen.append(member.address)
+    # B until it has as many as A, then by turns.
+    assert chosen[:2] == [B, B] and chosen[2] == A
+
+
+def test_shortest_queue_knows_speed_and_takes_turns(clock: Clock) -> None:
+    known = registry(clock)
+    known.add(A, status("m", speed=4, queue=4))
+    known.add(B, status("m", speed=1, queue=2))
+    assert known.pick("m") is known.members[0]
+    known.add(A, status("m"))
+    known.add(B, status("m"))
+    turns = [known.pick("m") for _ in range(4)]
+    assert turns[0] is turns[2] and turns[1] is turns[3] and turns[0] is not turns[1]
+
+
+def test_lottery_chooses_by_speed(clock: Clock) -> None:
+    known = registry(clock, "lottery")
+    known.add(A, status("m", speed=3))
+    known.add(B, status("m", speed=1))
+    known.add(C, status("other", speed=100))
+    drawn = Counter(member.address for _ in range(4000) if (member := known.pick("m")))
+    assert set(drawn) == {A, B}
+    assert 0.70 < drawn[A] / 4000 < 0.80
+
+
+@pytest.mark.parametrize("dispatch", ["lottery", "shortest_queue"])
+def test_tried_workers_are_left_out(clock: Clock, dispatch: str) -> None:
+    known = registry(clock, dispatch)
+    first, second = known.add(A, status("m")), known.add(B, status("m"))
+    assert all(known.pick("m", {first}) is second for _ in range(20))
+    assert known.pick("m", {first, second}) is None
+
+
+def test_all_workers_as_one(clock: Clock) -> None:
+    known = registry(clock)
+    known.add(A, status("m", speed=2, queue=1))
+    known.add(B, status("m", "n", queue=4))
+    assert known.status() == status("m", "n", speed=3, queue=5)
+
+
+def test_there_is_room_for_so_many(clock: Clock) -> None:
+    known = registry(clock, capacity=1)
+    known.add(A, status("m"))
+    known.add(A, status("n"))
+    with pytest.raises(ServingError, match="1 workers already"):
+        known.add(B, status("m"))
+
+
+def test_unknown_dispatch_is_refused() -> None:
+    with pytest.raises(ServingError, match="shortest_queue, lottery"):
+        Registry("fastest")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model_names": []},
+        {"model_names": ["a b"]},
+        {"model_names": ["a\nb"]},
+        {"model_names": ["x" * 201]},
+        {"model_names": ["m"], "speed": 0},
+        {"model_names": ["m"], "speed": float("nan")},
+        {"model_names": ["m"], "speed": float("inf")},
+        {"model_names": ["m"], "queue_length": -1},
+        {"model_names": ["m"], "queue_length": "3"},
+        {"model_names": ["m"], "address": "x"},
+    ],
+)
+def test_a_status_out_of_bounds_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        WorkerStatus.model_validate(wrong)

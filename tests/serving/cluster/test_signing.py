@@ -1,0 +1,123 @@
+"""Forged, changed, repeated and stale requests among members are refused (test 54 of the field)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vip_llava.errors import ServingError
+from vip_llava.serving.signing import SECRET_VARIABLE, ForgedError, Secret, Verifier, read_secret
+
+SECRET = Secret("a secret of the tests, long enough")
+PATH, BODY = "/register_worker", b'{"worker_name": "http://127.0.0.1:1"}'
+NOW = 1_800_000_000.0
+
+
+def verifier(now: float = NOW, **given: int) -> Verifier:
+    return Verifier(SECRET, clock=lambda: now, **given)
+
+
+def test_a_member_is_believed_once() -> None:
+    check, headers = verifier(), SECRET.sign("POST", PATH, BODY, now=NOW)
+    check.check("POST", PATH, headers, BODY)
+    with pytest.raises(ForgedError, match="sent before"):
+        check.check("POST", PATH, headers, BODY)
+    check.check("POST", PATH, SECRET.sign("POST", PATH, BODY, now=NOW), BODY)
+
+
+@pytest.mark.parametrize("changed", ["method", "path", "body", "secret", "time", "nonce"])
+def test_a_changed_request_is_refused(changed: str) -> None:
+    signer = Secret("another secret of the tests") if changed == "secret" else SECRET
+    headers = signer.sign("POST", PATH, BODY, now=NOW)
+    if changed in ("time", "nonce"):
+        name = f"x-vip-llava-{changed}"
+        headers[name] = {"time": f"{NOW + 1:.3f}", "nonce": "0" * 32}[changed]
+    method = "GET" if changed == "method" else "POST"
+    path = "/receive_heart_beat" if changed == "path" else PATH
+    with pytest.raises(ForgedError, match="signature does not fit"):
+        verifier().check(method, path, headers, b"{}" if changed == "body" else BODY)
+
+
+@pytest.mark.parametrize("missing", ["time", "nonce", "signature"])
+def test_an_unsigned_request_is_refused(missing: str) -> None:
+    headers = SECRET.sign("POST", PATH, BODY, now=NOW)
+    del headers[f"x-vip-llava-{missing}"]
+    with pytest.raises(ForgedError, match="not signed"):
+        verifier().check("POST", PATH, headers, BODY)
+
+
+@pytest.mark.parametrize(("age", "allowed"), [(29, True), (31, False), (-29, True), (-31, False)])
+def test_old_and_early_requests_are_refused(age: float, allowed: bool) -> None:
+    headers = SECRET.sign("POST", PATH, BODY, now=NOW - age)
+    if allowed:
+        verifier().check("POST", PATH, headers, BODY)
+        return
+    with pytest.raises(ForgedError, match="set the clocks"):
+        verifier().check("POST", PATH, headers, BODY)
+
+
+def test_a_number_is_remembered_as_long_as_it_could_be_used() -> None:
+    now = [NOW]
+    check = Verifier(SECRET, window=30, clock=lambda: now[0])
+    early = SECRET.sign("POST", PATH, BODY, now=NOW + 29)
+    check.check("POST", PATH, early, BODY)
+    now[0] = NOW + 58
+    with pytest.raises(ForgedError, match="sent before"):
+        check.check("POST", PATH, early, BODY)
+
+
+def test_a_full_memory_refuses_and_recovers() -> None:
+    now = [NOW]
+    check = Verifier(SECRET, window=30, capacity=2, clock=lambda: now[0])
+    for _ in range(2):
+        check.check("POST", PATH, SECRET.sign("POST", PATH, BODY, now=NOW), BODY)
+    with pytest.raises(ForgedError, match="too many"):
+        check.check("POST", PATH, SECRET.sign("POST", PATH, BODY, now=NOW), BODY)
+    with pytest.raises(ForgedError, match="does not fit"):  # a stranger does not even get so far
+        check.check("POST", PATH, Secret("x" * 16).sign("POST", PATH, BODY, now=NOW), BODY)
+    now[0] += 61
+    check.check("POST", PATH, SECRET.sign("POST", PATH, BODY, now=now[0]), BODY)
+
+
+def test_a_proof_is_of_one_challenge_and_one_body() -> None:
+    proof = SECRET.proof("c1", BODY)
+    assert SECRET.proves(proof, "c1", BODY)
+    assert not SECRET.proves(proof, "c2", BODY)
+    assert not SECRET.proves(proof, "c1", b"{}")
+    assert not SECRET.proves(None, "c1", BODY)
+    assert not Secret("another secret of the tests").proves(proof, "c1", BODY)
+
+
+def test_the_secret_does_not_show() -> None:
+    headers = str(SECRET.sign("POST", PATH, BODY))
+    for shown in (repr(SECRET), str(SECRET), headers, SECRET.service_key, SECRET.proof("c", b"")):
+        assert "secret of the tests" not in shown
+    assert Secret(SECRET.text()).service_key == SECRET.service_key
+    assert Secret.new().text() != Secret.new().text()
+
+
+def test_a_short_secret_is_refused_without_showing_it() -> None:
+    with pytest.raises(ServingError, match="5 characters") as caught:
+        Secret("12345")
+    assert "12345" not in str(caught.value)
+
+
+def test_the_secret_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SECRET_VARIABLE, raising=False)
+    assert read_secret(None) is None
+    monkeypatch.setenv(SECRET_VARIABLE, f" {SECRET.text()}\n")
+    found = read_secret(None)
+    assert found is not None and found.text() == SECRET.text()
+    file = tmp_path / "secret"
+    file.write_text("the secret in a file\n")
+    file.chmod(0o600)
+    found = read_secret(file)
+    assert found is not None and found.text() == "the secret in a file"
+    file.chmod(0o644)
+    with pytest.raises(ServingError, match="chmod 600"):
+        read_secret(file)
+    with pytest.raises(ServingError, match="can't be read"):
+        read_secret(tmp_path / "missing")
