@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vip_llava.api import Assistant, Request, load
+from vip_llava.api import Assistant, Request, Shown, load
+from vip_llava.engine import TokenEvent
 from vip_llava.errors import (
     PhraseError,
     PictureError,
@@ -352,3 +353,78 @@ def test_load_opens_a_folder_and_answers(tiny_model_folder: Path, photo: Image.I
     answer = assistant.ask(photo, QUESTION, BOX, max_new_tokens=3)
     assert answer.usage.image_tokens == 16
     assert answer.usage.completion_tokens == 3
+
+
+def test_several_pictures_each_with_its_question(assistant: Assistant, photo: Image.Image) -> None:
+    other = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    request = {
+        "question": "Is <region:2> like <region:1>?",
+        "pictures": [{"picture": other, "regions": [Box(5, 5, 30, 30)]}, Shown(photo)],
+        "history": [
+            {"role": "user", "text": QUESTION, "pictures": [Shown(photo, [BOX])]},
+            {"role": "assistant", "text": "A cat."},
+        ],
+    }
+    answer = assistant.ask_many([request], max_new_tokens=4)[0]
+    assert [len(each.regions) for each in answer.pictures] == [1, 1, 0]
+    # Ids and colours differ over all pictures, so that words mean one region.
+    assert [(region.id, region.color) for region in answer.regions] == [("1", "red"), ("2", "lime")]
+    assert answer.pictures[1].image.tobytes() == draw(other, answer.regions[1:]).tobytes()
+    views = 3 if assistant.processor.focal is None else 5
+    assert answer.usage.image_tokens == 16 * views
+    first, second = answer.prompt.split("A cat.")
+    close = 0 if assistant.processor.focal is None else 1
+    assert (first.count("<image>"), second.count("<image>")) == (1 + close, 2 + close)
+    assert "the object within the lime rectangle like the object within the red" in second
+    assert len(answer.to_json()["images"]) == 3
+
+
+def test_one_of_several_pictures_is_the_picture(assistant: Assistant, photo: Image.Image) -> None:
+    alone = assistant.ask(photo, QUESTION, [BOX], max_new_tokens=5)
+    shown = {"question": QUESTION, "pictures": [Shown(photo, [BOX])]}
+    listed = assistant.ask_many([shown], max_new_tokens=5)[0]
+    assert (listed.text, listed.prompt) == (alone.text, alone.prompt)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"picture": "a", "pictures": [Shown("b")]}, "not both"),
+        ({"pictures": [Shown(None)]}, 'write {"picture": ...'),
+        ({"pictures": "photo.jpg"}, "no list of pictures"),
+        ({"pictures": [{"picture": "a", "region": []}]}, 'write {"picture": ...'),
+        ({"pictures": [Shown("a")], "regions": [BOX]}, "belong to one of those"),
+        (
+            {"history": [{"role": "assistant", "text": "a", "pictures": [Shown("a")]}]},
+            "an? assistant message can't have pictures",
+        ),
+    ],
+)
+def test_wrong_pictures_are_named(
+    assistant: Assistant, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        assistant.prepare({"question": "What is it?", **wrong})
+
+
+def test_a_server_prepares_submits_and_hears(assistant: Assistant, photo: Image.Image) -> None:
+    prepared = assistant.prepare(
+        {"question": QUESTION, "picture": photo, "regions": [BOX]}, max_new_tokens=6, logprobs=2
+    )
+    events: list[TokenEvent] = []
+    pending = assistant.submit(prepared, events.append)
+    assert not pending.done
+    answer = pending.answer()
+    assert pending.done
+    assert answer.text == "".join(event.text for event in events)
+    assert answer.logprobs is not None
+    assert len(answer.logprobs) == answer.usage.completion_tokens
+    for told, event in zip(answer.logprobs, events, strict=False):
+        assert told.token == event.token == told.best[0].token  # greedy
+        assert told.logprob == told.best[0].logprob > told.best[1].logprob
+        assert event.logprobs is not None
+    assert answer.to_json()["logprobs"][0]["best"][0]["text"] == answer.logprobs[0].text
+    cancelled = assistant.submit(prepared)
+    cancelled.cancel()
+    with pytest.raises(RequestError, match="cancelled"):
+        cancelled.answer()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vip_llava.regions import Region
 
-__all__ = ["Answer", "Timing", "Usage"]
+__all__ = ["Answer", "DrawnPicture", "Timing", "TokenLogprob", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,39 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnPicture:
+    """A picture as the model was shown it."""
+
+    image: Image.Image
+    """Regions drawn, in its original size; RGB."""
+    regions: tuple[Region, ...]
+    """In pixels, clipped to the picture, with id, colour, alpha and width filled in."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability, as the model gave it."""
+
+    token: int
+    text: str
+    logprob: float
+    best: tuple[TokenLogprob, ...] = ()
+    """The most probable tokens in its place, best first, as many as were asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it; "best" only where there is one."""
+        values: dict[str, Any] = {"token": self.token, "text": self.text, "logprob": self.logprob}
+        return {**values, "best": [each.to_json() for each in self.best]} if self.best else values
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One answer. `str(answer)` is its text."""
 
     text: str
     """White space at both ends, stop texts and control tokens are not part of it."""
-    image: Image.Image | None
-    """The picture as the model was shown it, regions drawn, in its original size; RGB."""
-    regions: tuple[Region, ...]
-    """The regions in pixels, clipped to the picture, with id, colour, alpha and width filled in."""
+    pictures: tuple[DrawnPicture, ...]
+    """All pictures of the conversation, in order."""
     prompt: str
     """The whole prompt, with `<image>` where a view of the picture stands."""
     usage: Usage
@@ -87,21 +111,28 @@ class Answer:
     """"stop": the model or a stop text ended it; "length": the limit of tokens did."""
     seed: int
     """The seed that was used; asking again with it and a temperature gives the same answer."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each token of the answer, where they were asked for."""
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The picture, the first one of several, as the model was shown it; None without one."""
+        return self.pictures[0].image if self.pictures else None
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions of all pictures as they were drawn, each in pixels of its own picture."""
+        return tuple(region for each in self.pictures for region in each.regions)
 
     def __str__(self) -> str:
         return self.text
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the picture itself, of which the size stays."""
-        size = (
-            None
-            if self.image is None
-            else dict(zip(("width", "height"), self.image.size, strict=True))
-        )
-        return {
+        """Everything but the pictures themselves, of which the sizes stay."""
+        values: dict[str, Any] = {
             "text": self.text,
             "finish_reason": self.finish_reason,
-            "image": size,
+            "image": _size(self.image),
             "regions": [region.to_json() for region in self.regions],
             "prompt": self.prompt,
             "usage": self.usage.to_json(),
@@ -109,3 +140,14 @@ class Answer:
             "notes": list(self.notes),
             "seed": self.seed,
         }
+        if len(self.pictures) > 1:
+            values["images"] = [_size(each.image) for each in self.pictures]
+        if self.logprobs is not None:
+            values["logprobs"] = [each.to_json() for each in self.logprobs]
+        return values
+
+
+def _size(image: Image.Image | None) -> dict[str, int] | None:
+    if image is None:
+        return None
+    return {"width": image.size[0], "height": image.size[1]}

@@ -13,17 +13,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
 
-from vip_llava.answer import Answer, Timing, Usage
+from vip_llava.answer import Answer, DrawnPicture, Timing, TokenLogprob, Usage
 from vip_llava.chat import Chat
 from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams
 from vip_llava.errors import RequestError
-from vip_llava.request import Prepared, Request, Sampling, as_request, naming
+from vip_llava.request import Prepared, Request, Sampling, Shown, as_request, naming
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from vip_llava.engine import Handle
+    from vip_llava.engine import Handle, TokenEvent
     from vip_llava.model.processor import Processor
     from vip_llava.request import MessageLike, Picture, RegionLike
 
@@ -32,9 +32,13 @@ __all__ = [
     "AnswerStream",
     "Assistant",
     "Chat",
+    "DrawnPicture",
     "ModelInfo",
+    "Pending",
     "Request",
+    "Shown",
     "Timing",
+    "TokenLogprob",
     "Usage",
     "load",
 ]
@@ -158,7 +162,7 @@ class Assistant:
             order) and is worded as the model was trained: "within the red rectangle".
         regions: Region objects (`Box(...)`, ...) or their JSON objects; drawn on the picture.
         sampling: max_new_tokens=512, temperature=0.0, top_p, top_k, min_p, repetition_penalty,
-            seed, stop; see `vip_llava.engine.SamplingParams`.
+            seed, stop, logprobs; see `vip_llava.engine.SamplingParams`.
         Raises RequestError, PictureError, RegionError or PhraseError for what was given.
         """
         return self.stream(picture, question, regions, history=history, **sampling).result()
@@ -224,6 +228,25 @@ class Assistant:
         """A conversation of several turns about one picture; regions may be added on the way."""
         return Chat(self, picture, regions, history)
 
+    def prepare(
+        self, request: Request | Mapping[str, Any], **sampling: Unpack[Sampling]
+    ) -> Prepared:
+        """Everything up to the prompt, checked: opens, draws and words. Needs no engine.
+
+        Raises what `ask` raises. For servers, which do this in threads of their own.
+        """
+        params = _params(sampling)
+        return self._prepare(as_request(request, params), params)
+
+    def submit(
+        self, prepared: Prepared, on_event: Callable[[TokenEvent], None] | None = None
+    ) -> Pending:
+        """Queue a prepared request; it runs when somebody waits, or by the thread of `engine.start`.
+
+        on_event: called for each token by the thread that makes the steps; must not wait.
+        """
+        return Pending(self, prepared, on_event)
+
     def _prepare(self, request: Request, params: SamplingParams) -> Prepared:
         prepared = Prepared.of(request, self.processor, params)
         self.engine.room(prepared.prompt_tokens)
@@ -234,12 +257,12 @@ class Assistant:
     ) -> Generator[tuple[int, Answer]]:
         """The answers with their indices as they end; at most `together` are on their way."""
         begin = iter(order)
-        running: dict[int, _Asked] = {}
+        running: dict[int, Pending] = {}
         try:
             while True:
                 for index in islice(begin, together - len(running)):
                     with naming(index):
-                        running[index] = _Asked(self, prepared[index])
+                        running[index] = Pending(self, prepared[index])
                 if not running:
                     return
                 self.engine.wait_any([asked.handle for asked in running.values()])
@@ -263,7 +286,7 @@ class AnswerStream(Iterator[str]):
         self.on_end: Callable[[Answer], None] | None = None
 
     def _run(self) -> Generator[str, None, None]:
-        asked = _Asked(self._assistant, self.prepared)
+        asked = Pending(self._assistant, self.prepared)
         try:
             for event in asked.handle:
                 if event.text:
@@ -301,11 +324,17 @@ class AnswerStream(Iterator[str]):
         self.close()
 
 
-class _Asked:
-    """A prepared request on its way through processor and engine."""
+class Pending:
+    """A prepared request on its way through processor and engine; `Assistant.submit` makes it."""
 
-    def __init__(self, assistant: Assistant, prepared: Prepared) -> None:
+    def __init__(
+        self,
+        assistant: Assistant,
+        prepared: Prepared,
+        on_event: Callable[[TokenEvent], None] | None = None,
+    ) -> None:
         processor = assistant.processor
+        self._decode = processor.tokenizer.decode
         began = perf_counter()
         inputs = processor([prepared.conversation])
         ids: list[int] = inputs["input_ids"][0].tolist()
@@ -313,15 +342,27 @@ class _Asked:
         self._seconds = perf_counter() - began
         self._prepared = prepared
         pixels = inputs.get("pixel_values")
-        self.handle: Handle = assistant.engine.submit(ids, pixels, prepared.sampling)
+        self.handle: Handle = assistant.engine.submit(
+            ids, pixels, prepared.sampling, on_event=on_event
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.handle.done
+
+    def cancel(self) -> None:
+        """Give it up; its memory is free before the engine's next step."""
+        self.handle.cancel()
 
     def answer(self) -> Answer:
-        """The answer; waits for it."""
+        """The answer; waits for it. Raises the error that ended it, RequestError if cancelled."""
         one, generated = self._prepared, self.handle.result()
         return Answer(
             text=generated.text,
-            image=one.conversation.picture,
-            regions=one.conversation.regions,
+            pictures=tuple(
+                DrawnPicture(each.image, each.regions) for each in one.conversation.drawn
+            ),
             prompt=one.prompt,
             usage=Usage(generated.prompt_tokens, self._image_tokens, len(generated.tokens)),
             timing=Timing(
@@ -334,7 +375,19 @@ class _Asked:
             notes=one.notes + _shortened(generated, one.sampling.max_new_tokens),
             finish_reason=generated.finish_reason,
             seed=generated.seed,
+            logprobs=self._logprobs(generated),
         )
+
+    def _logprobs(self, generated: Generated) -> tuple[TokenLogprob, ...] | None:
+        if generated.logprobs is None:
+            return None
+        told = []
+        for token, about in zip(generated.tokens, generated.logprobs, strict=True):
+            best = tuple(
+                TokenLogprob(other, self._decode([other]), value) for other, value in about.best
+            )
+            told.append(TokenLogprob(token, self._decode([token]), about.chosen, best))
+        return tuple(told)
 
 
 def _shortened(generated: Generated, asked: int) -> tuple[str, ...]:

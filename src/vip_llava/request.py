@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from vip_llava.engine import SamplingParams
 from vip_llava.errors import RequestError, VipLlavaError
-from vip_llava.model.processor import Conversation, Processor
+from vip_llava.model.processor import Conversation, Drawn, Processor
 from vip_llava.model.templates import IMAGE_TEXT, Message
 from vip_llava.pictures import open_picture
-from vip_llava.regions import Region, draw_resolved, region_from_json, resolve
+from vip_llava.regions import Region, draw_resolved, region_from_json
 from vip_llava.regions.find import find_mark, named_marks
 from vip_llava.regions.phrases import expand
+from vip_llava.regions.resolve import resolve_together
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
     RegionLike = Region | Mapping[str, Any]
     MessageLike = Message | Mapping[str, Any]
 
-__all__ = ["Prepared", "Request", "Sampling", "as_messages", "as_regions", "as_request", "naming"]
+__all__ = [
+    "Prepared",
+    "Request",
+    "Sampling",
+    "Shown",
+    "as_messages",
+    "as_regions",
+    "as_request",
+    "naming",
+]
 
 
 class Sampling(TypedDict, total=False):
@@ -45,19 +55,34 @@ class Sampling(TypedDict, total=False):
     repetition_penalty: float
     seed: int | None
     stop: str | Sequence[str]
+    logprobs: int | None
 
 
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams))
-_KEYS = ("picture", "question", "regions", "history")
+_KEYS = ("picture", "question", "regions", "history", "pictures")
+_TURN = frozenset({"role", "text", "pictures"})
+_SHOWN = frozenset({"picture", "regions"})
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One of several pictures, with the regions on it; each as for `Assistant.ask`."""
+
+    picture: Picture
+    regions: Sequence[RegionLike] | RegionLike = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One ask for `Assistant.ask_many`.
 
-    picture: path, bytes, PIL image, numpy array, data address, or None to talk without one.
-    regions: Region objects or their JSON objects; history: earlier turns, oldest first,
-        each a Message or an object {"role": ..., "text": ...}.
+    picture: path, bytes, PIL image, numpy array, data address, or None to talk without one. It is
+        shown with the first question of the conversation.
+    regions: Region objects or their JSON objects, on that picture.
+    history: earlier turns, oldest first, each a Message or an object {"role": ..., "text": ...}.
+    pictures: in place of `picture`, several that are shown with this question: `Shown` or
+        {"picture": ..., "regions": [...]}. Turns of the history may have such "pictures" too.
+        The ids of regions differ over all of them.
     sampling: for this request alone; None takes what `ask_many` was given.
     """
 
@@ -65,12 +90,13 @@ class Request:
     picture: Picture = None
     regions: Sequence[RegionLike] | RegionLike = ()
     history: Sequence[MessageLike] = ()
+    pictures: Sequence[Shown | Mapping[str, Any]] = ()
     sampling: SamplingParams | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request whose picture is open and drawn and whose question is worded. Times: seconds."""
+    """A request whose pictures are open and drawn and whose question is worded. Times: seconds."""
 
     conversation: Conversation
     sampling: SamplingParams
@@ -85,32 +111,22 @@ class Prepared:
     def of(cls, request: Request, processor: Processor, sampling: SamplingParams) -> Prepared:
         """Do everything up to the prompt. Raises the `VipLlavaError` of whatever is wrong."""
         notes: list[str] = []
-        question = _question(request, notes)
-        regions = as_regions(request.regions)
-        if regions and request.picture is None:
-            raise RequestError(
-                f"{len(regions)} regions were given without a picture to draw them on"
-            )
+        history, shown = _pictures(request)
+        question = _question(request, bool(shown), notes)
         began = time.perf_counter()
-        picture = None if request.picture is None else open_picture(request.picture)
-        opened = time.perf_counter()
-        seen: tuple[Region, ...] = ()
-        bare: Image.Image | None = None
-        if picture is not None and regions:
-            resolution = resolve(regions, picture.size)
-            regions = resolution.regions
-            notes += resolution.notes
-            bare = picture
-            picture = draw_resolved(picture, regions)
-            seen = regions
-        elif picture is not None and processor.focal is not None:
-            seen = _marks_on(picture, request, notes)
-        drawn = time.perf_counter()
+        opened = [open_picture(each.picture) for each in shown if each.picture is not None]
+        opened_at = time.perf_counter()
+        drawn = _drawn(opened, shown, notes)
+        if len(drawn) == 1 and not drawn[0].regions and processor.focal is not None:
+            drawn = (replace(drawn[0], regions=_marks_on(opened[0], request, notes)),)
+        drawn_at = time.perf_counter()
+        regions = [region for each in drawn for region in each.regions]
         # Earlier turns of a person may name regions too; what a model said is left as it was said.
-        history = [_expanded(message, regions) for message in as_messages(request.history)]
-        asked = Message("user", expand(question, regions))
-        messages = (*history, asked, Message("assistant", None))
-        conversation = Conversation(messages=messages, picture=picture, regions=seen, bare=bare)
+        earlier = [_expanded(message, regions) for message in history]
+        own = len(request.pictures)
+        asked = Message("user", expand(question, regions), own)
+        messages = (*earlier, asked, Message("assistant", None))
+        conversation = Conversation(messages=messages, pictures=drawn)
         prompt_tokens = len(processor.encode_one(conversation))
         prompt = processor.prompt_text(conversation)
         encoded = time.perf_counter()
@@ -120,13 +136,71 @@ class Prepared:
             notes=tuple(notes),
             prompt=prompt,
             prompt_tokens=prompt_tokens,
-            open_seconds=opened - began,
-            draw_seconds=drawn - opened,
-            encode_seconds=encoded - drawn,
+            open_seconds=opened_at - began,
+            draw_seconds=drawn_at - opened_at,
+            encode_seconds=encoded - drawn_at,
         )
 
 
-def _question(request: Request, notes: list[str]) -> str:
+def _pictures(request: Request) -> tuple[list[Message], list[Shown]]:
+    """The turns of the history with their counts of pictures, and all pictures in order."""
+    history: list[Message] = []
+    shown: list[Shown] = []
+    for message, own in _turns(request.history):
+        history.append(replace(message, pictures=len(own)) if own else message)
+        shown += own
+    shown += _shown(request.pictures)
+    if request.picture is not None:
+        if shown:
+            raise RequestError(
+                "give either `picture`, which is shown with the first question, or `pictures` of "
+                "the question and of the history, not both"
+            )
+        return history, [Shown(request.picture, request.regions)]
+    if count := len(as_regions(request.regions)):
+        raise RequestError(
+            f"{count} regions were given without a picture to draw them on"
+            + ("; with `pictures` they belong to one of those" if shown else "")
+        )
+    return history, shown
+
+
+def _shown(values: object) -> list[Shown]:
+    """Pictures with their regions, from `Shown`s or from objects of that form."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
+        raise RequestError(f"pictures: {values!r} is no list of pictures")
+    found = []
+    for value in values:
+        if isinstance(value, Mapping) and "picture" in value and set(value) <= _SHOWN:
+            value = Shown(**value)
+        if not isinstance(value, Shown) or value.picture is None:
+            raise RequestError(
+                f'pictures: {value!r} is none; write {{"picture": ..., "regions": [...]}}'
+            )
+        found.append(value)
+    return found
+
+
+def _drawn(
+    opened: Sequence[Image.Image], shown: Sequence[Shown], notes: list[str]
+) -> tuple[Drawn, ...]:
+    """The pictures with their regions resolved and drawn; notes say what was changed."""
+    pairs = [
+        (as_regions(each.regions), picture.size)
+        for each, picture in zip(shown, opened, strict=True)
+    ]
+    drawn = []
+    for picture, resolution in zip(opened, resolve_together(pairs), strict=True):
+        notes += resolution.notes
+        if resolution.regions:
+            image = draw_resolved(picture, resolution.regions)
+            drawn.append(Drawn(image, resolution.regions, picture))
+        else:
+            drawn.append(Drawn(picture))
+    return tuple(drawn)
+
+
+def _question(request: Request, shown: bool, notes: list[str]) -> str:
     """The question without a picture marker in front.
 
     Files and users of the original begin a question with "<image>\\n", where that program put the
@@ -137,7 +211,7 @@ def _question(request: Request, notes: list[str]) -> str:
     if not isinstance(question, str):
         raise RequestError(f"question: {question!r} is no text")
     marker = f"{IMAGE_TEXT}\n"
-    if request.picture is not None and question.startswith(marker):
+    if shown and question.startswith(marker):
         question = question[len(marker) :]
         notes.append(f'a first line "{IMAGE_TEXT}" was left out: the picture is placed by itself')
     if not question.strip():
@@ -190,21 +264,30 @@ def as_regions(values: Sequence[RegionLike] | RegionLike) -> tuple[Region, ...]:
 
 def as_messages(values: Sequence[MessageLike]) -> tuple[Message, ...]:
     """Turns from Messages or from objects {"role": ..., "text": ...}; each has its text."""
+    return tuple(message for message, _ in _turns(values))
+
+
+def _turns(values: Sequence[MessageLike]) -> list[tuple[Message, list[Shown]]]:
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
         raise RequestError(f"history: {values!r} is no list of messages")
-    return tuple(_message(value) for value in values)
+    return [_turn(value) for value in values]
 
 
-def _message(value: MessageLike) -> Message:
+def _turn(value: MessageLike) -> tuple[Message, list[Shown]]:
+    """A turn, and the pictures that come with it."""
+    own: list[Shown] = []
     if isinstance(value, Message):
         message = value
-    elif isinstance(value, Mapping) and set(value) == {"role", "text"}:
+    elif isinstance(value, Mapping) and {"role", "text"} <= set(value) <= _TURN:
         message = Message(value["role"], value["text"])
+        own = _shown(value.get("pictures", ()))
     else:
         raise RequestError(f'history: {value!r} is no message; write {{"role": ..., "text": ...}}')
     if not isinstance(message.text, str):
         raise RequestError(f"history: a {message.role} message has no text")
-    return message
+    if own and message.role != "user":
+        raise RequestError(f"history: a {message.role} message can't have pictures")
+    return message, own
 
 
 def as_request(value: Request | Mapping[str, Any], sampling: SamplingParams) -> Request:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.engine.sampling import Sampler, SamplingParams, SamplingState
+from vip_llava.engine.sampling import Sampler, SamplingParams, SamplingState, logprobs
 from vip_llava.errors import RequestError
 
 CPU = torch.device("cpu")
@@ -143,3 +143,22 @@ def test_extreme_logits_stay_in_the_vocabulary() -> None:
     sharp = torch.tensor([-math.inf, 1e30, -math.inf, 1e30])
     found = frequencies(sharp, temperature=1e-4, draws=100)
     assert found[0] == found[2] == 0
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    logits = torch.tensor([[0.5, 2.0, -1.0, 1.0], [1.0, 0.0, 0.0, 0.0], [3.0, 0.0, 1.0, 2.0]])
+    asked = [
+        SamplingParams(temperature=1.5, top_k=1, logprobs=2),
+        SamplingParams(),
+        SamplingParams(logprobs=0),
+    ]
+    told = logprobs(logits, [1, 0, None], [SamplingState(each, [0]) for each in asked])
+    expected = logits[0].log_softmax(dim=-1).tolist()
+    assert told[1] is None and told[2] is None
+    assert told[0] is not None
+    assert told[0].chosen == pytest.approx(expected[1])
+    assert [token for token, _ in told[0].best] == [1, 3]
+    assert [value for _, value in told[0].best] == pytest.approx([expected[1], expected[3]])
+    alone = logprobs(logits[2:], [2], [SamplingState(asked[2], [0])])[0]
+    assert alone is not None and alone.best == ()
+    assert alone.chosen == pytest.approx(float(logits[2].log_softmax(dim=-1)[2]))

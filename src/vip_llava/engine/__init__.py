@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vip_llava.engine.core import Engine, Handle
 from vip_llava.engine.detokenize import TextStream
-from vip_llava.engine.sampling import SamplingParams
+from vip_llava.engine.sampling import Logprobs, SamplingParams
 from vip_llava.engine.scheduler import TokenEvent
 from vip_llava.engine.values import EngineSettings, EngineStats, Generated, check_room
 
@@ -17,6 +17,7 @@ __all__ = [
     "EngineStats",
     "Generated",
     "Handle",
+    "Logprobs",
     "SamplingParams",
     "TextStream",
     "TokenEvent",

@@ -23,7 +23,13 @@ from torch import Tensor
 from vip_llava.engine.detokenize import Decode, TextStream
 from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
 from vip_llava.engine.runner import Runner
-from vip_llava.engine.sampling import Sampler, SamplingParams, SamplingState
+from vip_llava.engine.sampling import (
+    Logprobs,
+    Sampler,
+    SamplingParams,
+    SamplingState,
+    logprobs,
+)
 from vip_llava.engine.scheduler import Row, Scheduler, TokenEvent
 from vip_llava.engine.values import EngineSettings, EngineStats, Generated, check_room
 from vip_llava.engine.vision import VisionCache, view_digests
@@ -77,6 +83,7 @@ class Handle(Iterator[TokenEvent]):
             seed=row.sampling.params.seed or 0,
             prefill_seconds=row.first_token_at - row.arrived_at,
             decode_seconds=row.finished_at - row.first_token_at,
+            logprobs=None if row.sampling.params.logprobs is None else tuple(row.logprobs),
         )
 
     def cancel(self) -> None:
@@ -371,12 +378,14 @@ class Engine:
                 row.features = None  # all pictures have been read
         if not ready:
             return
-        tokens = self._sampler(logits, [row.sampling for row in ready])
-        for row, token in zip(ready, tokens, strict=True):
+        states = [row.sampling for row in ready]
+        tokens = self._sampler(logits, states)
+        told = logprobs(logits, tokens, states)
+        for row, token, about in zip(ready, tokens, told, strict=True):
             if row.done:
                 continue  # cancelled by what a neighbour's event led to
             try:
-                self._take(row, token)
+                self._take(row, token, about)
             except Exception as error:
                 self._fail(row, error)
 
@@ -404,7 +413,7 @@ class Engine:
             torch.cuda.empty_cache()
         return True
 
-    def _take(self, row: Row, token: int | None) -> None:
+    def _take(self, row: Row, token: int | None, about: Logprobs | None) -> None:
         """Give a request its next token and find out whether it ends with it."""
         if token is None:
             raise VipLlavaError(
@@ -420,6 +429,8 @@ class Engine:
             row.finish_reason = "stop"
         else:
             row.tokens.append(token)
+            if about is not None:
+                row.logprobs.append(about)
             text = row.stream.push(token) if row.stream else ""
             if row.stream and row.stream.stopped:
                 row.finish_reason = "stop"
@@ -427,7 +438,7 @@ class Engine:
                 row.finish_reason = "length"
         if row.finish_reason:
             text += row.stream.finish() if row.stream else ""
-        event = TokenEvent(token, text, row.finish_reason)
+        event = TokenEvent(token, text, row.finish_reason, about)
         row.events.append(event)
         if row.on_event is not None:
             row.on_event(event)

@@ -21,9 +21,18 @@ from torch import Tensor
 
 from vip_llava.errors import RequestError
 
-__all__ = ["MAX_STOP_STRINGS", "Sampler", "SamplingParams", "SamplingState"]
+__all__ = [
+    "MAX_LOGPROBS",
+    "MAX_STOP_STRINGS",
+    "Logprobs",
+    "Sampler",
+    "SamplingParams",
+    "SamplingState",
+    "logprobs",
+]
 
 MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
 _MAX_STOP_LENGTH = 256
 _MAX_NEW_TOKENS = 1_000_000
 _MAX_SEED = 2**63 - 1
@@ -55,6 +64,9 @@ class SamplingParams:
     """The same seed draws the same answer; None takes a fresh one (and the result names it)."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it. One text may be given alone."""
+    logprobs: int | None = None
+    """Tell with each token its log-probability, and so many of the most probable tokens with
+    theirs: as the model gives them, before penalty, temperature and cuts. None: tell none."""
 
     def __post_init__(self) -> None:
         _check_int("max_new_tokens", self.max_new_tokens, 1, _MAX_NEW_TOKENS)
@@ -65,6 +77,8 @@ class SamplingParams:
         _check_float("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, _MAX_SEED)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         object.__setattr__(self, "stop", _checked_stop(self.stop))
 
     @property
@@ -137,6 +151,39 @@ class SamplingState:
             seen[ids[ids < vocabulary]] = True
             self._seen = seen.to(device)
         return self._seen
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """How probable a token was: natural logarithms, of the model's own distribution."""
+
+    chosen: float
+    best: tuple[tuple[int, float], ...]
+    """The most probable tokens, best first."""
+
+
+def logprobs(
+    logits: Tensor, tokens: Sequence[int | None], states: Sequence[SamplingState]
+) -> list[Logprobs | None]:
+    """What `logits [R, V]` say of the tokens chosen, for those requests that asked for it."""
+    asked = [
+        row
+        for row, (token, state) in enumerate(zip(tokens, states, strict=True))
+        if token is not None and state.params.logprobs is not None
+    ]
+    told: list[Logprobs | None] = [None] * len(tokens)
+    if not asked:
+        return told
+    scores = logits[asked].float().log_softmax(dim=-1)
+    picked = torch.tensor([[tokens[row]] for row in asked], device=logits.device)
+    most = min(max(states[row].params.logprobs or 0 for row in asked), scores.shape[-1])
+    values, ids = scores.topk(most)
+    chosen = scores.gather(1, picked).squeeze(1).tolist()
+    rows = zip(asked, chosen, values.tolist(), ids.tolist(), strict=True)
+    for row, mine, best, names in rows:
+        few = states[row].params.logprobs
+        told[row] = Logprobs(mine, tuple(zip(names[:few], best[:few], strict=True)))
+    return told
 
 
 class Sampler:

@@ -21,7 +21,7 @@ from torch import Tensor
 from vip_llava.engine.detokenize import TextStream
 from vip_llava.engine.kv import Blocks
 from vip_llava.engine.prefix import block_key
-from vip_llava.engine.sampling import SamplingState
+from vip_llava.engine.sampling import Logprobs, SamplingState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,7 @@ class TokenEvent:
     token: int
     text: str
     finish_reason: FinishReason | None = None
+    logprobs: Logprobs | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +60,7 @@ class Row:
     arrived_at: float
     on_event: Callable[[TokenEvent], None] | None = None
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
     features: Tensor | None = None
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vip_llava.engine.kv import BLOCK_TOKENS
+from vip_llava.engine.sampling import Logprobs
 from vip_llava.engine.scheduler import FinishReason
 from vip_llava.errors import RequestError
 
@@ -84,6 +85,8 @@ class Generated:
     prefill_seconds: float
     """From submission to the first token, waiting included."""
     decode_seconds: float
+    logprobs: tuple[Logprobs, ...] | None = None
+    """One for each token, where they were asked for."""
 
 
 def check_room(model: PreTrainedModel, prompt_tokens: int) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,11 +31,24 @@ from vip_llava.model.tokenization import IMAGE_ID, encode_prompt, encode_trainin
 if TYPE_CHECKING:
     from vip_llava.regions import Region
 
-__all__ = ["IMAGE_END", "IMAGE_START", "Conversation", "FocalSettings", "Processor"]
+__all__ = ["IMAGE_END", "IMAGE_START", "Conversation", "Drawn", "FocalSettings", "Processor"]
 
 IMAGE_START = "<im_start>"
 IMAGE_END = "<im_end>"
 """Tokens around each picture where a checkpoint was trained with `mm_use_im_start_end`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture, RGB and drawn on, with its resolved regions.
+
+    `bare` is the picture without the marks, for focal views that are marked anew
+    (`FocalSettings.fine`).
+    """
+
+    image: Image.Image
+    regions: tuple[Region, ...] = ()
+    bare: Image.Image | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +57,28 @@ class Conversation:
 
     `picture` belongs to the first question. Several go into `pictures`, and each message of the
     user says how many of them are its own (`Message.pictures`); where none says so, all belong to
-    the first question. `regions` are the resolved regions of the first picture; `bare` is that
-    picture without their marks, for focal views that are marked anew (`FocalSettings.fine`).
+    the first question. `regions` and `bare` are of the first picture, where that is not `Drawn`.
     """
 
     messages: tuple[Message, ...]
     picture: Image.Image | None = None
     regions: tuple[Region, ...] = ()
-    pictures: tuple[Image.Image, ...] = ()
+    pictures: tuple[Image.Image | Drawn, ...] = ()
     bare: Image.Image | None = None
 
     @property
+    def drawn(self) -> tuple[Drawn, ...]:
+        """All pictures with their regions, whichever way they were given."""
+        given = self.pictures if self.picture is None else (self.picture, *self.pictures)
+        drawn = [each if isinstance(each, Drawn) else Drawn(each) for each in given]
+        if given and not isinstance(given[0], Drawn):
+            drawn[0] = Drawn(given[0], self.regions, self.bare)
+        return tuple(drawn)
+
+    @property
     def shown(self) -> tuple[Image.Image, ...]:
-        """All pictures, whichever way they were given."""
-        return self.pictures if self.picture is None else (self.picture, *self.pictures)
+        """The images alone."""
+        return tuple(each.image for each in self.drawn)
 
 
 class Processor:
@@ -139,13 +161,11 @@ class Processor:
 
     def all_views(self, conversation: Conversation) -> list[Image.Image]:
         """The views of all pictures of a conversation, in the order of its placeholders."""
-        views: list[Image.Image] = []
-        for index, picture in enumerate(conversation.shown):
-            if index:
-                views += self.views(picture)
-            else:
-                views += self.views(picture, conversation.regions, conversation.bare)
-        return views
+        return [
+            view
+            for each in conversation.drawn
+            for view in self.views(each.image, each.regions, each.bare)
+        ]
 
     def messages(self, conversation: Conversation) -> tuple[Message, ...]:
         """The turns with the views of each picture in front of its question and an open answer.
@@ -251,18 +271,25 @@ class Processor:
             raise CheckpointError(f"processor settings can't be used: {error}") from None
 
     def _with_views(self, messages: Sequence[Message], conversation: Conversation) -> list[Message]:
-        """Counts of pictures become counts of views: the first picture has its focal views too."""
-        focal = conversation.regions if self.focal is not None else ()
+        """Counts of pictures become counts of views: each picture has its focal views behind it."""
+        drawn = iter(conversation.drawn)
         counted: list[Message] = []
         for message in messages:
-            views, captions = message.pictures, message.captions
-            if views and focal:
-                if self.focal is not None and self.focal.named:
-                    size = conversation.shown[0].size
-                    captions = ("", *view_captions(focal, size), *[""] * (views - 1))
-                views, focal = views + len(focal), ()
-            counted.append(Message(message.role, message.text, views, captions))
+            captions: list[str] = []
+            said = message.captions or ("",) * message.pictures
+            for each, caption in zip(islice(drawn, message.pictures), said, strict=True):
+                captions += [caption, *self._captions(each)]
+            told = tuple(captions) if any(captions) else ()
+            counted.append(Message(message.role, message.text, len(captions), told))
         return counted
+
+    def _captions(self, drawn: Drawn) -> Sequence[str]:
+        """The words in front of each focal view of a picture, "" where there are none."""
+        if self.focal is None:
+            return ()
+        if self.focal.named:
+            return view_captions(drawn.regions, drawn.image.size)
+        return [""] * len(drawn.regions)
 
     def _marks(self) -> dict[str, str]:
         if not self.use_start_end:

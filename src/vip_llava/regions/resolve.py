@@ -9,7 +9,7 @@ This module knows picture sizes, not pictures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vip_llava.errors import RegionError
@@ -27,7 +27,15 @@ from vip_llava.regions.shapes import (
     default_radius,
 )
 
-__all__ = ["DEFAULT_ALPHA", "DEFAULT_WIDTH", "MASK_ALPHA", "MAX_REGIONS", "Resolution", "resolve"]
+__all__ = [
+    "DEFAULT_ALPHA",
+    "DEFAULT_WIDTH",
+    "MASK_ALPHA",
+    "MAX_REGIONS",
+    "Resolution",
+    "resolve",
+    "resolve_together",
+]
 
 #: Opacity of lines and dots, and of filled masks, where none was given. The training pictures have
 #: 96..255 and 48..128; these are the clearly visible ends of both.
@@ -57,18 +65,43 @@ def resolve(regions: Sequence[Region], size: Size) -> Resolution:
     longer side over 336. Resolving again changes nothing. Raises RegionError for two equal ids and
     for a region of which nothing lies inside the picture.
     """
-    check_size(size)
-    regions = tuple(regions)
+    return resolve_together([(regions, size)])[0]
+
+
+def resolve_together(pictures: Sequence[tuple[Sequence[Region], Size]]) -> tuple[Resolution, ...]:
+    """The regions of several pictures, each with the size of its own, as `resolve` does for one.
+
+    Ids differ over all pictures, and missing colours are free over all, so that words about one
+    region mean no other.
+    """
+    everything: list[Region] = []
+    for regions, size in pictures:
+        check_size(size)
+        _check_kind(regions)
+        everything += regions
+    notes: list[str] = []
+    looks = zip(_ids(everything), _colors(everything, notes), strict=True)
+    done = []
+    for regions, size in pictures:
+        done.append(_resolution(regions, size, looks, notes))
+        notes = []  # those on colours are told with the first picture
+    return tuple(done)
+
+
+def _check_kind(regions: Sequence[Region]) -> None:
     for each in regions:
         if not isinstance(each, Region):
             raise RegionError(f"a region must be a Box, Ellipse, ..., not {type(each).__name__}")
     if len(regions) > MAX_REGIONS:
         raise RegionError(f"{len(regions)} regions on one picture; the limit is {MAX_REGIONS}")
-    notes: list[str] = []
-    ids = _ids(regions)
-    colors = _colors(regions, notes)
+
+
+def _resolution(
+    regions: Sequence[Region], size: Size, looks: Iterator[tuple[str, str]], notes: list[str]
+) -> Resolution:
     done = []
-    for region, name, color in zip(regions, ids, colors, strict=True):
+    for region in regions:
+        name, color = next(looks)
         complete = region.changed(id=name, color=color, **_looks(region, size))
         complete = complete.to_frame("pixel", size)
         if isinstance(complete, Arrow) and complete.head is None:
