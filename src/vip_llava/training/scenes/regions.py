@@ -52,7 +52,7 @@ class Batches(Dataset[dict[str, Any]]):
 
 def set_trainable(model: Any, settings: RunSettings) -> None:
     """Let a VipLlava's tower and projector train, and of its language model LoRA layers, put in
-    here, or with rank 0 all of it; everything else is frozen."""
+    here, or with rank 0 all of it; everything else is frozen, and so is a part whose rate is 0."""
     inner = model.model
     model.requires_grad_(False)
     if settings.lora_rank:
@@ -67,8 +67,13 @@ def set_trainable(model: Any, settings: RunSettings) -> None:
         inject_adapter_in_model(config, inner.language_model)
     else:
         inner.language_model.requires_grad_(True)
-    inner.vision_tower.requires_grad_(True)
-    inner.multi_modal_projector.requires_grad_(True)
+    if settings.lr_language == 0:
+        inner.language_model.requires_grad_(False)
+    elif settings.tuned_layers:
+        # Nothing below them needs a gradient then, if the projector rests too.
+        inner.language_model.layers[: -settings.tuned_layers].requires_grad_(False)
+    inner.vision_tower.requires_grad_(settings.lr_tower > 0)
+    inner.multi_modal_projector.requires_grad_(settings.lr_projector > 0)
 
 
 class RegionTrainer:

@@ -24,9 +24,14 @@ class RunSettings(BaseModel):
     final: float = Field(0.02, description="learning rate at the end, as a share of its peak", ge=0)
     lora_rank: int = Field(32, description="rank of the language model's change; 0: tune it", ge=0)
     lora_alpha: float = Field(64, description="scale of that change, divided by the rank", gt=0)
-    lr_language: float = Field(5e-4, description="peak rate of the language model", ge=0)
+    lr_language: float = Field(
+        5e-4, description="peak rate of the language model; a part with the rate 0 is frozen", ge=0
+    )
     lr_projector: float = Field(1e-3, description="peak rate of the projector", ge=0)
     lr_tower: float = Field(2e-4, description="peak rate of the tower", ge=0)
+    tuned_layers: int = Field(
+        0, description="how many of the language model's last layers learn; 0: all", ge=0
+    )
     weight_decay: float = Field(0.05, description="decay of matrices, not of norms", ge=0)
     clip: float = Field(1.0, description="largest norm of the gradient", gt=0)
     average: float = Field(
