@@ -21,8 +21,8 @@ from vip_llava.serving.dispatch import DISPATCH
 
 __all__ = ["EXPIRY_SECONDS", "Member", "ModelName", "Registry", "WorkerStatus"]
 
-EXPIRY_SECONDS = 90.0
-"""A worker that has not been heard of for so long is dropped; the original's figure."""
+EXPIRY_SECONDS = 45.0
+"""A worker that has not been heard of for so long is dropped: three signs of life are missing."""
 
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f\x7f]+$")
@@ -137,12 +137,16 @@ class Registry:
         return True
 
     def drop(self, address: str, reason: str) -> bool:
-        """A worker is left out from now on; False if it is not known."""
+        """A worker is gone, and nobody waits for it any longer; False if it is not known."""
         member = self._members.pop(address, None)
         if member is None:
             return False
         member.drop(reason)
         return True
+
+    def leave(self, address: str) -> bool:
+        """A worker gets nothing new, and ends what it has; False if it is not known."""
+        return self._members.pop(address, None) is not None
 
     def sweep(self) -> list[Member]:
         """Drop the workers that were silent for too long; they are returned."""

@@ -1,0 +1,276 @@
+"""The controller: workers register, clients ask, and each request goes to a worker of its model.
+
+It has the original's routes and the API's main ones, with the same checks as every server here. It
+loads no model and looks into a request only for the name of one. Its state is the registry alone: a
+controller that was started anew knows its workers again within one heartbeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vip_llava.serving.shell import shell, shell_of  # first: it says which extra is missing
+
+# isort: split
+import httpx
+from fastapi import FastAPI, Request
+from prometheus_client import Gauge
+from pydantic import BaseModel, ValidationError
+from starlette.responses import Response, StreamingResponse
+
+from vip_llava.serving.admission import AddressList, Beat, Registration, ask_status
+from vip_llava.serving.backends import chooser, closed, new_client
+from vip_llava.serving.legacy import NO_WORKER_CODE, line
+from vip_llava.serving.passing import Call, pass_on, unless_client_leaves
+from vip_llava.serving.problems import Problem, broken_rules
+from vip_llava.serving.registry import EXPIRY_SECONDS, Registry
+from vip_llava.serving.settings import ServerSettings
+from vip_llava.serving.signing import ForgedError, Secret, Verifier
+
+__all__ = ["LOOPBACK", "Controller", "create_controller"]
+
+LOOPBACK = ("127.0.0.0/8", "::1/128", "localhost")
+"""Where workers may listen if nothing else is said."""
+
+log = logging.getLogger("vip_llava.serving")
+
+
+@dataclass(slots=True)
+class Controller:
+    """The parts of one controller."""
+
+    secret: Secret
+    registry: Registry
+    addresses: AddressList
+    verifier: Verifier
+    client: httpx.AsyncClient
+    expiry: float
+
+    async def sweep(self) -> None:
+        """Drop silent workers, as long as the server runs."""
+        while True:
+            await asyncio.sleep(min(self.expiry / 4, 5.0))
+            for member in self.registry.sweep():
+                log.warning("worker %s dropped: %s", member.address, member.gone)
+
+    async def admit(self, asked: Registration) -> None:
+        """Take a worker in after it has proved itself; Problem if it has not."""
+        address = self.addresses.check(asked.worker_name)
+        status = await ask_status(self.client, address, self.secret)
+        claimed = asked.worker_status
+        if claimed is not None and set(claimed.model_names) != set(status.model_names):
+            raise Problem(
+                409,
+                "the worker was to be registered for other models than it serves",
+                code="wrong_models",
+                param="worker_status.model_names",
+            )
+        self.registry.add(address, status, checked=asked.check_heart_beat)
+        log.info("worker %s registered: %s", address, ", ".join(status.model_names))
+
+    async def refresh(self) -> None:
+        """Ask every worker anew; those that do not prove themselves are dropped."""
+
+        async def one(address: str) -> None:
+            try:
+                self.registry.add(address, await ask_status(self.client, address, self.secret))
+            except Problem as problem:
+                self.registry.drop(address, problem.message)
+                log.warning("worker %s dropped: %s", address, problem.message)
+
+        await asyncio.gather(*(one(member.address) for member in self.registry.members))
+
+
+def create_controller(
+    settings: ServerSettings,
+    secret: Secret,
+    *,
+    dispatch: str = "shortest_queue",
+    allowed: Sequence[str] = LOOPBACK,
+    expiry: float = EXPIRY_SECONDS,
+) -> FastAPI:
+    """The application of a controller.
+
+    secret: shared with the workers. dispatch: "shortest_queue" or "lottery". allowed: networks and
+    names at which workers may listen. expiry: seconds of silence after which a worker is dropped.
+    Raises ServingError for an unknown dispatch or an address that is none.
+    """
+    if settings.keys:
+        # Workers knock with the key made of the secret; signatures decide what they may.
+        keys = (*(key.get_secret_value() for key in settings.keys), secret.service_key)
+        settings = ServerSettings.model_validate({**settings.model_dump(), "keys": keys})
+    parts = Controller(
+        secret=secret,
+        registry=Registry(dispatch, expiry=expiry),
+        addresses=AddressList(allowed),
+        verifier=Verifier(secret),
+        client=new_client(settings.limits.answer_seconds),
+        expiry=expiry,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        sweeper = asyncio.ensure_future(parts.sweep())
+        yield
+        sweeper.cancel()
+        await closed(parts.client)
+
+    app = shell(settings, title="vip-llava controller", lifespan=lifespan)
+    app.state.controller = parts
+    shell_of(app).ready_when(lambda: None if parts.registry.members else "no worker is registered")
+    workers = Gauge("vip_llava_workers", "Workers.", registry=shell_of(app).metrics.registry)
+    workers.set_function(lambda: len(parts.registry.members))
+    _add_worker_routes(app, parts)
+    _add_list_routes(app, parts)
+    _add_passing_routes(app, parts)
+    return app
+
+
+def _add_worker_routes(app: FastAPI, parts: Controller) -> None:
+    """What workers ask; each of it signed."""
+
+    async def signed(request: Request, shape: type[BaseModel]) -> Any:
+        body = await request.body()
+        try:
+            parts.verifier.check(request.method, request.url.path, request.headers, body)
+        except ForgedError as error:
+            raise Problem(403, str(error), code="not_a_member") from None
+        try:
+            return shape.model_validate_json(body)
+        except ValidationError as error:
+            raise broken_rules(error.errors()) from None
+
+    @app.post("/register_worker", tags=["workers"])
+    async def register_worker(request: Request) -> dict[str, Any]:
+        """A worker joins. The answer says how often it has to be heard of."""
+        await parts.admit(await signed(request, Registration))
+        return {"exist": True, "heart_beat_seconds": parts.expiry / 3}
+
+    @app.post("/receive_heart_beat", tags=["workers"])
+    async def receive_heart_beat(request: Request) -> dict[str, bool]:
+        """A worker is alive; `exist` false tells it to join anew."""
+        beat: Beat = await signed(request, Beat)
+        return {"exist": parts.registry.beat(beat.worker_name, beat.queue_length)}
+
+    @app.post("/unregister_worker", tags=["workers"])
+    async def unregister_worker(request: Request) -> dict[str, bool]:
+        """A worker leaves: it gets nothing new, and ends what it has."""
+        beat: Beat = await signed(request, Beat)
+        return {"exist": parts.registry.leave(beat.worker_name)}
+
+
+def _add_list_routes(app: FastAPI, parts: Controller) -> None:
+    """What there is, in the original's shapes and in the API's."""
+    refreshing = asyncio.Lock()
+
+    @app.post("/refresh_all_workers", tags=["original"])
+    async def refresh_all_workers() -> None:
+        """Ask all workers anew, so that the list of models is of now."""
+        async with refreshing:
+            await parts.refresh()
+
+    @app.post("/list_models", tags=["original"])
+    async def list_models() -> dict[str, list[str]]:
+        """The names of all models."""
+        return {"models": parts.registry.models()}
+
+    @app.post("/get_worker_address", tags=["original"])
+    async def get_worker_address(request: Request) -> dict[str, str]:
+        """Where to ask for a model: here, since requests are passed on; "" if nobody serves it."""
+        name = _model_of(await request.body())
+        found = parts.registry.pick(name) if name else None
+        return {"address": str(request.base_url).rstrip("/") if found else ""}
+
+    @app.post("/worker_get_status", tags=["original"])
+    async def worker_get_status() -> dict[str, Any]:
+        """All workers as if they were one."""
+        status = parts.registry.status()
+        if status is None:
+            return {"model_names": [], "speed": 0, "queue_length": 0}
+        return status.model_dump()
+
+    @app.get("/v1/models", tags=["api"])
+    async def models() -> dict[str, Any]:
+        """The models that can be asked for."""
+        about = {"object": "model", "created": 0, "owned_by": "vip-llava"}
+        return {
+            "object": "list",
+            "data": [{"id": name, **about} for name in parts.registry.models()],
+        }
+
+
+def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
+    """What workers answer."""
+
+    async def passed(request: Request, *, legacy: bool) -> Response:
+        body = await request.body()
+        # Pictures make long bodies, whose reading must not keep the others waiting.
+        named = await asyncio.to_thread(_model_of, body) if len(body) > 2**18 else _model_of(body)
+        name = _chosen(named, parts.registry)
+        kept = {"content-type": request.headers.get("content-type", "application/json")}
+        fields = {**kept, "x-request-id": request.state.request_id}
+        call = Call(request.url.path, body, fields, legacy)
+        key = {"authorization": f"Bearer {parts.secret.service_key}"}
+        work = pass_on(call, chooser(name, parts.registry, parts.client, key))
+        return await unless_client_leaves(request, work)
+
+    @app.post("/v1/chat/completions", tags=["api"], openapi_extra=_ANY_OBJECT)
+    async def chat(request: Request) -> Response:
+        """As the API's, answered by one of the workers that serve `model`."""
+        return await passed(request, legacy=False)
+
+    @app.post("/worker_generate_stream", tags=["original"], openapi_extra=_ANY_OBJECT)
+    async def worker_generate_stream(request: Request) -> Response:
+        """As a worker's. What goes wrong comes as the last object of the stream."""
+        try:
+            return await passed(request, legacy=True)
+        except Problem as problem:
+            if problem.code == "client_left" or problem.status == 400:
+                raise
+            said = line(problem.message, NO_WORKER_CODE)
+            return StreamingResponse(iter([said]), media_type="application/octet-stream")
+
+
+_ANY_OBJECT = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
+
+
+def _model_of(body: bytes) -> str | None:
+    """The `model` of a request, None if it names none; Problem 400 if it is no JSON object."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Problem(400, "the body is no JSON", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise Problem(400, "the body is no JSON object", code="invalid_json")
+    name = content.get("model")
+    if name is not None and not isinstance(name, str):
+        raise Problem(422, "model: not a text", code="invalid_request", param="model")
+    return name
+
+
+def _chosen(name: str | None, registry: Registry) -> str:
+    """The model that is asked for; with one model only it need not be named."""
+    known = registry.models()
+    if name is None and len(known) == 1:
+        return known[0]
+    if not known:
+        raise Problem(503, "no worker is there yet", code="no_worker", retry_after=5)
+    if name not in known:
+        raise Problem(
+            404,
+            f"no worker serves this model; there are: {', '.join(known)}",
+            code="model_not_found",
+            param="model",
+        )
+    return name
