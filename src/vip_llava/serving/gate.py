@@ -96,6 +96,7 @@ class Gate:
             raise
         if passage.path in WATCH_PATHS:
             return
+        passage.client = client or passage.client
         self._count(client or passage.address)
         if self._draining():
             raise Problem(
@@ -148,6 +149,8 @@ class _Passage:
         self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         client = scope.get("client")
         self.address = f"address:{client[0]}" if client else "address:unknown"
+        self.client = "everyone"
+        """Who owns what is uploaded: a key, or everyone where there are none."""
         self.status = 0
         self.code: str | None = None
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
@@ -207,7 +210,7 @@ class _Body:
         if "content-length" not in fields and "transfer-encoding" not in fields:
             return receive
         declared = fields.get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._limits.body_bytes:
+        if declared.isdecimal() and int(declared) > self._limits.body_bytes:
             raise self._too_large()
         try:
             async with asyncio.timeout(self._limits.body_seconds):

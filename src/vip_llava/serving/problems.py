@@ -153,6 +153,7 @@ def error_schema(*statuses: int) -> dict[int | str, dict[str, Any]]:
         408: "The body came too slowly.",
         413: "The body is too large.",
         415: "The body is of the wrong kind.",
+        421: "The Host header names another server.",
         422: "Something in the request does not fit; `param` says what.",
         429: "Too many requests of one client; try again after `Retry-After` seconds.",
         500: "A fault of the server.",

@@ -110,8 +110,9 @@ def _add_watch_routes(app: FastAPI, parts: Shell) -> None:
         return {"status": "ready"}
 
     @app.get("/metrics", tags=["watch"], response_class=Response)
-    async def metrics() -> Response:
+    def metrics() -> Response:
         """Counts for Prometheus."""
+        # In a thread of its own: an engine tells its counts between two steps.
         return Response(parts.metrics.text(), media_type="text/plain; version=0.0.4")
 
 

@@ -1,0 +1,212 @@
+"""The API: an application that answers about pictures with the models it is given.
+
+`create_app` puts routes on the shell. A worker is this application with more routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import Gauge
+
+from vip_llava.pictures import open_picture
+from vip_llava.serving.answering import Answering
+from vip_llava.serving.completions import AnswerCounts, Completions
+from vip_llava.serving.fetch import Fetcher
+from vip_llava.serving.models import EngineCollector, Loader, Models
+from vip_llava.serving.problems import Problem, error_schema
+from vip_llava.serving.schemas import (
+    ChatRequest,
+    ChatResponse,
+    ModelCard,
+    ModelList,
+    Removed,
+    Uploaded,
+)
+from vip_llava.serving.settings import ServerSettings
+from vip_llava.serving.shell import shell, shell_of
+from vip_llava.serving.uploads import Uploads
+
+if TYPE_CHECKING:
+    from vip_llava.api import Assistant
+
+__all__ = ["create_app", "models_of"]
+
+
+def create_app(
+    assistants: Mapping[str, Assistant],
+    settings: ServerSettings,
+    *,
+    loaders: Mapping[str, Loader] | None = None,
+    on_failure: Callable[[Exception], None] = lambda _error: None,
+    title: str = "vip-llava",
+    fetcher: Fetcher | None = None,
+) -> FastAPI:
+    """The API for models by name. Their engines run as long as the application does.
+
+    loaders: models that are opened once the application runs; until then it is not ready. When one
+        fails `on_failure` gets the error, in the thread that opens models.
+    fetcher: another door to the network than the one of the settings.
+    Raises ServingError for settings that can't be.
+    """
+    models = Models(assistants, loaders, on_failure)
+    answering = Answering(models, settings.limits)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        models.start()
+        await answering.start()
+        try:
+            yield
+        finally:
+            await answering.stop()
+            models.stop()
+
+    app = shell(settings, title=title, lifespan=lifespan)
+    app.state.models = models
+    parts = shell_of(app)
+    parts.ready_when(models.not_ready)
+    parts.metrics.registry.register(EngineCollector(models))
+    Gauge(
+        "vip_llava_answers_open", "Answers being made or waiting.", registry=parts.metrics.registry
+    ).set_function(lambda: answering.places_taken)
+    uploads = Uploads(settings.limits)
+    completions = Completions(
+        settings=settings,
+        answering=answering,
+        uploads=uploads,
+        fetcher=fetcher or Fetcher(settings.fetch_hosts, settings.limits),
+        counts=AnswerCounts(parts.metrics.registry),
+    )
+    _add_chat(app, completions)
+    _add_models(app, models)
+    _add_uploads(app, uploads, answering, settings)
+    return app
+
+
+def models_of(app: FastAPI) -> Models:
+    """The models of an application made by `create_app`."""
+    models = app.state.models
+    assert isinstance(models, Models)
+    return models
+
+
+def _add_chat(app: FastAPI, completions: Completions) -> None:
+    @app.post(
+        "/v1/chat/completions",
+        response_model=ChatResponse,
+        responses={
+            **error_schema(400, 404, 408, 421, 502, 504),
+            200: {
+                "description": "The answer; with `stream`, server-sent events of its pieces.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+        },
+        tags=["chat"],
+    )
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Ask about pictures and regions of them."""
+        return await completions.reply(body, request)
+
+
+def _add_models(app: FastAPI, models: Models) -> None:
+    def card(name: str) -> ModelCard:
+        found = models.open_now().get(name)
+        about: dict[str, Any] | None = None
+        if found is not None:
+            info = asdict(found.info)
+            # The name it was opened by may be a folder of this machine.
+            about = {key: value for key, value in info.items() if key != "name"}
+        return ModelCard(id=name, created=models.created, vip_llava=about)
+
+    @app.get("/v1/models", tags=["models"], responses=error_schema(421))
+    async def list_models() -> ModelList:
+        """The models that can be asked."""
+        return ModelList(data=[card(name) for name in models.names])
+
+    @app.get("/v1/models/{model:path}", tags=["models"], responses=error_schema(404, 421))
+    async def one_model(model: str) -> ModelCard:
+        """One of them."""
+        if model not in models.names:
+            models.get(model)  # raises the Problem
+        return card(model)
+
+
+def _add_uploads(
+    app: FastAPI, uploads: Uploads, answering: Answering, settings: ServerSettings
+) -> None:
+    limits = settings.limits
+
+    def size_of(data: bytes) -> tuple[int, int]:
+        return open_picture(
+            data, max_pixels=limits.picture_pixels, max_bytes=limits.picture_bytes
+        ).size
+
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    form = {
+        "schema": {
+            "type": "object",
+            "required": ["file"],
+            "properties": {"file": {"type": "string", "format": "binary"}},
+        }
+    }
+
+    @app.post(
+        "/v1/uploads",
+        tags=["uploads"],
+        status_code=201,
+        responses=error_schema(400, 408, 415, 421),
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": form,
+                    "application/octet-stream": picture,
+                    "image/*": picture,
+                },
+            }
+        },
+    )
+    async def upload(request: Request) -> Uploaded:
+        """Leave a picture here for a while: the file itself as the body, or a form with `file`."""
+        data = await _file_of(request)
+        width, height = await answering.prepare(lambda: size_of(data))
+        kept = uploads.add(request.state.passage.client, data)
+        return Uploaded(
+            id=kept.id,
+            bytes=len(data),
+            width=width,
+            height=height,
+            expires_at=int(kept.expires),
+        )
+
+    @app.delete("/v1/uploads/{upload_id}", tags=["uploads"], responses=error_schema(404, 421))
+    async def remove(upload_id: str, request: Request) -> Removed:
+        """Forget an upload."""
+        uploads.remove(request.state.passage.client, upload_id)
+        return Removed(id=upload_id, deleted=True)
+
+
+async def _file_of(request: Request) -> bytes:
+    """The picture file of a request. Problem 415 for other kinds of bodies, 422 without a file."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        # The whole body is in memory and within its limit already; this bounds the parts.
+        async with request.form(max_files=1, max_fields=4) as form:
+            file = form.get("file")
+            if file is None or isinstance(file, str):
+                raise Problem(
+                    422, 'the form has no file named "file"', code="invalid_request", param="file"
+                )
+            return await file.read()
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return await request.body()
+    raise Problem(
+        415,
+        "send the picture as image/* or application/octet-stream, or a multipart form with `file`",
+        code="wrong_content_type",
+    )

@@ -1,0 +1,206 @@
+"""From the body of a chat request to what an `Assistant` is asked.
+
+In three steps, since they run in different places: `understood` checks what can be checked at
+once, `Gathering` brings pictures from uploads and hosts, and `opened` decodes them (work for a
+thread). No step generates anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vip_llava.errors import PictureError, RegionError
+from vip_llava.pictures import open_picture
+from vip_llava.regions import region_from_json
+from vip_llava.request import Request, Shown
+from vip_llava.serving.problems import Problem, as_problem
+from vip_llava.serving.schemas import ImagePart, TextPart
+
+if TYPE_CHECKING:
+    from vip_llava.regions import Region
+    from vip_llava.serving.fetch import Fetcher
+    from vip_llava.serving.schemas import ChatRequest, Turn
+    from vip_llava.serving.settings import Limits
+    from vip_llava.serving.uploads import Uploads
+
+__all__ = ["Asked", "AskedPicture", "gathered", "opened", "understood"]
+
+_DEFAULT_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPicture:
+    """A picture of a request: where it is said to be, and the regions on it."""
+
+    message: int
+    place: str
+    """Its place in the body, for messages."""
+    address: str
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A chat request whose form is right and within the limits."""
+
+    roles: tuple[str, ...]
+    texts: tuple[str, ...]
+    pictures: tuple[AskedPicture, ...]
+    sampling: dict[str, Any]
+    choices: int
+
+
+def understood(body: ChatRequest, limits: Limits) -> Asked:
+    """Check what needs no picture. Raises Problem 422 that names the place in the body."""
+    turns = body.messages
+    _check_count(len(turns), limits.messages, "messages", "messages", "messages")
+    if turns[-1].role != "user":
+        raise _wrong("the last message is answered, so it must be a user's", "messages")
+    for index, turn in enumerate(turns):
+        if turn.role in ("system", "developer") and index:
+            raise _wrong("only the first message can be a system's", f"messages[{index}].role")
+    texts = tuple(_text(turn) for turn in turns)
+    _check_count(sum(map(len, texts)), limits.text_chars, "characters", "text_chars", "messages")
+    pictures = tuple(
+        picture for index, turn in enumerate(turns) for picture in _pictures(index, turn, limits)
+    )
+    _check_count(len(pictures), limits.pictures, "pictures", "pictures", "messages")
+    choices = body.n or 1
+    _check_count(choices, limits.choices, "answers", "choices", "n")
+    roles = tuple("system" if turn.role == "developer" else turn.role for turn in turns)
+    return Asked(roles, texts, pictures, _sampling(body, limits), choices)
+
+
+async def gathered(
+    asked: Asked, owner: str, uploads: Uploads, fetcher: Fetcher
+) -> list[str | bytes]:
+    """Of each picture its data address, or its bytes from the upload or the host it names.
+
+    A path is never one of them: what is neither kind of address is refused.
+    """
+    found: list[str | bytes] = []
+    for picture in asked.pictures:
+        address = picture.address
+        kind = address[:9].lower()
+        try:
+            if kind.startswith("data:"):
+                found.append(address)
+            elif kind.startswith("upload:"):
+                found.append(uploads.get(owner, address[7:]).data)
+            elif kind.startswith(("https:", "http:")):
+                found.append(await fetcher.fetch(address))
+            else:
+                raise Problem(
+                    422,
+                    "a picture is a data: address (data:image/png;base64,...) or upload:ID",
+                    code="address_refused",
+                )
+        except Problem as problem:
+            raise _placed(problem, f"{picture.place}.image_url.url") from None
+    return found
+
+
+def opened(asked: Asked, sources: Sequence[str | bytes], limits: Limits) -> Request:
+    """Decode the pictures, within the limits of one and of all, and put the request together."""
+    left = limits.request_pixels
+    shown: dict[int, list[Shown]] = {}
+    for picture, source in zip(asked.pictures, sources, strict=True):
+        try:
+            image = open_picture(
+                source,
+                max_pixels=min(limits.picture_pixels, left),
+                max_bytes=limits.picture_bytes,
+            )
+        except PictureError as error:
+            problem = as_problem(error)
+            raise _placed(problem, f"{picture.place}.image_url.url") from None
+        left -= image.width * image.height
+        shown.setdefault(picture.message, []).append(Shown(image, picture.regions))
+    turns = [
+        {"role": role, "text": text, "pictures": shown.get(index, [])}
+        for index, (role, text) in enumerate(zip(asked.roles, asked.texts, strict=True))
+    ]
+    last = len(turns) - 1
+    return Request(question=asked.texts[last], history=turns[:last], pictures=shown.get(last, []))
+
+
+def _text(turn: Turn) -> str:
+    """The text parts of a message, one below the other; pictures stand in front of them."""
+    if isinstance(turn.content, str):
+        return turn.content
+    return "\n".join(part.text for part in turn.content if isinstance(part, TextPart))
+
+
+def _pictures(index: int, turn: Turn, limits: Limits) -> list[AskedPicture]:
+    if isinstance(turn.content, str):
+        return []
+    found = []
+    for number, part in enumerate(turn.content):
+        if isinstance(part, ImagePart):
+            place = f"messages[{index}].content[{number}]"
+            regions = _regions(part, place, limits)
+            found.append(AskedPicture(index, place, part.image_url.url, regions))
+    return found
+
+
+def _regions(part: ImagePart, place: str, limits: Limits) -> tuple[Region, ...]:
+    _check_count(len(part.regions), limits.regions, "regions", "regions", f"{place}.regions")
+    found = []
+    for number, value in enumerate(part.regions):
+        try:
+            found.append(region_from_json(value, index=number))
+        except RegionError as error:
+            raise as_problem(error, param=f"{place}.regions[{number}]") from None
+    return tuple(found)
+
+
+def _sampling(body: ChatRequest, limits: Limits) -> dict[str, Any]:
+    """The keywords of `Assistant.prepare`."""
+    tokens = body.max_tokens
+    if body.max_completion_tokens is not None:
+        if tokens not in (None, body.max_completion_tokens):
+            raise _wrong("max_tokens and max_completion_tokens differ", "max_completion_tokens")
+        tokens = body.max_completion_tokens
+    if tokens is not None:
+        _check_count(tokens, limits.tokens, "tokens", "tokens", "max_tokens")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise _wrong("top_logprobs needs logprobs: true", "top_logprobs")
+    given = {
+        "max_new_tokens": tokens or min(_DEFAULT_TOKENS, limits.tokens),
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "seed": body.seed,
+        "stop": body.stop,
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _check_count(count: int, most: int, what: str, limit: str, param: str) -> None:
+    if count > most:
+        raise Problem(
+            422,
+            f"{count:,} {what}: at most {most:,} are taken here ({limit})",
+            code="over_limit",
+            param=param,
+        )
+
+
+def _wrong(text: str, param: str) -> Problem:
+    return Problem(422, f"{param}: {text}", code="invalid_request", param=param)
+
+
+def _placed(problem: Problem, param: str) -> Problem:
+    """The same problem with the place in the body that it belongs to."""
+    return Problem(
+        problem.status,
+        f"{param}: {problem.message}",
+        code=problem.code,
+        param=param,
+        retry_after=problem.retry_after,
+    )
