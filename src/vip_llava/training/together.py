@@ -6,14 +6,16 @@ knows nothing of training.
 
 from __future__ import annotations
 
+import gc
 import json
+import time
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["barrier", "gather_json", "rank", "share_json", "sum_numbers", "world"]
+__all__ = ["barrier", "gather_json", "leave", "rank", "share_json", "sum_numbers", "world"]
 
 
 def world() -> int:
@@ -61,3 +63,20 @@ def gather_json(value: Any, device: torch.device) -> list[Any]:
 def share_json(value: Any, device: torch.device) -> Any:
     """The value of process 0."""
     return gather_json(value if rank() == 0 else None, device)[0]
+
+
+def leave() -> None:
+    """End the connection; for the end of a process whose run went well, and when it is dropped.
+
+    A thread of the connection that lets go of a tensor while Python shuts down aborts the process.
+    So whatever still holds the connection (a trainer is a circle of references) goes first, which
+    ends its threads. Sharded tensors are kept by torch's own caches: there the threads stay, and
+    get a moment to let go.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    dist.barrier()
+    gc.collect()
+    time.sleep(0.2)
+    dist.destroy_process_group()
+    gc.collect()
