@@ -34,6 +34,8 @@ from vip_llava.cli.evaluate import evaluate
 from vip_llava.cli.groups import OrderedCommand, grouped
 from vip_llava.cli.models import EPILOG as MODELS_EPILOG
 from vip_llava.cli.models import models
+from vip_llava.cli.serve import EPILOG as SERVE_EPILOG
+from vip_llava.cli.serve import serve
 from vip_llava.cli.settings import DebugFlag
 from vip_llava.cli.train import EPILOG as TRAIN_EPILOG
 from vip_llava.cli.train import train
@@ -49,6 +51,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "ask": (ask, ASK_EPILOG),
     "chat": (chat, CHAT_EPILOG),
     "draw": (draw, DRAW_EPILOG),
+    "serve": (serve, SERVE_EPILOG),
     "models": (models, MODELS_EPILOG),
     "convert": (convert, CONVERT_EPILOG),
     "eval": (evaluate, EVAL_EPILOG),
@@ -59,6 +62,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "data convert": (convert_data, DATA_CONVERT_EPILOG),
 }
 GROUPS = {"data": "Check data files, look at their rows, make them of public data sets."}
+#: Verbs that do something sensible when nothing more is typed.
+WITHOUT_ARGUMENTS = frozenset({"models", "serve"})
 
 # typer keeps its copy of click private, but shows the root of its errors through this public one.
 USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -109,7 +114,7 @@ for _name, (_verb, _epilog) in VERBS.items():
         cls=OrderedCommand,
         help=_paragraphs(_verb),
         epilog=_epilog,
-        no_args_is_help=_name != "models",
+        no_args_is_help=_name not in WITHOUT_ARGUMENTS,
     )(grouped(_verb))
 
 

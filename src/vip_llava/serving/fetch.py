@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from vip_llava.errors import ServingError
+from vip_llava.serving.hosts import folded, folded_entry, is_number
 from vip_llava.serving.problems import Problem
 from vip_llava.serving.settings import Limits
 
@@ -63,7 +63,7 @@ class Fetcher:
         """hosts: names, with a port where it is not 443. The others are for tests: how a name is
         resolved, which addresses may be dialled, and whose certificates count.
         """
-        self._hosts = frozenset(_folded_entry(host) for host in hosts)
+        self._hosts = frozenset(folded_entry(host) for host in hosts)
         self._limits = limits
         self._resolve = resolve or _resolved
         self._allowed = allowed or is_public
@@ -153,9 +153,9 @@ def parse_address(address: str) -> _Target:
         raise _refused(
             "a picture's address is https://host/path, without user, password or fragment"
         )
-    host = _folded(found["host"])
+    host = folded(found["host"])
     port = int(found["port"] or 443)
-    if not host or _is_number(host) or not 0 < port < 65536:
+    if not host or is_number(host) or not 0 < port < 65536:
         raise _refused("a picture's address has the name of a host, not a number")
     return _Target(host, port, found["rest"] or "/")
 
@@ -178,29 +178,6 @@ def is_public(address: str) -> bool:
         if int(found) < 2**32:
             return False
     return found.is_global and not found.is_multicast and not found.is_reserved
-
-
-def _folded(host: str) -> str:
-    """A host's name as it is compared and dialled: lower case, ASCII, without the last dot."""
-    try:
-        name = host.encode("idna").decode("ascii").lower()
-    except UnicodeError:
-        return ""
-    name = name.removesuffix(".")
-    return name if re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) else ""
-
-
-def _folded_entry(entry: str) -> str:
-    host, _, port = entry.partition(":")
-    name = _folded(host)
-    if not name or _is_number(name) or (port and not port.isdecimal()):
-        raise ServingError(f"fetch_hosts: {entry!r} is no name of a host")
-    return f"{name}:{port}" if port and port != "443" else name
-
-
-def _is_number(host: str) -> bool:
-    """Whether systems would read the name as an IPv4 address: 127.0.0.1, 127.1, 0x7f000001, 017..."""
-    return re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]) is not None
 
 
 def _joined(target: _Target, location: str) -> str:

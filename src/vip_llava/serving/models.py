@@ -42,6 +42,7 @@ class Models:
         self._loaders = dict(loaders or {})
         self._on_failure = on_failure
         self._started = False
+        self._loading: threading.Thread | None = None
         self._lock = threading.Lock()
         self.created = int(time.time())
 
@@ -82,6 +83,11 @@ class Models:
         thread = assistant.engine._thread
         return self._started and (thread is None or not thread.is_alive())
 
+    @property
+    def loading(self) -> bool:
+        """Whether the thread that opens models is at work; it can't be interrupted."""
+        return self._loading is not None and self._loading.is_alive()
+
     def not_ready(self) -> str | None:
         """Why not every model can answer, or None."""
         missing = [name for name in self._loaders if name not in self._open]
@@ -98,7 +104,8 @@ class Models:
             for assistant in self._open.values():
                 assistant.engine.start()
         if self._loaders:
-            threading.Thread(target=self._load, name="vip-llava-load", daemon=True).start()
+            self._loading = threading.Thread(target=self._load, name="vip-llava-load", daemon=True)
+            self._loading.start()
 
     def stop(self) -> None:
         """End the engines' threads."""

@@ -22,7 +22,7 @@ from vip_llava.serving.connections import protocol_with, quiet_config
 from vip_llava.serving.settings import ServerSettings
 from vip_llava.serving.shell import shell_of
 
-__all__ = ["background", "listen", "run"]
+__all__ = ["background", "listen", "run", "stop"]
 
 _START_SECONDS = 30
 log = logging.getLogger("vip_llava.serving")
@@ -56,6 +56,13 @@ class _Server(uvicorn.Server):
         else:
             log.info("%s: running answers may end, new ones are refused", name)
         self.stop()
+
+
+def stop(app: FastAPI) -> None:
+    """Begin to stop the server that runs this application; may be called by any thread."""
+    server = getattr(app.state, "server", None)
+    if server is not None:
+        server.stop()
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -118,7 +125,9 @@ def _made(app: FastAPI, settings: ServerSettings, ready: Callable[[], None]) -> 
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
         **quiet_config(),
     )
-    return _Server(config, app, ready)
+    server = _Server(config, app, ready)
+    app.state.server = server
+    return server
 
 
 def _address(found: socket.socket) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from vip_llava.errors import ServingError
+from vip_llava.serving.hosts import folded_entry
 
 __all__ = ["Limits", "ServerSettings", "is_loopback", "make_settings"]
 
@@ -129,6 +130,11 @@ class ServerSettings(_Value):
                 raise ValueError(f"{origin!r} is no origin; write it like https://example.org")
         return origins
 
+    @field_validator("fetch_hosts")
+    @classmethod
+    def _fetch_hosts_are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(folded_entry(host) for host in hosts)
+
     def check_open(self) -> None:
         """ServingError where everybody on a network could ask without a key, unless that is wanted."""
         if not is_loopback(self.host) and not self.keys and not self.open_to_all:
@@ -155,4 +161,8 @@ def make_settings(**values: object) -> ServerSettings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ServingError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+        text = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            known = Limits if first["loc"][0] == "limits" else ServerSettings
+            text = f"there is no such setting; there are {', '.join(known.model_fields)}"
+        raise ServingError(f"{name}: {text}") from None

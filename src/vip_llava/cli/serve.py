@@ -1,0 +1,98 @@
+"""`vip-llava serve`: the API over HTTP, with one model or several on one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vip_llava.cli.serving import ServerOptions, log_to_stderr, needs_serve
+from vip_llava.cli.settings import DebugFlag, ModelOptions
+from vip_llava.cli.terminal import note
+
+if TYPE_CHECKING:
+    from vip_llava.api import Assistant
+    from vip_llava.serving.settings import ServerSettings
+
+__all__ = ["EPILOG", "serve"]
+
+EPILOG = """Examples
+
+  vip-llava serve --check
+
+  vip-llava serve --model ./checkpoint --port 8080 --limit tokens=2048 --limit rate=60 --check
+
+  vip-llava serve --host 0.0.0.0 --open-to-all --allow-host models.example.org --check
+
+Without --check the server runs until Ctrl-C.
+"""
+
+
+def serve(
+    *,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What clients call the model."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Print the settings with all limits, and end.")
+    ] = False,
+    server: ServerOptions,
+    model: ModelOptions,
+    debug: DebugFlag = False,
+) -> None:
+    """Answer over HTTP as the OpenAI API does, with regions on the pictures.
+
+    Listens on this machine only, unless told otherwise. The model is opened while the server
+    already runs: /ready says when it can answer. Ctrl-C lets running answers end.
+    """
+    settings = server.settings()
+    settings.check_open()
+    called = name or (Path(model.model).name if model.model else "default")
+    if check:
+        told = settings.model_dump(mode="json", exclude={"keys"})
+        told |= {"model": called, "api_keys": len(settings.keys)}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        return
+    log_to_stderr(debug=debug)
+    _run(called, model, settings)
+
+
+def _run(called: str, model: ModelOptions, settings: ServerSettings) -> None:
+    """Serve until a signal; raises what kept the model from being opened."""
+    needs_serve()
+    from vip_llava.serving.app import create_app, models_of
+    from vip_llava.serving.running import listen, run, stop
+
+    failures: list[Exception] = []
+
+    def failed(error: Exception) -> None:
+        failures.append(error)
+        stop(app)
+
+    app = create_app({}, settings, loaders={called: lambda: _opened(model)}, on_failure=failed)
+    # The port is taken before anything heavy is loaded, so that a taken one is told at once.
+    listener = listen(settings)
+    run(app, settings, listener=listener, on_ready=lambda address: note(f"listening on {address}"))
+    if failures:
+        raise failures[0]
+    if models_of(app).loading:
+        # Stopped while a model is being opened: that thread can't be interrupted, and Python
+        # taken down around it ends in a crash.
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _opened(model: ModelOptions) -> Assistant:
+    """The model, with progress as lines: a bar would run through the log."""
+    from vip_llava.api import load
+
+    keywords: dict[str, Any] = model.keywords()
+    note(f"opening {model.model or 'the default model'}")
+    assistant = load(model.model, **keywords)
+    note(f"ready: {assistant.info.architecture}, {assistant.info.dtype}, {assistant.info.device}")
+    return assistant
