@@ -1,0 +1,120 @@
+"""A real server on loopback and a real Chromium, for the canvas alone and for the whole page."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))  # page_board, which the tests share
+
+for _name in ("fastapi", "uvicorn", "gradio", "cv2"):
+    pytest.importorskip(_name, reason="the page needs the extras serve and web")
+sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need Playwright")
+
+import uvicorn  # noqa: E402
+from fastapi.responses import HTMLResponse  # noqa: E402
+
+from vip_llava.serving.page.routes import page_routes  # noqa: E402
+from vip_llava.serving.page.shelf import Shelf  # noqa: E402
+from vip_llava.serving.page.suggest import GrabCut  # noqa: E402
+from vip_llava.serving.settings import Limits, ServerSettings  # noqa: E402
+from vip_llava.serving.shell import shell  # noqa: E402
+
+CHROMIUM = next(
+    (
+        path
+        for path in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser"))
+        if path.exists()
+    ),
+    None,
+)
+
+# The canvas alone on a page, as Gradio's component puts it there.
+ALONE = """<!doctype html><meta charset="utf-8"><title>canvas</title>
+<link rel="stylesheet" href="page/static/canvas.css">
+<style>body { margin: 13px 8px; font-family: sans-serif }</style>
+<div id="place"></div><textarea id="question"></textarea>
+<script type="module">
+import { mount } from "./page/static/canvas.js";
+import { send } from "./page/static/send.js";
+window.canvas = mount(document.getElementById("place"), {
+  onchange: (value) => { window.value = value; },
+  insert: (text) => { document.getElementById("question").value += text; },
+  send, examples: [],
+});
+</script>"""
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """The address of a real server of an application; it ends with the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 30
+    while not server.started:
+        assert thread.is_alive(), "the server ended"
+        assert time.monotonic() < until, "the server did not start"
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture(scope="session")
+def alone(shelf: Shelf) -> Iterator[str]:
+    """The address of a server with the canvas alone."""
+    limits = Limits(rate=0)
+    app = shell(ServerSettings(limits=limits), title="canvas")
+    app.include_router(page_routes(shelf, GrabCut(), limits))
+    app.add_api_route("/", lambda: HTMLResponse(ALONE))
+    with serving(app) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium; on Debian: apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`photos(width, height)`: a made photo of that size, as a file."""
+    folder = tmp_path_factory.mktemp("photos")
+
+    def make(width: int, height: int) -> Path:
+        path = folder / f"{width}x{height}.png"
+        if not path.exists():
+            down, across = np.mgrid[0:height, 0:width]
+            pixels = np.stack([across % 256, down % 256, (across + down) % 256], -1)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+        return path
+
+    return make

@@ -1,0 +1,68 @@
+"""A canvas in a browser, driven with a real mouse: places are given in pixels of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Board:
+    """The canvas of a page."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.surface = page.locator(".vl-surface")
+
+    def open(self, photo: Path) -> None:
+        """Choose a photo as a person does."""
+        before = self.status()
+        self.page.locator(".vl-file").set_input_files(photo)
+        self.page.wait_for_function(
+            "before => document.querySelector('.vl-status').textContent !== before"
+            " && !document.querySelector('.vl-status').textContent.startsWith('Opening')",
+            arg=before,
+        )
+
+    def status(self) -> str:
+        return str(self.page.locator(".vl-status").text_content())
+
+    def view(self) -> dict[str, Any]:
+        """Where the picture lies, told by the browser's own layout and by the canvas's scale."""
+        return dict(
+            self.page.evaluate(
+                "() => { const box = document.querySelector('.vl-surface').getBoundingClientRect();"
+                " const { scale, offset } = window.canvas.view;"
+                " return { x: box.x, y: box.y, scale, offset }; }"
+            )
+        )
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The place on the screen of a place in the picture."""
+        return self.all_at([(x, y)])[0]
+
+    def all_at(self, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """As `at`, for many."""
+        view = self.view()
+        left, top = view["x"] + view["offset"][0], view["y"] + view["offset"][1]
+        return [(left + x * view["scale"], top + y * view["scale"]) for x, y in places]
+
+    def tool(self, name: str) -> None:
+        self.page.locator(f'[data-tool="{name}"].vl-tool').click()
+
+    def drag(self, *places: tuple[float, float]) -> None:
+        """Press at the first place, move over the others and let go at the last."""
+        mouse = self.page.mouse
+        first, *others = self.all_at(places)
+        mouse.move(*first)
+        mouse.down()
+        for place in others:
+            mouse.move(*place, steps=2 if len(others) < 10 else 1)
+        mouse.up()
+
+    def click(self, x: float, y: float) -> None:
+        self.page.mouse.click(*self.at(x, y))
+
+    def regions(self) -> list[dict[str, Any]]:
+        """What the canvas has told."""
+        return list(self.page.evaluate("() => window.value.regions"))
