@@ -107,6 +107,8 @@ class AddressList:
             address = ipaddress.ip_address(host)
         except ValueError:
             return host in self._names
+        if getattr(address, "scope_id", None):
+            return False
         # ::ffff:10.0.0.1 is 10.0.0.1, whichever way it is written.
         address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self._networks)

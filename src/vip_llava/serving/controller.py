@@ -27,11 +27,12 @@ from starlette.responses import Response, StreamingResponse
 from vip_llava.serving.admission import AddressList, Beat, Registration, ask_status
 from vip_llava.serving.backends import chooser, closed, new_client
 from vip_llava.serving.legacy import NO_WORKER_CODE, line
-from vip_llava.serving.passing import Call, pass_on, unless_client_leaves
+from vip_llava.serving.passing import Call, pass_on
 from vip_llava.serving.problems import Problem, broken_rules
 from vip_llava.serving.registry import EXPIRY_SECONDS, Registry
 from vip_llava.serving.settings import ServerSettings
 from vip_llava.serving.signing import ForgedError, Secret, Verifier
+from vip_llava.serving.stream import unless_gone
 
 __all__ = ["LOOPBACK", "Controller", "create_controller"]
 
@@ -218,7 +219,7 @@ def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
         call = Call(request.url.path, body, fields, legacy)
         key = {"authorization": f"Bearer {parts.secret.service_key}"}
         work = pass_on(call, chooser(name, parts.registry, parts.client, key))
-        return await unless_client_leaves(request, work)
+        return await unless_gone(request.receive, work)
 
     @app.post("/v1/chat/completions", tags=["api"], openapi_extra=_ANY_OBJECT)
     async def chat(request: Request) -> Response:
@@ -231,7 +232,7 @@ def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
         try:
             return await passed(request, legacy=True)
         except Problem as problem:
-            if problem.code == "client_left" or problem.status == 400:
+            if problem.code == "client_gone" or problem.status == 400:
                 raise
             said = line(problem.message, NO_WORKER_CODE)
             return StreamingResponse(iter([said]), media_type="application/octet-stream")

@@ -93,7 +93,11 @@ class Joining:
         except ServingError as error:
             log.info("leaving: %s", error)
         finally:
-            await self._client.aclose()
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection without a word."""
+        await self._client.aclose()
 
     async def _ask(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
         body = httpx.Request("POST", self._controller, json=content).content

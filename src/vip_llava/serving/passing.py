@@ -8,23 +8,20 @@ are addresses, of a Ray cluster they are replicas.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from vip_llava.serving.legacy import ERROR_CODE, line
 from vip_llava.serving.problems import Problem
 
-__all__ = ["Backend", "Begun", "Call", "LostError", "pass_on", "unless_client_leaves"]
+__all__ = ["Backend", "Begun", "Call", "LostError", "pass_on"]
 
 log = logging.getLogger("vip_llava.serving")
-Result = TypeVar("Result")
 
 _TRIES = 4
 _DEATHS = 2
@@ -181,24 +178,3 @@ def _farewell(call: Call) -> bytes:
     if call.legacy:
         return line(f"{problem.message}; ask again", ERROR_CODE)
     return b"data: " + json.dumps(problem.to_json()).encode() + b"\n\n"
-
-
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result; it is cancelled when the client goes away. The body was taken in before."""
-    task = asyncio.ensure_future(work)
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        task.cancel()
-
-    watcher = asyncio.ensure_future(watch())
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not watcher.done():
-            task.cancel()
-            raise
-        raise Problem(499, "the client went away", code="client_left") from None
-    finally:
-        watcher.cancel()

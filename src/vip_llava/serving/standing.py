@@ -1,0 +1,54 @@
+"""What a worker tells a controller about itself, with the proof that it is one of the cluster's.
+
+Used by every application that a controller may pass requests to; knows no model and no engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from vip_llava.serving.admission import STATUS_PATH
+from vip_llava.serving.problems import Problem
+from vip_llava.serving.registry import WorkerStatus
+from vip_llava.serving.settings import ServerSettings
+from vip_llava.serving.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
+
+__all__ = ["add_status_route", "as_member"]
+
+_LONGEST_CHALLENGE = 128
+
+
+def as_member(settings: ServerSettings, secret: Secret) -> ServerSettings:
+    """The settings of a server behind a controller: its key is known, and rates are the controller's.
+
+    All requests come from one client there, which asks for many.
+    """
+    keys = (*(key.get_secret_value() for key in settings.keys), secret.service_key)
+    limits = settings.limits.model_copy(
+        update={"rate": 0.0, "client_connections": settings.limits.connections}
+    )
+    return ServerSettings.model_validate(
+        {**settings.model_dump(), "keys": keys, "limits": limits.model_dump()}
+    )
+
+
+def add_status_route(
+    app: FastAPI, status: Callable[[], WorkerStatus], secret: Secret | None
+) -> None:
+    """Add /worker_get_status; with a secret it proves itself where it is challenged."""
+
+    @app.post(STATUS_PATH, tags=["original"], response_model=WorkerStatus)
+    async def worker_get_status(request: Request) -> Response:
+        """The models of this worker, its speed, and how many requests it has."""
+        body = json.dumps(status().model_dump()).encode()
+        challenge = request.headers.get(CHALLENGE_HEADER)
+        fields = {}
+        if challenge is not None and secret is not None:
+            if not challenge.isalnum() or len(challenge) > _LONGEST_CHALLENGE:
+                raise Problem(422, "the challenge is none", code="invalid_request")
+            fields = {PROOF_HEADER: secret.proof(challenge, body)}
+        return Response(body, media_type="application/json", headers=fields)

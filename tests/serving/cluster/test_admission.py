@@ -1,0 +1,247 @@
+"""Who becomes a worker: forged, repeated, unreachable, unproved and misnamed ones do not (test 54)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Any
+
+import pytest
+
+from vip_llava.errors import ServingError
+from vip_llava.serving.admission import AddressList
+from vip_llava.serving.controller import LOOPBACK
+from vip_llava.serving.joining import Joining
+from vip_llava.serving.problems import Problem
+from vip_llava.serving.settings import ServerSettings
+from vip_llava.serving.signing import Secret
+
+STRANGER = Secret("a secret that is not the cluster's")
+
+
+def code(answer: Any) -> str:
+    return str(answer.json()["error"]["code"])
+
+
+def test_a_member_registers_and_leaves(cluster: Any, scripted: Any) -> None:
+    controller, worker = cluster(), scripted("w", "m", "n")
+    assert controller.client.get("/ready").status_code == 503
+    assert controller.join(worker).json() == {"exist": True, "heart_beat_seconds": 15}
+    assert controller.client.post("/list_models").json() == {"models": ["m", "n"]}
+    assert controller.client.get("/ready").status_code == 200
+    assert b"vip_llava_workers 1.0" in controller.client.get("/metrics").content
+    name = {"worker_name": worker.address}
+    beat = controller.signed("/receive_heart_beat", {**name, "queue_length": 3})
+    assert beat.json() == {"exist": True}
+    status = controller.client.post("/worker_get_status").json()
+    assert status == {"model_names": ["m", "n"], "speed": 1.0, "queue_length": 3}
+    assert controller.signed("/unregister_worker", name).json() == {"exist": True}
+    assert controller.client.post("/list_models").json() == {"models": []}
+
+
+def test_forged_registrations_are_refused(cluster: Any, scripted: Any) -> None:
+    controller, worker = cluster(), scripted("w")
+    registration = {"worker_name": worker.address}
+    unsigned = controller.client.post("/register_worker", json=registration)
+    assert (unsigned.status_code, code(unsigned)) == (403, "not_a_member")
+    stranger = controller.signed("/register_worker", registration, STRANGER)
+    assert (stranger.status_code, code(stranger)) == (403, "not_a_member")
+    assert controller.addresses() == set() and worker.asked == 0
+
+
+@pytest.mark.parametrize("path", ["/receive_heart_beat", "/unregister_worker", "/register_worker"])
+def test_a_recorded_request_can_not_be_sent_again(cluster: Any, scripted: Any, path: str) -> None:
+    controller, worker = cluster(), scripted("w")
+    controller.join(worker)
+    body = b'{"worker_name": "%s"}' % worker.address.encode()
+    fields = controller.parts.secret.sign("POST", path, body)
+    assert controller.client.post(path, content=body, headers=fields).status_code == 200
+    again = controller.client.post(path, content=body, headers=fields)
+    assert (again.status_code, code(again)) == (403, "not_a_member")
+    other = "/receive_heart_beat" if path != "/receive_heart_beat" else "/unregister_worker"
+    moved = controller.client.post(
+        other, content=body, headers=controller.parts.secret.sign("POST", path, body)
+    )
+    assert moved.status_code == 403
+
+
+def test_who_answers_has_to_know_the_secret_too(cluster: Any, scripted: Any) -> None:
+    """A signed registration that names another server's address, which can't prove anything."""
+    controller, impostor = cluster(), scripted("w", secret=STRANGER)
+    answer = controller.signed("/register_worker", {"worker_name": impostor.address})
+    assert (answer.status_code, code(answer)) == (403, "worker_not_proved")
+    assert controller.addresses() == set()
+
+
+def test_other_models_than_it_serves_are_refused(cluster: Any, scripted: Any) -> None:
+    controller, worker = cluster(), scripted("w", "m")
+    status = {"model_names": ["m", "gpt"], "speed": 1.0, "queue_length": 0}
+    asked = {"worker_name": worker.address, "worker_status": status}
+    answer = controller.signed("/register_worker", asked)
+    assert (answer.status_code, code(answer)) == (409, "wrong_models")
+    assert controller.addresses() == set()
+
+
+def test_an_address_that_nobody_listens_at_is_refused(cluster: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        answer = cluster().signed("/register_worker", {"worker_name": address})
+    assert (answer.status_code, code(answer)) == (502, "worker_unreachable")
+    assert address not in answer.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"worker_name": 3}',
+        b'{"worker_name": "http://127.0.0.1:9", "check_heart_beat": "no"}',
+        b'{"worker_name": "http://127.0.0.1:9", "more": 1}',
+        b'{"worker_name": "http://127.0.0.1:9", "worker_status": {"model_names": []}}',
+    ],
+)
+def test_signed_nonsense_is_no_registration(cluster: Any, body: bytes) -> None:
+    answer = cluster().signed("/register_worker", body)
+    assert answer.status_code in (400, 422)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://10.0.0.1:80",
+        "http://169.254.169.254:80",
+        "http://[fe80::1]:80",
+        "http://0.0.0.0:80",
+        "http://2130706433:80",
+        "http://0x7f.1:80",
+        "http://0177.0.0.1:80",
+        "http://[::ffff:10.0.0.1]:80",
+        "http://example.org:80",
+        "http://127.0.0.1.example.org:80",
+    ],
+)
+def test_other_addresses_than_allowed_are_refused(address: str) -> None:
+    with pytest.raises(Problem, match=r"--allow-worker|written http") as caught:
+        AddressList(LOOPBACK).check(address)
+    assert caught.value.code in ("address_not_allowed", "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:80",
+        "http://127.0.0.1",
+        "ftp://127.0.0.1:80",
+        "file:///etc/passwd",
+        "http://user@127.0.0.1:80",
+        "http://127.0.0.1:80/x",
+        "http://127.0.0.1:80?x=1",
+        "http://127.0.0.1:80#x",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:80\\@10.0.0.1",
+        "http://127.0.0.1\t:80",
+        "http://127.0.0.1:0080",
+        "http://[::1%25eth0]:80",
+        "",
+    ],
+)
+def test_what_is_no_plain_address_is_refused(address: str) -> None:
+    with pytest.raises(Problem) as caught:
+        AddressList(LOOPBACK).check(address)
+    assert caught.value.status in (403, 422)
+
+
+def test_allowed_networks_and_names() -> None:
+    allowed = AddressList(["10.1.0.0/16", "2001:db8::/32", "Worker-1.example.org."])
+    for address in (
+        "http://10.1.2.3:80",
+        "https://[2001:db8::5]:443",
+        "http://worker-1.example.org:80",
+        "http://[::ffff:10.1.2.3]:80",
+    ):
+        assert allowed.check(address + "/") == address
+    for address in ("http://127.0.0.1:80", "http://worker-2.example.org:80"):
+        with pytest.raises(Problem):
+            allowed.check(address)
+    for wrong in ("10.1.0.0/99", "10.1", "http://x", "a b", "", "*"):
+        with pytest.raises(ServingError, match="no address, network or host name"):
+            AddressList([wrong])
+
+
+def test_keys_are_asked_of_clients_and_workers_still_join(
+    cluster: Any, scripted: Any, joining: Any
+) -> None:
+    key = "a-key-of-the-operator"
+    settings = ServerSettings.model_validate({"port": 0, "keys": [key]})
+    controller, worker = cluster(settings), scripted("w")
+
+    # Not with `leave`, which would take it out again.
+    asyncio.run(once(joining(controller, worker)))
+    assert controller.client.post("/list_models").status_code == 401
+    assert controller.ask().status_code == 401
+    fields = {"authorization": f"Bearer {key}"}
+    assert controller.client.post("/list_models", headers=fields).json() == {"models": ["m"]}
+    answer = controller.client.post("/v1/chat/completions", json={"model": "m"}, headers=fields)
+    assert answer.json() == {"from": "w"}
+    # The client's key stays at the controller.
+    assert key not in str(worker.asks)
+
+
+def test_a_worker_joins_stays_and_joins_anew(cluster: Any, scripted: Any, joining: Any) -> None:
+    controller, worker = cluster(expiry=1.5), scripted("w")
+
+    async def life() -> None:
+        member: Joining = joining(controller, worker)
+        task = asyncio.ensure_future(member.run())
+        await seen(controller, {worker.address})
+        await asyncio.sleep(2)  # longer than the expiry: its signs of life keep it
+        assert controller.addresses() == {worker.address}
+        gone = {"worker_name": worker.address}
+        await asyncio.to_thread(controller.signed, "/unregister_worker", gone)
+        assert controller.addresses() == set()
+        await seen(controller, {worker.address})  # its next sign of life brings it back
+        task.cancel()
+        await seen(controller, set())  # silent
+        await member.once()
+        await member.leave()
+        assert controller.addresses() == set()
+
+    asyncio.run(life())
+
+
+async def once(member: Joining) -> None:
+    """Join or show a sign of life; nothing of it stays open."""
+    async with contextlib.aclosing(member):
+        await member.once()
+
+
+async def seen(controller: Any, addresses: set[str]) -> None:
+    async with asyncio.timeout(10):
+        while controller.addresses() != addresses:
+            await asyncio.sleep(0.02)
+
+
+def test_a_worker_with_another_secret_is_told(cluster: Any, scripted: Any, joining: Any) -> None:
+    controller, worker = cluster(), scripted("w")
+    with pytest.raises(ServingError, match="signature does not fit"):
+        asyncio.run(once(joining(controller, worker, STRANGER)))
+    with pytest.raises(ServingError, match="no controller answers"):
+        asyncio.run(once(joining("http://127.0.0.1:9", worker)))
+    for wrong in ("127.0.0.1:9", "http://", "http://127.0.0.1/x"):
+        with pytest.raises(ServingError, match="no address of a server"):
+            joining(wrong, worker)
+
+
+def test_refreshing_drops_who_does_not_answer(cluster: Any, scripted: Any) -> None:
+    controller, stays, goes = cluster(), scripted("a", "m"), scripted("b", "n")
+    controller.join(stays)
+    controller.join(goes)
+    goes.secret = STRANGER
+    stays.models = ["m", "new"]
+    answer = controller.client.post("/refresh_all_workers")
+    assert (answer.status_code, answer.json()) == (200, None)
+    assert controller.client.post("/list_models").json() == {"models": ["m", "new"]}

@@ -1,0 +1,260 @@
+"""Requests through a controller: which worker gets them, and what happens when one dies (test 53)."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from vip_llava.serving.settings import ServerSettings
+
+
+def code(answer: Any) -> str:
+    return str(answer.json()["error"]["code"])
+
+
+def eventually(true: Any, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_a_request_goes_through_unchanged(cluster: Any, scripted: Any) -> None:
+    controller, worker = cluster(), scripted("w", "m")
+    controller.join(worker)
+    sent = b'{"model":"m",  "messages":[{"role":"user","content":"\\u00e9"}]}'
+    answer = controller.client.post(
+        "/v1/chat/completions", content=sent, headers={"x-request-id": "abc-1"}
+    )
+    assert answer.json() == {"from": "w"}
+    assert answer.headers["x-request-id"] == "abc-1"
+    (asked,) = worker.asks
+    assert asked["body"] == sent.decode()
+    assert asked["x-request-id"] == "abc-1"
+    assert asked["authorization"] == f"Bearer {controller.parts.secret.service_key}"
+
+
+def test_models_are_told_and_unknown_ones_refused(cluster: Any, scripted: Any) -> None:
+    controller = cluster()
+    nobody = controller.ask()
+    assert (nobody.status_code, code(nobody)) == (503, "no_worker")
+    assert "retry-after" in nobody.headers
+    controller.join(scripted("a", "m", "n"))
+    listed = controller.client.get("/v1/models").json()
+    assert [one["id"] for one in listed["data"]] == ["m", "n"]
+    wrong = controller.ask("other")
+    assert (wrong.status_code, code(wrong)) == (404, "model_not_found")
+    unnamed = controller.client.post("/v1/chat/completions", json={})
+    assert unnamed.status_code == 404
+    assert controller.client.post("/get_worker_address", json={"model": "m"}).json() == {
+        "address": controller.address
+    }
+    assert controller.client.post("/get_worker_address", json={"model": "x"}).json() == {
+        "address": ""
+    }
+
+
+def test_with_one_model_it_need_not_be_named(cluster: Any, scripted: Any) -> None:
+    controller = cluster()
+    controller.join(scripted("a", "m"))
+    assert controller.client.post("/v1/chat/completions", json={}).json() == {"from": "a"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"", 400), (b"{", 400), (b"[1]", 400), (b'{"model": 1}', 422), (b"[" * 100_000, 400)],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/get_worker_address"])
+def test_nonsense_is_refused_here(
+    cluster: Any, scripted: Any, path: str, body: bytes, status: int
+) -> None:
+    controller, worker = cluster(), scripted("w")
+    controller.join(worker)
+    assert controller.client.post(path, content=body).status_code == status
+    assert worker.asked == 0
+
+
+def test_requests_spread_over_workers(cluster: Any, scripted: Any) -> None:
+    controller, workers = cluster(), [scripted(name) for name in "abc"]
+    for worker in workers:
+        controller.join(worker)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: controller.ask().status_code, range(30)))
+    assert answers == [200] * 30
+    assert sum(worker.asked for worker in workers) == 30
+    assert all(worker.asked >= 4 for worker in workers)
+    assert all(member.passing == 0 for member in controller.parts.registry.members)
+
+
+@pytest.mark.parametrize("act", ["die", "busy"])
+def test_another_worker_is_tried(cluster: Any, scripted: Any, act: str) -> None:
+    controller, bad, good = cluster(), scripted("bad"), scripted("good")
+    bad.act = act
+    controller.join(bad)
+    controller.join(good)
+    answers = [controller.ask() for _ in range(4)]
+    assert [answer.json() for answer in answers] == [{"from": "good"}] * 4
+    assert bad.asked >= 1
+    if act == "die":  # a lost worker is not asked again; a busy one stays
+        assert bad.asked == 1 and controller.addresses() == {good.address}
+    else:
+        assert controller.addresses() == {good.address, bad.address}
+
+
+def test_an_answer_that_breaks_off_before_anything_was_sent_is_asked_anew(
+    cluster: Any, scripted: Any
+) -> None:
+    """Not streamed: nothing reaches the client before it is whole, so another one can answer."""
+    controller, bad, good = cluster(), scripted("whole-bad"), scripted("good")
+    bad.act = "break"
+    controller.join(bad)
+    controller.join(good)
+    assert controller.ask().json() == {"from": "good"}
+    assert bad.asked == 1
+
+
+def test_a_stream_that_breaks_off_ends_with_an_error(cluster: Any, scripted: Any) -> None:
+    controller, worker = cluster(), scripted("w")
+    worker.act = "break"
+    controller.join(worker)
+    answer = controller.ask(stream=True)
+    first, last = [part for part in answer.text.split("\n\n") if part]
+    assert first == 'data: {"begun": true}'
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "worker_lost"
+    assert controller.addresses() == set()
+
+
+def test_a_request_that_kills_does_not_kill_all(cluster: Any, scripted: Any) -> None:
+    controller, workers = cluster(), [scripted(name) for name in "abcd"]
+    for worker in workers:
+        worker.act = "die"
+        controller.join(worker)
+    answer = controller.ask()
+    assert (answer.status_code, code(answer)) == (503, "worker_lost")
+    assert "retry-after" in answer.headers
+    assert sum(worker.asked for worker in workers) == 2
+    assert all(worker.address not in answer.text for worker in workers)
+
+
+def test_workers_that_are_not_there_any_more_are_passed_over(cluster: Any, scripted: Any) -> None:
+    controller, gone, good = cluster(), scripted("gone"), scripted("good")
+    controller.join(gone)
+    controller.join(good)
+    gone.end()
+    assert [controller.ask().json() for _ in range(3)] == [{"from": "good"}] * 3
+    good.act = "busy"
+    refused = controller.ask()
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
+
+
+def test_the_clients_mistake_is_told_once(cluster: Any, scripted: Any) -> None:
+    controller, workers = cluster(), [scripted("a"), scripted("b")]
+    for worker in workers:
+        worker.act = "wrong"
+        controller.join(worker)
+    answer = controller.ask()
+    assert (answer.status_code, code(answer)) == (422, "invalid_region")
+    assert sum(worker.asked for worker in workers) == 1
+
+
+@pytest.mark.parametrize("act", ["hang", "stall"])
+def test_nobody_waits_for_a_worker_that_is_gone(cluster: Any, scripted: Any, act: str) -> None:
+    """Its connection is open and nothing comes: silence of its heart ends the wait."""
+    controller, silent = cluster(expiry=1.0), scripted("silent")
+    silent.act = act
+    controller.join(silent)
+    began = time.monotonic()
+    answer = controller.ask(stream=True)
+    assert time.monotonic() - began < 8
+    if act == "hang":
+        assert (answer.status_code, code(answer)) == (503, "worker_lost")
+    else:
+        assert '"worker_lost"' in answer.text
+
+
+def test_a_client_that_leaves_is_told_to_the_worker(cluster: Any, scripted: Any) -> None:
+    controller, worker = cluster(), scripted("w")
+    worker.act = "hang"
+    controller.join(worker)
+    (member,) = controller.parts.registry.members
+    for stream in (False, True):
+        worker.release.clear()
+        worker.left.clear()
+        with pytest.raises(httpx.ReadTimeout):
+            controller.client.post(
+                "/v1/chat/completions", json={"model": "m", "stream": stream}, timeout=0.3
+            )
+        eventually(lambda: member.passing == 0)
+        worker.release.set()
+        assert worker.left.wait(10)
+    worker.left.clear()
+    with controller.client.stream("POST", "/v1/chat/completions", json={"model": "m"}) as answer:
+        assert next(answer.iter_raw())
+    assert worker.left.wait(10)
+    eventually(lambda: member.passing == 0)
+    assert controller.addresses() == {worker.address}
+
+
+def test_the_originals_stream_passes_through(cluster: Any, scripted: Any) -> None:
+    controller, worker = cluster(), scripted("w")
+    controller.join(worker)
+    answer = controller.client.post("/worker_generate_stream", json={"model": "m", "prompt": "x"})
+    assert lines(answer) == [("a", 0), ("ab", 0)]
+
+
+def test_the_originals_stream_tells_what_is_wrong(cluster: Any, scripted: Any) -> None:
+    controller, worker = cluster(), scripted("w")
+    ask = {"model": "m", "prompt": "x"}
+    nobody = controller.client.post("/worker_generate_stream", json=ask)
+    assert lines(nobody) == [("no worker is there yet", 2)]
+    worker.act = "break"
+    controller.join(worker)
+    broken = lines(controller.client.post("/worker_generate_stream", json=ask))
+    assert broken[-1][1] == 1 and "in the middle of its answer" in broken[-1][0]
+    assert controller.client.post("/worker_generate_stream", content=b"{").status_code == 400
+
+
+def lines(answer: httpx.Response) -> list[tuple[str, int]]:
+    found = [json.loads(part) for part in answer.content.split(b"\0") if part.startswith(b"{")]
+    return [(one["text"], one.get("error_code", 0)) for one in found]
+
+
+def test_workers_come_and_go_under_load(cluster: Any, scripted: Any) -> None:
+    """Sixteen clients, workers that die, leave and join: every request is answered by someone."""
+    settings = ServerSettings.model_validate({"port": 0, "limits": {"rate": 0}})
+    controller, steady = cluster(settings), scripted("steady")
+    controller.join(steady)
+    ended = threading.Event()
+
+    def ask(_: int) -> list[int]:
+        found = []
+        with httpx.Client(base_url=controller.address, timeout=20, trust_env=False) as client:
+            while not ended.is_set():
+                found.append(client.post("/v1/chat/completions", json={"model": "m"}).status_code)
+        return found
+
+    with ThreadPoolExecutor(16) as pool:
+        running = [pool.submit(ask, number) for number in range(16)]
+        try:
+            for number in range(6):
+                come_and_go(controller, scripted(f"other-{number}"), number)
+        finally:
+            ended.set()
+        answers = [status for each in running for status in each.result(timeout=30)]
+    assert len(answers) > 50 and set(answers) == {200}
+
+
+def come_and_go(controller: Any, worker: Any, number: int) -> None:
+    worker.act = ("answer", "die", "busy")[number % 3]
+    controller.join(worker)
+    time.sleep(0.1)
+    if number % 2:
+        controller.signed("/unregister_worker", {"worker_name": worker.address})
+    else:
+        worker.end()
