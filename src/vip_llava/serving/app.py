@@ -34,7 +34,7 @@ from vip_llava.serving.uploads import Uploads
 if TYPE_CHECKING:
     from vip_llava.api import Assistant
 
-__all__ = ["create_app", "models_of"]
+__all__ = ["completions_of", "create_app", "models_of"]
 
 
 def create_app(
@@ -82,10 +82,18 @@ def create_app(
         fetcher=fetcher or Fetcher(settings.fetch_hosts, settings.limits),
         counts=AnswerCounts(parts.metrics.registry),
     )
+    app.state.completions = completions
     _add_chat(app, completions)
     _add_models(app, models)
     _add_uploads(app, uploads, answering, settings)
     return app
+
+
+def completions_of(app: FastAPI) -> Completions:
+    """What answers chat requests in an application made by `create_app`."""
+    completions = app.state.completions
+    assert isinstance(completions, Completions)
+    return completions
 
 
 def models_of(app: FastAPI) -> Models:

@@ -99,7 +99,7 @@ class Completions:
     async def reply(self, body: ChatRequest, request: Request) -> Response:
         """The reply; a stream begins only once everything that can be wrong has been checked."""
         if body.stream:
-            return await self._streamed(body, request)
+            return EventStream(await self.events(body, request))
         return await unless_gone(request.receive, self._whole(body, request))
 
     async def _whole(self, body: ChatRequest, request: Request) -> Response:
@@ -111,12 +111,14 @@ class Completions:
             )
         return Response(text, media_type="application/json")
 
-    async def _streamed(self, body: ChatRequest, request: Request) -> Response:
+    async def events(self, body: ChatRequest, request: Request) -> AsyncGenerator[bytes]:
+        """The server-sent events of a streamed reply; raises whatever Problem there is before them."""
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context(self._job(body, request))
             job = await unless_gone(request.receive, enter)
             # From here on the stream is what ends the job.
-            return EventStream(self._events(job, body, stack.pop_all()))
+            return self._events(job, body, stack.pop_all())
+        raise AssertionError("an exit stack that swallows nothing")
 
     @asynccontextmanager
     async def _job(self, body: ChatRequest, request: Request) -> AsyncIterator[_Job]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EventStream", "unless_gone"]
 
 T = TypeVar("T")
-_STILL_HERE_SECONDS = 15
+_STILL_HERE_SECONDS = 15.0
 _STILL_HERE = b": the answer is on its way\n\n"
 
 
@@ -29,11 +29,21 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes],
+        *,
+        media_type: str | None = None,
+        still_here: bytes = _STILL_HERE,
+        every: float = _STILL_HERE_SECONDS,
+    ) -> None:
+        """still_here: what is sent in `every` second without an event."""
+        fields = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(headers=fields, media_type=media_type)
         # The length is not known, and an empty body must not be promised.
         self.raw_headers = [each for each in self.raw_headers if each[0] != b"content-length"]
         self._events = events
+        self._still_here, self._every = still_here, every
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end or until the client goes."""
@@ -47,9 +57,9 @@ class EventStream(Response):
         try:
             while True:
                 coming = coming or asyncio.ensure_future(anext(self._events))
-                done, _ = await asyncio.wait({coming}, timeout=_STILL_HERE_SECONDS)
+                done, _ = await asyncio.wait({coming}, timeout=self._every)
                 # Something now and then, or proxies take a long wait for a dead connection.
-                part = coming.result() if done else _STILL_HERE
+                part = coming.result() if done else self._still_here
                 coming = None if done else coming
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         except StopAsyncIteration:
