@@ -1,4 +1,4 @@
-"""`vip-llava eval`: the table, the files, refusals."""
+"""`vip-llava eval`: the table, the files, the page, refusals."""
 
 from __future__ import annotations
 
@@ -21,28 +21,58 @@ def test_table_json_and_page(
     ran = program("eval", *argv, "--variants", "box,control", "--variants", "sides", *files)
     assert ran.code == 0, ran.err
     lines = [line.split() for line in ran.out.splitlines() if line.strip()]
-    assert [line[0] for line in lines[2:]] == ["box", "control", "sides"] and "Variant" in lines[0]
-    assert "2 photos" in ran.err and "box: 3 questions" in ran.err
+    first = [line[0] for line in lines]
+    assert [name for name in first if name in ("box", "control", "sides")] == ["box", "control", "sides"]  # fmt: skip
+    assert "box: 3 questions" in ran.err and "[" in ran.out
     found = json.loads(written.read_text("utf-8"))
-    assert list(found) == ["box", "control", "sides"]
-    assert found["box"]["score"]["items"] == 3 == len(found["box"]["answers"])
-    assert set(found["box"]["answers"][0]) == {"id", "label", "expected", "answer", "right"}
+    scores = {(score["name"], score["group"]): score for score in found["scores"]}
+    assert scores["right", "box"]["count"] == 3
+    assert len([row for row in found["answers"] if row["group"] == "box"]) == 3
     text = page.read_text("utf-8")
-    assert text.count("<figure") == 3 + 3 + len(found["sides"]["answers"])
+    assert text.count("data:image/jpeg") == len(found["answers"])
     assert "What is the object within the red rectangle?" in text
+    assert str(labelled_folder.parent) in text  # the command as it was typed
+
+
+def test_a_benchmark_by_name_with_a_run_that_goes_on(
+    program: Program, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--groups", "box,control")
+    again = ("eval", "shapes", *argv, "--output", tmp_path / "run", "--most", 2)
+    ran = program(*again)
+    assert ran.code == 0 and "4 questions in" in ran.err, ran.err
+    ran = program(*again)
+    assert ran.code == 0 and "4 of 4 answers were there already" in ran.err
+    ran = program(*again, "--seed", 1)
+    assert ran.code == 2 and "another seed" in ran.err
+    ran = program("eval", "report", tmp_path / "run", "-o", tmp_path / "page.html")
+    assert ran.code == 0 and "page.html" in ran.err
+    assert "control" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_all_photos(program: Program, labelled_folder: Path, tiny_model_folder: Path) -> None:
     argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--variants", "box")
     ran = program("eval", *argv, "--all")
-    assert ran.code == 0 and "4 photos" in ran.err and "box: 12 questions" in ran.err
+    assert ran.code == 0 and "box: 12 questions" in ran.err
+
+
+def test_the_group_lists_its_benchmarks(program: Program) -> None:
+    ran = program("eval", "--help")
+    assert ran.code == 0
+    for name in ("visual7w", "pointqa", "vcr", "vip-bench", "refcocog", "recognition", "shapes"):
+        assert name in ran.out
+    ran = program("eval", "vcr", "--help")
+    assert ran.code == 0 and "joint Q->AR" in ran.out and "never replaced" in ran.out
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "--data"),
-        (["--data", "{tmp}/none"], "regions.jsonl does not exist"),
+        (["--data", "{tmp}/none"], "no such file or folder"),
+        (["--data", "{tmp}"], "regions.jsonl does not exist"),
+        (["vcr", "--data", "{made}"], "holds no vcr-val.json"),
+        (["nonsense", "--data", "{made}"], "No such command 'nonsense'"),
         (["--data", "{made}", "--variants", "boxes"], "known are box, "),
         (["--data", "{made}", "--variants", ","], "known are box, "),
         (["--data", "{made}", "--most", "0"], "--most"),
@@ -50,6 +80,9 @@ def test_all_photos(program: Program, labelled_folder: Path, tiny_model_folder: 
         (["--data", "{made}", "--html", "{tmp}/none/a.html"], "there is no folder"),
         (["--data", "{made}", "--weights", "x", "--model", "y"], "leave --model out"),
         (["--data", "{made}", "--weights", "x", "--template", "y"], "--template"),
+        (["report", "{tmp}", "-o", "{tmp}/a.html"], "no run of an evaluation"),
+        (["report", "{tmp}", "-o", "{tmp}/none/a.html"], "there is no folder"),
+        (["report", "{tmp}", "-o", "{tmp}"], "a folder; name the page's file"),
     ],
 )
 def test_a_mistake_is_told_before_a_model_is_opened(

@@ -1,96 +1,183 @@
-"""A whole evaluation on a tiny model: every item is asked once, in batches or not."""
+"""Runs on a tiny model: every row once, batches or not, stopped or not, broken rows or not."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vip_llava.api import load
-from vip_llava.data.scenes.photos import is_validation
-from vip_llava.errors import DataError
-from vip_llava.evaluation.run import evaluate, photos_to_ask
+from vip_llava.errors import DataError, RequestError
+from vip_llava.evaluation.benchmarks import BENCHMARKS, benchmark_class, open_benchmark
+from vip_llava.evaluation.folder import RunFolder, answer_line, slug
+from vip_llava.evaluation.items import Item, Options, Row, spread
+from vip_llava.evaluation.run import allowed, items_of, run
+
+FEW: dict[str, Any] = {"sampling": {"max_new_tokens": 6}}
 
 
-@pytest.fixture(scope="module")
-def assistant(tiny_model_folder: Path) -> Any:
-    return load(tiny_model_folder, device="cpu")
+def listed(folder: Path) -> dict[str, bytes]:
+    """The files whose content depends on nothing but what was asked."""
+    return {
+        p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.json"
+    }
 
 
-def test_the_validation_split_or_everything(labelled_folder: Path) -> None:
-    assert len(photos_to_ask(labelled_folder, everything=True)) == 4
-    split = photos_to_ask(labelled_folder)
-    assert len(split) == 2 and all(is_validation(photo.id) for photo in split)
+def test_a_run_and_what_it_leaves(assistant: Any, visual7w: Path, tmp_path: Path) -> None:
+    benchmark = open_benchmark("visual7w", visual7w)
+    result = run(assistant, benchmark, tmp_path / "run", max_failed=1, command=["a", "b"], **FEW)
+    assert result.asked == len(result.rows) == 5
+    folder = RunFolder.open(tmp_path / "run")
+    assert tuple(folder.rows()) == result.rows
+    answers = [
+        json.loads(line) for line in (folder.path / "answers.jsonl").read_text().splitlines()
+    ]
+    assert set(answers[0]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+    assert [a["question_id"] for a in answers] == [f"v7w-{n}" for n in range(5)]
+    assert answers[0]["text"] == result.rows[0].answer and answers[0]["metadata"] == {}
+    assert answers[4]["text"] == "" and "missing.jpg" in answers[4]["metadata"]["failed"]
+    row = result.rows[0]
+    assert "A. The object within" in row.question and len(row.regions) == 4 and row.tokens
+    assert (folder.path / row.shown).stat().st_size > 0
+    about = folder.about
+    assert about["command"] == ["a", "b"] and about["versions"]["vip-llava"]
+    assert about["asked"]["sampling"] == {"max_new_tokens": 6} and about["hardware"]["cores"]
+    scores = json.loads((folder.path / "scores.json").read_text())
+    assert scores[0]["count"] == 5 and scores[0]["failed"] == 1
 
 
-def only(folder: Path, target: Path, numbers: list[int]) -> Path:
-    """A folder with some rows of another one's listing."""
-    target.mkdir()
-    (target / "images").symlink_to(folder / "images")
-    rows = (folder / "regions.jsonl").read_text("utf-8").splitlines()
-    (target / "regions.jsonl").write_text("".join(rows[i] + "\n" for i in numbers), "utf-8")
-    return target
+def test_batch_equals_single(assistant: Any, visual7w: Path, tmp_path: Path) -> None:
+    for size in (1, 4):
+        run(assistant, open_benchmark("visual7w", visual7w), tmp_path / str(size), batch_size=size, max_failed=1, **FEW)  # fmt: skip
+    assert listed(tmp_path / "1") == listed(tmp_path / "4")
 
 
-def test_nothing_to_ask_is_an_error(labelled_folder: Path, tmp_path: Path) -> None:
-    trained = only(labelled_folder, tmp_path / "trained", [2, 3])
-    with pytest.raises(DataError, match="--all"):
-        photos_to_ask(trained)
-    people = only(labelled_folder, tmp_path / "people", [3])
-    with pytest.raises(DataError, match="coco80"):
-        photos_to_ask(people, everything=True)
+class StopError(Exception):
+    """Ends a run in the middle."""
 
 
-@pytest.mark.parametrize("variant", ["box", "control", "sides"])
-def test_evaluate(assistant: Any, labelled_folder: Path, variant: str) -> None:
-    photos = photos_to_ask(labelled_folder, everything=True)[:3]
-    told: list[tuple[str, str]] = []
-    counts: list[int] = []
-    found, rows = evaluate(
-        assistant,
-        photos,
-        variant,
-        most=5,
-        batch_size=2,
-        on_answer=lambda item, answer: told.append((item.id, answer.text)),
-        on_items=counts.append,
+def test_a_stopped_run_goes_on(assistant: Any, labelled_folder: Path, tmp_path: Path) -> None:
+    def benchmark() -> Any:
+        return open_benchmark("marked", labelled_folder, Options(groups=("box", "arrow")))
+
+    run(assistant, benchmark(), tmp_path / "whole", **FEW)
+    seen: list[str] = []
+
+    def stop(row: Row, _: object) -> None:
+        seen.append(row.id)
+        if len(seen) == 7:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(assistant, benchmark(), tmp_path / "cut", on_row=stop, **FEW)
+    kept = RunFolder.open(tmp_path / "cut").rows()
+    assert [row.id for row in kept] == seen and not (tmp_path / "cut" / "scores.json").exists()
+    # The program may also die while it writes a line.
+    with (tmp_path / "cut" / "rows.jsonl").open("a") as file:
+        file.write('{"id": "half')
+    again: list[str] = []
+    result = run(
+        assistant, benchmark(), tmp_path / "cut", on_row=lambda r, _: again.append(r.id), **FEW
     )
-    assert counts == [len(rows)] == [found.items] and 0 < len(rows) <= 5
-    assert sorted(told) == sorted((row["id"], row["answer"]) for row in rows)
-    assert found.overall == pytest.approx(sum(row["right"] for row in rows) / len(rows))
-    alone, single = evaluate(assistant, photos, variant, most=5, batch_size=1)
-    assert (alone, single) == (found, rows)
-    json.dumps([found.row(), rows])
+    assert result.asked == len(again) == 9 and not set(again) & set(seen)
+    assert listed(tmp_path / "whole") == listed(tmp_path / "cut")
+    assert run(assistant, benchmark(), tmp_path / "cut", **FEW).asked == 0
 
 
-def test_answers_belong_to_their_items(
-    assistant: Any, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_failed_is_tried_again(
+    assistant: Any, visual7w: Path, tmp_path: Path, draw_picture: Callable[..., None]
 ) -> None:
-    """With a model that reads the label off the mark's place, everything is right."""
-    photos = photos_to_ask(labelled_folder, everything=True)[:3]
-    labels = {thing.box: thing.label for photo in photos for thing in photo.things}
+    def once() -> Any:
+        return run(
+            assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=1, **FEW
+        )
 
-    class Knowing:
-        def ask_many(self, requests: list[dict[str, Any]], **options: Any) -> list[Any]:
-            answers = []
-            for index, request in enumerate(requests):
-                x1, y1 = request["regions"][0].bounds((96, 72))[:2]
-                near = min(labels, key=lambda b: abs(b[0] - x1) + abs(b[1] - y1))
-                answer = type("Said", (), {"text": labels[near], "image": None})
-                options["on_answer"](index, answer)
-                answers.append(answer)
-            return answers
+    assert once().rows[4].failed
+    draw_picture(visual7w / "v7w" / "missing.jpg")
+    result = once()
+    assert result.asked == 1 and result.rows[4].failed is None and result.scores[0].failed == 0
 
-    monkeypatch.setattr("vip_llava.evaluation.run._CHUNK", 5)  # more than one chunk
-    seen: list[bool] = []
-    knowing: Any = Knowing()
-    found, rows = evaluate(
-        knowing,
-        photos,
-        "box",
-        on_answer=lambda item, answer: seen.append(item.answer == answer.text),
+
+def test_too_many_failures_stop_the_run(assistant: Any, visual7w: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"1 of 5 rows can't be used.*limit is 0 rows(?s:.*)missing\.jpg"
+    ):
+        run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=0, **FEW)
+    assert len(RunFolder.open(tmp_path / "r").rows()) == 5  # what was asked is kept
+    assert [allowed(0.05, 7), allowed(0.05, 200), allowed(3, 7), allowed(0.0, 7)] == [1, 10, 3, 0]
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(RequestError, match="max_failed"):
+            allowed(wrong, 10)
+
+
+def test_a_folder_holds_one_run(assistant: Any, visual7w: Path, tmp_path: Path) -> None:
+    run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=1, **FEW)
+    for changed, what in ((Options(seed=3), "seed"), (Options(alpha=90), "alpha")):
+        with pytest.raises(RequestError, match=f"another {what}"):
+            run(assistant, open_benchmark("visual7w", visual7w, changed), tmp_path / "r", **FEW)
+    with pytest.raises(RequestError, match="another sampling"):
+        run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r")
+    rows = json.loads((visual7w / "v7w-test.json").read_text())
+    (visual7w / "v7w-test.json").write_text(json.dumps(rows[:3]))
+    with pytest.raises(RequestError, match="another data"):
+        run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", **FEW)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(RequestError, match="holds something else"):
+        run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "mine", **FEW)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_question_that_is_too_long_fails_alone(
+    assistant: Any, tmp_path: Path, visual7w: Path
+) -> None:
+    rows = json.loads((visual7w / "v7w-test.json").read_text())[:4]
+    rows[1]["question"] = "why " * 3000
+    (visual7w / "v7w-test.json").write_text(json.dumps(rows))
+    result = run(
+        assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", batch_size=3, **FEW
     )
-    assert found.overall == found.macro == 1 and found.person_for_other == 0
-    assert len(rows) == 12 and seen == [True] * 12
+    assert [bool(row.failed) for row in result.rows] == [False, True, False, False]
+    assert "positions" in (result.rows[1].failed or "")
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no run of an evaluation"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(DataError, match="can't be read"):
+        _ = RunFolder.open(tmp_path).about
+    (tmp_path / "rows.jsonl").write_text('{"id": "1"}\n')
+    with pytest.raises(DataError, match="line 1: no row of an evaluation"):
+        RunFolder(tmp_path).rows()
+
+
+def test_most_spreads_evenly_over_each_group() -> None:
+    items = [Item(f"{g}{n}", g, "", lambda: None, "") for g in "ab" for n in range(10)]  # type: ignore[arg-type, return-value]
+    assert [item.id for item in spread(items, 3)] == ["a0", "a3", "a6", "b0", "b3", "b6"]
+    assert len(spread(items, 99)) == len(spread(items, None)) == 20
+
+
+def test_nothing_to_ask_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "v7w-test.json").write_text("[]")
+    with pytest.raises(DataError, match="nothing to ask"):
+        items_of(open_benchmark("visual7w", tmp_path))
+
+
+def test_answers_as_the_original_writes_them() -> None:
+    row = Row("v7w-1", "", "A", answer="A", question="Which?", facts={"question_id": 7})
+    line = answer_line(row, "m")
+    assert (line["question_id"], line["model_id"], line["text"]) == (7, "m", "A")
+    assert line == answer_line(row, "m") != answer_line(row, "other")
+    assert slug("mucai/vip-llava-7b") == "mucai-vip-llava-7b" and slug("../..") == "model"
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_says_what_it_is(name: str) -> None:
+    from vip_llava.cli.evaluate import ABOUT
+
+    kind = benchmark_class(name)
+    assert kind.name == name and kind.needs and kind.about == ABOUT[name]
+    assert list(ABOUT) == list(BENCHMARKS)

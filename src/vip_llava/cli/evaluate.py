@@ -1,130 +1,139 @@
-"""`vip-llava eval`: score a model on marked things of labelled photos."""
+"""`vip-llava eval NAME`: ask a model the questions of a benchmark and score its answers.
+
+Each benchmark is a verb of the group `eval`, all with the same options; without a name it is `marked`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from vip_llava.cli.evaluate_options import QuestionOptions, RunOptions, WriteOptions
 from vip_llava.cli.prepare import open_assistant
 from vip_llava.cli.settings import DebugFlag, ModelOptions
-from vip_llava.cli.terminal import loading, note, stderr
+from vip_llava.cli.terminal import counting, loading, note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.api import Answer, Assistant
-    from vip_llava.evaluation.benchmarks.marked import Item
-    from vip_llava.evaluation.page import Card
+    from vip_llava.api import Assistant
+    from vip_llava.evaluation.items import Benchmark, Item, Score
+    from vip_llava.evaluation.run import Result
 
-__all__ = ["EPILOG", "evaluate"]
+__all__ = ["ABOUT", "EPILOG", "EvalGroup", "benchmark_verb"]
 
 EPILOG = """Examples
 
   vip-llava eval --data labelled
 
-  vip-llava eval --data labelled --variants box,arrow,control --most 4 --html seen.html
+  vip-llava eval marked --data labelled --groups box,arrow,control --most 4 --html seen.html
 
-  vip-llava eval --data labelled --all --most 2 --json scores.json
+  vip-llava eval shapes --data labelled --all --most 1 --output runs/shapes --json scores.json
 """
 
-_CARDS = 60  # of a variant on the page
+#: Benchmark -> its line on the help page; a test holds that these are the benchmarks' own words.
+ABOUT = {
+    "visual7w": "Visual7W pointing: which of four marked boxes is it?",
+    "pointqa": "PointQA LookTwice: how many are like the marked one?",
+    "vcr": "VCR: Q->A, QA->R and the joint Q->AR",
+    "vip-bench": "ViP-Bench: open questions about drawn marks, by capability (needs a judge)",
+    "refcocog": "RefCOCOg region captioning: CIDEr and METEOR",
+    "recognition": "What is in the red box? Any COCO-style file, by label and by size",
+    "shapes": "What is marked? Eight shapes, colours, widths, and a control without a mark",
+    "marked": "What is marked, and only because of the mark? The default model's validation",
+}
 
 
-def evaluate(
-    *,
-    data: Annotated[
-        Path,
-        typer.Option("--data", metavar="DIR", help="Folder with regions.jsonl and its photos."),
-    ],
-    variants: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variants",
-            metavar="NAME,...",
-            help="What to ask (repeatable; all if not given): a shape, or drawn, control, four, sides.",
-        ),
-    ] = None,
-    most: Annotated[
-        int | None,
-        typer.Option("--most", metavar="N", min=1, help="At most N questions a variant."),
-    ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Ask about all photos, not the validation split alone.")
-    ] = False,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Write scores and all answers as JSON."),
-    ] = None,
-    html_file: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page with the pictures as drawn."),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="Questions that run together.")
-    ] = 8,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights", metavar="DIR", help="Trained parts to put into the default model."
-        ),
-    ] = None,
-    model: ModelOptions,
-    debug: DebugFlag = False,
-) -> None:
-    """Score a model: does it say what a mark points at?
+class EvalGroup(TyperGroup):
+    """`vip-llava eval --data DIR` without a benchmark means the default model's own."""
 
-    Every labelled thing is marked and asked about; an answer is right if it equals the label. The
-    variant "control" asks without a mark: what is guessed. The table is on stdout.
-    """
-    wanted = _variants(variants)
-    for target in (json_file, html_file):
-        if target is not None and not target.absolute().parent.is_dir():
-            raise RequestError(f"{target}: there is no folder {target.absolute().parent}")
-    if weights is not None and model.model is not None:
-        raise RequestError("--weights are parts of the default model; leave --model out")
-
-    from vip_llava.evaluation.run import photos_to_ask
-
-    photos = photos_to_ask(data.expanduser(), everything=everything)
-    note(f"{len(photos)} photos of {data}")
-    assistant = open_assistant(model, {}) if weights is None else _with_weights(weights, model)
-    cards: dict[str, list[Card]] | None = None if html_file is None else {}
-    found = _ask(assistant, photos, wanted, most, batch_size, cards)
-    scores = [each["score"] for each in found.values()]
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        note(f"written: {json_file}")
-    if html_file is not None and cards is not None:
-        from vip_llava.evaluation.page import write_page
-
-        write_page(html_file, f"Marked things: {assistant.info.name}", scores, cards)
-        note(f"written: {html_file}")
-    _show(scores)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["marked", *args]
+        return super().parse_args(ctx, args)
 
 
-def _variants(given: Sequence[str] | None) -> list[str]:
-    from vip_llava.evaluation.benchmarks.marked import VARIANTS
+def benchmark_verb(benchmark: str) -> Callable[..., None]:
+    """The verb of one benchmark: its name and its help; the options are everyone's."""
 
-    if not given:
-        return list(VARIANTS)
-    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown or not names:
-        raise RequestError(f"--variants {' '.join(given)}: known are {', '.join(VARIANTS)}")
-    return list(dict.fromkeys(names))
+    def verb(
+        ctx: typer.Context,
+        *,
+        data: Annotated[
+            Path, typer.Option("--data", metavar="PATH", help="The benchmark's folder or file.")
+        ],
+        questions: QuestionOptions,
+        running: RunOptions,
+        writing: WriteOptions,
+        model: ModelOptions,
+        debug: DebugFlag = False,
+    ) -> None:
+        writing.check()
+        if running.weights is not None and model.model is not None:
+            raise RequestError("--weights are parts of the default model; leave --model out")
+        opened, items = _questions(benchmark, data, questions)
+        assistant = _assistant(running, model)
+        with _folder(writing.output) as folder:
+            command = typed(ctx)
+            scores = _run(assistant, opened, items, folder, questions.most, running, command)
+            _write(folder, writing)
+        show(scores)
+
+    verb.__doc__ = f"{ABOUT[benchmark]}\n\n{_ALL}"
+    verb.__name__ = benchmark.replace("-", "_")
+    return verb
 
 
-def _with_weights(weights: Path, options: ModelOptions) -> Assistant:
-    """The default model with other trained parts."""
-    chosen = options.keywords()
+_ALL = """Every question is asked once; one that can't be asked is reported, counted as wrong, and never
+replaced. Scores with their 95 % intervals are on stdout."""
+
+
+def typed(ctx: typer.Context) -> list[str]:
+    """The command line, word for word."""
+    state = ctx.obj if isinstance(ctx.obj, dict) else {}
+    return ["vip-llava", *map(str, state.get("argv", ()))]
+
+
+def _questions(name: str, data: Path, chosen: QuestionOptions) -> tuple[Benchmark, list[Item]]:
+    """The benchmark and its items, before a model is opened."""
+    from vip_llava.evaluation.benchmarks import benchmark_class, open_benchmark
+    from vip_llava.evaluation.items import Options
+    from vip_llava.evaluation.run import items_of
+
+    options = Options(
+        pictures=chosen.pictures.expanduser() if chosen.pictures is not None else None,
+        groups=chosen.names(benchmark_class(name).groups),
+        seed=chosen.seed,
+        alpha=chosen.alpha,
+        question=chosen.question,
+        everything=chosen.everything,
+    )
+    benchmark = open_benchmark(name, data.expanduser(), options)
+    items = items_of(benchmark, chosen.most)
+    for group, number in Counter(item.group for item in items).items():
+        note(f"{group or name}: {number} questions")
+    return benchmark, items
+
+
+def _assistant(running: RunOptions, options: ModelOptions) -> Assistant:
+    """The model, or the default model with other trained parts."""
+    aspect = running.image_aspect_ratio
+    more = {"image_aspect_ratio": aspect} if aspect is not None else {}
+    weights = running.weights
+    if weights is None:
+        return open_assistant(options, {}, **more)
+    chosen = options.keywords() | more
     refused = sorted(chosen.keys() - {"device", "dtype"})
     if refused:
-        raise RequestError(f"--weights can't go with --{refused[0]}")
+        raise RequestError(f"--weights can't go with --{refused[0].replace('_', '-')}")
     with loading(f"opening {weights}") as progress:
         from vip_llava.api import Assistant
         from vip_llava.model.default import load_default
@@ -140,90 +149,95 @@ def _with_weights(weights: Path, options: ModelOptions) -> Assistant:
         return Assistant(*parts, name=str(weights))
 
 
-def _ask(
-    assistant: Assistant,
-    photos: Sequence[Any],
-    variants: Sequence[str],
-    most: int | None,
-    batch_size: int,
-    cards: dict[str, list[Card]] | None,
-) -> dict[str, dict[str, Any]]:
-    """Score and answers of each variant; `cards` is filled for the page."""
-    from vip_llava.evaluation.run import evaluate as score_variant
-
-    found = {}
-    for variant in variants:
-        kept: list[Card] = []
-        with _bar(variant) as (begin, advance):
-
-            def seen(item: Item, answer: Answer, kept: list[Card] = kept) -> None:
-                advance()
-                if cards is not None and len(kept) < _CARDS and answer.image is not None:
-                    kept.append(_card(item, answer))
-
-            result, rows = score_variant(
-                assistant,
-                photos,
-                variant,
-                most=most,
-                batch_size=batch_size,
-                on_answer=seen,
-                on_items=begin,
-            )
-        found[variant] = {"score": result.row(), "answers": rows}
-        if cards is not None:
-            cards[variant] = kept
-    return found
-
-
-def _card(item: Item, answer: Answer) -> Card:
-    from vip_llava.evaluation.benchmarks.marked import is_right
-    from vip_llava.evaluation.page import Card, thumbnail
-    from vip_llava.regions import expand
-
-    assert answer.image is not None
-    return Card(
-        id=item.id,
-        picture=thumbnail(answer.image),
-        question=expand(str(item.request["question"]), answer.regions),
-        expected=item.answer,
-        answer=answer.text,
-        right=is_right(item, answer.text),
-    )
-
-
 @contextlib.contextmanager
-def _bar(variant: str) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
-    """A progress bar on stderr; where that is no terminal, one line a variant."""
-    console = stderr()
-    if not console.is_terminal:
-        yield lambda total: note(f"{variant}: {total} questions"), lambda: None
+def _folder(output: Path | None) -> Iterator[Path]:
+    """The run's folder; without one a run leaves nothing behind but what is asked for."""
+    if output is not None:
+        yield output.expanduser()
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(variant, total=None)
-        yield lambda total: shown.update(task, total=total), lambda: shown.advance(task)
+    with tempfile.TemporaryDirectory(prefix="vip-llava-eval-") as made:
+        yield Path(made) / "run"
 
 
-def _show(scores: Sequence[Mapping[str, Any]]) -> None:
-    """The table on stdout; shares in percent."""
+def _run(
+    assistant: Assistant,
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    folder: Path,
+    most: int | None,
+    running: RunOptions,
+    command: Sequence[str],
+) -> Sequence[Score]:
+    from vip_llava.evaluation.run import run
+
+    with counting(benchmark.name, "questions") as progress:
+        done = 0
+
+        def seen(*_: object) -> None:
+            nonlocal done
+            done += 1
+            progress(done, len(items))
+
+        result = run(
+            assistant,
+            benchmark,
+            folder,
+            items=items,
+            most=most,
+            batch_size=running.batch_size,
+            max_failed=running.limit,
+            command=command,
+            on_row=seen,
+        )
+    _tell(result, len(items))
+    return result.scores
+
+
+def _tell(result: Result, count: int) -> None:
+    """How it went, in a few lines on stderr."""
+    if result.asked < count:
+        note(f"{count - result.asked} of {count} answers were there already")
+    failed = [row for row in result.rows if row.failed is not None]
+    for row in failed[:5]:
+        note(f"failed: {row.id}: {row.failed}")
+    if failed:
+        note(f"{len(failed)} of {count} questions could not be asked; they count as wrong")
+    if result.asked:
+        note(f"{result.asked} questions in {result.seconds:.1f} s")
+
+
+def _write(folder: Path, writing: WriteOptions) -> None:
+    """The files for people and for other programs."""
+    if writing.json_file is not None:
+        from vip_llava.evaluation.folder import RunFolder
+
+        content = {
+            "scores": json.loads((folder / "scores.json").read_text("utf-8")),
+            "answers": [row.to_json() for row in RunFolder.open(folder).rows()],
+        }
+        writing.json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        note(f"written: {writing.json_file}")
+    if writing.html_file is not None:
+        from vip_llava.evaluation.report.page import report
+
+        writing.html_file.write_text(report([folder]), encoding="utf-8")
+        note(f"written: {writing.html_file}")
+    if writing.output is not None:
+        note(f"written: {writing.output}")
+
+
+def show(scores: Sequence[Score]) -> None:
+    """The table on stdout, one line a group; shares in percent with their 95 % intervals."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    titles = ("Variant", "Items", "Right %", "Not person %", "By label %", '"person" for other %')
-    for number, title in enumerate(titles):
-        table.add_column(title, justify="right" if number else "left")
-    for row in scores:
-        name, items, *shares = row.values()
-        percent = ("" if share is None else f"{100 * share:.1f}" for share in shares)
-        table.add_row(str(name), str(items), *percent)
-    Console(file=sys.stdout).print(table)
+    from vip_llava.evaluation.tables import table_of
+
+    for head, lines in table_of(scores):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, title in enumerate(head):
+            table.add_column(title, justify="right" if number else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        Console(file=sys.stdout).print(table)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import vip_llava
 from vip_llava.cli.ask import EPILOG as ASK_EPILOG
@@ -29,8 +30,11 @@ from vip_llava.cli.data import CONVERT_EPILOG as DATA_CONVERT_EPILOG
 from vip_llava.cli.data import convert as convert_data
 from vip_llava.cli.draw import EPILOG as DRAW_EPILOG
 from vip_llava.cli.draw import draw
+from vip_llava.cli.evaluate import ABOUT as BENCHMARKS
 from vip_llava.cli.evaluate import EPILOG as EVAL_EPILOG
-from vip_llava.cli.evaluate import evaluate
+from vip_llava.cli.evaluate import EvalGroup, benchmark_verb
+from vip_llava.cli.evaluate_report import REPORT_EPILOG
+from vip_llava.cli.evaluate_report import report as eval_report
 from vip_llava.cli.groups import OrderedCommand, grouped
 from vip_llava.cli.models import EPILOG as MODELS_EPILOG
 from vip_llava.cli.models import models
@@ -54,14 +58,22 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "serve": (serve, SERVE_EPILOG),
     "models": (models, MODELS_EPILOG),
     "convert": (convert, CONVERT_EPILOG),
-    "eval": (evaluate, EVAL_EPILOG),
+    **{
+        f"eval {name}": (benchmark_verb(name), EVAL_EPILOG if name == "marked" else "")
+        for name in BENCHMARKS
+    },
+    "eval report": (eval_report, REPORT_EPILOG),
     "train": (train, TRAIN_EPILOG),
     "bench": (bench, BENCH_EPILOG),
     "data check": (check, CHECK_EPILOG),
     "data view": (view, VIEW_EPILOG),
     "data convert": (convert_data, DATA_CONVERT_EPILOG),
 }
-GROUPS = {"data": "Check data files, look at their rows, make them of public data sets."}
+GROUPS = {
+    "data": "Check data files, look at their rows, make them of public data sets.",
+    "eval": "Score models on benchmarks; without a name (eval --data DIR) on marked things.",
+}
+GROUP_CLASSES: dict[str, type[TyperGroup]] = {"eval": EvalGroup}
 #: Verbs that do something sensible when nothing more is typed.
 WITHOUT_ARGUMENTS = frozenset({"models", "serve"})
 
@@ -104,7 +116,8 @@ def _paragraphs(verb: Callable[..., None]) -> str:
 
 _homes = {"": app}
 for _group, _about in GROUPS.items():
-    _homes[_group] = typer.Typer(no_args_is_help=True)
+    _class = GROUP_CLASSES.get(_group, TyperGroup)
+    _homes[_group] = typer.Typer(no_args_is_help=True, cls=_class)
     app.add_typer(_homes[_group], name=_group, help=_about)
 
 for _name, (_verb, _epilog) in VERBS.items():
@@ -121,7 +134,7 @@ for _name, (_verb, _epilog) in VERBS.items():
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with `argv` (default: those of the process) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    state: dict[str, Any] = {}
+    state: dict[str, Any] = {"argv": arguments}
     try:
         command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="vip-llava", standalone_mode=False, obj=state)

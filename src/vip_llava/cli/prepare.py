@@ -127,9 +127,12 @@ def save_picture(picture: Image, target: str) -> None:
     note(f"drawn picture: {target}")
 
 
-def open_assistant(options: ModelOptions, sampling: Mapping[str, Any]) -> Assistant:
-    """Open the model, with progress on stderr; RequestError first where `sampling` can't be."""
-    keywords: dict[str, Any] = options.keywords()
+def open_assistant(options: ModelOptions, sampling: Mapping[str, Any], **more: Any) -> Assistant:
+    """Open the model, with progress on stderr; RequestError first where `sampling` can't be.
+
+    more: further keywords of `vip_llava.load`.
+    """
+    keywords: dict[str, Any] = {**options.keywords(), **more}
     name = options.model or "the default model"
     with loading(f"opening {name}") as progress:
         from vip_llava.api import load

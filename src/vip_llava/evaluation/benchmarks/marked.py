@@ -11,9 +11,9 @@ deliberately does not know the model: it makes requests and judges answers.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from vip_llava.data.scenes.marking import SHAPES
 from vip_llava.data.scenes.photos import Photo, Thing
 from vip_llava.data.scenes.questions import choosing, relations
 from vip_llava.data.scenes.scene import Scene, overlap
-from vip_llava.data.scenes.words import COCO80, canonical
+from vip_llava.data.scenes.words import canonical
 from vip_llava.errors import RequestError
 from vip_llava.regions import PALETTE, Point, Region, draw, resolve
 from vip_llava.regions.phrases import expand
@@ -35,12 +35,17 @@ VARIANTS = (*SHAPES, "drawn", "control", "four", "sides")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question: a request for `Assistant.ask_many`, and the right answer."""
+    """One question: how its request for `Assistant.ask_many` is made, and the right answer."""
 
     id: str
     label: str
-    request: Mapping[str, Any] = field(repr=False)
+    make: Callable[[], Mapping[str, Any]] = field(repr=False)
     answer: str
+
+    @property
+    def request(self) -> Mapping[str, Any]:
+        """The request, made anew: drawn pictures of many items would fill the memory."""
+        return self.make()
 
 
 def naming_items(photos: Iterable[Photo], variant: str, *, most: int | None = None) -> list[Item]:
@@ -55,17 +60,18 @@ def naming_items(photos: Iterable[Photo], variant: str, *, most: int | None = No
     for photo, index in _spread(places, most):
         thing = photo.things[index]
         name = f"{photo.id}/{index}"
-        shape = variant if variant in SHAPES else "box"
-        region = red_mark(thing, photo.size, shape, name)
-        picture: Any = photo.jpeg
-        request: dict[str, Any] = {"question": NAMING, "regions": [region]}
-        if variant in ("drawn", "control"):
-            resolved = resolve([region], photo.size).regions
-            request = {"question": expand(NAMING, resolved)}
-            if variant == "drawn":
-                picture = draw(photo.open(), resolved)
-        items.append(Item(name, thing.label, {"picture": picture, **request}, thing.label))
+        items.append(Item(name, thing.label, partial(_naming, photo, index, variant), thing.label))
     return items
+
+
+def _naming(photo: Photo, index: int, variant: str) -> dict[str, Any]:
+    shape = variant if variant in SHAPES else "box"
+    region = red_mark(photo.things[index], photo.size, shape, f"{photo.id}/{index}")
+    if variant not in ("drawn", "control"):
+        return {"picture": photo.jpeg, "question": NAMING, "regions": [region]}
+    resolved = resolve([region], photo.size).regions
+    picture = draw(photo.open(), resolved) if variant == "drawn" else photo.jpeg
+    return {"picture": picture, "question": expand(NAMING, resolved)}
 
 
 def red_mark(thing: Thing, size: tuple[int, int], shape: str, name: str) -> Region:
@@ -104,7 +110,7 @@ def several_items(photos: Iterable[Photo], variant: str, *, most: int | None = N
             continue
         question, answer = exchange
         request = {"picture": photo.jpeg, "question": question, "regions": regions}
-        items.append(Item(name, answer, request, answer))
+        items.append(Item(name, answer, partial(dict, request), answer))
     return list(_spread(items, most))
 
 
@@ -124,27 +130,6 @@ def _spread(rows: Sequence[Any], most: int | None) -> Sequence[Any]:
     return [rows[i * len(rows) // most] for i in range(most)]
 
 
-@dataclass(frozen=True)
-class Score:
-    """Shares of right answers, nan where nothing counts.
-
-    overall: of all items. not_person: of those whose label is another. macro: the mean over COCO
-    labels. person_for_other: how often "person" was said of something else.
-    """
-
-    variant: str
-    items: int
-    overall: float
-    not_person: float
-    macro: float
-    person_for_other: float
-
-    def row(self) -> dict[str, Any]:
-        """As JSON values, rounded; nan is None."""
-        values = {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
-        return {k: None if v != v else v for k, v in values.items()}
-
-
 def items_of(photos: Sequence[Photo], variant: str, most: int | None = None) -> list[Item]:
     """The items of any variant. Raises RequestError for an unknown one."""
     build: Callable[..., list[Item]] = (
@@ -156,28 +141,3 @@ def items_of(photos: Sequence[Photo], variant: str, most: int | None = None) -> 
 def is_right(item: Item, answer: str) -> bool:
     """Exact comparison, both lower case, synonyms merged, no full stop at the end."""
     return canonical(answer.strip().rstrip(".")) == canonical(item.answer)
-
-
-def score(variant: str, items: Sequence[Item], answers: Sequence[str]) -> Score:
-    """The share of answers that `is_right`, by label; as many answers as items."""
-    by_label: dict[str, list[bool]] = defaultdict(list)
-    wrong_people = 0
-    for item, answer in zip(items, answers, strict=True):
-        by_label[item.label].append(is_right(item, answer))
-        said_person = canonical(answer.strip().rstrip(".")) == "person"
-        wrong_people += item.label != "person" and said_person
-    hits = [hit for found in by_label.values() for hit in found]
-    others = [hit for label, found in by_label.items() if label != "person" for hit in found]
-    macro = [sum(found) / len(found) for label, found in by_label.items() if label in COCO80]
-    return Score(
-        variant=variant,
-        items=len(hits),
-        overall=_mean(hits),
-        not_person=_mean(others),
-        macro=_mean(macro or hits),
-        person_for_other=_mean([0.0] * (len(others) - wrong_people) + [1.0] * wrong_people),
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")

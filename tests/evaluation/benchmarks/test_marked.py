@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from vip_llava.evaluation.benchmarks.marked import (
     Item,
     is_right,
     items_of,
-    score,
     several_items,
 )
 from vip_llava.regions import Arrow, draw, resolve
@@ -99,7 +97,7 @@ def test_an_unknown_variant(photos: Sequence[Photo]) -> None:
 
 
 def items(*labels: str) -> list[Item]:
-    return [Item(str(i), label, {}, label) for i, label in enumerate(labels)]
+    return [Item(str(i), label, dict, label) for i, label in enumerate(labels)]
 
 
 @pytest.mark.parametrize(
@@ -115,26 +113,6 @@ def items(*labels: str) -> list[Item]:
 )
 def test_what_counts_as_right(answer: str, right: bool) -> None:
     assert is_right(items("couch")[0], answer) is right
-
-
-def test_scores() -> None:
-    asked = items("person", "person", "person", "cat", "cat", "dog")
-    found = score("box", asked, ["person", "person", "cat", "cat", "person", "bus"])
-    assert (found.variant, found.items) == ("box", 6)
-    assert found.overall == pytest.approx(3 / 6)
-    assert found.not_person == pytest.approx(1 / 3)
-    assert found.macro == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
-    assert found.person_for_other == pytest.approx(1 / 3)
-    assert found.row()["not_person"] == 0.3333
-
-
-def test_scores_of_letters_and_of_nothing() -> None:
-    letters = score("four", items("A", "B", "B", "C"), ["A", "B", "A", "C"])
-    assert letters.overall == letters.macro == 0.75
-    nothing = score("box", [], [])
-    assert math.isnan(nothing.overall) and nothing.row()["overall"] is None
-    with pytest.raises(ValueError):
-        score("box", items("cat"), [])
 
 
 def test_only_photos_that_promise_all_coco_classes_count(photos: Sequence[Photo]) -> None:

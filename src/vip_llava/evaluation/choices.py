@@ -1,0 +1,72 @@
+"""Which option an answer chooses: "B", "b.", "(B) because ...", "The answer is B", or an option's text.
+
+Two rules, both kept with every row. The original's evaluation counts an answer as right only if it is
+the letter and nothing else; models say more, so the letter is also read from a longer answer. It
+deliberately does not guess: an answer that names no option, or several, chooses none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from vip_llava.evaluation.items import Verdict
+
+__all__ = ["judge_letter", "read_letter"]
+
+_ALONE = re.compile(r"[\s(\[\"'*]*([A-Za-z])[\s)\].:,;\"'*]*")
+# A letter that begins the answer and is set off: "(B) because", "B. The", "B: the", "**B** since".
+_FRONT = re.compile(
+    r"[\s\"'*]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?:[).:,;\]*]|\s*[-=–—]))"
+)
+# "B because ..." too; a lone "A" is often an article, so it needs the word that gives a reason.
+_REASON = re.compile(r"([B-Z])\s+\S|(A)\s+(?:because|since|as|is)\b")
+_BEFORE = re.compile(
+    r"\b(?i:answer|option|choice|choose|opt for|pick|select|is)\s*(?i:is|would be)?\s*:?\s*"
+    r"(?i:option|choice|letter)?\s*[\"'*(\[]*([A-Z])(?![A-Za-z'’])"
+)
+_BRACKETS = re.compile(r"\(([A-Za-z])\)")
+
+
+def read_letter(answer: str, options: Sequence[str] = (), letters: str = "ABCD") -> str | None:
+    """The letter that an answer chooses, in upper case, or None.
+
+    options: their texts in the order of `letters`; an answer that repeats one of them chooses it.
+    """
+    text = answer.strip()
+    alone = _ALONE.fullmatch(text)
+    if alone:
+        return _known(alone[1], letters)
+    said = _plain(text)
+    same = [
+        letter for letter, option in zip(letters, options, strict=False) if said == _plain(option)
+    ]
+    if len(same) == 1:
+        return same[0]
+    front = _FRONT.match(text) or _REASON.match(text)
+    if front:
+        found = _known(next(part for part in front.groups() if part), letters)
+        if found:
+            return found
+    for pattern in (_BEFORE, _BRACKETS):
+        named = {_known(each, letters) for each in pattern.findall(text)} - {None}
+        if len(named) == 1:
+            return named.pop()
+        if named:
+            return None
+    return None
+
+
+def judge_letter(expected: str, answer: str, options: Sequence[str] = ()) -> Verdict:
+    """Right if the letter that is read from the answer is the expected one."""
+    read = read_letter(answer, options)
+    right = read == expected
+    return Verdict(float(right), right, read)
+
+
+def _known(letter: str, letters: str) -> str | None:
+    return letter.upper() if letter.upper() in letters else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))

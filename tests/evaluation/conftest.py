@@ -1,0 +1,115 @@
+"""Small data folders in the formats in which the benchmarks are published; pictures are drawn here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from vip_llava.evaluation.benchmarks import benchmark_class, open_benchmark
+from vip_llava.evaluation.items import Options, Row, Score
+from vip_llava.evaluation.run import items_of
+
+BOXES = [[4, 4, 40, 30], [50, 4, 90, 30], [4, 40, 40, 68], [50, 40, 90, 68]]
+
+
+@pytest.fixture(scope="session")
+def assistant(tiny_model_folder: Path) -> Any:
+    """A random tiny model: real answers without sense."""
+    from vip_llava.api import load
+
+    return load(tiny_model_folder, device="cpu")
+
+
+def write_picture(path: Path, shade: int = 120) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", (96, 72), (shade, 130, 110))
+    for box, color in zip(BOXES, ("tan", "navy", "olive", "maroon"), strict=True):
+        ImageDraw.Draw(picture).rectangle(tuple(box), fill=color)
+    picture.save(path)
+
+
+def rows_file(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(rows), "utf-8")
+    for number, row in enumerate(rows):
+        if "image" in row and "missing" not in row["image"]:
+            write_picture(folder / row["image"], 100 + number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_rows() -> Callable[..., Path]:
+    """`write_rows(folder, name, rows)`: a JSON file of rows, and a picture for each row whose picture
+    is not called "missing"."""
+    return rows_file
+
+
+@pytest.fixture(scope="session")
+def draw_picture() -> Callable[..., None]:
+    """`draw_picture(path)`: 96 x 72 pixels with four things."""
+    return write_picture
+
+
+def v7w(number: int, right: int, image: str | None = None) -> dict[str, Any]:
+    """A Visual7W row whose right box is number `right`."""
+    return {
+        "id": f"v7w-{number}",
+        "image": image or f"v7w/{number}.jpg",
+        "question": "Which thing is it?",
+        "bboxes": BOXES,
+        "answer": BOXES[right],
+    }
+
+
+@pytest.fixture
+def visual7w(tmp_path: Path) -> Path:
+    """Five rows: answers A, B, C, D and a picture that is not there."""
+    rows = [v7w(number, number) for number in range(4)]
+    return rows_file(tmp_path / "v7w", "v7w-test.json", [*rows, v7w(4, 0, "v7w/missing.jpg")])
+
+
+@pytest.fixture
+def score_of() -> Callable[..., tuple[list[Row], list[Score]]]:
+    """`score_of(name, data, answers, **options)`: rows and scores when these answers are given.
+
+    answers: by item id; items whose request can't be made fail with their own reason.
+    """
+
+    def run(
+        name: str, data: Path, answers: Mapping[str, str], **options: Any
+    ) -> tuple[list[Row], list[Score]]:
+        from vip_llava.errors import VipLlavaError
+
+        kind = benchmark_class(name)
+        rows = []
+        for item in items_of(open_benchmark(name, data, Options(**options))):
+            known: dict[str, Any] = {
+                "id": item.id,
+                "group": item.group,
+                "expected": item.expected,
+                "picture": item.picture,
+                "facts": item.facts,
+            }
+            try:
+                item.make()
+            except VipLlavaError as error:
+                rows.append(Row(**known, failed=str(error), score=0.0))
+                continue
+            verdict = kind.judge(item.expected, item.facts, answers[item.id])
+            rows.append(
+                Row(
+                    **known,
+                    answer=answers[item.id],
+                    score=verdict.score,
+                    right=verdict.right,
+                    read=verdict.read,
+                )
+            )
+        return rows, kind.scores(rows)
+
+    return run

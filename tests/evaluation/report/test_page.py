@@ -1,0 +1,208 @@
+"""The page: one file, nothing fetched, nothing from outside read as markup, and all that was measured."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vip_llava.errors import DataError
+from vip_llava.evaluation.folder import RunFolder
+from vip_llava.evaluation.items import Row, Score
+from vip_llava.evaluation.report.charts import Bar, bars, radar
+from vip_llava.evaluation.report.page import report
+from vip_llava.evaluation.tables import table_of
+
+NASTY = '<script>alert("x")</script>&'
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+    def sources(self) -> list[str]:
+        return [str(attributes["src"]) for _, attributes in self.tags if "src" in attributes]
+
+
+def asked(model: str, benchmark: str = "shapes") -> dict[str, Any]:
+    return {
+        "benchmark": benchmark,
+        "data": {"d/regions.jsonl": "ab12"},
+        "groups": ["box"],
+        "most": None,
+        "seed": 0,
+        "alpha": 128,
+        "sampling": {"max_new_tokens": 8},
+        "model": model,
+        "architecture": "Vip",
+        "parameters": 1234567,
+        "dtype": "float32",
+    }
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """`make_run(name, model, hits)`: a finished run of four shapes with ten questions each."""
+
+    def make(name: str, model: str, hits: dict[str, int], more: str = "", failed: int = 0) -> Path:
+        about = {
+            "command": ["vip-llava", "eval", "shapes", more],
+            "begun": "2026-01-02T03:04:05Z",
+            "versions": {"torch": "9.9"},
+            "hardware": {"devices": ["H200"], "processor": "EPYC", "cores": 2, "system": "Linux"},
+        }
+        folder = RunFolder.begin(tmp_path / name, asked(model), about)
+        picture = Image.new("RGB", (640, 320), (200, 30, 30))
+        rows, scores = [], []
+        for group, right in hits.items():
+            for number in range(10):
+                shown = folder.keep_picture(picture, f"{group}{number}") if number in (0, 9) else ""
+                rows.append(
+                    Row(
+                        f"{group}/{number}{more}",
+                        group,
+                        f"cat{more}",
+                        question=f"What is it?{more}",
+                        answer=f"dog{more}",
+                        right=number < right,
+                        score=float(number < right),
+                        shown=shown,
+                        failed=f"gone{more}" if number >= 10 - failed else None,
+                    )
+                )
+            value = right / 10
+            scores.append(Score("right", group, value, 10, value - 0.1, value + 0.1, axis="shape", method=f"exact{more}"))  # fmt: skip
+        folder.add(rows, 8.0)
+        folder.finish(rows, scores, {})
+        return folder.path
+
+    return make
+
+
+def test_one_run(make_run: Callable[..., Path]) -> None:
+    text = report([make_run("a", "tiny", {"box": 6, "arrow": 5, "mask": 7, "control": 1})])
+    read = Reader(text)
+    for words in (
+        "60.0 [50.0, 70.0]",
+        "vip-llava eval shapes",
+        "H200",
+        "EPYC, 2 cores",
+        "torch 9.9",
+    ):
+        assert words in read.words
+    assert "40 questions in 8 s, 5.0 a second" in read.words and "1,234,567" in read.words
+    labels = [attributes.get("aria-label") for tag, attributes in read.tags if tag == "svg"]
+    assert labels == ["bar chart", "radar chart"]
+    assert text.count('class="right"') == 4 and text.count('class="wrong"') == 4
+    assert "should be" in text
+
+
+def test_nothing_is_fetched_and_pictures_are_small(make_run: Callable[..., Path]) -> None:
+    text = report([make_run("a", "tiny", {"box": 6})])
+    read = Reader(text)
+    tags = {tag for tag, _ in read.tags}
+    assert tags.isdisjoint({"script", "link", "iframe", "object"}) and "url(" not in text
+    assert not any("href" in attributes for _, attributes in read.tags)
+    for source in read.sources():
+        assert source.startswith("data:image/jpeg;base64,")
+        shown = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+        assert shown.size == (320, 160)
+
+
+def test_nothing_given_becomes_markup(make_run: Callable[..., Path]) -> None:
+    text = report(
+        [make_run("a", f"m{NASTY}", {f"box{NASTY}": 6}, NASTY, failed=2)], title=f"t{NASTY}"
+    )
+    assert NASTY not in text
+    read = Reader(text)
+    for words in ("What is it?", "dog", "cat", "exact", "gone", "t", "m"):
+        assert f"{words}{NASTY}" in read.words
+
+
+def test_failures_are_named(make_run: Callable[..., Path]) -> None:
+    read = Reader(report([make_run("a", "tiny", {"box": 6}, failed=3)]))
+    assert "3 of 10 questions could not be asked and count as wrong" in read.words
+    assert "box/9: gone" in read.words
+
+
+def test_models_side_by_side(make_run: Callable[..., Path]) -> None:
+    small = make_run("a", "small", {"box": 2, "arrow": 5})
+    large = make_run("b", "large", {"box": 9, "arrow": 5})
+    read = Reader(report([small, large]))
+    assert "large - small" in read.words
+    [line] = re.findall(r"large - smallbox10(.*?)large - small", read.words)
+    assert line.startswith("+70.0 [+") and line.endswith("yes")
+    assert "large - smallarrow10+0.0 [+0.0, +0.0]" in read.words
+    same = Reader(report([small, make_run("c", "small", {"box": 3, "arrow": 5})]))
+    assert "small (a)" in same.words and "small (c)" in same.words  # folders tell them apart
+
+
+def test_runs_that_are_not_finished_or_broken(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no run of an evaluation"):
+        report([tmp_path])
+    path = make_run("a", "tiny", {"box": 2})
+    (path / "scores.json").write_text('[{"what": 1}]')
+    with pytest.raises(DataError, match="scores can't be read"):
+        report([path])
+    (path / "scores.json").unlink()
+    with pytest.raises(DataError, match="was not finished; the same command goes on"):
+        report([path])
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "pictures/../../secret.jpg", "/etc/hostname", "x.jpg", "pictures/gone.jpg"])  # fmt: skip
+def test_a_row_names_no_other_file(make_run: Callable[..., Path], name: str) -> None:
+    path = make_run("a", "tiny", {"box": 2})
+    Image.new("RGB", (8, 8)).save(path.parent / "secret.jpg")
+    lines = (path / "rows.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "shown": name} for line in lines]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert Reader(report([path])).sources() == []
+
+
+def test_charts_hold_their_values() -> None:
+    series = [("a", [Bar(0.5, 0.4, 0.6), Bar(None)]), ("b", [Bar(0.25), Bar(1.0)])]
+    svg = bars(["one", "two"], series)
+    widths = [float(w) for w in re.findall(r'<rect [^>]* width="([\d.]+)"', svg)]
+    assert widths == [230.0, 115.0, 460.0] and svg.count("<path") == 1 and "not measured" in svg
+    lone = bars(["one"], [("a", [Bar(0.05)])])
+    assert '<rect x="190" y="13.0" width="230.0"' in lone  # the axis ends at 10 percent
+    polygon = radar(["n", "e", "s"], [("a", [Bar(0.2), Bar(0.4), Bar(None)])])
+    points = re.findall(r'points="([^"]+)" fill="#0072b2"', polygon)[0].split()
+    assert points[0] == "210.0,140.0" and points[2] == "210.0,210.0"
+
+
+def test_tables_have_a_line_for_each_group() -> None:
+    scores = [
+        Score("right", "box", 0.5, 4, 0.1, 0.9, axis="shape"),
+        Score("by label", "box", 0.25, 4, axis="shape"),
+        Score("right", "control", None, 0, axis="shape"),
+        Score("right", "", 1.5, 4, kind="points", failed=1),
+    ]
+    assert table_of(scores) == [
+        (
+            ["shape", "questions", "right", "by label"],
+            [["box", "4", "50.0 [10.0, 90.0]", "25.0"], ["control", "0", "", ""]],
+        ),
+        (["all", "questions", "failed", "right"], [["all", "4", "1", "1.50"]]),
+    ]

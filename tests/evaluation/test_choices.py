@@ -1,0 +1,57 @@
+"""Which letter an answer chooses."""
+
+from __future__ import annotations
+
+import pytest
+
+from vip_llava.evaluation.choices import judge_letter, read_letter
+
+OPTIONS = ("The object within the red rectangle", "The cat", "A dog.", "I sleep")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        (" b. ", "B"),
+        ("(B)", "B"),
+        ("[b]", "B"),
+        ("**C**", "C"),
+        ("(B) because it is larger than (C)", "B"),
+        ("B. The cat", "B"),
+        ("B: the cat", "B"),
+        ("B - it looks at her", "B"),
+        ("B because it is larger", "B"),
+        ("A because it is larger", "A"),
+        ("The answer is C", "C"),
+        ("The correct answer is: (d).", "D"),
+        ("I would choose option D, not the others", "D"),
+        ("Answer: A", "A"),
+        ("I think that it must be (C), since she sits", "C"),
+        ("the cat", "B"),
+        ("a dog", "C"),
+        ("The object within the red rectangle.", "A"),
+        ("A man is at the door", None),
+        ("A", "A"),
+        ("a", "A"),
+        ("E", None),
+        ("", None),
+        ("   ", None),
+        ("I don't know", None),
+        ("(A) or (B)", "A"),
+        ("It is either (A) or (B)", None),
+        ("none of them", None),
+        ("Because", None),
+        ("dog", None),
+    ],
+)
+def test_letters(answer: str, letter: str | None) -> None:
+    assert read_letter(answer, OPTIONS) == letter
+
+
+def test_a_verdict_keeps_what_was_read() -> None:
+    verdict = judge_letter("B", "(b) since")
+    assert (verdict.score, verdict.right, verdict.read) == (1.0, True, "B")
+    verdict = judge_letter("B", "no idea")
+    assert (verdict.score, verdict.right, verdict.read) == (0.0, False, None)
