@@ -24,13 +24,14 @@ HEART_BEAT_SECONDS = 15.0
 """Between two signs of life, as in the original; a controller may want more of them."""
 
 _FIRST_RETRY, _LAST_RETRY = 0.25, 10.0
+_LOOK_SECONDS = 0.2
 _SECONDS = 10.0  # longer than the controller's own asking back
 
 log = logging.getLogger("vip_llava.serving")
 
 
 class Joining:
-    """One worker at one controller. `run` it beside the server; `leave` before the server ends."""
+    """One worker at one controller. `run` it beside the server; then `leave` and `aclose`."""
 
     def __init__(
         self,
@@ -52,10 +53,14 @@ class Joining:
         self._told = ""
         self.joined = False
 
-    async def run(self) -> None:
-        """Join and stay; ends only by being cancelled."""
+    async def run(self, ready: Callable[[], bool] = lambda: True) -> None:
+        """Join and stay, for as long as the worker is `ready`; ends only by being cancelled."""
         retry = _FIRST_RETRY
         while True:
+            if not ready():
+                await self.leave()
+                await asyncio.sleep(_LOOK_SECONDS)
+                continue
             try:
                 await self.once()
             except ServingError as error:
@@ -64,7 +69,14 @@ class Joining:
                 retry = min(2 * retry, _LAST_RETRY, self._interval)
                 continue
             retry = _FIRST_RETRY
-            await asyncio.sleep(self._interval)
+            await self._pause(ready)
+
+    async def _pause(self, ready: Callable[[], bool]) -> None:
+        """Until the next sign of life is due, or the worker can't answer any more."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._interval
+        while ready() and loop.time() < end:
+            await asyncio.sleep(min(_LOOK_SECONDS, max(end - loop.time(), 0.01)))
 
     async def once(self) -> None:
         """Join, or show a sign of life and join where it is not known. ServingError if that fails."""
@@ -92,8 +104,6 @@ class Joining:
                 await self._ask("/unregister_worker", {"worker_name": self._address})
         except ServingError as error:
             log.info("leaving: %s", error)
-        finally:
-            await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connection without a word."""

@@ -48,7 +48,7 @@ class LegacyRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
     def sampling(self) -> dict[str, Any]:
-        """As keywords of `Assistant.prepare`. More than 1024 tokens become 1024, as in the original.
+        """By the names of `SamplingParams`. More than 1024 tokens become 1024, as in the original.
 
         RequestError for a limit of 0, which the original's page can send.
         """
@@ -62,8 +62,7 @@ class LegacyRequest(BaseModel):
             "repetition_penalty": self.repetition_penalty,
             "max_new_tokens": min(self.max_new_tokens, _MOST_NEW_TOKENS),
             "seed": self.seed,
-            # The marks that end turns are control tokens here, which no text can spell.
-            "stop": (self.stop,) if self.stop and not _ends_turns(self.stop) else (),
+            "stop": [self.stop] if self.stop else None,
         }
 
 
@@ -107,10 +106,6 @@ def read_prompt(prompt: str, own: Template, images: int) -> list[LegacyTurn]:
             f"each picture needs one mark"
         )
     return list(_with_pictures(turns))
-
-
-def _ends_turns(stop: str) -> bool:
-    return any(stop == template.stop for template in TEMPLATES.values())
 
 
 def _with_pictures(turns: Sequence[Message]) -> Iterator[LegacyTurn]:

@@ -125,6 +125,7 @@ async def _answer(backend: Backend, call: Call) -> Response:
         streams = streams and begun.status == 200
         fields = {name: begun.fields[name] for name in _KEPT_FIELDS if name in begun.fields}
         if streams:
+            await _hold(begun, call)
             return _Passed(backend, begun, call, fields)
         return Response(await _whole(begun), begun.status, headers=fields)
     finally:
@@ -149,6 +150,31 @@ class _Passed(StreamingResponse):
         finally:
             self._backend.done()
             await self._begun.close()
+
+
+async def _hold(begun: Begun, call: Call) -> None:
+    """Take in what a stream opens with, up to the first word: until then another worker will do."""
+    while not call.legacy and begun.first and _only_opens(begun.first):
+        more = await anext(begun.pieces, b"")
+        begun.first += more
+        if not more:
+            return
+
+
+def _only_opens(events: bytes) -> bool:
+    """Whether server-sent events are nothing but the first, empty pieces of answers."""
+    for event in filter(None, events.split(b"\n\n")):
+        try:
+            choices = json.loads(event.removeprefix(b"data: "))["choices"]
+            empty = all(
+                choice["delta"].get("content") == "" and not choice["finish_reason"]
+                for choice in choices
+            )
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False
+        if not empty or not choices:
+            return False
+    return True
 
 
 async def _whole(begun: Begun) -> bytes:

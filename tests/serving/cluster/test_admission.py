@@ -208,6 +208,7 @@ def test_a_worker_joins_stays_and_joins_anew(cluster: Any, scripted: Any, joinin
         await seen(controller, set())  # silent
         await member.once()
         await member.leave()
+        await member.aclose()
         assert controller.addresses() == set()
 
     asyncio.run(life())

@@ -124,9 +124,9 @@ def test_sampling_of_the_original() -> None:
     sampling = request.sampling()
     assert sampling["temperature"] == 0
     assert sampling["max_new_tokens"] == 1024
-    assert sampling["stop"] == ()
+    assert sampling["stop"] == ["</s>"]
     assert sampling["top_k"] == 50
-    assert LegacyRequest(prompt="x", stop="END").sampling()["stop"] == ("END",)
+    assert LegacyRequest(prompt="x", stop="").sampling()["stop"] is None
     with pytest.raises(RequestError, match="max_new_tokens is 0"):
         LegacyRequest(prompt="x", max_new_tokens=0).sampling()
 

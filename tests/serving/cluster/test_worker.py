@@ -1,0 +1,278 @@
+"""A real worker with a tiny model, alone and behind a controller: the original's shapes and the API's."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from vip_llava import Assistant, Box, load
+from vip_llava.model.templates import Message, get_template
+from vip_llava.serving.joining import Joining
+from vip_llava.serving.running import background, listen
+from vip_llava.serving.settings import ServerSettings
+from vip_llava.serving.signing import Secret
+from vip_llava.serving.worker import create_worker
+
+BOX = Box(10, 10, 50, 40)
+QUESTION = "What is <region:1>?"
+SETTINGS = ServerSettings(port=0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model_folder: Path) -> Assistant:
+    return load(tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    picture = Image.new("RGB", (96, 64), (120, 140, 160))
+    picture.paste((200, 60, 40), (10, 10, 50, 40))
+    return picture
+
+
+@pytest.fixture(scope="module")
+def encoded(photo: Image.Image) -> str:
+    file = io.BytesIO()
+    photo.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Assistant) -> Iterator[httpx.Client]:
+    """A worker without a controller."""
+    with (
+        background(create_worker({"tiny": tiny}, SETTINGS), SETTINGS) as address,
+        httpx.Client(base_url=address, timeout=30, trust_env=False) as client,
+    ):
+        yield client
+
+
+def prompt_of(*texts: str, template: str = "llava_v1") -> str:
+    """A prompt as the original's page writes it; the last answer is left open."""
+    roles = ("user", "assistant")
+    turns = [Message(roles[i % 2], text) for i, text in enumerate(texts)]  # type: ignore[arg-type]
+    return get_template(template).prompt([*turns, Message("assistant", None)])
+
+
+def stream(client: httpx.Client, **body: Any) -> list[tuple[str, int]]:
+    body = {"model": "tiny", "temperature": 0, "max_new_tokens": 6, **body}
+    answer = client.post("/worker_generate_stream", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.content.endswith(b"\0")
+    found = [json.loads(part) for part in answer.content.split(b"\0")[:-1]]
+    return [(one["text"], one["error_code"]) for one in found]
+
+
+def test_the_originals_request_is_answered(
+    alone: httpx.Client, tiny: Assistant, photo: Image.Image, encoded: str
+) -> None:
+    prompt = prompt_of("What is this?\n<image>")
+    found = stream(alone, prompt=prompt, images=[encoded], stop="</s>")
+    right = tiny.ask(photo, "What is this?", max_new_tokens=6, stop=())
+    assert found[-1] == (prompt + right.text, 0)
+    assert right.text and len(found) >= 2
+    for (before, _), (after, _) in itertools.pairwise(found):
+        assert after.startswith(before)
+
+
+def test_the_originals_request_with_regions_and_turns(
+    alone: httpx.Client, tiny: Assistant, photo: Image.Image, encoded: str
+) -> None:
+    prompt = prompt_of(f"<image>\n{QUESTION}", "A cat.", "Is <region:1> large?")
+    found = stream(alone, prompt=prompt, images=[encoded], regions=[[BOX.to_json()]])
+    history = [
+        {"role": "user", "text": QUESTION},
+        {"role": "assistant", "text": "A cat."},
+    ]
+    right = tiny.ask(photo, "Is <region:1> large?", [BOX], history=history, max_new_tokens=6)
+    assert found[-1] == (prompt + right.text, 0)
+
+
+def test_a_prompt_of_another_template_is_worded_anew(alone: httpx.Client, tiny: Assistant) -> None:
+    right = tiny.ask(None, "What is this?", max_new_tokens=6).text
+    for template in ("llava_llama_3", "llava_llama_2", "mpt", "llava_v0"):
+        prompt = prompt_of("What is this?", template=template)
+        assert stream(alone, prompt=prompt)[-1] == (prompt + right, 0)
+    assert stream(alone, prompt="What is this?")[-1] == ("What is this?" + right, 0)
+
+
+def test_sampling_of_the_originals_request(alone: httpx.Client) -> None:
+    once = stream(alone, prompt="Hello", temperature=0.9, seed=5)
+    assert stream(alone, prompt="Hello", temperature=0.9, seed=5) == once
+    assert len(stream(alone, prompt="Hello", max_new_tokens=2)) <= 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"images": ["%%%"], "prompt": "<image> x"}, "image_url"),
+        ({"images": ["aGVsbG8="], "prompt": "<image> x"}, "picture"),
+        ({"images": [], "prompt": "<image> x"}, "1 <image> marks and 0 pictures"),
+        ({"model": "other"}, "there is no such model"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"prompt": "What is <region:7>?"}, "region"),
+        ({"prompt": " "}, "nothing is asked"),
+        ({"regions": [[]]}, "more lists than pictures"),
+        ({"temperature": 3}, "temperature"),
+        ({"prompt": "word " * 5000}, "positions"),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_originals_stream(
+    alone: httpx.Client, wrong: dict[str, Any], said: str
+) -> None:
+    ((text, code),) = stream(alone, **{"prompt": "x", **wrong})
+    assert code == 1 and said in text
+
+
+def test_malformed_requests_are_refused(alone: httpx.Client) -> None:
+    for body, status in (({"prompt": 1}, 422), ({"prompt": "x", "echo": True}, 422), ({}, 422)):
+        answer = alone.post("/worker_generate_stream", json=body)
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert alone.post("/worker_generate_stream", content=b"{").status_code == 400
+
+
+def test_the_status_is_the_originals(alone: httpx.Client) -> None:
+    found = alone.post("/worker_get_status").json()
+    assert found == {"model_names": ["tiny"], "speed": 1.0, "queue_length": 0}
+
+
+@pytest.fixture
+def worker(tiny: Assistant) -> Iterator[Callable[..., Any]]:
+    """`worker(controller, name="tiny", secret=...)` serves and joins; gives address and application."""
+    with contextlib.ExitStack() as stack:
+
+        def start(controller: Any, name: str = "tiny", **given: Any) -> tuple[str, Any]:
+            secret = given.pop("secret", controller.parts.secret)
+            listener = stack.enter_context(contextlib.closing(listen(SETTINGS)))
+            port = listener.getsockname()[1]
+            listener.close()  # found free; taken again at once
+            settings = ServerSettings(port=port)
+            address = f"http://127.0.0.1:{port}"
+            app = create_worker(
+                given.pop("assistants", {name: tiny}),
+                settings,
+                secret=secret,
+                join=lambda status: Joining(
+                    controller.address, address, secret, status, interval=0.5
+                ),
+                **given,
+            )
+            stack.enter_context(background(app, settings))
+            return address, app
+
+        yield start
+
+
+def eventually(true: Callable[[], bool], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_workers_join_serve_and_leave(cluster: Any, worker: Any, tiny: Assistant) -> None:
+    controller = cluster()
+    address, app = worker(controller)
+    eventually(lambda: controller.addresses() == {address})
+    answer = controller.ask("tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=5)
+    right = tiny.ask(None, "Hello", max_new_tokens=5)
+    assert answer.json()["choices"][0]["message"]["content"] == right.text
+    app.state.shell.draining = True  # as a stop does first
+    eventually(lambda: controller.addresses() == set())
+    app.state.shell.draining = False
+    eventually(lambda: controller.addresses() == {address})
+
+
+def test_a_worker_joins_once_its_models_are_open(cluster: Any, worker: Any, tiny: Any) -> None:
+    controller = cluster()
+    opened: list[float] = []
+
+    def slow() -> Assistant:
+        time.sleep(0.6)
+        opened.append(time.monotonic())
+        return tiny  # type: ignore[no-any-return]
+
+    worker(controller, assistants={}, loaders={"late": slow, "later": slow})
+    while not controller.addresses():
+        assert len(opened) < 2 or time.monotonic() - opened[-1] < 5
+        time.sleep(0.01)
+    assert len(opened) == 2
+    assert controller.client.post("/list_models").json() == {"models": ["late", "later"]}
+
+
+def test_a_worker_of_a_cluster_answers_its_controller_only(cluster: Any, worker: Any) -> None:
+    controller = cluster()
+    address, _ = worker(controller)
+    stranger = Secret("a secret that is not the cluster's").service_key
+    for fields in ({}, {"authorization": f"Bearer {stranger}"}):
+        for path in ("/worker_get_status", "/worker_generate_stream", "/v1/chat/completions"):
+            assert httpx.post(address + path, headers=fields, json={}).status_code == 401
+    assert httpx.get(address + "/health").status_code == 200
+
+
+def test_the_client_of_the_original_does_its_rounds(
+    cluster: Any, worker: Any, tiny: Assistant, photo: Image.Image, encoded: str
+) -> None:
+    """Refresh, list, ask for an address, stream from there: as the original's page does."""
+    controller = cluster()
+    worker(controller, "vip-llava-tiny")
+    eventually(lambda: bool(controller.addresses()))
+    assert controller.client.post("/refresh_all_workers").status_code == 200
+    (name,) = controller.client.post("/list_models").json()["models"]
+    found = controller.client.post("/get_worker_address", json={"model": name}).json()
+    prompt = prompt_of("<image>\nWhat is this?")
+    with httpx.Client(base_url=found["address"], timeout=30, trust_env=False) as client:
+        lines = stream(client, model=name, prompt=prompt, images=[encoded], top_p=0.7, stop="</s>")
+    right = tiny.ask(photo, "What is this?", max_new_tokens=6)
+    assert lines[-1] == (prompt + right.text, 0)
+    assert lines[-1][0][len(prompt) :].strip() == right.text
+
+
+def test_the_openai_client_through_a_controller(
+    cluster: Any, worker: Any, tiny: Assistant, photo: Image.Image, encoded: str
+) -> None:
+    controller = cluster()
+    worker(controller)
+    eventually(lambda: bool(controller.addresses()))
+    content = [
+        {"type": "text", "text": QUESTION},
+        {
+            "type": "image_url",
+            "image_url": {"url": f"data:image/png;base64,{encoded}"},
+            "regions": [BOX.to_json()],
+        },
+    ]
+    right = tiny.ask(photo, QUESTION, [BOX], max_new_tokens=6).text
+    with openai.OpenAI(
+        base_url=f"{controller.address}/v1", api_key="none-is-needed-here", max_retries=0
+    ) as client:
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        ask: dict[str, Any] = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 6,
+        }
+        whole = client.chat.completions.create(**ask)
+        assert whole.choices[0].message.content == right
+        assert whole.model_extra is not None
+        assert whole.model_extra["vip_llava"]["pictures"][0]["regions"][0]["color"] == "red"
+        pieces = list(client.chat.completions.create(**ask, stream=True))
+        said = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+        assert said == right
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(**{**ask, "model": "other"})
+        with pytest.raises(openai.UnprocessableEntityError):
+            client.chat.completions.create(**ask, extra_body={"unknown": 1})
