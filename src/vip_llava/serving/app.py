@@ -68,6 +68,7 @@ def create_app(
 
     app = shell(settings, title=title, lifespan=lifespan)
     app.state.models = models
+    app.state.answering = answering
     parts = shell_of(app)
     parts.ready_when(models.not_ready)
     parts.metrics.registry.register(EngineCollector(models))

@@ -30,6 +30,8 @@ __all__ = ["OPEN_PATHS", "Gate"]
 
 #: Asked by whoever watches over the process: no key, no rate, no Host check.
 OPEN_PATHS = frozenset({"/health"})
+#: Others are told as "other" in counts and in the log, which hold nothing that a client made up.
+METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 #: Neither counted for a client's rate nor refused while the server stops.
 WATCH_PATHS = OPEN_PATHS | {"/ready", "/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -116,7 +118,8 @@ class Gate:
 
     def _record(self, passage: _Passage) -> None:
         seconds = time.perf_counter() - passage.began
-        self._metrics.answered(passage.route, passage.method, passage.status, seconds)
+        method = passage.method if passage.method in METHODS else "other"
+        self._metrics.answered(passage.route, method, passage.status, seconds)
         if passage.code is not None:
             self._metrics.refused(passage.code)
         level = logging.DEBUG if passage.path in WATCH_PATHS else logging.INFO
@@ -124,7 +127,7 @@ class Gate:
             level,
             "id=%s %s %s %d %.0f ms%s",
             passage.id,
-            passage.method if passage.method.isalpha() and len(passage.method) < 10 else "?",
+            method,
             passage.route,
             passage.status,
             1000 * seconds,

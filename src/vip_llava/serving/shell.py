@@ -6,6 +6,7 @@ keys, the standard shape of errors, liveness, readiness and metrics. It knows no
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,12 @@ except ImportError as error:
 
 from vip_llava import __version__
 from vip_llava.serving.gate import Gate
-from vip_llava.serving.problems import Problem, as_problem, broken_rules, error_schema
+from vip_llava.serving.problems import Problem, as_problem, broken_rules, error_schema, internal
 
 __all__ = ["Shell", "shell", "shell_of"]
 
 _NOT_READY_SECONDS = 2
+log = logging.getLogger("vip_llava.serving")
 _HTTP_PROBLEMS = {
     404: ("there is nothing at this path", "not_found"),
     405: ("the path is there, but not with this method", "method_not_allowed"),
@@ -125,7 +127,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, VipLlavaError)
-        return answer(request, as_problem(error))
+        problem = as_problem(error)
+        if problem.status == 500:  # about the server and not the request: told to the operator
+            log.error("id=%s failed: %s: %s", request.state.request_id, type(error).__name__, error)
+            problem = internal(request.state.request_id)
+        return answer(request, problem)
 
     async def rules(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

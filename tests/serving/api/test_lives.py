@@ -1,0 +1,244 @@
+"""Clients that leave, read slowly or never speak, and engines that end: nobody else waits for them."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vip_llava import Assistant, load
+from vip_llava.serving.answering import Run
+
+LONG = 1500  # tokens: several seconds of the tiny model
+
+
+def body(question: str = "Hello?", **keys: Any) -> bytes:
+    message = {"role": "user", "content": question}
+    return json.dumps({"model": "tiny", "messages": [message], "max_tokens": LONG, **keys}).encode()
+
+
+@contextmanager
+def raw(api: Any, content: bytes) -> Iterator[socket.socket]:
+    """A connection on which a chat request has been sent."""
+    at = urlsplit(api.address)
+    assert at.hostname
+    assert at.port
+    with socket.create_connection((at.hostname, at.port), timeout=20) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
+            + f"Content-Length: {len(content)}\r\n\r\n".encode()
+            + content
+        )
+        yield connection
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
+
+
+def idle(assistant: Assistant) -> bool:
+    stats = assistant.engine.stats()
+    return stats.running == stats.waiting == stats.kv_tokens_used == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_place_within_a_step(
+    serve: Callable[..., Any], tiny: Assistant, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    api = serve(limits={"tokens": LONG})
+    noticed: list[int] = []
+    real = Run.cancel
+
+    def cancel(run: Run) -> None:
+        noticed.append(tiny.engine._steps)
+        real(run)
+
+    monkeypatch.setattr(Run, "cancel", cancel)
+    before = tiny.engine.stats().steps
+    with raw(api, body(stream=stream)) as connection:
+        until(lambda: tiny.engine.stats().steps > before + 5)
+        if stream:
+            assert connection.recv(10) == b"HTTP/1.1 2"
+        left = tiny.engine.stats().steps
+    until(lambda: idle(tiny))
+    ended = tiny.engine.stats().steps
+    assert ended - noticed[0] <= 1
+    assert ended - left < LONG / 4  # long before the answer would have been whole
+    until(lambda: "vip_llava_answers_open 0.0" in api.client.get("/metrics").text)
+
+
+def test_clients_that_leave_while_they_wait_never_run(
+    serve: Callable[..., Any], tiny: Assistant
+) -> None:
+    """Their requests are queued behind others in the thread that prepares."""
+    api = serve(limits={"tokens": LONG, "preparing": 1})
+    hold = threading.Event()
+    answering = api.app.state.answering
+    blocked = answering._preparing.submit(hold.wait)
+    before = tiny.engine.stats().steps
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(raw(api, body(stream=True)))
+        until(lambda: answering.places_taken == 5)
+    until(lambda: answering.places_taken == 0)
+    hold.set()
+    blocked.result(5)
+    api.told("Hello?", max_tokens=2)
+    until(lambda: idle(tiny))
+    assert tiny.engine.stats().steps - before <= 5
+
+
+def test_a_storm_of_cancels(serve: Callable[..., Any], tiny: Assistant) -> None:
+    api = serve(limits={"tokens": LONG, "queue": 200})
+    wanted = api.told("Hello?", max_tokens=20)["choices"]
+    rng = random.Random(3)
+    waits = [rng.random() * 0.3 for _ in range(60)]
+
+    def leave(wait: float) -> None:
+        with raw(api, body(f"Question {wait}?", stream=wait > 0.1)):
+            time.sleep(wait)
+
+    with ThreadPoolExecutor(20) as pool:
+        storm = [pool.submit(leave, wait) for wait in waits]
+        kept = [pool.submit(api.told, "Hello?", max_tokens=20) for _ in range(5)]
+        for one in (*storm, *kept):
+            one.result(60)
+    assert all(one.result()["choices"] == wanted for one in kept)
+    until(lambda: idle(tiny))
+    until(lambda: api.app.state.answering.places_taken == 0)
+    assert api.told("Hello?", max_tokens=20)["choices"] == wanted
+
+
+def test_a_reader_that_does_not_read_is_dropped(serve: Callable[..., Any]) -> None:
+    api = serve(limits={"write_seconds": 0.5, "tokens": LONG})
+    noise = np.random.default_rng(0).integers(0, 255, (1400, 1400, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    kind = {"content-type": "image/png"}
+    left = api.client.post("/v1/uploads", content=file.getvalue(), headers=kind).json()["id"]
+    content = [
+        {"type": "image_url", "image_url": {"url": f"upload:{left}"}},
+        {"type": "text", "text": "What is this?"},
+    ]
+    asked = {
+        "model": "tiny",
+        "max_tokens": 3,
+        "messages": [{"role": "user", "content": content}],
+        "return_picture": True,
+    }
+    at = urlsplit(api.address)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect((at.hostname, at.port))
+        text = json.dumps(asked).encode()
+        head = f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n" + head.encode() + text
+        )
+        until(lambda: 'status="200"' in chat_counts(api))  # it has been answered, not read
+        assert api.told("Hello?")["choices"]  # nobody waits for the reader
+        server = api.app.state.server
+        until(lambda: len(server.server_state.connections) == 1)  # the client's own
+        head_text, _, rest = read_all(connection).partition(b"\r\n\r\n")
+        promised = int(head_text.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        assert len(rest) < promised  # what had not been read when it was dropped is gone
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the end, however it ends."""
+    parts = []
+    try:
+        while part := connection.recv(1_000_000):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+def chat_counts(api: Any) -> str:
+    lines = api.client.get("/metrics").text.splitlines()
+    return "\n".join(line for line in lines if "requests_total" in line and "chat" in line)
+
+
+def test_a_thousand_idle_connections(serve: Callable[..., Any]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2500:
+        pytest.skip(f"only {hard} files may be open here; both ends of 1,000 connections need more")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2500), hard))
+    try:
+        api = serve(limits={"connections": 1100, "client_connections": 1100, "header_seconds": 4})
+        wanted = api.told("Hello?")["choices"]
+        at = urlsplit(api.address)
+        with ExitStack() as stack:
+            for _ in range(1000):
+                stack.enter_context(socket.create_connection((at.hostname, at.port), timeout=20))  # type: ignore[arg-type]
+            server = api.app.state.server
+            until(lambda: len(server.server_state.connections) >= 1000)
+            began = time.monotonic()
+            assert api.told("Hello?")["choices"] == wanted
+            assert time.monotonic() - began < 3
+            until(lambda: len(server.server_state.connections) <= 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_ends_leaves_nobody_waiting(
+    serve: Callable[..., Any], tiny_model_folder: Path
+) -> None:
+    mortal = load(tiny_model_folder)
+    other = load(tiny_model_folder)
+    api = serve(assistants={"tiny": mortal, "other": other}, limits={"tokens": LONG})
+    assert api.client.get("/ready").status_code == 200
+
+    def fail() -> bool:
+        raise MemoryError("an injected end")
+
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(api.ask, "Hello?", max_tokens=LONG)
+        streamed = pool.submit(api.ask, "Hello?", max_tokens=LONG, stream=True)
+        until(lambda: mortal.engine.stats().running == 2)
+        mortal.engine.step = fail  # type: ignore[method-assign]
+        assert whole.result(10).json()["error"]["code"] == "engine_ended"
+        assert '"code":"engine_ended"' in streamed.result(10).text
+    assert whole.result().status_code == 503
+    assert api.refused("Hello?")[:2] == (503, "engine_ended")
+    assert api.client.get("/ready").status_code == 503
+    assert api.client.get("/health").status_code == 200
+    api.told("Hello?", model="other")
+
+
+def test_a_model_that_overflows_fails_its_requests_only(
+    serve: Callable[..., Any], tiny: Assistant, tiny_model_folder: Path, caplog: Any
+) -> None:
+    broken = load(tiny_model_folder)
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(float("nan"))
+    api = serve(assistants={"tiny": tiny, "broken": broken})
+    wanted = api.told("Hello?")["choices"]
+    assert api.refused("Hello?", model="broken")[:2] == (500, "internal_error")
+    assert "not finite" in caplog.text  # told to the operator
+    streamed = api.ask("Hello?", model="broken", stream=True)
+    assert '"code":"internal_error"' in streamed.text
+    assert "finite" not in streamed.text
+    assert api.told("Hello?")["choices"] == wanted
