@@ -41,6 +41,7 @@ _CODES: Sequence[tuple[type[VipLlavaError], str]] = (
     (TemplateError, "invalid_conversation"),
     (RequestError, "invalid_request"),
 )
+_ALTERNATIVES = frozenset({"system", "developer", "user", "assistant", "text", "image_url"})
 
 
 class Problem(ServingError):  # noqa: N818 - it is an answer as much as an error
@@ -114,7 +115,9 @@ def broken_rules(errors: Sequence[Mapping[str, Any]]) -> Problem:
 
     What was given is not repeated: it may be long, and belongs in no log of a client.
     """
-    first = errors[0]
+    # Of a text or a list the text is tried first; what is wrong in a list is what helps.
+    told = [each for each in errors if each["loc"][-1:] != ("str",)] or errors
+    first = told[0]
     place = list(first.get("loc", ()))
     if place[:1] in (["body"], ["query"], ["path"], ["header"]):
         place = place[1:]
@@ -124,15 +127,22 @@ def broken_rules(errors: Sequence[Mapping[str, Any]]) -> Problem:
     text = str(first.get("msg", "not allowed")).removeprefix("Value error, ")
     if first.get("type") == "extra_forbidden":
         text = "unknown key; see the documentation for what a request may hold"
-    more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
+    more = f" ({len(told) - 1} more)" if len(told) > 1 else ""
     where = f"{param}: " if param else ""
     return Problem(422, f"{where}{text}{more}", code="invalid_request", param=param or None)
 
 
 def _dotted(place: Sequence[object]) -> str:
-    """`messages[0].content` of ["messages", 0, "content"]; long keys are cut."""
+    """`messages[0].content` of ["messages", 0, "user", "content"]; long keys are cut.
+
+    pydantic also names which alternative it tried, which is no key of the body.
+    """
     text = ""
-    for part in place:
+    for before, part in zip((None, *place), place, strict=False):
+        if part == "str" or (isinstance(part, str) and part.startswith("list[")):
+            continue
+        if isinstance(before, int) and part in _ALTERNATIVES:
+            continue
         if isinstance(part, int):
             text += f"[{part}]"
         else:

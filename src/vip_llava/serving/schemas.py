@@ -118,7 +118,8 @@ class ChatRequest(_Given):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="0: off.")
     min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    # Lower ones are allowed to the library, but overflow the arithmetic.
+    repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
     n: int | None = Field(default=None, ge=1, description="Answers; the seeds follow one another.")
     stop: str | list[str] | None = Field(default=None, description="Texts that end the answer.")
     seed: int | None = Field(default=None, ge=0, le=2**53 - 1)

@@ -184,9 +184,18 @@ def test_plain_clients_need_no_regions(api: Any, photo_address: str) -> None:
     assert told["vip_llava"]["pictures"][0]["regions"] == []
 
 
+def user(*parts: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
 @pytest.mark.parametrize(
     ("keys", "param"),
     [
+        (user({"type": "text", "text": 5}), "messages[0].content[0].text"),
+        (user({"type": "text"}), "messages[0].content[0].text"),
+        (user({"type": "image_url", "image_url": {}}), "messages[0].content[0].image_url.url"),
+        (user({"type": "video"}), "messages[0].content[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"temprature": 1}, "temprature"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "1"}, "temperature"),
