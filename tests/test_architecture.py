@@ -44,7 +44,7 @@ MODEL_FOR_DATA = {"focal", "geometry", "processor", "templates", "tokenization"}
 # The only modules that may open a connection; `model/fetch.py` does it by the user's pip.
 NETWORK_MODULES = {"aiohttp", "ftplib", "httpx", "requests", "socket", "urllib3"}
 NETWORK_MODULES |= {"http.client", "http.server", "urllib.request"}
-NETWORK_DOORS = {"serving"}
+NETWORK_DOORS = ("serving/", "evaluation/judge/endpoint.py")
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNSAFE_CALLS = {"os.system", "os.popen", "subprocess.getoutput", "yaml.load", "yaml.unsafe_load"}
 
@@ -176,7 +176,7 @@ def test_the_network_has_its_doors() -> None:
     wrong = [
         f"{where(path, line)}: {name}"
         for path in source_files()
-        if path.relative_to(SOURCE).parts[0] not in NETWORK_DOORS
+        if not path.relative_to(SOURCE).as_posix().startswith(NETWORK_DOORS)
         for line, name in imports_of(path)
         if any(f"{name}.".startswith(f"{module}.") for module in NETWORK_MODULES)
     ]

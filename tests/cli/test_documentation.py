@@ -54,6 +54,35 @@ def write_rows(desk: Path) -> None:
     (desk / "ids.txt").write_text("5\n")
 
 
+def write_benchmarks(desk: Path) -> None:
+    """A folder for each benchmark with one question, in its own format."""
+    box = [10, 20, 200, 150]
+    boxes = [box, [10, 200, 90, 300], [300, 20, 400, 150], [300, 200, 400, 300]]
+    said = [["It", "is", str(number)] for number in range(4)]
+    vcr = {"question": ["Why", [0], "?"], "answer_choices": said, "rationale_choices": said}
+    vcr |= {"answer_label": 0, "rationale_label": 1, "class_names": ["noise"], "boxes": [box]}
+    vcr |= {"segms": [[[[10, 20], [200, 20], [200, 150], [10, 150]]]]}
+    rows: dict[str, tuple[str, dict[str, Any]]] = {
+        "visual7w": ("v7w-test.json", {"question": "?", "bboxes": boxes, "answer": box}),
+        "pointqa": ("pointQA_twice_test.json", {"general_question": "?", "bboxes": [box], "answer": "1"}),
+        "refcocog": ("refcocog-val.json", {"bboxes": [box], "answer": "the noise"}),
+        "vcr": ("vcr-val.json", vcr),
+    }  # fmt: skip
+    kinds = {"visual7w": "v7w", "pointqa": "pointQA_twice"}
+    for name, (file, row) in rows.items():
+        (desk / name).mkdir()
+        shown = {"id": f"{kinds.get(name, name)}-1", "image": "photo.jpg", **row}
+        Image.open(desk / "photo.jpg").save(desk / name / "photo.jpg")
+        (desk / name / file).write_text(json.dumps([shown]))
+    images = desk / "vip-bench" / "human" / "images"
+    images.mkdir(parents=True)
+    Image.open(desk / "photo.jpg").save(images / "v1_0.png")
+    asked = {"question_id": 0, "image": "v1_0.png", "text": "What is it?"}
+    (desk / "vip-bench" / "human" / "questions.jsonl").write_text(json.dumps(asked))
+    meta = {"v1_0": {"question": "?", "answer": "noise", "capability": ["rec"]}}
+    (desk / "vip-bench" / "vip-bench-meta-data.json").write_text(json.dumps(meta))
+
+
 @pytest.fixture
 def desk(
     tmp_path: Path,
@@ -72,6 +101,7 @@ def desk(
         '[{"shape": "box", "frame": "pixel", "box": [1, 2, 30, 40]}]'
     )
     write_rows(tmp_path)
+    write_benchmarks(tmp_path)
     (tmp_path / "labelled").symlink_to(labelled_folder)
     (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
     monkeypatch.chdir(tmp_path)
@@ -106,7 +136,10 @@ def test_a_command_of_the_page_works(
     for folder in (word for word in words if word.startswith("./") and word != target):
         (desk / folder).parent.mkdir(exist_ok=True)
         (desk / folder).symlink_to(tiny_model_folder)
-    if "eval report" in line:  # which needs runs to report
+    if "eval judge" in line:  # which needs a run to grade
+        asked: tuple[str, ...] = ("eval", "vip-bench", "--data", "vip-bench")
+        assert program(*asked, "--output", "runs/vip-bench").code == 0
+    if "eval report" in line:  # and this one runs to report
         asked = ("eval", "shapes", "--data", "labelled", "--groups", "box", "--most", "1")
         for folder in (word for word in words if word.startswith("runs/")):
             assert program(*asked, "--output", folder).code == 0

@@ -28,16 +28,24 @@ if TYPE_CHECKING:
     from vip_llava.evaluation.items import Benchmark, Item, Score
     from vip_llava.evaluation.run import Result
 
-__all__ = ["ABOUT", "EPILOG", "EvalGroup", "benchmark_verb"]
+__all__ = ["ABOUT", "EvalGroup", "benchmark_verb", "epilog", "show"]
 
-EPILOG = """Examples
+#: Benchmark -> what its example adds to `vip-llava eval NAME --data NAME --output runs/NAME`.
+_EXAMPLES = {
+    "vcr": "--groups qa",
+    "vip-bench": "--groups human",
+    "shapes": "--all --most 1 --groups box,arrow,control",
+    "recognition": "--all --most 2",
+}
+_MARKED = """Examples
 
   vip-llava eval --data labelled
 
   vip-llava eval marked --data labelled --groups box,arrow,control --most 4 --html seen.html
 
-  vip-llava eval shapes --data labelled --all --most 1 --output runs/shapes --json scores.json
+  vip-llava eval marked --data labelled --all --most 1 --output runs/marked --json scores.json
 """
+
 
 #: Benchmark -> its line on the help page; a test holds that these are the benchmarks' own words.
 ABOUT = {
@@ -50,6 +58,15 @@ ABOUT = {
     "shapes": "What is marked? Eight shapes, colours, widths, and a control without a mark",
     "marked": "What is marked, and only because of the mark? The default model's validation",
 }
+
+
+def epilog(benchmark: str) -> str:
+    """The examples under the help of a benchmark."""
+    if benchmark == "marked":
+        return _MARKED
+    folder = "labelled" if benchmark in ("shapes", "recognition") else benchmark
+    words = f"vip-llava eval {benchmark} --data {folder} --output runs/{benchmark}"
+    return f"Examples\n\n  {words} {_EXAMPLES.get(benchmark, '')}".rstrip() + "\n"
 
 
 class EvalGroup(TyperGroup):
@@ -234,10 +251,12 @@ def show(scores: Sequence[Score]) -> None:
 
     from vip_llava.evaluation.tables import table_of
 
+    # A file or a pipe has no width; a narrow terminal breaks within a cell, never cuts it.
+    wide = None if sys.stdout.isatty() else 200
     for head, lines in table_of(scores):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, title in enumerate(head):
-            table.add_column(title, justify="right" if number else "left", no_wrap=True)
+            table.add_column(title, justify="right" if number else "left", overflow="fold")
         for line in lines:
             table.add_row(*line)
-        Console(file=sys.stdout).print(table)
+        Console(file=sys.stdout, width=wide).print(table)

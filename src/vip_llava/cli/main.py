@@ -23,6 +23,8 @@ from vip_llava.cli.bench import EPILOG as BENCH_EPILOG
 from vip_llava.cli.bench import bench
 from vip_llava.cli.chat import EPILOG as CHAT_EPILOG
 from vip_llava.cli.chat import chat
+from vip_llava.cli.controller import EPILOG as CONTROLLER_EPILOG
+from vip_llava.cli.controller import controller
 from vip_llava.cli.convert import EPILOG as CONVERT_EPILOG
 from vip_llava.cli.convert import convert
 from vip_llava.cli.data import CHECK_EPILOG, VIEW_EPILOG, check, view
@@ -31,8 +33,10 @@ from vip_llava.cli.data import convert as convert_data
 from vip_llava.cli.draw import EPILOG as DRAW_EPILOG
 from vip_llava.cli.draw import draw
 from vip_llava.cli.evaluate import ABOUT as BENCHMARKS
-from vip_llava.cli.evaluate import EPILOG as EVAL_EPILOG
 from vip_llava.cli.evaluate import EvalGroup, benchmark_verb
+from vip_llava.cli.evaluate import epilog as eval_epilog
+from vip_llava.cli.evaluate_judge import JUDGE_EPILOG
+from vip_llava.cli.evaluate_judge import judge as eval_judge
 from vip_llava.cli.evaluate_report import REPORT_EPILOG
 from vip_llava.cli.evaluate_report import report as eval_report
 from vip_llava.cli.groups import OrderedCommand, grouped
@@ -43,6 +47,8 @@ from vip_llava.cli.serve import serve
 from vip_llava.cli.settings import DebugFlag
 from vip_llava.cli.train import EPILOG as TRAIN_EPILOG
 from vip_llava.cli.train import train
+from vip_llava.cli.worker import EPILOG as WORKER_EPILOG
+from vip_llava.cli.worker import worker
 from vip_llava.errors import DownloadError, MissingExtraError, VipLlavaError
 
 __all__ = ["VERBS", "app", "main"]
@@ -56,12 +62,12 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "chat": (chat, CHAT_EPILOG),
     "draw": (draw, DRAW_EPILOG),
     "serve": (serve, SERVE_EPILOG),
+    "controller": (controller, CONTROLLER_EPILOG),
+    "worker": (worker, WORKER_EPILOG),
     "models": (models, MODELS_EPILOG),
     "convert": (convert, CONVERT_EPILOG),
-    **{
-        f"eval {name}": (benchmark_verb(name), EVAL_EPILOG if name == "marked" else "")
-        for name in BENCHMARKS
-    },
+    **{f"eval {name}": (benchmark_verb(name), eval_epilog(name)) for name in BENCHMARKS},
+    "eval judge": (eval_judge, JUDGE_EPILOG),
     "eval report": (eval_report, REPORT_EPILOG),
     "train": (train, TRAIN_EPILOG),
     "bench": (bench, BENCH_EPILOG),
@@ -75,7 +81,7 @@ GROUPS = {
 }
 GROUP_CLASSES: dict[str, type[TyperGroup]] = {"eval": EvalGroup}
 #: Verbs that do something sensible when nothing more is typed.
-WITHOUT_ARGUMENTS = frozenset({"models", "serve"})
+WITHOUT_ARGUMENTS = frozenset({"models", "serve", "controller", "worker"})
 
 # typer keeps its copy of click private, but shows the root of its errors through this public one.
 USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -131,6 +131,10 @@ class RunFolder:
         for name, text in files.items():
             self.write(name, text)
 
+    def forget_grades(self) -> None:
+        """Take away a judge's scores, which are of other answers than those that came in now."""
+        (self.path / "judged.json").unlink(missing_ok=True)
+
     def write_json(self, name: str, value: Any) -> None:
         """A JSON file, whole or not at all."""
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -107,6 +107,8 @@ def run(
     rows = [known[item.id] for item in wanted]
     scores = type(benchmark).scores(rows)
     model = slug(assistant.info.name)
+    if left:
+        place.forget_grades()
     place.finish(rows, scores, type(benchmark).files(rows, model))
     return Result(tuple(rows), tuple(scores), len(left), time.perf_counter() - began)
 

@@ -113,13 +113,18 @@ def test_vip_bench(vip_bench: Path, score_of: ScoreOf) -> None:
     rows, scores = score_of("vip-bench", vip_bench, answers)
     found = table(scores)
     # four: 1, red and blue: a half, "a dog" without its article: 1, "no" is no word of "not": 0.
-    assert found[("score, bbox", "")] == pytest.approx(2.5 / 4)
-    assert found[("score, human", "")] == pytest.approx(1.5 / 4)
-    assert found[("score, bbox", "recognition")] == pytest.approx(1.5 / 2)
+    assert found[("words found, bbox", "")] == pytest.approx(2.5 / 4)
+    assert found[("words found, human", "")] == pytest.approx(1.5 / 4)
+    assert found[("words found, bbox", "recognition")] == pytest.approx(1.5 / 2)
     assert (
-        found[("score, bbox", "math")] == found[("score, bbox", "math+ocr")] == pytest.approx(0.5)
+        found[("words found, bbox", "math")]
+        == found[("words found, bbox", "math+ocr")]
+        == pytest.approx(0.5)
     )
-    assert found[("score, bbox", "rec+rel")] == 1.0 and found[("score, human", "rec+rel")] == 0.0
+    assert (
+        found[("words found, bbox", "rec+rel")] == 1.0
+        and found[("words found, human", "rec+rel")] == 0.0
+    )
     assert all("NO JUDGE" in score.method for score in scores)
     assert [row.id for row in rows if row.failed] == ["human/v1_2"]
 

@@ -109,7 +109,7 @@ def test_one_run(make_run: Callable[..., Path]) -> None:
         "torch 9.9",
     ):
         assert words in read.words
-    assert "40 questions in 8 s, 5.0 a second" in read.words and "1,234,567" in read.words
+    assert "40 questions in 8 s, 5.0 a second" in read.words and "parameters 1234567" in read.words
     labels = [attributes.get("aria-label") for tag, attributes in read.tags if tag == "svg"]
     assert labels == ["bar chart", "radar chart"]
     assert text.count('class="right"') == 4 and text.count('class="wrong"') == 4

@@ -115,6 +115,7 @@ class VipBench(Benchmark):
             rows,
             {row.id: [row.score or 0.0] for row in rows},
             "words of the right answer found, NO JUDGE: not a ViP-Bench score",
+            "words found",
         )
 
     @classmethod
@@ -150,7 +151,10 @@ def _held(expected: str, answer: str) -> float:
 
 
 def capability_scores(
-    rows: Sequence[Row], grades: Mapping[str, Sequence[float]], method: str
+    rows: Sequence[Row],
+    grades: Mapping[str, Sequence[float]],
+    method: str,
+    name: str = "score",
 ) -> list[Score]:
     """Totals, capabilities and combinations of them for each split, as the published tables have them.
 
@@ -161,34 +165,41 @@ def capability_scores(
         asked = [row for row in rows if row.group == split]
         if not asked:
             continue
-        value = {row.id: _mean(grades.get(row.id, ())) for row in asked}
-
-        def score(name: str, group: str, axis: str, several: Sequence[Row]) -> Score:
-            middle, low, high = mean([value[row.id] for row in several])  # noqa: B023
-            return Score(
-                name,
-                group,
-                middle,
-                len(several),
-                low,
-                high,
-                failures(several),
-                axis=axis,
-                method=method,
+        parts = [("", "", asked), *_by_capability(asked), *_by_combination(asked)]
+        for group, axis, several in parts:
+            values = [_mean(grades.get(row.id, ())) for row in several]
+            middle, low, high = mean(values)
+            failed, title = failures(several), f"{name}, {split}"
+            found.append(
+                Score(title, group, middle, len(several), low, high, failed, "share", axis, method)
             )
-
-        found.append(score(f"score, {split}", "", "", asked))
-        counts = Counter(name for row in asked for name in row.facts["capability"])
-        order = [*CAPABILITIES, *sorted(set(counts) - set(CAPABILITIES))]
-        for name in (each for each in order if counts[each]):
-            several = [row for row in asked if name in row.facts["capability"]]
-            title = CAPABILITIES.get(name, name)
-            found.append(score(f"score, {split}", title, "capability", several))
-        together = Counter("+".join(row.facts["capability"]) for row in asked)
-        for name, _ in together.most_common():
-            several = [row for row in asked if "+".join(row.facts["capability"]) == name]
-            found.append(score(f"score, {split}", name, "combination", several))
     return found
+
+
+Part = tuple[str, str, list[Row]]
+
+
+def _by_capability(rows: Sequence[Row]) -> list[Part]:
+    """The rows that need each capability, those of the paper first; a row may be in several."""
+    named = {name for row in rows for name in row.facts["capability"]}
+    order = [*(name for name in CAPABILITIES if name in named), *sorted(named - set(CAPABILITIES))]
+    return [
+        (
+            CAPABILITIES.get(name, name),
+            "capability",
+            [row for row in rows if name in row.facts["capability"]],
+        )
+        for name in order
+    ]
+
+
+def _by_combination(rows: Sequence[Row]) -> list[Part]:
+    """The rows that need exactly the same capabilities, the most common combination first."""
+    together = Counter("+".join(row.facts["capability"]) for row in rows)
+    return [
+        (name, "combination", [row for row in rows if "+".join(row.facts["capability"]) == name])
+        for name, _ in together.most_common()
+    ]
 
 
 def results_file(rows: Sequence[Row], split: str) -> str:

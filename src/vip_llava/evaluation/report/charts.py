@@ -87,11 +87,9 @@ def radar(categories: Sequence[str], series: Sequence[tuple[str, Sequence[Bar]]]
         parts.append(
             f'<polygon points="{points([ring] * len(turn))}" fill="none" stroke="{_GRID}"/>'
         )
-        parts.append(
-            _text(center + 3, center - radius * ring - 2, f"{100 * top * ring:g}", "start")
-        )
+        parts.append(_text(center - 4, center - radius * ring + 4, f"{100 * top * ring:g}", "end"))
     for category, angle in zip(categories, turn, strict=True):
-        x, y = center + (radius + 14) * math.cos(angle), center + (radius + 14) * math.sin(angle)
+        x, y = center + (radius + 16) * math.cos(angle), center + (radius + 16) * math.sin(angle)
         anchor = "middle" if abs(math.cos(angle)) < 0.2 else "start" if x > center else "end"
         parts.append(_text(x, y + 4, category, anchor))
     for number, (name, row) in enumerate(series):

@@ -22,7 +22,7 @@ table.facts td { text-align: left; overflow-wrap: anywhere; }
 figure { margin: 0; }
 figure.chart { margin: 1em 0; }
 figure.chart figcaption { font-weight: 600; }
-svg { max-width: 100%; height: auto; }
+svg { max-width: 100%; height: auto; vertical-align: top; }
 .cards { display: flex; flex-wrap: wrap; gap: 1em; }
 .cards figure { width: 20em; border: 1px solid #ddd; border-top: 4px solid #888; padding: .6em; }
 .cards figure.right { border-top-color: #2a7; }

@@ -27,6 +27,7 @@ from vip_llava.evaluation.tables import table_of
 __all__ = ["Loaded", "load_run", "report"]
 
 _LARGEST_RADAR = 14
+_CHARTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,12 @@ def _benchmark(name: str, runs: Sequence[Loaded]) -> list[str]:
 
 
 def _charts(runs: Sequence[Loaded]) -> list[str]:
-    """For each score of each axis that has several groups: bars, and a radar where it can be read."""
-    keys = dict.fromkeys((s.axis, s.name) for run in runs for s in run.scores)
+    """For the first scores of each axis: bars, and a radar where it can be read.
+
+    The others are in the tables; a chart of each would bury the one that matters.
+    """
+    every = dict.fromkeys((s.axis, s.name) for run in runs for s in run.scores)
+    keys = [key for key in every if [k for k in every if k[0] == key[0]].index(key) < _CHARTS]
     parts = []
     for axis, name in keys:
         groups = list(
@@ -167,14 +172,18 @@ def _made(run: Loaded) -> str:
             str(hardware.get("system", "")),
         ]
     )
+    data = "; ".join(f"{name} sha256 {digest}" for name, digest in asked.get("data", {}).items())
+    parts = ("architecture", "parameters", "dtype", "template")
+    model = ", ".join([str(asked.get("model")), *(f"{k} {asked[k]}" for k in parts if k in asked)])
+    chosen = ("groups", "most", "seed", "alpha", "sampling")
     lines = [
         ["command", shlex.join(map(str, about.get("command", [])))],
         ["begun", str(about.get("begun", ""))],
         ["time", speed],
-        ["model", f"{asked['model']}: {asked['architecture']}, {asked['parameters']:,} parameters, {asked['dtype']}"],
-        ["data", "; ".join(f"{name} sha256 {digest}" for name, digest in asked["data"].items())],
-        ["settings", ", ".join(f"{k} {asked[k]}" for k in ("seed", "alpha", "most", "sampling"))],
+        ["model", model],
+        ["data", data],
+        ["settings", ", ".join(f"{key} {asked[key]}" for key in chosen if key in asked)],
         ["versions", ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())],
         ["hardware", machine],
-    ]  # fmt: skip
+    ]
     return f"<h3>{escape(run.benchmark)}, {escape(run.name)}</h3>{table([], lines)}"
