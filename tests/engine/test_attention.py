@@ -49,7 +49,7 @@ def test_every_piece_is_attended_to_as_if_alone(
     memory = KVMemory(blocks=PLACES // 16)
     memory.reach(PLACES)
     # What other requests left behind must not matter, not even what is no number.
-    junk = torch.full((1, HELD, PLACES, WIDTH), torch.nan)
+    junk = torch.full((PLACES, HELD, WIDTH), torch.nan)
     memory.write(0, torch.arange(PLACES), junk, junk)
     made, texts, taken = [], [], 0
     for start, count in pieces:
@@ -57,7 +57,8 @@ def test_every_piece_is_attended_to_as_if_alone(
         taken += start + count
         first = int(places[0]) if in_order else None
         keys, values = draw(HELD, start + count, WIDTH), draw(HELD, start + count, WIDTH)
-        memory.write(0, places[:start], keys[None, :, :start], values[None, :, :start])
+        before = (states[:, :start].transpose(0, 1) for states in (keys, values))
+        memory.write(0, places[:start], *before)
         made.append(Piece(start, count, places, first))
         texts.append((keys, values, draw(HEADS, count, WIDTH)))
     step = plan(memory, made, torch.device("cpu"))

@@ -24,7 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from vip_llava.engine.kv import KVMemory
 
-__all__ = ["PAGED_ATTENTION", "Piece", "StepPlan", "paged", "paged_attention", "plan"]
+__all__ = ["PAGED_ATTENTION", "Piece", "StepPlan", "attend", "paged", "paged_attention", "plan"]
 
 PAGED_ATTENTION = "vip_llava_paged"
 """Name under which transformers' models find `paged_attention`."""
@@ -184,12 +184,27 @@ def paged_attention(
     """
     assert step_plan is not None, "paged attention needs the plan of the step"
     index: Any = module.layer_idx
-    keys, values = step_plan.memory.layer(index)
+    found = attend(step_plan, index, query[0].transpose(0, 1), scaling, sliding_window)
+    return found.unsqueeze(0), None
+
+
+def attend(
+    step: StepPlan,
+    layer: int,
+    query: Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """Attention of a step in one layer, whose new keys and values are in the plan's memory.
+
+    query [N, Q, D] -> [N, Q, D].
+    """
+    keys, values = step.memory.layer(layer)
     parts = [
         _attend(group, query, _read(group, keys), _read(group, values), scaling, sliding_window)
-        for group in step_plan.groups
+        for group in step.groups
     ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _read(group: _Group, memory: Tensor) -> Tensor:
@@ -211,12 +226,12 @@ def _attend(
 ) -> Tensor:
     """The group's part of the result: [tokens, Q, D]."""
     mask = group.mask(window, query.device)
-    asked = query[0, :, group.begin : group.end]
-    heads, tokens, width = asked.shape
+    asked = query[group.begin : group.end]
+    tokens, heads, width = asked.shape
     held = keys.shape[1]
     if group.single:
         # The query heads that share a key head stand in for its queries: nothing is repeated.
-        asked = asked.view(held, heads // held, tokens, width).permute(2, 0, 1, 3)
+        asked = asked.view(tokens, held, heads // held, width)
         found = F.scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=scaling)
         return found.reshape(tokens, heads, found.shape[-1])
     if heads != held:
@@ -224,7 +239,7 @@ def _attend(
         values = values.repeat_interleave(heads // held, dim=1)
     whole = group.starts[0] == 0 and (window is None or window >= group.length)
     found = F.scaled_dot_product_attention(
-        asked.unsqueeze(0),
+        asked.transpose(0, 1).unsqueeze(0),
         keys,
         values,
         attn_mask=None if whole else mask,

@@ -115,14 +115,14 @@ class KVMemory:
             self._size = size
 
     def write(self, index: int, places: Tensor, key: Tensor, value: Tensor) -> None:
-        """Store `key`, `value` [1, H, N, D] at `places` [N] of a layer, which must be there."""
+        """Store `key`, `value` [N, H, D] at `places` [N] of a layer, which must be there."""
         if index not in self._layers:
             self._layers[index] = (self._room(key), self._room(value))
         for memory, states in zip(self._layers[index], (key, value), strict=True):
-            memory.index_copy_(0, places, states[0].transpose(0, 1))
+            memory.index_copy_(0, places, states)
 
     def _room(self, states: Tensor) -> Tensor:
-        _, heads, _, width = states.shape
+        _, heads, width = states.shape
         return torch.empty((self._size, heads, width), dtype=states.dtype, device=states.device)
 
 
@@ -155,7 +155,8 @@ class StepCache(Cache):
         device = key_states.device
         if device not in self._places:
             self._places[device] = self._first.to(device)
-        self._memory.write(layer_idx, self._places[device], key_states, value_states)
+        key, value = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
+        self._memory.write(layer_idx, self._places[device], key, value)
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

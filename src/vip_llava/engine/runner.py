@@ -1,7 +1,8 @@
 """One step of the model: tokens of several requests in, logits of those that are ready out.
 
-The language model is called unpatched on one row of tokens without padding; pictures enter as
-features where their tokens stand, and logits are made only where a token will be chosen.
+The language model is called unpatched on one row of tokens without padding, a Llama layer by layer
+(`lean`); pictures enter as features where their tokens stand, and logits are made only where a
+token will be chosen.
 
 This module knows transformers' models. It decides nothing: who runs is the scheduler's matter.
 Shape letters: N tokens of the step, R requests ready for their next token, V vocabulary.
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vip_llava.engine.attention import Piece, paged, plan
+from vip_llava.engine.attention import Piece, StepPlan, paged, plan
 from vip_llava.engine.kv import KVMemory, StepCache
+from vip_llava.engine.lean import LeanLlama
 from vip_llava.engine.scheduler import Row
 
 __all__ = ["Runner"]
@@ -39,8 +41,23 @@ class Runner:
         order = sorted(chosen, key=lambda one: (one[1] > 1, one[0].stored))
         pieces = [Piece(row.stored, count, row.places, row.first_place) for row, count in order]
         step = plan(self._memory, pieces, self._model.device)
-        embeds = self._embed(order)
+        hidden = self._decode(self._embed(order), step)
+        ready, last, end = [], [], 0
+        for row, count in order:
+            end += count
+            if row.pending == count:
+                ready.append(row)
+                last.append(end - 1)
+        head = self._model.get_output_embeddings()
+        logits: Tensor = head(hidden[torch.tensor(last, dtype=torch.long, device=hidden.device)])
+        return ready, logits.to(self._model.device)
+
+    def _decode(self, embeds: Tensor, step: StepPlan) -> Tensor:
+        """Embeddings [1, N, C] to the last hidden states [N, C], through all layers."""
         decoder = self._model.get_decoder()
+        # Looked at each time: layers may be replaced or hooked into between two steps.
+        if LeanLlama.fits(decoder):
+            return LeanLlama(decoder)(embeds, step)
         with paged(decoder):
             output = decoder(
                 inputs_embeds=embeds,
@@ -49,16 +66,8 @@ class Runner:
                 use_cache=True,
                 step_plan=step,
             )
-        ready, last, end = [], [], 0
-        for row, count in order:
-            end += count
-            if row.pending == count:
-                ready.append(row)
-                last.append(end - 1)
-        head = self._model.get_output_embeddings()
         hidden: Tensor = output.last_hidden_state[0]
-        logits: Tensor = head(hidden[torch.tensor(last, dtype=torch.long, device=hidden.device)])
-        return ready, logits.to(self._model.device)
+        return hidden
 
     def _embed(self, order: Sequence[tuple[Row, int]]) -> Tensor:
         """[1, N, C] of the next tokens of each request, with picture features in their places."""

@@ -1,0 +1,91 @@
+"""Llama's layers called directly: the arithmetic of transformers' without what surrounds it.
+
+For a small model on a CPU half of a step's time goes into calling, not computing: masks that
+nobody needs, caches, wrappers around every layer. Here a step is a loop over the layers that calls
+their own modules (so LoRA, quantized and other linear layers work as they are) and the same paged
+attention. Everything that is not exactly transformers' Llama goes the ordinary way.
+
+This module knows transformers' Llama and no requests.
+Shape letters: N tokens of the step, C width, Q query heads, H key/value heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+)
+
+from vip_llava.engine.attention import StepPlan, attend
+
+__all__ = ["LeanLlama"]
+
+
+class LeanLlama:
+    """The layers of a Llama, with its final norm."""
+
+    def __init__(self, decoder: PreTrainedModel) -> None:
+        """`decoder`: one that `fits`."""
+        self._decoder: Any = decoder
+
+    @staticmethod
+    def fits(decoder: PreTrainedModel) -> bool:
+        """Whether this is a Llama, part for part, that nobody hooked into."""
+        body: Any = decoder
+        if type(body) is not LlamaModel or body.config.hidden_act != "silu":
+            return False
+        parts: list[tuple[Any, type]] = [(body, LlamaModel), (body.norm, LlamaRMSNorm)]
+        layer: Any
+        for layer in body.layers:
+            parts += [(layer, LlamaDecoderLayer), (layer.self_attn, LlamaAttention)]
+            parts += [(layer.mlp, LlamaMLP), (layer.mlp.act_fn, SiLUActivation)]
+            parts += [(layer.input_layernorm, LlamaRMSNorm)]
+            parts += [(layer.post_attention_layernorm, LlamaRMSNorm)]
+        # Hooks (accelerate's, for models over several devices) run where a module is called.
+        return all(type(part) is kind and not _hooked(part) for part, kind in parts)
+
+    def __call__(self, embeds: Tensor, step: StepPlan) -> Tensor:
+        """Embeddings [1, N, C] of a step's tokens -> hidden states [N, C] after the last norm."""
+        decoder, memory = self._decoder, step.memory
+        cos, sin = decoder.rotary_emb(embeds, position_ids=step.positions)
+        cos, sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # [N, 1, D]
+        # The first half of the rotated pair has the opposite sign.
+        sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
+        hidden = embeds[0]
+        for index, layer in enumerate(decoder.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            normed = _norm(layer.input_layernorm, hidden)
+            shape = (len(hidden), -1, attention.head_dim)
+            query = _rotated(attention.q_proj(normed).view(shape), cos, sin)
+            key = _rotated(attention.k_proj(normed).view(shape), cos, sin)
+            memory.write(index, step.places, key, attention.v_proj(normed).view(shape))
+            found = attend(step, index, query, attention.scaling)
+            hidden = hidden + attention.o_proj(found.flatten(1))
+            normed = _norm(layer.post_attention_layernorm, hidden)
+            gated = F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed)
+            hidden = hidden + mlp.down_proj(gated)
+        return _norm(decoder.norm, hidden)
+
+
+def _hooked(part: Any) -> bool:
+    return hasattr(part, "_hf_hook") or bool(part._forward_hooks or part._forward_pre_hooks)
+
+
+def _norm(norm: Any, hidden: Tensor) -> Tensor:
+    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """States [N, heads, D] turned by their positions; `sin` has the signs in it."""
+    half = states.shape[-1] // 2
+    return states * cos + states.roll(half, dims=-1) * sin
