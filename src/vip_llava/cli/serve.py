@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vip_llava.cli.cluster import model_name, named_models
+from vip_llava.cli.serve_models import serve_models
 from vip_llava.cli.serving import ServerOptions, log_to_stderr, needs_serve
 from vip_llava.cli.settings import DebugFlag, ModelOptions
 from vip_llava.cli.terminal import note
+from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
     from vip_llava.api import Assistant
@@ -26,6 +28,8 @@ EPILOG = """Examples
 
   vip-llava serve --model ./checkpoint --port 8080 --limit tokens=2048 --limit rate=60 --check
 
+  vip-llava serve --models default,mine=./checkpoint --check
+
   vip-llava serve --host 0.0.0.0 --open-to-all --allow-host models.example.org --check
 
 Without --check the server runs until Ctrl-C.
@@ -37,6 +41,14 @@ def serve(
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="What clients call the model."),
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            "--models",
+            metavar="A,B",
+            help="Several models, a process each: NAME|FOLDER or CALLED=NAME|FOLDER.",
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Print the settings with all limits, and end.")
@@ -52,13 +64,20 @@ def serve(
     """
     settings = server.settings()
     settings.check_open()
-    called = name or (Path(model.model).name if model.model else "default")
+    if models is not None and (name or model.model):
+        raise ServingError("--models names all models; leave out --model and --name")
+    many = named_models(models) if models is not None else {}
+    called = name or (model_name(model.model) if model.model else "default")
     if check:
         told = settings.model_dump(mode="json", exclude={"keys"})
-        told |= {"model": called, "api_keys": len(settings.keys)}
+        told |= {"models": list(many)} if many else {"model": called}
+        told |= {"api_keys": len(settings.keys)}
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
         return
     log_to_stderr(debug=debug)
+    if many:
+        serve_models(many, model, settings)
+        return
     _run(called, model, settings)
 
 

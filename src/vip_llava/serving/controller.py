@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +95,13 @@ def create_controller(
     dispatch: str = "shortest_queue",
     allowed: Sequence[str] = LOOPBACK,
     expiry: float = EXPIRY_SECONDS,
+    expected: Iterable[str] = (),
 ) -> FastAPI:
     """The application of a controller.
 
     secret: shared with the workers. dispatch: "shortest_queue" or "lottery". allowed: networks and
     names at which workers may listen. expiry: seconds of silence after which a worker is dropped.
+    expected: models whose workers are on their way; asking for them is too early and no mistake.
     Raises ServingError for an unknown dispatch or an address that is none.
     """
     if settings.keys:
@@ -124,6 +126,8 @@ def create_controller(
 
     app = shell(settings, title="vip-llava controller", lifespan=lifespan)
     app.state.controller = parts
+    for model in expected:
+        parts.registry.expect(model)
     shell_of(app).ready_when(lambda: None if parts.registry.members else "no worker is registered")
     workers = Gauge("vip_llava_workers", "Workers.", registry=shell_of(app).metrics.registry)
     workers.set_function(lambda: len(parts.registry.members))
@@ -265,6 +269,8 @@ def _chosen(name: str | None, registry: Registry) -> str:
     known = registry.models()
     if name is None and len(known) == 1:
         return known[0]
+    if name is not None and name not in known and registry.awaited(name):
+        raise Problem(503, "no worker for this model is there now", code="no_worker", retry_after=5)
     if not known:
         raise Problem(503, "no worker is there yet", code="no_worker", retry_after=5)
     if name not in known:

@@ -24,6 +24,8 @@ __all__ = ["EXPIRY_SECONDS", "Member", "ModelName", "Registry", "WorkerStatus"]
 EXPIRY_SECONDS = 45.0
 """A worker that has not been heard of for so long is dropped: three signs of life are missing."""
 
+_AWAITED_SECONDS = 120.0
+
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f\x7f]+$")
 ]
@@ -106,6 +108,15 @@ class Registry:
         self._chance = chance or random.Random()
         self._members: dict[str, Member] = {}
         self._turn = itertools.count(1)
+        self._awaited: dict[str, float] = {}
+
+    def expect(self, model: str, seconds: float = math.inf) -> None:
+        """A worker of that model is on its way, or was just lost, and will come within that time."""
+        self._awaited[model] = self._clock() + seconds
+
+    def awaited(self, model: str) -> bool:
+        """Whether a model that nobody serves now is expected."""
+        return self._awaited.get(model, -math.inf) > self._clock()
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -138,7 +149,7 @@ class Registry:
 
     def drop(self, address: str, reason: str) -> bool:
         """A worker is gone, and nobody waits for it any longer; False if it is not known."""
-        member = self._members.pop(address, None)
+        member = self._pop(address)
         if member is None:
             return False
         member.drop(reason)
@@ -146,7 +157,15 @@ class Registry:
 
     def leave(self, address: str) -> bool:
         """A worker gets nothing new, and ends what it has; False if it is not known."""
-        return self._members.pop(address, None) is not None
+        return self._pop(address) is not None
+
+    def _pop(self, address: str) -> Member | None:
+        member = self._members.pop(address, None)
+        if member is not None:
+            self._awaited = {name: end for name, end in self._awaited.items() if self.awaited(name)}
+            for name in member.models:
+                self._awaited.setdefault(name, self._clock() + _AWAITED_SECONDS)
+        return member
 
     def sweep(self) -> list[Member]:
         """Drop the workers that were silent for too long; they are returned."""

@@ -161,3 +161,15 @@ def test_unknown_dispatch_is_refused() -> None:
 def test_a_status_out_of_bounds_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         WorkerStatus.model_validate(wrong)
+
+
+def test_models_of_lost_workers_are_expected_back_for_a_while(clock: Clock) -> None:
+    known = registry(clock)
+    assert not known.awaited("m")
+    known.expect("own")
+    for end in (known.drop, lambda address, _reason: known.leave(address)):
+        known.add(A, status("m"))
+        end(A, "killed")
+        assert known.awaited("m") and not known.awaited("other")
+        clock.now += 121
+        assert not known.awaited("m") and known.awaited("own")

@@ -1,0 +1,74 @@
+"""`vip-llava serve --models a,b`: a controller in this process, and a worker process for each model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vip_llava.cli.serving import needs_serve
+from vip_llava.cli.terminal import note
+from vip_llava.errors import ServingError
+
+if TYPE_CHECKING:
+    from vip_llava.cli.settings import ModelOptions
+    from vip_llava.serving.settings import ServerSettings
+
+__all__ = ["serve_models"]
+
+_MARGIN_SECONDS = 5.0
+
+
+def serve_models(
+    models: dict[str, str | None], model: ModelOptions, settings: ServerSettings
+) -> None:
+    """Serve models by name until a signal; None is the default model.
+
+    model: how all of them are opened. Raises ServingError when no worker is left, with the reason.
+    """
+    needs_serve()
+    from vip_llava.serving.controller import create_controller
+    from vip_llava.serving.local import LocalWorkers
+    from vip_llava.serving.running import listen, run, stop
+    from vip_llava.serving.signing import Secret
+
+    secret = Secret.new()
+    listener = listen(settings)
+    app = create_controller(settings, secret, expected=models)
+    workers = LocalWorkers(lambda: stop(app))
+    own = _own_address(listener.getsockname()[:2])
+    for called, name in models.items():
+        place = ["--models", f"{called}={name or 'default'}", "--controller", own]
+        workers.add(called, [*place, *_arguments(model, settings)], secret)
+
+    def ready(address: str) -> None:
+        note(f"listening on {address}")
+        workers.start()
+
+    try:
+        run(app, settings, listener=listener, on_ready=ready)
+    finally:
+        workers.stop(settings.drain_seconds + _MARGIN_SECONDS)
+    if len(workers.reasons) == len(workers.workers):
+        raise ServingError(f"no worker is left: {workers.reasons[0]}")
+
+
+def _own_address(listening: tuple[str, int]) -> str:
+    """How workers on this machine reach the controller."""
+    host, port = listening
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _arguments(model: ModelOptions, settings: ServerSettings) -> list[str]:
+    """The options of a worker that opens and limits as was asked of `serve`."""
+    from vip_llava.serving.settings import Limits
+
+    found = ["--port", "0", "--drain", f"{settings.drain_seconds:g}"]
+    for name, value in model.keywords().items():
+        found += [f"--{name}", str(value)]
+    usual = Limits()
+    for name, value in settings.limits.model_dump().items():
+        if value != getattr(usual, name):
+            found += ["--limit", f"{name}={value}"]
+    for host in settings.fetch_hosts:
+        found += ["--fetch-host", host]
+    return [*found, *(["--log-content"] if settings.log_content else [])]
