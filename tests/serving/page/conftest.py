@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need
 
 import uvicorn  # noqa: E402
 from fastapi.responses import HTMLResponse  # noqa: E402
+from page_board import Board  # noqa: E402
 
+from vip_llava.api import Assistant, load  # noqa: E402
+from vip_llava.serving.page.app import create_page  # noqa: E402
+from vip_llava.serving.page.asking import LocalAsker  # noqa: E402
 from vip_llava.serving.page.routes import page_routes  # noqa: E402
 from vip_llava.serving.page.shelf import Shelf  # noqa: E402
 from vip_llava.serving.page.suggest import GrabCut  # noqa: E402
@@ -38,6 +43,16 @@ CHROMIUM = next(
     ),
     None,
 )
+
+# Gradio sets an option of pandas that pandas is going to drop.
+_OLD_OPTION = "ignore:'future.no_silent_downcasting' is deprecated"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings(_OLD_OPTION))
+
 
 # The canvas alone on a page, as Gradio's component puts it there.
 ALONE = """<!doctype html><meta charset="utf-8"><title>canvas</title>
@@ -102,6 +117,57 @@ def browser() -> Iterator[Any]:
         )
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model_folder: Path) -> Assistant:
+    """A tiny model with random weights, as any folder is opened."""
+    return load(tiny_model_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_page(tiny: Assistant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The whole page with two tiny models, suggestions, and votes to a file."""
+    votes = tmp_path_factory.mktemp("votes") / "votes.jsonl"
+    settings = ServerSettings(limits=Limits(rate=0, tokens=64))
+    asker = LocalAsker({"tiny": tiny, "tiny too": tiny}, settings.limits)
+    app = create_page(asker, settings, suggester=GrabCut(), votes=votes)
+    with serving(app) as address:
+        yield Site(address, votes)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A served page, and the file of its votes."""
+
+    address: str
+    votes: Path
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Board]]:
+    """`open_page(address, width=..., height=..., **context)`: the whole page in a browser of its own.
+
+    What the page asked of any server is in `board.asked`; errors of its scripts fail the test.
+    """
+    contexts, wrong = [], []
+
+    def make(address: str, width: int = 1280, height: int = 900, **given: Any) -> Board:
+        context = browser.new_context(viewport={"width": width, "height": height}, **given)
+        contexts.append(context)
+        page = context.new_page()
+        board = Board(page)
+        page.on("request", lambda request: board.asked.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address, wait_until="domcontentloaded")
+        page.wait_for_selector(".vl-log")
+        page.wait_for_selector(".vl-stage")
+        return board
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert wrong == []
 
 
 @pytest.fixture(scope="session")

@@ -12,27 +12,56 @@ class Board:
 
     def __init__(self, page: Any) -> None:
         self.page = page
-        self.surface = page.locator(".vl-surface")
+        self.asked: list[str] = []  # addresses that the page has asked for
 
     def open(self, photo: Path) -> None:
         """Choose a photo as a person does."""
-        before = self.status()
+        self.page.evaluate("() => { document.querySelector('.vl-status').textContent = ''; }")
         self.page.locator(".vl-file").set_input_files(photo)
         self.page.wait_for_function(
-            "before => document.querySelector('.vl-status').textContent !== before"
-            " && !document.querySelector('.vl-status').textContent.startsWith('Opening')",
-            arg=before,
+            "() => !['', 'Opening the photo ...'].includes("
+            "document.querySelector('.vl-status').textContent)"
         )
 
     def status(self) -> str:
         return str(self.page.locator(".vl-status").text_content())
+
+    def ask(self, question: str) -> None:
+        """Type a question and press the button."""
+        self.question().fill(question)
+        self.page.locator("#vl-ask").click()
+
+    def question(self) -> Any:
+        return self.page.locator("#vl-question textarea, #vl-question input").first
+
+    def wait_answers(self, turns: int, columns: int = 1) -> None:
+        """Until so many turns have ended, in whatever way."""
+        self.page.wait_for_function(
+            """([turns, columns]) => {
+              const all = [...document.querySelectorAll('.vl-answer')];
+              return document.querySelectorAll('.vl-turn').length === turns
+                && all.length >= turns * columns
+                && all.every((each) => ['done', 'stopped', 'wrong'].includes(each.dataset.state));
+            }""",
+            arg=[turns, columns],
+        )
+        self.page.locator("#vl-ask").wait_for()
+
+    def answers(self) -> list[str]:
+        """The texts of all answers."""
+        return [str(text) for text in self.page.locator(".vl-text").all_text_contents()]
+
+    def notice(self) -> str:
+        notice = self.page.locator(".vl-notice:not([hidden])")
+        notice.wait_for()
+        return str(notice.text_content())
 
     def view(self) -> dict[str, Any]:
         """Where the picture lies, told by the browser's own layout and by the canvas's scale."""
         return dict(
             self.page.evaluate(
                 "() => { const box = document.querySelector('.vl-surface').getBoundingClientRect();"
-                " const { scale, offset } = window.canvas.view;"
+                " const { scale, offset } = (window.canvas ?? window.vlCanvas).view;"
                 " return { x: box.x, y: box.y, scale, offset }; }"
             )
         )
@@ -46,6 +75,11 @@ class Board:
         view = self.view()
         left, top = view["x"] + view["offset"][0], view["y"] + view["offset"][1]
         return [(left + x * view["scale"], top + y * view["scale"]) for x, y in places]
+
+    def example(self, number: int = 0) -> None:
+        """Take one of the example photos."""
+        self.page.locator(".vl-example").nth(number).click()
+        self.page.wait_for_selector('.vl-stage[data-empty="false"]')
 
     def tool(self, name: str) -> None:
         self.page.locator(f'[data-tool="{name}"].vl-tool').click()
@@ -65,4 +99,4 @@ class Board:
 
     def regions(self) -> list[dict[str, Any]]:
         """What the canvas has told."""
-        return list(self.page.evaluate("() => window.value.regions"))
+        return list(self.page.evaluate("() => (window.canvas ?? window.vlCanvas).model.regions"))

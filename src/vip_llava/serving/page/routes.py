@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse
 
 from vip_llava.pictures import open_picture
 from vip_llava.serving.page import outlines
-from vip_llava.serving.page.shelf import Held, Shelf
+from vip_llava.serving.page.shelf import Held, Shelf, as_png
 from vip_llava.serving.page.suggest import Suggester
 from vip_llava.serving.problems import Problem
 from vip_llava.serving.settings import Limits
@@ -57,9 +57,13 @@ def page_routes(shelf: Shelf, suggester: Suggester | None, limits: Limits) -> AP
         return _told(await asyncio.to_thread(_opened, shelf, content, limits))
 
     @router.get("/pictures/{name}")
-    async def get(name: str) -> Response:
+    async def get(name: str, exact: bool = False) -> Response:
+        """`exact`: the pixels themselves, also where large pictures are shown with small losses."""
         held = _found(shelf, name)
         headers = {"cache-control": "private, max-age=3600, immutable"}
+        if exact and held.media_type != "image/png":
+            content = await asyncio.to_thread(as_png, held.image)
+            return Response(content, media_type="image/png", headers=headers)
         return Response(held.content, media_type=held.media_type, headers=headers)
 
     @router.post("/outline")

@@ -16,9 +16,16 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-__all__ = ["Held", "Shelf"]
+__all__ = ["Held", "Shelf", "as_png"]
 
 _LOSSLESS_PIXELS = 2_000_000
+
+
+def as_png(image: Image.Image) -> bytes:
+    """A picture as a PNG file, quickly made."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +64,13 @@ class Shelf:
     def put(self, image: Image.Image, *, lossless: bool | None = None) -> Held:
         """Hold an RGB picture. `lossless`: whether browsers get its exact pixels whatever its size."""
         exact = image.width * image.height <= _LOSSLESS_PIXELS if lossless is None else lossless
-        buffer = io.BytesIO()
         if exact:
-            image.save(buffer, "PNG", compress_level=1)
+            content, kind = as_png(image), "image/png"
         else:
+            buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=92, subsampling=0)
-        kind = "image/png" if exact else "image/jpeg"
-        held = Held(secrets.token_urlsafe(16), image, buffer.getvalue(), kind)
+            content, kind = buffer.getvalue(), "image/jpeg"
+        held = Held(secrets.token_urlsafe(16), image, content, kind)
         with self._lock:
             self._held[held.id] = held, self._clock()
             self._bytes += held.bytes

@@ -45,8 +45,8 @@ class Canvas {
       type: "file", accept: "image/*", class: "vl-file", "aria-label": "Choose a photo",
       change: () => { this.open(this.file.files[0]); this.file.value = ""; },
     });
-    this.stage = make("div", { class: "vl-stage", "data-empty": "true" }, this.canvas, this.welcome());
     this.toolbar = new Toolbar(this);
+    this.stage = make("div", { class: "vl-stage", "data-empty": "true" }, this.canvas, this.welcome(), this.toolbar.zoom);
     this.chips = new Chips(this);
     const another = make("button", { type: "button", class: "vl-another", click: () => this.file.click() }, "Another photo");
     this.under = make("div", { class: "vl-under" }, this.chips.element, another);

@@ -17,7 +17,7 @@ export const TOOLS = [
   ["suggest", "Suggest an area: click a thing, or draw a box around it", "g"],
 ];
 
-/** The bars over the stage. `host`: {model, tool(), setTool(name), zoomBy(factor), fit()}. */
+/** The bars over the stage, and `zoom`, which lies on it. `host`: {model, tool(), setTool(name), zoomBy(factor), fit()}. */
 export class Toolbar {
   constructor(host) {
     this.host = host;
@@ -30,24 +30,19 @@ export class Toolbar {
     this.redo = button("redo", "Redo (Ctrl+Shift+Z)", () => model.redo());
     this.remove = button("delete", "Delete the selected mark (Delete)", () => model.remove(model.now.selected));
     this.percent = make("button", { type: "button", class: "vl-percent", title: "Show at 100 %", click: () => host.zoomTo(1) });
-    const zoom = [
-      button("out", "Zoom out (-)", () => host.zoomBy(1 / 1.25)), this.percent,
-      button("in", "Zoom in (+)", () => host.zoomBy(1.25)), button("fit", "Show the whole picture (0)", () => host.fit()),
-    ];
     const group = (label, ...parts) => make("div", { class: "vl-group", role: "group", "aria-label": label }, ...parts);
+    this.zoom = group(
+      "Zoom", button("out", "Zoom out (-)", () => host.zoomBy(1 / 1.25)), this.percent,
+      button("in", "Zoom in (+)", () => host.zoomBy(1.25)), button("fit", "Show the whole picture (0)", () => host.fit()),
+    );
+    this.zoom.classList.add("vl-zoom");
     this.element = make(
       "div", { class: "vl-bars" },
       make(
         "div", { class: "vl-bar", role: "toolbar", "aria-label": "Drawing tools" },
-        group("Tools", ...this.tools.values()),
+        group("Tools", ...this.tools.values()), group("Changes", this.undo, this.redo, this.remove),
       ),
-      make(
-        "div", { class: "vl-bar" },
-        group("Colour", ...this.colors()),
-        group("Look", ...this.sliders()),
-        group("Changes", this.undo, this.redo, this.remove),
-        group("Zoom", ...zoom),
-      ),
+      make("div", { class: "vl-bar" }, group("Colour", ...this.colors()), group("Look", ...this.sliders())),
     );
   }
 

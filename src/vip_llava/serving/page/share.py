@@ -1,0 +1,68 @@
+"""A question as texts to copy: the JSON of the API, a command with curl, and Python.
+
+The picture itself is left out of them; it goes by the name `photo.png`, or `PICTURE` in the JSON,
+which the page fills in when the JSON is saved.
+"""
+
+from __future__ import annotations
+
+import json
+import pprint
+from collections.abc import Mapping
+from typing import Any
+
+from vip_llava.serving.page.asking import Ask
+
+__all__ = ["PICTURE", "api_request", "shared"]
+
+PICTURE = "PICTURE"
+_OF_API = {"max_new_tokens": "max_tokens"}
+_CURL = """\
+# save the JSON as request.json first; put your server and key in place
+curl http://127.0.0.1:8000/v1/chat/completions \\
+  -H 'Content-Type: application/json' \\
+  -H 'Authorization: Bearer KEY' \\
+  -d @request.json
+"""
+
+
+def api_request(ask: Ask, address: str | None) -> dict[str, Any]:
+    """The body of a chat request of the API. address: of the picture, in place of its data."""
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": text} for role, text in (*ask.history, ("user", ask.question))
+    ]
+    if ask.picture is not None and address is not None:
+        image: dict[str, Any] = {"type": "image_url", "image_url": {"url": address}}
+        if ask.regions:
+            image["regions"] = [region.to_json() for region in ask.regions]
+        # A picture belongs to the first question of a conversation.
+        messages[0]["content"] = [image, {"type": "text", "text": messages[0]["content"]}]
+    sampling = {_OF_API.get(name, name): value for name, value in ask.sampling.items()}
+    return {"model": ask.model, "messages": messages, **sampling}
+
+
+def shared(ask: Ask) -> Mapping[str, str]:
+    """The three texts by their names."""
+    body = json.dumps(api_request(ask, PICTURE), indent=2, ensure_ascii=False)
+    return {"JSON": body + "\n", "curl": _CURL, "Python": _python(ask)}
+
+
+def _python(ask: Ask) -> str:
+    def value(given: object) -> str:
+        return pprint.pformat(given, width=88, sort_dicts=False)
+
+    load = "load()" if ask.model == "default" else f"load({ask.model!r})"
+    arguments = [repr("photo.png") if ask.picture is not None else "None", value(ask.question)]
+    if ask.regions:
+        arguments.append(f"regions={value([region.to_json() for region in ask.regions])}")
+    if ask.history:
+        history = [{"role": role, "text": text} for role, text in ask.history]
+        arguments.append(f"history={value(history)}")
+    arguments += [f"{name}={given!r}" for name, given in ask.sampling.items()]
+    listed = "".join(f"    {each},\n" for each in arguments)
+    return (
+        "from vip_llava import load\n\n"
+        f"assistant = {load}\n"
+        f"answer = assistant.ask(\n{listed})\n"
+        "print(answer.text)\n"
+    )
