@@ -1,0 +1,167 @@
+"""The two servers that `benchmarks/serving.py` compares; each prints its address and serves.
+
+    python benchmarks/serving_workers.py "vip-llava" | "a thread a request" [options]
+
+The second is what most small servers of such models are: a thread for each request, and each thread
+calls transformers' `generate` with a streamer. It gets the same tokens and views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+from vip_llava import Assistant, load
+from vip_llava.serving.chat import opened, understood
+from vip_llava.serving.schemas import ChatRequest
+from vip_llava.serving.settings import Limits, make_settings
+
+TEXT = "USER: What is the object within the red rectangle? ASSISTANT: It is a small brown dog. "
+
+
+def random_assistant(size: str, device: str, dtype: str) -> Assistant:
+    """Random weights with a small made tokenizer, so that nothing has to be fetched."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from vip_llava.engine.subject import random_subject
+    from vip_llava.model.geometry import PictureGeometry
+    from vip_llava.model.processor import Processor
+    from vip_llava.model.templates import get_template
+
+    torch.manual_seed(0)  # both ways serve the same weights
+    subject = random_subject(size, device, getattr(torch, dtype))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator([TEXT], trainer)
+    # One word for each id that the model may say, so that every token shows in the stream.
+    rows = subject.model.get_input_embeddings().weight.shape[0]
+    backend.add_tokens([f" word{number}" for number in range(backend.get_vocab_size(), rows - 1)])
+    backend.add_special_tokens(["<image>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    geometry = PictureGeometry(mode="pad", size=subject.side)
+    processor = Processor(
+        tokenizer,
+        geometry,
+        get_template("llava_v1"),
+        subject.image_token_id,
+        subject.tokens_per_view,
+    )
+    return Assistant(subject.model, processor, name=f"random {size}")
+
+
+def opened_assistant(given: Any) -> Assistant:
+    """The model that was asked for."""
+    if given.random:
+        return random_assistant(given.random, given.device, given.dtype)
+    return load(device=given.device, dtype=given.dtype)
+
+
+def serve_ours(assistant: Assistant) -> None:
+    """The project's own server."""
+    from vip_llava.serving.app import create_app
+    from vip_llava.serving.running import run
+
+    settings = make_settings(port=0, limits={"rate": 0, "answer_seconds": 3600})
+    app = create_app({"m": assistant}, settings)
+    run(app, settings, on_ready=lambda address: print(address, flush=True))
+
+
+class Worker(BaseHTTPRequestHandler):
+    """One request in one thread."""
+
+    assistant: Assistant
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """Answer a chat request as a stream."""
+        length = int(self.headers["content-length"])
+        body = ChatRequest.model_validate_json(self.rfile.read(length))
+        asked = understood(body, Limits())
+        request = opened(asked, [each.address for each in asked.pictures], Limits())
+        prepared = self.assistant.prepare(request, **asked.sampling)
+        inputs = self.assistant.processor([prepared.conversation])
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        for text in self._generated(inputs, prepared.sampling.max_new_tokens):
+            piece = {"choices": [{"index": 0, "delta": {"content": text}}]}
+            self.wfile.write(f"data: {json.dumps(piece)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _generated(self, inputs: Any, tokens: int) -> Any:
+        from transformers import TextIteratorStreamer
+
+        processor, model = self.assistant.processor, self.assistant.model
+        streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=3600)
+        dtype = next(model.base_model.vision_tower.parameters()).dtype
+        moved = {name: value.to(model.device) for name, value in inputs.items()}
+        moved["pixel_values"] = moved["pixel_values"].to(dtype)
+        stop = sorted(processor.stop_ids)
+
+        def generate() -> None:
+            with torch.inference_mode():
+                model.generate(
+                    **moved,
+                    max_new_tokens=tokens,
+                    do_sample=False,
+                    eos_token_id=stop or None,
+                    pad_token_id=stop[0] if stop else 0,
+                    suppress_tokens=[processor.image_token_id],
+                    streamer=streamer,
+                )
+
+        thread = threading.Thread(target=generate)
+        thread.start()
+        ends = [processor.tokenizer.decode([each]) for each in stop]
+        for text in streamer:
+            for end in ends:
+                text = text.replace(end, "")
+            if text:
+                yield text
+        thread.join()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+def serve_threads(assistant: Assistant) -> None:
+    """The other way."""
+    Worker.assistant = assistant
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Worker)
+    server.request_queue_size = 128
+    server.socket.listen(128)
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    server.serve_forever()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("way")
+    parser.add_argument("--random")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    given = parser.parse_args()
+    assistant = opened_assistant(given)
+    (serve_ours if given.way == "vip-llava" else serve_threads)(assistant)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
