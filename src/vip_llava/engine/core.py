@@ -243,6 +243,11 @@ class Engine:
             self._thread = threading.Thread(target=self._serve, name="vip-llava", daemon=True)
             self._thread.start()
 
+    @property
+    def driven(self) -> bool:
+        """Whether the thread of `start` is alive; if it has died nobody makes the steps."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """End that thread after its present step; requests stay and may be driven by waiting."""
         thread, self._stopping = self._thread, True

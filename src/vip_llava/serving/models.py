@@ -80,8 +80,7 @@ class Models:
 
     def ended(self, assistant: Assistant) -> bool:
         """Whether its engine's thread has ended though nobody stopped it."""
-        thread = assistant.engine._thread
-        return self._started and (thread is None or not thread.is_alive())
+        return self._started and not assistant.engine.driven
 
     @property
     def loading(self) -> bool:

@@ -451,32 +451,50 @@ def test_over_http_a_fetched_picture_is_answered(
 
 # 13 ----------------------------------------------------------------------------------------------
 
-#: Modules that may open a connection, and to whom. Only the first takes addresses of requests.
+#: Modules of the package that may open a connection, and to whom. Only the first takes addresses
+#: that a request holds.
 DOORS = {
     "serving/fetch.py": "hosts of the operator's list",
-    "serving/running.py": "listens",
-    "serving/connections.py": "listens",
+    "serving/running.py": "nobody; it listens",
+    "serving/backends.py": "workers that have joined",
+    "serving/controller.py": "workers that have joined",
+    "serving/admission.py": "workers that want to join, at allowed addresses",
+    "serving/joining.py": "the controller that the operator names",
+    "serving/cluster.py": "replicas of the same application",
+    "serving/local.py": "workers that this process started",
+    "serving/page/asking.py": "the server that the operator names",
+    "evaluation/judge/endpoint.py": "the judge that the operator names",
 }
 NETWORK = {"httpx", "requests", "aiohttp", "urllib3", "http.client", "urllib.request", "socket"}
 
 
-def test_the_api_has_one_door_to_the_network() -> None:
-    """No other module of the API can open a connection, so every picture goes through the door."""
+def imports(path: Path) -> set[str]:
     found = set()
-    for path in sorted((SOURCE / "serving").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if any(
-                name == door or name.startswith(f"{door}.") for name in names for door in NETWORK
-            ):
-                found.add(path.relative_to(SOURCE).as_posix())
-    api = {"fetch", "running", "connections", "app", "chat", "completions", "uploads", "answering"}
-    api |= {"shell", "gate", "models", "replies", "stream", "schemas", "settings", "access"}
-    assert {name for name in found if Path(name).stem in api} <= set(DOORS)
-    callers = {
-        path.name
-        for path in (SOURCE / "serving").rglob("*.py")
-        if "fetcher.fetch(" in path.read_text("utf-8")
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+def test_there_is_one_door_for_pictures() -> None:
+    """Chat, page, batches and command line: whatever opens a connection is named above, and the
+    only ones who may use the door are those who take a request apart."""
+    paths = sorted(SOURCE.rglob("*.py"))
+    network = {
+        path.relative_to(SOURCE).as_posix()
+        for path in paths
+        if any(
+            name == one or name.startswith(f"{one}.") for name in imports(path) for one in NETWORK
+        )
     }
-    assert callers == {"chat.py"}
+    assert network - set(DOORS) == set()
+    users = {
+        path.relative_to(SOURCE).as_posix()
+        for path in paths
+        if any(name.startswith("vip_llava.serving.fetch") for name in imports(path))
+    }
+    assert users == {"serving/app.py", "serving/chat.py", "serving/completions.py"}
+    # And the opener of pictures, whom all entry points share, refuses addresses (tests/pictures).
+    assert not network & {p.relative_to(SOURCE).as_posix() for p in (SOURCE / "pictures").iterdir()}
