@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet torch==2.13.0
-	@$(BIN)/python -m pip install --quiet --editable '.[train,eval,serve,web,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[train,eval,serve,web,cluster,dev]'
 	@touch $(STAMP)
 
 demo: setup

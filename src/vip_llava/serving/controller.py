@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from starlette.responses import Response, StreamingResponse
 from vip_llava.serving.admission import AddressList, Beat, Registration, ask_status
 from vip_llava.serving.backends import chooser, closed, new_client
 from vip_llava.serving.legacy import NO_WORKER_CODE, line
+from vip_llava.serving.naming import ANY_OBJECT, chosen_model, model_list, model_of
 from vip_llava.serving.passing import Call, pass_on
 from vip_llava.serving.problems import Problem, broken_rules
 from vip_llava.serving.registry import EXPIRY_SECONDS, Registry
@@ -188,7 +188,7 @@ def _add_list_routes(app: FastAPI, parts: Controller) -> None:
     @app.post("/get_worker_address", tags=["original"])
     async def get_worker_address(request: Request) -> dict[str, str]:
         """Where to ask for a model: here, since requests are passed on; "" if nobody serves it."""
-        name = _model_of(await request.body())
+        name = await model_of(await request.body())
         found = parts.registry.pick(name) if name else None
         return {"address": str(request.base_url).rstrip("/") if found else ""}
 
@@ -203,11 +203,7 @@ def _add_list_routes(app: FastAPI, parts: Controller) -> None:
     @app.get("/v1/models", tags=["api"])
     async def models() -> dict[str, Any]:
         """The models that can be asked for."""
-        about = {"object": "model", "created": 0, "owned_by": "vip-llava"}
-        return {
-            "object": "list",
-            "data": [{"id": name, **about} for name in parts.registry.models()],
-        }
+        return model_list(parts.registry.models())
 
 
 def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
@@ -215,9 +211,7 @@ def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
 
     async def passed(request: Request, *, legacy: bool) -> Response:
         body = await request.body()
-        # Pictures make long bodies, whose reading must not keep the others waiting.
-        named = await asyncio.to_thread(_model_of, body) if len(body) > 2**18 else _model_of(body)
-        name = _chosen(named, parts.registry)
+        name = _chosen(await model_of(body), parts.registry)
         kept = {"content-type": request.headers.get("content-type", "application/json")}
         fields = {**kept, "x-request-id": request.state.request_id}
         call = Call(request.url.path, body, fields, legacy)
@@ -225,12 +219,12 @@ def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
         work = pass_on(call, chooser(name, parts.registry, parts.client, key))
         return await unless_gone(request.receive, work)
 
-    @app.post("/v1/chat/completions", tags=["api"], openapi_extra=_ANY_OBJECT)
+    @app.post("/v1/chat/completions", tags=["api"], openapi_extra=ANY_OBJECT)
     async def chat(request: Request) -> Response:
         """As the API's, answered by one of the workers that serve `model`."""
         return await passed(request, legacy=False)
 
-    @app.post("/worker_generate_stream", tags=["original"], openapi_extra=_ANY_OBJECT)
+    @app.post("/worker_generate_stream", tags=["original"], openapi_extra=ANY_OBJECT)
     async def worker_generate_stream(request: Request) -> Response:
         """As a worker's. What goes wrong comes as the last object of the stream."""
         try:
@@ -242,42 +236,9 @@ def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
             return StreamingResponse(iter([said]), media_type="application/octet-stream")
 
 
-_ANY_OBJECT = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"type": "object"}}},
-    }
-}
-
-
-def _model_of(body: bytes) -> str | None:
-    """The `model` of a request, None if it names none; Problem 400 if it is no JSON object."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Problem(400, "the body is no JSON", code="invalid_json") from None
-    if not isinstance(content, dict):
-        raise Problem(400, "the body is no JSON object", code="invalid_json")
-    name = content.get("model")
-    if name is not None and not isinstance(name, str):
-        raise Problem(422, "model: not a text", code="invalid_request", param="model")
-    return name
-
-
 def _chosen(name: str | None, registry: Registry) -> str:
-    """The model that is asked for; with one model only it need not be named."""
+    """The model that is asked for. Problem 503 for one whose worker is away, 404 for unknown ones."""
     known = registry.models()
-    if name is None and len(known) == 1:
-        return known[0]
     if name is not None and name not in known and registry.awaited(name):
         raise Problem(503, "no worker for this model is there now", code="no_worker", retry_after=5)
-    if not known:
-        raise Problem(503, "no worker is there yet", code="no_worker", retry_after=5)
-    if name not in known:
-        raise Problem(
-            404,
-            f"no worker serves this model; there are: {', '.join(known)}",
-            code="model_not_found",
-            param="model",
-        )
-    return name
+    return chosen_model(name, known)
