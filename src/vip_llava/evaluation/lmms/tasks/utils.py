@@ -1,0 +1,13 @@
+"""The functions that the task files beside it name, one set for each benchmark."""
+
+from __future__ import annotations
+
+from vip_llava.evaluation.benchmarks import BENCHMARKS
+from vip_llava.evaluation.lmms.docs import SEED_FILE, Task
+
+__all__ = ["SEED"]
+
+SEED = SEED_FILE
+
+for _name in BENCHMARKS:
+    globals().update(Task(_name).functions())

@@ -1,0 +1,180 @@
+"""The plug-in for lmms-eval: task files, documents, messages; and lmms-eval itself where it is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from vip_llava.errors import DataError, RequestError
+from vip_llava.evaluation.benchmarks import BENCHMARKS, benchmark_class
+from vip_llava.evaluation.lmms import tasks
+from vip_llava.evaluation.lmms.docs import VARIABLE, Task
+from vip_llava.evaluation.lmms.messages import request_of, sampling_of
+from vip_llava.evaluation.lmms.tasks import utils
+
+FOLDER = Path(tasks.__file__).parent
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A task file with `!function utils.NAME` as what it names."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def function(_: Any, node: Any) -> Any:
+        module, name = node.value.split(".")
+        assert module == "utils"
+        return getattr(utils, name)
+
+    Loader.add_constructor("!function", function)
+    content: dict[str, Any] = yaml.load(path.read_text("utf-8"), Loader)
+    return content
+
+
+def test_every_published_benchmark_has_a_task() -> None:
+    names = {path.stem.removeprefix("vip_llava_").replace("_", "-") for path in FILES}
+    assert names == set(BENCHMARKS) - {"marked"}  # the default model's own needs no one else
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_task_file_asks_as_the_benchmark(path: Path) -> None:
+    task = read(path)
+    kind = benchmark_class(path.stem.removeprefix("vip_llava_").replace("_", "-"))
+    assert task["task"] == path.stem and task["output_type"] == "generate_until"
+    assert task["generation_kwargs"]["max_new_tokens"] == kind.max_new_tokens
+    assert task["generation_kwargs"]["temperature"] == 0
+    for key in (
+        "process_docs",
+        "doc_to_visual",
+        "doc_to_text",
+        "doc_to_messages",
+        "process_results",
+    ):
+        assert task[key].__self__.name == kind.name
+    assert task["metric_list"][0]["aggregation"].__self__.name == kind.name
+    assert json.loads(Path(task["dataset_kwargs"]["data_files"]).read_text()) == {"seed": 0}
+
+
+@pytest.fixture
+def data(visual7w: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (visual7w.parent / "visual7w").symlink_to(visual7w)
+    monkeypatch.setenv(VARIABLE, str(visual7w.parent))
+    return visual7w.parent
+
+
+def test_documents(data: Path) -> None:
+    """The same questions, drawn; right answers, and what can't be asked, count as in our own runs."""
+    task = Task("visual7w")
+    docs = list(task.docs(None))
+    assert [doc["id"] for doc in docs] == [f"v7w-{number}" for number in range(5)]
+    [message] = task.messages(docs[1])
+    picture, text = (part.get("url") or part["text"] for part in message["content"])
+    assert text == task.text(docs[1]) and "B. The object within" in text and "<region" not in text
+    plain = np.asarray(Image.open(data / "v7w" / "v7w" / "1.jpg"))
+    assert (np.asarray(picture) != plain).any() and picture.size == (96, 72)
+    assert np.array_equal(np.asarray(task.visual(docs[1])[0]), np.asarray(picture))
+    said = ["a", "(B) since", "D", "D", "A"]
+    rows = [task.results(doc, [answer]) for doc, answer in zip(docs, said, strict=True)]
+    assert task.score([row["vip_llava_score"] for row in rows]) == pytest.approx(60.0)
+    assert "missing.jpg" in rows[4]["vip_llava_score"]["failed"]
+    assert task.text(docs[4]).startswith("This question can't be asked: ")
+
+
+def test_the_data_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(DataError, match=f"set {VARIABLE} to a folder"):
+        Task("vcr").docs(None)
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(DataError, match="vcr needs vcr-val"):
+        Task("vcr").docs(None)
+
+
+def test_messages_to_requests() -> None:
+    picture = Image.new("RGB", (8, 8))
+    image, text = {"type": "image", "url": picture}, {"type": "text", "text": "What?"}
+    one = request_of([{"role": "user", "content": [image, text]}])
+    assert (one.question, one.picture, one.pictures) == ("What?", picture, ())
+    several = request_of(
+        [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": [image, text]},
+            {"role": "assistant", "content": [{"type": "text", "text": "That."}]},
+            {"role": "user", "content": [{"type": "text", "text": "And?"}, image, image]},
+        ]
+    )
+    assert several.question == "And?" and len(several.pictures) == 2
+    assert [turn["text"] for turn in several.history] == ["Be short.\nWhat?", "That."]  # type: ignore[index]
+    with pytest.raises(RequestError, match="video can't be asked"):
+        request_of([{"role": "user", "content": [{"type": "video", "url": "x"}]}])
+    with pytest.raises(RequestError, match="end with a question"):
+        request_of([{"role": "assistant", "content": "x"}])
+
+
+def test_messages_are_answered(assistant: Any) -> None:
+    """Turns with pictures of their own, through the real processor."""
+    picture = Image.new("RGB", (40, 40), (200, 90, 10))
+    image, text = {"type": "image", "url": picture}, {"type": "text", "text": "What?"}
+    turns = [
+        {"role": "user", "content": [image, text]},
+        {"role": "assistant", "content": [{"type": "text", "text": "That."}]},
+        {"role": "user", "content": [image, text]},
+    ]
+    answer = assistant.ask_many([request_of(turns)], **sampling_of({"max_new_tokens": 3}))[0]
+    assert answer.usage.image_tokens == 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampling"),
+    [
+        ({}, {"max_new_tokens": 1024}),
+        ({"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}, {"max_new_tokens": 16}),
+        ({"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "do_sample": True}, {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9}),
+        ({"max_new_tokens": 9, "temperature": 0.5, "do_sample": False}, {"max_new_tokens": 9}),
+        ({"until": ["ASSISTANT:"]}, {"max_new_tokens": 1024}),
+        ({"until": ["\n\n", "###"]}, {"max_new_tokens": 1024, "stop": ("###",)}),
+    ],
+)  # fmt: skip
+def test_settings_to_sampling(settings: dict[str, Any], sampling: dict[str, Any]) -> None:
+    assert sampling_of(settings) == sampling
+
+
+def test_beams_are_refused() -> None:
+    with pytest.raises(RequestError, match="num_beams 5"):
+        sampling_of({"num_beams": 5})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
+def test_lmms_eval_runs_it(
+    data: Path, tiny_model_folder: Path, tmp_path: Path, draw_picture: Callable[..., None]
+) -> None:
+    """lmms-eval's own command, with our model from the entry point and our task from its folder."""
+    found = importlib.metadata.entry_points(group="lmms_eval.models")
+    assert "vip_llava" in {point.name for point in found}
+    command = [sys.executable, "-m", "lmms_eval", "--model", "vip_llava"]
+    command += ["--model_args", f"pretrained={tiny_model_folder},device=cpu", "--batch_size", "4"]
+    command += ["--include_path", str(FOLDER), "--tasks", "vip_llava_visual7w"]
+    command += ["--output_path", str(tmp_path / "out"), "--log_samples"]
+    environment = {
+        **os.environ,
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert ran.returncode == 0 and "vip_llava_score" in ran.stdout, ran.stderr[-2000:]
+    [samples] = (tmp_path / "out").rglob("*samples_vip_llava_visual7w.jsonl")
+    rows = [json.loads(line)["vip_llava_score"] for line in samples.read_text().splitlines()]
+    assert len(rows) == 5 and sum(row["failed"] is not None for row in rows) == 1
