@@ -1,0 +1,185 @@
+"""A real local Ray with two replicas of a tiny model: what it answers, and one killed under load."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from vip_llava import load
+
+pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'vip-llava[cluster]'")
+
+MARK = "VIP_LLAVA_TEST_MARK"
+
+
+class Running:
+    """The cluster's process, with a client of it."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.mark = secrets.token_hex(8)
+        self.address = f"http://127.0.0.1:{port}"
+        env = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", MARK: self.mark}
+        program = Path(__file__).with_name("ray_program.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(program), str(port), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+        )
+        self.told = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.client = httpx.Client(base_url=self.address, timeout=60, trust_env=False)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.told += line
+
+    def wait(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line == "ready\n":
+                return
+        raise AssertionError(self.told[-4000:])
+
+    def replicas(self) -> set[int]:
+        """The processes of the model's replicas, those of this cluster only."""
+        found = set()
+        for folder in Path("/proc").iterdir():
+            try:
+                title = (folder / "cmdline").read_bytes()
+                if b"ServeReplica:default:model-0" in title:
+                    env = (folder / "environ").read_bytes()
+                    found |= {int(folder.name)} if f"{MARK}={self.mark}".encode() in env else set()
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def ask(self, client: httpx.Client | None = None, **more: Any) -> httpx.Response:
+        message = {"role": "user", "content": "Hello"}
+        body = {"model": "tiny", "messages": [message], "max_tokens": 30, **more}
+        return (client or self.client).post("/v1/chat/completions", json=body)
+
+    def close(self) -> None:
+        self.client.close()
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.process.stdin.close()
+        try:
+            self.process.wait(60)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._reader.join()
+            self.process.stdout.close()
+            self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def running(tiny_model_folder: Path) -> Iterator[Running]:
+    found = Running(tiny_model_folder)
+    try:
+        found.wait()
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_answers_as_one_server(running: Running, tiny_model_folder: Path) -> None:
+    right = load(tiny_model_folder).ask(None, "Hello", max_new_tokens=30).text
+    assert [one["id"] for one in running.client.get("/v1/models").json()["data"]] == ["tiny"]
+    assert running.ask().json()["choices"][0]["message"]["content"] == right
+    streamed = running.ask(stream=True).text
+    events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == right
+    assert streamed.endswith("data: [DONE]\n\n")
+    legacy = {"model": "tiny", "prompt": "Hello", "temperature": 0, "max_new_tokens": 30}
+    pieces = running.client.post("/worker_generate_stream", json=legacy).content.split(b"\0")
+    assert json.loads(pieces[-2]) == {"text": "Hello" + right, "error_code": 0}
+    for more, status in (
+        ({"model": "other"}, 404),
+        ({"max_tokens": 41}, 422),  # a limit of the replicas
+        ({"unknown": 1}, 422),
+    ):
+        refused = running.ask(**more)
+        assert refused.status_code == status
+        assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.slow
+def test_a_replica_killed_under_load_costs_no_answer(running: Running) -> None:
+    """Six clients; kill -9 one of two replicas: nothing is lost, nothing waits, and it comes back."""
+    before = running.replicas()
+    assert len(before) == 2
+    ended = threading.Event()
+    slowest = [0.0]
+
+    def asking(number: int) -> list[tuple[int, str]]:
+        found = []
+        with httpx.Client(base_url=running.address, timeout=60, trust_env=False) as client:
+            while not ended.is_set():
+                began = time.monotonic()
+                answer = running.ask(client, stream=number % 2 == 0)
+                slowest[0] = max(slowest[0], time.monotonic() - began)
+                whole = number % 2 or answer.text.endswith("data: [DONE]\n\n")
+                # A stream that had begun may end with an error that says so; it is never cut off.
+                told = "worker_lost" in answer.text
+                found.append((answer.status_code, "whole" if whole else f"told: {told}"))
+        return found
+
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(asking, number) for number in range(6)]
+        try:
+            time.sleep(1.5)
+            os.kill(min(before), signal.SIGKILL)
+            time.sleep(4)
+        finally:
+            ended.set()
+        answers = [answer for each in asked for answer in each.result(timeout=90)]
+    assert len(answers) > 12 and slowest[0] < 30
+    assert {status for status, _ in answers} == {200}
+    assert {how for _, how in answers} <= {"whole", "told: True"}
+    assert sum(how != "whole" for _, how in answers) <= 3
+    end = time.monotonic() + 90
+    while len(running.replicas()) < 2:
+        assert time.monotonic() < end, "no replica came in place of the killed one"
+        time.sleep(0.2)
+    assert running.ask().status_code == 200
+
+
+def test_settings_of_a_cluster_are_checked() -> None:
+    from vip_llava.serving.cluster import ClusterSettings, build
+
+    found = ClusterSettings.model_validate({"min_replicas": "0", "max_replicas": "3"})
+    assert build(found) is not None
+    for wrong in (
+        {"min_replicas": 5},
+        {"models": {}},
+        {"models": {"a b": "x"}},
+        {"max_replicas": 0},
+        {"target_requests": 0},
+        {"replicas": 2},
+    ):
+        with pytest.raises(ValidationError):
+            ClusterSettings.model_validate(wrong)
