@@ -33,7 +33,15 @@ from starlette.responses import Response
 
 from vip_llava.serving.inside import Head, ask_inside
 from vip_llava.serving.legacy import NO_WORKER_CODE, line
-from vip_llava.serving.naming import ANY_OBJECT, chosen_model, model_list, model_of
+from vip_llava.serving.naming import (
+    ANY_ERROR,
+    ANY_OBJECT,
+    CHAT_ANSWER,
+    LEGACY_ANSWER,
+    chosen_model,
+    model_list,
+    model_of,
+)
 from vip_llava.serving.passing import Begun, Call, LostError, pass_on
 from vip_llava.serving.problems import Problem
 from vip_llava.serving.registry import ModelName
@@ -232,17 +240,29 @@ def _front_app(settings: ClusterSettings, replicas: Mapping[str, DeploymentHandl
         call = Call(request.url.path, body, fields, legacy)
         return await unless_gone(request.receive, pass_on(call, lambda: ReplicaBackend(handle)))
 
-    @app.get("/v1/models", tags=["api"])
+    @app.get("/v1/models", tags=["api"], responses=ANY_ERROR)
     async def models() -> dict[str, Any]:
         """The models that can be asked for."""
         return model_list(names)
 
-    @app.post("/v1/chat/completions", tags=["api"], openapi_extra=ANY_OBJECT)
+    @app.post(
+        "/v1/chat/completions",
+        tags=["api"],
+        openapi_extra=ANY_OBJECT,
+        response_class=Response,
+        responses=CHAT_ANSWER,
+    )
     async def chat(request: Request) -> Response:
         """As the API's, answered by a replica of `model`."""
         return await passed(request, legacy=False)
 
-    @app.post("/worker_generate_stream", tags=["original"], openapi_extra=ANY_OBJECT)
+    @app.post(
+        "/worker_generate_stream",
+        tags=["original"],
+        openapi_extra=ANY_OBJECT,
+        response_class=Response,
+        responses=LEGACY_ANSWER,
+    )
     async def worker_generate_stream(request: Request) -> Response:
         """As a worker's."""
         try:

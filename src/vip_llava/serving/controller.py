@@ -21,12 +21,20 @@ import httpx
 from fastapi import FastAPI, Request
 from prometheus_client import Gauge
 from pydantic import BaseModel, ValidationError
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from vip_llava.serving.admission import AddressList, Beat, Registration, ask_status
 from vip_llava.serving.backends import chooser, closed, new_client
 from vip_llava.serving.legacy import NO_WORKER_CODE, line
-from vip_llava.serving.naming import ANY_OBJECT, chosen_model, model_list, model_of
+from vip_llava.serving.naming import (
+    ANY_ERROR,
+    ANY_OBJECT,
+    CHAT_ANSWER,
+    LEGACY_ANSWER,
+    chosen_model,
+    model_list,
+    model_of,
+)
 from vip_llava.serving.passing import Call, pass_on
 from vip_llava.serving.problems import Problem, broken_rules
 from vip_llava.serving.registry import EXPIRY_SECONDS, Registry
@@ -151,19 +159,21 @@ def _add_worker_routes(app: FastAPI, parts: Controller) -> None:
         except ValidationError as error:
             raise broken_rules(error.errors()) from None
 
-    @app.post("/register_worker", tags=["workers"])
+    @app.post("/register_worker", tags=["workers"], openapi_extra=ANY_OBJECT, responses=ANY_ERROR)
     async def register_worker(request: Request) -> dict[str, Any]:
         """A worker joins. The answer says how often it has to be heard of."""
         await parts.admit(await signed(request, Registration))
         return {"exist": True, "heart_beat_seconds": parts.expiry / 3}
 
-    @app.post("/receive_heart_beat", tags=["workers"])
+    @app.post(
+        "/receive_heart_beat", tags=["workers"], openapi_extra=ANY_OBJECT, responses=ANY_ERROR
+    )
     async def receive_heart_beat(request: Request) -> dict[str, bool]:
         """A worker is alive; `exist` false tells it to join anew."""
         beat: Beat = await signed(request, Beat)
         return {"exist": parts.registry.beat(beat.worker_name, beat.queue_length)}
 
-    @app.post("/unregister_worker", tags=["workers"])
+    @app.post("/unregister_worker", tags=["workers"], openapi_extra=ANY_OBJECT, responses=ANY_ERROR)
     async def unregister_worker(request: Request) -> dict[str, bool]:
         """A worker leaves: it gets nothing new, and ends what it has."""
         beat: Beat = await signed(request, Beat)
@@ -174,25 +184,27 @@ def _add_list_routes(app: FastAPI, parts: Controller) -> None:
     """What there is, in the original's shapes and in the API's."""
     refreshing = asyncio.Lock()
 
-    @app.post("/refresh_all_workers", tags=["original"])
+    @app.post("/refresh_all_workers", tags=["original"], responses=ANY_ERROR)
     async def refresh_all_workers() -> None:
         """Ask all workers anew, so that the list of models is of now."""
         async with refreshing:
             await parts.refresh()
 
-    @app.post("/list_models", tags=["original"])
+    @app.post("/list_models", tags=["original"], responses=ANY_ERROR)
     async def list_models() -> dict[str, list[str]]:
         """The names of all models."""
         return {"models": parts.registry.models()}
 
-    @app.post("/get_worker_address", tags=["original"])
+    @app.post(
+        "/get_worker_address", tags=["original"], openapi_extra=ANY_OBJECT, responses=ANY_ERROR
+    )
     async def get_worker_address(request: Request) -> dict[str, str]:
         """Where to ask for a model: here, since requests are passed on; "" if nobody serves it."""
         name = await model_of(await request.body())
         found = parts.registry.pick(name) if name else None
         return {"address": str(request.base_url).rstrip("/") if found else ""}
 
-    @app.post("/worker_get_status", tags=["original"])
+    @app.post("/worker_get_status", tags=["original"], responses=ANY_ERROR)
     async def worker_get_status() -> dict[str, Any]:
         """All workers as if they were one."""
         status = parts.registry.status()
@@ -200,7 +212,7 @@ def _add_list_routes(app: FastAPI, parts: Controller) -> None:
             return {"model_names": [], "speed": 0, "queue_length": 0}
         return status.model_dump()
 
-    @app.get("/v1/models", tags=["api"])
+    @app.get("/v1/models", tags=["api"], responses=ANY_ERROR)
     async def models() -> dict[str, Any]:
         """The models that can be asked for."""
         return model_list(parts.registry.models())
@@ -219,12 +231,24 @@ def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
         work = pass_on(call, chooser(name, parts.registry, parts.client, key))
         return await unless_gone(request.receive, work)
 
-    @app.post("/v1/chat/completions", tags=["api"], openapi_extra=ANY_OBJECT)
+    @app.post(
+        "/v1/chat/completions",
+        tags=["api"],
+        openapi_extra=ANY_OBJECT,
+        response_class=Response,
+        responses=CHAT_ANSWER,
+    )
     async def chat(request: Request) -> Response:
         """As the API's, answered by one of the workers that serve `model`."""
         return await passed(request, legacy=False)
 
-    @app.post("/worker_generate_stream", tags=["original"], openapi_extra=ANY_OBJECT)
+    @app.post(
+        "/worker_generate_stream",
+        tags=["original"],
+        openapi_extra=ANY_OBJECT,
+        response_class=Response,
+        responses=LEGACY_ANSWER,
+    )
     async def worker_generate_stream(request: Request) -> Response:
         """As a worker's. What goes wrong comes as the last object of the stream."""
         try:
@@ -233,7 +257,7 @@ def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
             if problem.code == "client_gone" or problem.status == 400:
                 raise
             said = line(problem.message, NO_WORKER_CODE)
-            return StreamingResponse(iter([said]), media_type="application/octet-stream")
+            return Response(said, media_type="application/octet-stream")
 
 
 def _chosen(name: str | None, registry: Registry) -> str:

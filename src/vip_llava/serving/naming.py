@@ -10,9 +10,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.problems import Problem, error_schema
 
-__all__ = ["ANY_OBJECT", "chosen_model", "model_list", "model_of"]
+__all__ = [
+    "ANY_ERROR",
+    "ANY_OBJECT",
+    "CHAT_ANSWER",
+    "LEGACY_ANSWER",
+    "chosen_model",
+    "model_list",
+    "model_of",
+]
 
 ANY_OBJECT = {
     "requestBody": {
@@ -21,6 +29,19 @@ ANY_OBJECT = {
     }
 }
 """For the OpenAPI document: what is in the object is the worker's business."""
+ANY_ERROR: dict[int | str, dict[str, Any]] = error_schema(400, 404, 408, 409, 421, 502, 504)
+CHAT_ANSWER: dict[int | str, dict[str, Any]] = ANY_ERROR | {
+    200: {
+        "description": "The answer; with `stream`, server-sent events of its pieces.",
+        "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+LEGACY_ANSWER: dict[int | str, dict[str, Any]] = ANY_ERROR | {
+    200: {
+        "description": "Objects with text and error_code, each followed by a zero byte.",
+        "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+    }
+}
 
 _LONG_BODY = 2**18
 

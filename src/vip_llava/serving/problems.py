@@ -161,6 +161,7 @@ def error_schema(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "No such model or upload.",
         405: "The method does not fit.",
         408: "The body came too slowly.",
+        409: "A worker wants to be registered for other models than it serves.",
         413: "The body is too large.",
         415: "The body is of the wrong kind.",
         421: "The Host header names another server.",

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from vip_llava.serving.admission import STATUS_PATH
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.problems import Problem, error_schema
 from vip_llava.serving.registry import WorkerStatus
 from vip_llava.serving.settings import ServerSettings
 from vip_llava.serving.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
@@ -41,7 +41,9 @@ def add_status_route(
 ) -> None:
     """Add /worker_get_status; with a secret it proves itself where it is challenged."""
 
-    @app.post(STATUS_PATH, tags=["original"], response_model=WorkerStatus)
+    @app.post(
+        STATUS_PATH, tags=["original"], response_model=WorkerStatus, responses=error_schema(421)
+    )
     async def worker_get_status(request: Request) -> Response:
         """The models of this worker, its speed, and how many requests it has."""
         body = json.dumps(status().model_dump()).encode()

@@ -24,6 +24,7 @@ from starlette.responses import Response
 
 from vip_llava.errors import VipLlavaError
 from vip_llava.serving.legacy import ERROR_CODE, LegacyRequest, line, read_prompt
+from vip_llava.serving.naming import LEGACY_ANSWER
 from vip_llava.serving.problems import Problem, as_problem, broken_rules
 from vip_llava.serving.registry import WorkerStatus
 from vip_llava.serving.schemas import ChatRequest
@@ -88,6 +89,8 @@ def _add_generate_route(app: FastAPI) -> None:
     @app.post(
         "/worker_generate_stream",
         tags=["original"],
+        response_class=Response,
+        responses=LEGACY_ANSWER,
         openapi_extra={
             "requestBody": {
                 "required": True,
