@@ -462,7 +462,7 @@ DOORS = {
     "serving/joining.py": "the controller that the operator names",
     "serving/cluster.py": "replicas of the same application",
     "serving/local.py": "workers that this process started",
-    "serving/page/asking.py": "the server that the operator names",
+    "serving/page/asking_http.py": "the server that the operator names",
     "evaluation/judge/endpoint.py": "the judge that the operator names",
 }
 NETWORK = {"httpx", "requests", "aiohttp", "urllib3", "http.client", "urllib.request", "socket"}

@@ -71,7 +71,7 @@ def schema(tiny: Assistant) -> Iterator[Any]:
 
 
 OPERATIONS = (
-    ("POST", "/v1/chat/completions", 15),
+    ("POST", "/v1/chat/completions", 10),
     ("POST", "/v1/uploads", 15),
     ("DELETE", "/v1/uploads/{upload_id}", 10),
     ("GET", "/v1/models", 3),
