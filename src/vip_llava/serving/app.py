@@ -13,22 +13,20 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from prometheus_client import Gauge
 
-from vip_llava.pictures import open_picture
 from vip_llava.serving.answering import Answering
 from vip_llava.serving.completions import AnswerCounts, Completions
 from vip_llava.serving.fetch import Fetcher
 from vip_llava.serving.models import EngineCollector, Loader, Models
-from vip_llava.serving.problems import Problem, error_schema
+from vip_llava.serving.problems import error_schema
 from vip_llava.serving.schemas import (
     ChatRequest,
     ChatResponse,
     ModelCard,
     ModelList,
-    Removed,
-    Uploaded,
 )
 from vip_llava.serving.settings import ServerSettings
 from vip_llava.serving.shell import shell, shell_of
+from vip_llava.serving.upload_routes import add_upload_routes
 from vip_llava.serving.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -86,7 +84,7 @@ def create_app(
     app.state.completions = completions
     _add_chat(app, completions)
     _add_models(app, models)
-    _add_uploads(app, uploads, answering, settings)
+    add_upload_routes(app, uploads, answering.prepare, settings.limits)
     return app
 
 
@@ -143,79 +141,3 @@ def _add_models(app: FastAPI, models: Models) -> None:
         if model not in models.names:
             models.get(model)  # raises the Problem
         return card(model)
-
-
-def _add_uploads(
-    app: FastAPI, uploads: Uploads, answering: Answering, settings: ServerSettings
-) -> None:
-    limits = settings.limits
-
-    def size_of(data: bytes) -> tuple[int, int]:
-        return open_picture(
-            data, max_pixels=limits.picture_pixels, max_bytes=limits.picture_bytes
-        ).size
-
-    picture = {"schema": {"type": "string", "format": "binary"}}
-    form = {
-        "schema": {
-            "type": "object",
-            "required": ["file"],
-            "properties": {"file": {"type": "string", "format": "binary"}},
-        }
-    }
-
-    @app.post(
-        "/v1/uploads",
-        tags=["uploads"],
-        status_code=201,
-        responses=error_schema(400, 408, 415, 421),
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "multipart/form-data": form,
-                    "application/octet-stream": picture,
-                    "image/*": picture,
-                },
-            }
-        },
-    )
-    async def upload(request: Request) -> Uploaded:
-        """Leave a picture here for a while: the file itself as the body, or a form with `file`."""
-        data = await _file_of(request)
-        width, height = await answering.prepare(lambda: size_of(data))
-        kept = uploads.add(request.state.passage.client, data)
-        return Uploaded(
-            id=kept.id,
-            bytes=len(data),
-            width=width,
-            height=height,
-            expires_at=int(kept.expires),
-        )
-
-    @app.delete("/v1/uploads/{upload_id}", tags=["uploads"], responses=error_schema(404, 421))
-    async def remove(upload_id: str, request: Request) -> Removed:
-        """Forget an upload."""
-        uploads.remove(request.state.passage.client, upload_id)
-        return Removed(id=upload_id, deleted=True)
-
-
-async def _file_of(request: Request) -> bytes:
-    """The picture file of a request. Problem 415 for other kinds of bodies, 422 without a file."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        # The whole body is in memory and within its limit already; this bounds the parts.
-        async with request.form(max_files=1, max_fields=4) as form:
-            file = form.get("file")
-            if file is None or isinstance(file, str):
-                raise Problem(
-                    422, 'the form has no file named "file"', code="invalid_request", param="file"
-                )
-            return await file.read()
-    if kind.startswith("image/") or kind == "application/octet-stream":
-        return await request.body()
-    raise Problem(
-        415,
-        "send the picture as image/* or application/octet-stream, or a multipart form with `file`",
-        code="wrong_content_type",
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from starlette.responses import Response
 
 from vip_llava.serving.admission import AddressList, Beat, Registration, ask_status
 from vip_llava.serving.backends import chooser, closed, new_client
+from vip_llava.serving.carrying import with_uploads
 from vip_llava.serving.legacy import NO_WORKER_CODE, line
 from vip_llava.serving.naming import (
     ANY_ERROR,
@@ -38,9 +39,11 @@ from vip_llava.serving.naming import (
 from vip_llava.serving.passing import Call, pass_on
 from vip_llava.serving.problems import Problem, broken_rules
 from vip_llava.serving.registry import EXPIRY_SECONDS, Registry
-from vip_llava.serving.settings import ServerSettings
+from vip_llava.serving.settings import Limits, ServerSettings
 from vip_llava.serving.signing import ForgedError, Secret, Verifier
 from vip_llava.serving.stream import unless_gone
+from vip_llava.serving.upload_routes import Prepare, add_upload_routes
+from vip_llava.serving.uploads import Uploads
 
 __all__ = ["LOOPBACK", "Controller", "create_controller"]
 
@@ -141,7 +144,9 @@ def create_controller(
     workers.set_function(lambda: len(parts.registry.members))
     _add_worker_routes(app, parts)
     _add_list_routes(app, parts)
-    _add_passing_routes(app, parts)
+    uploads = Uploads(settings.limits)
+    add_upload_routes(app, uploads, _preparing(settings.limits.preparing), settings.limits)
+    _add_passing_routes(app, parts, uploads, settings.limits)
     return app
 
 
@@ -218,12 +223,26 @@ def _add_list_routes(app: FastAPI, parts: Controller) -> None:
         return model_list(parts.registry.models())
 
 
-def _add_passing_routes(app: FastAPI, parts: Controller) -> None:
+def _preparing(together: int) -> Prepare:
+    """Work on pictures in threads, so much at a time."""
+    places = asyncio.Semaphore(together)
+
+    async def prepare(work: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+        async with places:
+            return await asyncio.to_thread(work)
+
+    return prepare
+
+
+def _add_passing_routes(app: FastAPI, parts: Controller, uploads: Uploads, limits: Limits) -> None:
     """What workers answer."""
 
     async def passed(request: Request, *, legacy: bool) -> Response:
         body = await request.body()
         name = _chosen(await model_of(body), parts.registry)
+        if not legacy:
+            owner = request.state.passage.client
+            body = await with_uploads(body, owner, uploads, limits)
         kept = {"content-type": request.headers.get("content-type", "application/json")}
         fields = {**kept, "x-request-id": request.state.request_id}
         call = Call(request.url.path, body, fields, legacy)

@@ -276,3 +276,54 @@ def test_the_openai_client_through_a_controller(
             client.chat.completions.create(**{**ask, "model": "other"})
         with pytest.raises(openai.UnprocessableEntityError):
             client.chat.completions.create(**ask, extra_body={"unknown": 1})
+
+
+def test_uploads_at_a_controller_travel_with_the_request(
+    cluster: Any, worker: Any, tiny: Assistant, photo: Image.Image, encoded: str
+) -> None:
+    controller = cluster()
+    worker(controller)
+    eventually(lambda: bool(controller.addresses()))
+    left = controller.client.post(
+        "/v1/uploads",
+        content=base64.b64decode(encoded),
+        headers={"content-type": "image/png"},
+    )
+    assert left.status_code == 201
+    name = left.json()["id"]
+
+    def ask(address: str) -> httpx.Response:
+        part = {
+            "type": "image_url",
+            "image_url": {"url": address},
+            "regions": [BOX.to_json()],
+        }
+        message = {"role": "user", "content": [{"type": "text", "text": QUESTION}, part]}
+        answer: httpx.Response = controller.ask("tiny", messages=[message], max_tokens=6)
+        return answer
+
+    right = tiny.ask(photo, QUESTION, [BOX], max_new_tokens=6).text
+    for address in (f"upload:{name}", f"UPLOAD:{name}", f"data:image/png;base64,{encoded}"):
+        assert ask(address).json()["choices"][0]["message"]["content"] == right
+    refused = ask("upload:another")
+    assert refused.status_code == 404
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == (
+        "upload_not_found",
+        "messages[0].content[1].image_url.url",
+    )
+    assert controller.client.delete(f"/v1/uploads/{name}").status_code == 200
+    assert ask(f"upload:{name}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "messages",
+    ["upload:x", [], ["upload:x"], [{"content": "upload:x"}], [{"content": [{"image_url": 1}]}]],
+)
+def test_odd_requests_that_speak_of_uploads_are_the_workers_to_refuse(
+    cluster: Any, scripted: Any, messages: Any
+) -> None:
+    controller, answering = cluster(), scripted("w")
+    controller.join(answering)
+    assert controller.ask(messages=messages, user="upload:x").json() == {"from": "w"}
+    assert json.loads(answering.asks[0]["body"])["messages"] == messages

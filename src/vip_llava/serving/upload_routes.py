@@ -1,0 +1,97 @@
+"""Leaving pictures at a server and taking them back: the routes of uploads.
+
+Used by the API and by a controller; where uploads are kept is the business of `uploads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+
+from vip_llava.pictures import open_picture
+from vip_llava.serving.problems import Problem, error_schema
+from vip_llava.serving.schemas import Removed, Uploaded
+
+if TYPE_CHECKING:
+    from vip_llava.serving.settings import Limits
+    from vip_llava.serving.uploads import Uploads
+
+__all__ = ["Prepare", "add_upload_routes"]
+
+Prepare = Callable[[Callable[[], tuple[int, int]]], Awaitable[tuple[int, int]]]
+
+
+def add_upload_routes(app: FastAPI, uploads: Uploads, prepare: Prepare, limits: Limits) -> None:
+    """Add them. `prepare` runs work on pictures in a thread."""
+
+    def size_of(data: bytes) -> tuple[int, int]:
+        return open_picture(
+            data, max_pixels=limits.picture_pixels, max_bytes=limits.picture_bytes
+        ).size
+
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    form = {
+        "schema": {
+            "type": "object",
+            "required": ["file"],
+            "properties": {"file": {"type": "string", "format": "binary"}},
+        }
+    }
+
+    @app.post(
+        "/v1/uploads",
+        tags=["uploads"],
+        status_code=201,
+        responses=error_schema(400, 408, 415, 421),
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": form,
+                    "application/octet-stream": picture,
+                    "image/*": picture,
+                },
+            }
+        },
+    )
+    async def upload(request: Request) -> Uploaded:
+        """Leave a picture here for a while: the file itself as the body, or a form with `file`."""
+        data = await _file_of(request)
+        width, height = await prepare(lambda: size_of(data))
+        kept = uploads.add(request.state.passage.client, data)
+        return Uploaded(
+            id=kept.id,
+            bytes=len(data),
+            width=width,
+            height=height,
+            expires_at=int(kept.expires),
+        )
+
+    @app.delete("/v1/uploads/{upload_id}", tags=["uploads"], responses=error_schema(404, 421))
+    async def remove(upload_id: str, request: Request) -> Removed:
+        """Forget an upload."""
+        uploads.remove(request.state.passage.client, upload_id)
+        return Removed(id=upload_id, deleted=True)
+
+
+async def _file_of(request: Request) -> bytes:
+    """The picture file of a request. Problem 415 for other kinds of bodies, 422 without a file."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        # The whole body is in memory and within its limit already; this bounds the parts.
+        async with request.form(max_files=1, max_fields=4) as form:
+            file = form.get("file")
+            if file is None or isinstance(file, str):
+                raise Problem(
+                    422, 'the form has no file named "file"', code="invalid_request", param="file"
+                )
+            return await file.read()
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return await request.body()
+    raise Problem(
+        415,
+        "send the picture as image/* or application/octet-stream, or a multipart form with `file`",
+        code="wrong_content_type",
+    )
