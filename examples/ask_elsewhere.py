@@ -1,0 +1,53 @@
+"""Ask a server that knows nothing of regions: draw, pad and word here, and send an ordinary picture.
+
+    python examples/ask_elsewhere.py http://127.0.0.1:8000/v1 MODEL PHOTO "What is <region:1>?" X1,Y1,X2,Y2
+
+Any server with the chat API of OpenAI will do. The picture is padded to the model's square here, as
+the models were trained; a server that crops it to that square then has nothing left to cut off.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import sys
+
+import httpx
+
+from vip_llava import Box, draw, open_picture
+from vip_llava.model.geometry import PictureGeometry
+from vip_llava.regions import expand, resolve
+
+SIDE = 336  # pixels of the published models' input
+
+
+def ask(base_url: str, model: str, photo: str, question: str, box: str, side: int = SIDE) -> str:
+    """The answer to a question about a box (X1,Y1,X2,Y2 in pixels of the photo)."""
+    picture = open_picture(photo)
+    regions = resolve([Box(*map(float, box.split(",")))], picture.size).regions
+    seen = PictureGeometry(mode="pad", size=side).fit(draw(picture, regions))
+    file = io.BytesIO()
+    seen.save(file, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": address}},
+        {"type": "text", "text": expand(question, regions)},
+    ]
+    answer = httpx.post(
+        f"{base_url}/chat/completions",
+        headers={"authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"},
+        json={
+            "model": model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 128,
+            "temperature": 0,
+        },
+        timeout=300,
+    )
+    answer.raise_for_status()
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(ask(*sys.argv[1:6]) + "\n")

@@ -1,0 +1,72 @@
+"""What is given to users of other servers: the chat template's text, and a client that draws by itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from vip_llava import Assistant, Box, draw, load, open_picture
+from vip_llava.model.geometry import PictureGeometry
+from vip_llava.model.templates import Message, get_template
+from vip_llava.serving.app import create_app
+from vip_llava.serving.running import background
+from vip_llava.serving.settings import ServerSettings
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+OPEN = Message("assistant", None)
+
+
+def rendered(messages: list[dict[str, Any]]) -> str:
+    # As servers set it up: blocks leave no line ends, and nothing outside can be reached.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((EXAMPLES / "llava_v1.jinja").read_text("utf-8"))
+    return template.render(messages=messages, add_generation_prompt=True)
+
+
+def test_the_template_says_what_the_models_were_trained_with() -> None:
+    ours = get_template("llava_v1")
+    picture = {"type": "image_url", "image_url": {"url": "data:,"}}
+    asked = [picture, {"type": "text", "text": "What is <b>this</b>?"}]
+    first = Message("user", "What is <b>this</b>?", pictures=1)
+    assert rendered([{"role": "user", "content": asked}]) == ours.prompt([first, OPEN])
+    assert rendered([{"role": "user", "content": list(reversed(asked))}]) == ours.prompt(
+        [first, OPEN]
+    )
+    turns = [Message("system", "Be brief."), first, Message("assistant", "A cat.")]
+    turns += [Message("user", "And there?"), OPEN]
+    assert rendered(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
+            {"role": "user", "content": "And there?"},
+        ]
+    ) == ours.prompt(turns)
+
+
+@pytest.fixture
+def served(tiny_model_folder: Path) -> Iterator[tuple[str, Assistant]]:
+    tiny, settings = load(tiny_model_folder), ServerSettings(port=0)
+    with background(create_app({"tiny": tiny}, settings), settings) as address:
+        yield address, tiny
+
+
+def test_the_client_sends_what_the_model_should_see(served: tuple[str, Assistant]) -> None:
+    address, tiny = served
+    spec = importlib.util.spec_from_file_location("ask_elsewhere", EXAMPLES / "ask_elsewhere.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    photo = EXAMPLES / "photos" / "cat.jpg"
+    question = "What is <region:1>?"
+    found = example.ask(f"{address}/v1", "tiny", str(photo), question, "100,40,330,250", side=56)
+    box = Box(100, 40, 330, 250)
+    assert found == tiny.ask(photo, question, [box], max_new_tokens=128).text
+    # The square was made before sending; the server's own geometry leaves it as it is.
+    square = PictureGeometry(mode="pad", size=56).fit(draw(open_picture(photo), [box]))
+    assert square.size == (56, 56)
