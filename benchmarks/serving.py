@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from PIL import Image
 
 from vip_llava.serving.settings import make_settings
@@ -123,9 +124,15 @@ async def load(address: str, clients: int, requests: int, tokens: int) -> tuple[
     return [each for each in seen if each is not None], seconds
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far; other work on the machine does not add to it."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
 @contextlib.contextmanager
-def serving(way: str, options: Sequence[str]) -> Iterator[str]:
-    """The address of a process that serves in this way."""
+def serving(way: str, options: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Address and process id of a process that serves in this way."""
     command = [sys.executable, str(HERE / "serving_workers.py"), way, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -133,7 +140,7 @@ def serving(way: str, options: Sequence[str]) -> Iterator[str]:
         line = process.stdout.readline().strip()
         if not line.startswith("http://"):
             raise SystemExit(f"{way} did not start")
-        yield line
+        yield line, process.pid
     finally:
         process.terminate()
         try:
@@ -143,11 +150,11 @@ def serving(way: str, options: Sequence[str]) -> Iterator[str]:
             process.wait()
 
 
-def figures(seen: Sequence[Seen], seconds: float) -> dict[str, float]:
+def figures(seen: Sequence[Seen], seconds: float, cpu: float) -> dict[str, float]:
     """What is told of one way with so many clients."""
     good = [each for each in seen if not each.error]
     if not good:
-        return {"errors": len(seen), "rate": 0.0}
+        return {"errors": len(seen), "rate": 0.0, "cpu": float("nan")}
 
     def p95(values: list[float]) -> float:
         return sorted(values)[max(0, -(-95 * len(values) // 100) - 1)]
@@ -159,11 +166,14 @@ def figures(seen: Sequence[Seen], seconds: float) -> dict[str, float]:
         "total_p50": statistics.median(totals),
         "total_p95": p95(totals),
         "rate": len(good) / seconds,
+        "cpu": cpu / len(good),
         "errors": len(seen) - len(good),
     }
 
 
-def report(found: dict[tuple[str, int], tuple[list[Seen], float]], given: Any, about: str) -> str:
+def report(
+    found: dict[tuple[str, int], tuple[list[Seen], float, float]], given: Any, about: str
+) -> str:
     """A page in Markdown."""
     lines = [
         f"# Serving {given.random + ', random weights' if given.random else 'the default model'}",
@@ -176,8 +186,8 @@ def report(found: dict[tuple[str, int], tuple[list[Seen], float]], given: Any, a
         f"Command: `{given.command}`.",
         "",
         "| clients | way | first text, middle | 95 in 100 | whole, middle | 95 in 100 | requests/s "
-        "| times the other | errors |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| times the other | processor seconds a request | errors |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for clients in given.clients:
         rates = {way: figures(*found[way, clients])["rate"] for way in WAYS}
@@ -193,7 +203,7 @@ def report(found: dict[tuple[str, int], tuple[list[Seen], float]], given: Any, a
             ratio = told["rate"] / other if other else float("inf")
             lines.append(
                 f"| {clients} | {way} | {times} | {told['rate']:.3f} | {ratio:.2f} "
-                f"| {told['errors']:.0f} |"
+                f"| {told['cpu']:.2f} | {told['errors']:.0f} |"
             )
     same = [
         one.text == other.text
@@ -201,7 +211,7 @@ def report(found: dict[tuple[str, int], tuple[list[Seen], float]], given: Any, a
         for one, other in zip(found[WAYS[0], clients][0], found[WAYS[1], clients][0], strict=True)
     ]
     lines += ["", f"The same text both ways: {sum(same)} of {len(same)}."]
-    errors = {each.error for seen, _ in found.values() for each in seen if each.error}
+    errors = {each.error for seen, _, _ in found.values() for each in seen if each.error}
     lines += [f"Error: {error[:200]}" for error in sorted(errors)[:5]]
     return "\n".join(lines) + "\n"
 
@@ -238,14 +248,14 @@ def main() -> None:
     options = ["--device", given.device, "--dtype", given.dtype]
     options += ["--random", given.random] if given.random else []
     about = surroundings(given.device)
-    found: dict[tuple[str, int], tuple[list[Seen], float]] = {}
+    found: dict[tuple[str, int], tuple[list[Seen], float, float]] = {}
     for way in WAYS:
-        with serving(way, options) as address:
+        with serving(way, options) as (address, pid):
             asyncio.run(load(address, 1, 1, 2))  # warm
             for clients in given.clients:
-                found[way, clients] = asyncio.run(
-                    load(address, clients, given.requests, given.tokens)
-                )
+                before = cpu_seconds(pid)
+                seen, seconds = asyncio.run(load(address, clients, given.requests, given.tokens))
+                found[way, clients] = seen, seconds, cpu_seconds(pid) - before
                 told = figures(*found[way, clients])
                 sys.stderr.write(f"{way}, {clients} clients: {told}\n")
     text = report(found, given, about)

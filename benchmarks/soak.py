@@ -181,13 +181,7 @@ def main() -> None:
     given = parser.parse_args()
     minutes = min(given.minutes, MOST_MINUTES)
     about = surroundings("cpu")
-    with serving("vip-llava", ["--random", given.random] if given.random else []) as address:
-        port = int(address.rpartition(":")[2])
-        pid = next(
-            each.pid
-            for each in psutil.Process().children(recursive=True)
-            if any(c.laddr.port == port for c in each.net_connections() if c.status == "LISTEN")
-        )
+    with serving("vip-llava", ["--random", given.random] if given.random else []) as (address, pid):
         run = asyncio.run(soak(address, pid, minutes, given.clients))
     text = report(
         run, f"python benchmarks/soak.py {' '.join(sys.argv[1:])}".strip(), about, minutes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -113,5 +114,9 @@ def _opened(model: ModelOptions) -> Assistant:
     keywords: dict[str, Any] = model.keywords()
     note(f"opening {model.model or 'the default model'}")
     assistant = load(model.model, **keywords)
+    # The model's many objects stay: without them the collector looks often enough for what requests
+    # leave behind, and what it looks at is little.
+    gc.collect()
+    gc.freeze()
     note(f"ready: {assistant.info.architecture}, {assistant.info.dtype}, {assistant.info.device}")
     return assistant
