@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,27 @@ def test_a_stopped_run_goes_on(assistant: Any, labelled_folder: Path, tmp_path: 
     assert result.asked == len(again) == 9 and not set(again) & set(seen)
     assert listed(tmp_path / "whole") == listed(tmp_path / "cut")
     assert run(assistant, benchmark(), tmp_path / "cut", **FEW).asked == 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(
+    labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """The program itself, killed without notice as soon as it has written anything."""
+    command = [sys.executable, "-m", "vip_llava", "eval", "marked", "--data", str(labelled_folder)]
+    command += ["--model", str(tiny_model_folder), "--device", "cpu", "--all"]
+    command += ["--groups", "box,arrow,mask,control", "--output"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    with subprocess.Popen([*command, str(tmp_path / "cut")], stderr=subprocess.DEVNULL) as running:
+        rows = tmp_path / "cut" / "rows.jsonl"
+        while running.poll() is None and not (rows.is_file() and rows.stat().st_size):
+            time.sleep(0.005)
+        running.kill()
+    before = len(RunFolder.open(tmp_path / "cut").rows())
+    whole = len(RunFolder.open(tmp_path / "whole").rows())
+    assert 0 < before < whole and not (tmp_path / "cut" / "scores.json").exists()
+    subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True)
+    assert listed(tmp_path / "whole") == listed(tmp_path / "cut")
 
 
 def test_what_failed_is_tried_again(
