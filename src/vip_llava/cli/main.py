@@ -47,6 +47,8 @@ from vip_llava.cli.serve import serve
 from vip_llava.cli.settings import DebugFlag
 from vip_llava.cli.train import EPILOG as TRAIN_EPILOG
 from vip_llava.cli.train import train
+from vip_llava.cli.web import EPILOG as WEB_EPILOG
+from vip_llava.cli.web import web
 from vip_llava.cli.worker import EPILOG as WORKER_EPILOG
 from vip_llava.cli.worker import worker
 from vip_llava.errors import DownloadError, MissingExtraError, VipLlavaError
@@ -64,6 +66,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "serve": (serve, SERVE_EPILOG),
     "controller": (controller, CONTROLLER_EPILOG),
     "worker": (worker, WORKER_EPILOG),
+    "web": (web, WEB_EPILOG),
     "models": (models, MODELS_EPILOG),
     "convert": (convert, CONVERT_EPILOG),
     **{f"eval {name}": (benchmark_verb(name), eval_epilog(name)) for name in BENCHMARKS},
@@ -81,7 +84,7 @@ GROUPS = {
 }
 GROUP_CLASSES: dict[str, type[TyperGroup]] = {"eval": EvalGroup}
 #: Verbs that do something sensible when nothing more is typed.
-WITHOUT_ARGUMENTS = frozenset({"models", "serve", "controller", "worker"})
+WITHOUT_ARGUMENTS = frozenset({"models", "serve", "controller", "worker", "web"})
 
 # typer keeps its copy of click private, but shows the root of its errors through this public one.
 USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +18,9 @@ for _name in ("fastapi", "uvicorn", "gradio", "cv2"):
     pytest.importorskip(_name, reason="the page needs the extras serve and web")
 sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need Playwright")
 
-import uvicorn  # noqa: E402
 from fastapi.responses import HTMLResponse  # noqa: E402
 from page_board import Board  # noqa: E402
+from page_server import serving  # noqa: E402
 
 from vip_llava.api import Assistant, load  # noqa: E402
 from vip_llava.serving.page.app import create_page  # noqa: E402
@@ -44,14 +40,15 @@ CHROMIUM = next(
     None,
 )
 
-# Gradio sets an option of pandas that pandas is going to drop.
-_OLD_OPTION = "ignore:'future.no_silent_downcasting' is deprecated"
+# Gradio uses what pandas is going to drop.
+_OF_PANDAS = ("'future.no_silent_downcasting' is deprecated", "The copy keyword is deprecated")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.filterwarnings(_OLD_OPTION))
+            for words in _OF_PANDAS:
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:{words}"))
 
 
 # The canvas alone on a page, as Gradio's component puts it there.
@@ -68,27 +65,6 @@ window.canvas = mount(document.getElementById("place"), {
   send, examples: [],
 });
 </script>"""
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """The address of a real server of an application; it ends with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive(), "the server ended"
-        assert time.monotonic() < until, "the server did not start"
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture(scope="session")

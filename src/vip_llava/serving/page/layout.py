@@ -45,8 +45,9 @@ def theme() -> Any:
 
 def layout(conversations: Conversations, limits: Limits) -> Any:
     """The page as `gr.Blocks`, not yet served."""
-    with gr.Blocks(title="vip-llava", analytics_enabled=False) as page:
-        gr.HTML(html_template=_HEAD, js_on_load=_START.format(what="head(element)"), **_BARE)
+    with gr.Blocks(title="vip-llava", analytics_enabled=False, fill_width=True) as page:
+        start = _START.format(what="head(element)")
+        gr.HTML(html_template=_HEAD, js_on_load=start, elem_id="vl-top", **_BARE)
         with gr.Row(elem_classes="vl-main"):
             with gr.Column(scale=6, min_width=320):
                 canvas = _canvas()

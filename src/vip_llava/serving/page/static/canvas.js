@@ -46,10 +46,11 @@ class Canvas {
       change: () => { this.open(this.file.files[0]); this.file.value = ""; },
     });
     this.toolbar = new Toolbar(this);
-    this.stage = make("div", { class: "vl-stage", "data-empty": "true" }, this.canvas, this.welcome(), this.toolbar.zoom);
+    this.stage = make("div", { class: "vl-stage", "data-empty": "true" }, this.canvas, this.welcome());
     this.chips = new Chips(this);
     const another = make("button", { type: "button", class: "vl-another", click: () => this.file.click() }, "Another photo");
-    this.under = make("div", { class: "vl-under" }, this.chips.element, another);
+    const view = make("div", { class: "vl-view" }, this.toolbar.zoom, another);
+    this.under = make("div", { class: "vl-under" }, this.chips.element, view);
     element.replaceChildren(make(
       "section", { class: "vl-canvas", "aria-label": "Picture and marks" },
       this.toolbar.element, this.stage, this.under, this.status, this.file,

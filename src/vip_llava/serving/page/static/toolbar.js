@@ -17,7 +17,7 @@ export const TOOLS = [
   ["suggest", "Suggest an area: click a thing, or draw a box around it", "g"],
 ];
 
-/** The bars over the stage, and `zoom`, which lies on it. `host`: {model, tool(), setTool(name), zoomBy(factor), fit()}. */
+/** The bars over the stage, and `zoom`, which stands under it. `host`: {model, tool(), setTool(name), zoomBy(factor), fit()}. */
 export class Toolbar {
   constructor(host) {
     this.host = host;
@@ -35,7 +35,6 @@ export class Toolbar {
       "Zoom", button("out", "Zoom out (-)", () => host.zoomBy(1 / 1.25)), this.percent,
       button("in", "Zoom in (+)", () => host.zoomBy(1.25)), button("fit", "Show the whole picture (0)", () => host.fit()),
     );
-    this.zoom.classList.add("vl-zoom");
     this.element = make(
       "div", { class: "vl-bars" },
       make(

@@ -1,0 +1,116 @@
+"""The page in front of a real server of the API: the same answers, and true words when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_board import Board
+from page_server import serving
+
+from vip_llava.api import Assistant, load
+from vip_llava.errors import ServingError
+from vip_llava.pictures import open_picture
+from vip_llava.regions import Box, draw, resolve
+from vip_llava.serving.app import create_app
+from vip_llava.serving.page.app import create_page
+from vip_llava.serving.page.asking import Ask, LocalAsker, Told
+from vip_llava.serving.page.asking_http import HttpAsker
+from vip_llava.serving.settings import Limits, ServerSettings, make_settings
+
+PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "cat.jpg"
+KEY = "a-key-for-the-tests"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_folder: Path) -> Iterator[str]:
+    app = create_app(
+        {"tiny": load(tiny_model_folder)}, make_settings(keys=[KEY], limits={"rate": 0})
+    )
+    with serving(app) as address:
+        yield address
+
+
+async def all_of(asker: Any, ask: Ask) -> tuple[str, Told]:
+    await asker.start()
+    try:
+        parts = [part async for part in asker.ask(ask)]
+    finally:
+        await asker.stop()
+    told = parts.pop()
+    assert isinstance(told, Told)
+    return "".join(map(str, parts)), told
+
+
+def an_ask(**changes: Any) -> Ask:
+    picture = open_picture(PHOTO)
+    regions = resolve([Box(100, 40, 330, 250)], picture.size).regions
+    given = {
+        "model": "tiny",
+        "question": "What is within the red rectangle?",
+        "picture": picture,
+        "regions": regions,
+        "history": (("user", "Is it a cat?"), ("assistant", "Yes.")),
+        "sampling": {"max_new_tokens": 9, "temperature": 0.8, "seed": 3, "top_k": 40},
+    }
+    return Ask(**{**given, **changes})
+
+
+def test_a_server_and_this_process_answer_alike(server: str, tiny: Assistant) -> None:
+    there, far = asyncio.run(all_of(HttpAsker(server, KEY), an_ask()))
+    here, near = asyncio.run(all_of(LocalAsker({"tiny": tiny}, Limits()), an_ask()))
+    assert there.strip() == here.strip() == near.text == far.text
+    assert far.prompt == near.prompt
+    assert far.seed == near.seed == 3
+    assert far.finish_reason == near.finish_reason
+    assert (far.prompt_tokens, far.completion_tokens) == (
+        near.prompt_tokens,
+        near.completion_tokens,
+    )
+    assert far.regions == near.regions
+    assert near.image is not None
+    assert far.image is not None
+    drawn = draw(open_picture(PHOTO), an_ask().regions)
+    assert far.image.tobytes() == near.image.tobytes() == drawn.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "other"}, "there is no such model"),
+        ({"sampling": {"max_new_tokens": 100_000}}, "100,000 tokens: at most 1,024"),
+        ({"question": ""}, "nothing is asked"),
+    ],
+)
+def test_errors_of_the_server_are_told_in_its_words(
+    server: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ServingError, match=words):
+        asyncio.run(all_of(HttpAsker(server, KEY), an_ask(**changes)))
+
+
+def test_a_server_that_is_not_there_is_told_without_its_address() -> None:
+    with pytest.raises(ServingError, match="can't be reached") as told:
+        asyncio.run(all_of(HttpAsker("http://127.0.0.1:9"), an_ask()))
+    assert "127.0.0.1" not in str(told.value)
+    with pytest.raises(ServingError, match="give an address"):
+        HttpAsker("localhost:8000")
+
+
+def test_the_page_asks_a_server(server: str, open_page: Callable[..., Board]) -> None:
+    app = create_page(HttpAsker(server, KEY), ServerSettings(limits=Limits(rate=0)))
+    with serving(app) as address:
+        board = open_page(address)
+        board.example(0)
+        board.tool("box")
+        board.drag((100, 40), (330, 250))
+        board.ask("What is <region:1>?")
+        board.wait_answers(1)
+        assert board.answers()[0]
+        assert board.page.locator(".vl-answer h3").text_content() == "tiny"
+        assert board.page.locator(".vl-seen img").count() == 1
+        assert board.page.locator("[data-vote]").count() == 0  # nobody turned votes on
+        board.page.close()
