@@ -15,6 +15,7 @@ import pytest
 from vip_llava.errors import DataError, RequestError
 from vip_llava.evaluation.benchmarks import BENCHMARKS, benchmark_class, open_benchmark
 from vip_llava.evaluation.folder import RunFolder, answer_line, slug
+from vip_llava.evaluation.identity import fingerprint
 from vip_llava.evaluation.items import Item, Options, Row, spread
 from vip_llava.evaluation.run import allowed, items_of, run
 
@@ -165,6 +166,34 @@ def test_a_question_that_is_too_long_fails_alone(
     )
     assert [bool(row.failed) for row in result.rows] == [False, True, False, False]
     assert "positions" in (result.rows[1].failed or "")
+
+
+def test_another_model_of_the_same_name_is_another_model(
+    assistant: Any, tiny_model_folder: Path, tmp_path: Path, visual7w: Path
+) -> None:
+    import torch
+
+    from vip_llava.api import load
+
+    run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=1, **FEW)
+    trained = load(tiny_model_folder, device="cpu")
+    assert fingerprint(trained.model) == fingerprint(assistant.model)
+    with torch.no_grad():
+        for parameter in trained.model.parameters():
+            parameter.add_(1e-3)
+    with pytest.raises(RequestError, match="another weights"):
+        run(trained, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=1, **FEW)
+
+
+def test_each_group_has_its_answers_file(
+    assistant: Any, labelled_folder: Path, tmp_path: Path
+) -> None:
+    benchmark = open_benchmark("marked", labelled_folder, Options(groups=("box", "control")))
+    run(assistant, benchmark, tmp_path / "r", most=2, **FEW)
+    files = sorted(path.name for path in (tmp_path / "r" / "answers").iterdir())
+    assert (
+        files == ["box.jsonl", "control.jsonl"] and not (tmp_path / "r" / "answers.jsonl").exists()
+    )
 
 
 def test_folders_that_are_no_runs(tmp_path: Path) -> None:

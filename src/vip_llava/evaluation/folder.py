@@ -2,7 +2,7 @@
 
     run.json       benchmark, data, model, settings, command, versions, hardware, times
     rows.jsonl     every row with all that is known about it, in the order in which it was asked
-    answers.jsonl  the answers as the original writes them
+    answers.jsonl  the answers as the original writes them; of several groups answers/GROUP.jsonl
     scores.json    the scores
     pictures/      small copies of some drawn pictures, for the page
 
@@ -125,8 +125,13 @@ class RunFolder:
     ) -> None:
         """Write what is made from all rows: scores, the original's answers, further files."""
         model = str(self.about["asked"]["model"])
-        lines = (json.dumps(answer_line(row, model), ensure_ascii=False) for row in rows)
-        self.write("answers.jsonl", "".join(f"{line}\n" for line in lines))
+        groups = list(dict.fromkeys(row.group for row in rows))
+        for group in groups:
+            # One file a group, as the original has one a task or split; ids repeat across them.
+            name = "answers.jsonl" if len(groups) == 1 else f"answers/{slug(group)}.jsonl"
+            several = (answer_line(row, model) for row in rows if row.group == group)
+            lines = (json.dumps(line, ensure_ascii=False) for line in several)
+            self.write(name, "".join(f"{line}\n" for line in lines))
         self.write_json("scores.json", [score.to_json() for score in scores])
         for name, text in files.items():
             self.write(name, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -9,19 +10,39 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vip_llava import __version__
 from vip_llava.model.fetch import sha256_of
 
-__all__ = ["about_run", "about_sources"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
+__all__ = ["about_run", "about_sources", "fingerprint"]
+
+_VALUES = 16
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "nltk")
 
 
 def about_sources(paths: Sequence[Path]) -> dict[str, str]:
     """Name -> sha256 of the files that say what is asked; the folder they lie in does not matter."""
     return {f"{path.parent.name}/{path.name}": sha256_of(path) for path in paths}
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A short hash of the model's weights: of their names, sizes and the first values of each.
+
+    Another training gives other values everywhere, so a few of each tensor tell models apart at
+    once, however large they are.
+    """
+    import torch
+
+    state = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()[:_VALUES].to("cpu", torch.float32)
+        state.update(f"{name} {tuple(parameter.shape)}".encode())
+        state.update(values.numpy().tobytes())
+    return state.hexdigest()[:16]
 
 
 def about_run(command: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vip_llava.data.failures import Failures
 from vip_llava.errors import DataError, RequestError, VipLlavaError
 from vip_llava.evaluation.asking import Asked, ask_each
 from vip_llava.evaluation.folder import RunFolder, slug
-from vip_llava.evaluation.identity import about_run, about_sources
+from vip_llava.evaluation.identity import about_run, about_sources, fingerprint
 from vip_llava.evaluation.items import Benchmark, Item, Row, Score, spread
 
 if TYPE_CHECKING:
@@ -114,13 +114,14 @@ def run(
 
 
 def about_model(assistant: Assistant) -> dict[str, Any]:
-    """What tells one model from another, as far as it can be seen without hashing its weights."""
+    """What tells one model from another, its weights included."""
     info = assistant.info
     return {
         "architecture": info.architecture,
         "parameters": info.parameters,
         "dtype": info.dtype,
         "template": info.template,
+        "weights": fingerprint(assistant.model),
     }
 
 

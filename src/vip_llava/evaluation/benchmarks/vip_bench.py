@@ -25,7 +25,7 @@ from vip_llava.evaluation.items import Benchmark, Item, Options, Row, Score, Ver
 from vip_llava.pictures import open_picture
 from vip_llava.request import Request
 
-__all__ = ["CAPABILITIES", "VipBench", "capability_scores", "results_file"]
+__all__ = ["CAPABILITIES", "VipBench", "capability_scores", "full_name", "results_file"]
 
 #: The six capabilities as the data names them -> in words.
 CAPABILITIES = {
@@ -78,7 +78,7 @@ class VipBench(Benchmark):
             try:
                 if line.strip():
                     value = json.loads(line)
-                    asked[_full(value["question_id"])] = value
+                    asked[full_name(value["question_id"])] = value
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}, line {number}: no question ({error})") from None
         strange = [name for name in asked if name not in self.meta]
@@ -95,6 +95,7 @@ class VipBench(Benchmark):
             if asked is None:
                 raise DataError(f"{self._questions(split)}: question {name} is missing")
             picture, text = str(asked["image"]), str(asked["text"])
+            facts["question_id"] = asked["question_id"]
         except (KeyError, TypeError) as error:
             problem = DataError(f"{_META} or {self._questions(split)}: {name}: no {error}")
             return Item(f"{split}/{name}", split, "", failing(problem), "", facts)
@@ -127,7 +128,7 @@ class VipBench(Benchmark):
         }
 
 
-def _full(name: Any) -> str:
+def full_name(name: Any) -> str:
     """ "v1_7" of the number 7 or of "v1_7"."""
     return str(name) if str(name).startswith("v1_") else f"v1_{name}"
 
@@ -204,7 +205,9 @@ def _by_combination(rows: Sequence[Row]) -> list[Part]:
 
 def results_file(rows: Sequence[Row], split: str) -> str:
     """The published output format: {"v1_0": answer, ...}; a row that failed has an empty answer."""
-    answers = {str(row.facts["question_id"]): row.answer for row in rows if row.group == split}
+    answers = {
+        full_name(row.facts["question_id"]): row.answer for row in rows if row.group == split
+    }
     ordered = sorted(answers, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
     if not answers:
         raise RequestError(f"the run has no answers of the split {split}")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vip_llava.evaluation.benchmarks.vip_bench import VipBench, capability_scores
+from vip_llava.evaluation.benchmarks.vip_bench import VipBench, capability_scores, full_name
 from vip_llava.evaluation.folder import RunFolder, slug
 from vip_llava.evaluation.items import Row, Score
 from vip_llava.evaluation.judge.grading import Grades, by_row
@@ -96,7 +96,7 @@ def _grade_file(rows: Sequence[Row], grades: Grades) -> str:
     found = {}
     for row in rows:
         several = grades.of(row.id)
-        found[str(row.facts["question_id"])] = {
+        found[full_name(row.facts["question_id"])] = {
             "model": [grade.model for grade in several],
             "content": [grade.content for grade in several],
             "score": [grade.score or 0.0 for grade in several] or [0.0] * grades.times,
