@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from vip_llava.cli.cluster import model_name, named_models, secret_from
-from vip_llava.cli.worker import PlaceOptions
+from vip_llava.cli.cluster import host_of, model_name, named_models, secret_from, worker_address
 from vip_llava.errors import ServingError
 from vip_llava.serving.signing import SECRET_VARIABLE
 
@@ -46,12 +45,12 @@ def test_the_controller_makes_the_secret_and_the_worker_reads_it(tmp_path: Path)
 
 
 def test_the_workers_address() -> None:
-    assert PlaceOptions().address(("127.0.0.1", 5)) == "http://127.0.0.1:5"
-    assert PlaceOptions().address(("::1", 5)) == "http://[::1]:5"
-    named = PlaceOptions(worker_address="http://10.1.2.3:80/")
-    assert named.address(("0.0.0.0", 5)) == "http://10.1.2.3:80"
+    assert worker_address(None, ("127.0.0.1", 5)) == "http://127.0.0.1:5"
+    assert worker_address(None, ("::1", 5)) == "http://[::1]:5"
+    assert worker_address("http://10.1.2.3:80/", ("0.0.0.0", 5)) == "http://10.1.2.3:80"
+    assert host_of("http://[::1]:5") == "::1" and host_of("http://Name.example:5") == "name.example"
     with pytest.raises(ServingError, match=r"--worker-address http://10\.1\.2\.3:5"):
-        PlaceOptions().address(("0.0.0.0", 5))
+        worker_address(None, ("0.0.0.0", 5))
 
 
 def test_a_checked_start(program: Program) -> None:

@@ -8,13 +8,22 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
     from vip_llava.serving.signing import Secret
 
-__all__ = ["managed_secret", "model_name", "named_models", "secret_from", "until_stdin_ends"]
+__all__ = [
+    "host_of",
+    "managed_secret",
+    "model_name",
+    "named_models",
+    "secret_from",
+    "until_stdin_ends",
+    "worker_address",
+]
 
 
 def named_models(typed: str) -> dict[str, str | None]:
@@ -87,3 +96,23 @@ def until_stdin_ends(stop: Callable[[], None]) -> None:
         stop()
 
     threading.Thread(target=watch, name="vip-llava-parent", daemon=True).start()
+
+
+def worker_address(typed: str | None, listening: tuple[str, int]) -> str:
+    """Where the controller reaches who listens there. ServingError where that is not known."""
+    from vip_llava.serving.joining import base_address
+
+    if typed is not None:
+        return base_address(typed)
+    host, port = listening
+    if host in ("0.0.0.0", "::"):
+        raise ServingError(
+            f"listening on {host}, the worker does not know its address: name the one that the "
+            f"controller sees, like --worker-address http://10.1.2.3:{port}"
+        )
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def host_of(address: str) -> str:
+    """The host of an address, as a Host header names it."""
+    return urlsplit(address).hostname or ""

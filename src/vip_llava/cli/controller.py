@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vip_llava.cli.cluster import secret_from
+from vip_llava.cli.cluster import host_of, secret_from, worker_address
 from vip_llava.cli.serving import ServerOptions, log_to_stderr
 from vip_llava.cli.settings import DebugFlag
 from vip_llava.cli.terminal import note
@@ -67,6 +68,24 @@ def controller(
             rich_help_panel=CLUSTER_PANEL,
         ),
     ] = None,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            "--join",
+            metavar="URL",
+            help="Another controller, of the same secret, for which this one is a worker.",
+            rich_help_panel=CLUSTER_PANEL,
+        ),
+    ] = None,
+    own_address: Annotated[
+        str | None,
+        typer.Option(
+            "--own-address",
+            metavar="URL",
+            help="With --join: this controller as that one reaches it.",
+            rich_help_panel=CLUSTER_PANEL,
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Print the settings with all limits, and end.")
     ] = False,
@@ -82,6 +101,7 @@ def controller(
     settings.check_open()
     from vip_llava.serving.admission import AddressList
     from vip_llava.serving.controller import LOOPBACK, create_controller
+    from vip_llava.serving.joining import Joining
     from vip_llava.serving.registry import EXPIRY_SECONDS, Registry
     from vip_llava.serving.running import listen, run
 
@@ -97,6 +117,13 @@ def controller(
         return
     secret = secret_from(secret_file, make=True)
     log_to_stderr(debug=debug)
-    app = create_controller(settings, secret, dispatch=dispatch, allowed=allowed, expiry=expiry)
     listener = listen(settings)
+    place = None
+    if join is not None:
+        own = worker_address(own_address, listener.getsockname()[:2])
+        settings = settings.model_copy(update={"hosts": (*settings.hosts, host_of(own))})
+        place = functools.partial(Joining, join, own, secret)
+    app = create_controller(
+        settings, secret, dispatch=dispatch, allowed=allowed, expiry=expiry, join=place
+    )
     run(app, settings, listener=listener, on_ready=lambda address: note(f"listening on {address}"))

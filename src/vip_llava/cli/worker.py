@@ -8,11 +8,17 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
-from vip_llava.cli.cluster import managed_secret, named_models, secret_from, until_stdin_ends
+from vip_llava.cli.cluster import (
+    host_of,
+    managed_secret,
+    named_models,
+    secret_from,
+    until_stdin_ends,
+    worker_address,
+)
 from vip_llava.cli.legacy import LEGACY_PANEL
 from vip_llava.cli.serving import ServerOptions, log_to_stderr
 from vip_llava.cli.settings import DebugFlag, ModelOptions
@@ -95,20 +101,6 @@ class PlaceOptions:
             rich_help_panel=LEGACY_PANEL,
         ),
     ] = None
-
-    def address(self, listening: tuple[str, int]) -> str:
-        """Where the controller reaches this worker. ServingError where that is not known."""
-        from vip_llava.serving.joining import base_address
-
-        if self.worker_address is not None:
-            return base_address(self.worker_address)
-        host, port = listening
-        if host in ("0.0.0.0", "::"):
-            raise ServingError(
-                f"listening on {host}, the worker does not know its address: name the one that the "
-                f"controller sees, like --worker-address http://10.1.2.3:{port}"
-            )
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def secret(self) -> Secret | None:
         """The cluster's secret, None where the worker stands alone."""
@@ -194,9 +186,8 @@ def _run(
 
     served = settings if secret is None else as_member(settings, secret)
     listener = listen(served)
-    address = place.address(listener.getsockname()[:2])
-    named = urlsplit(address).hostname or ""
-    settings = settings.model_copy(update={"hosts": (*settings.hosts, named)})
+    address = worker_address(place.worker_address, listener.getsockname()[:2])
+    settings = settings.model_copy(update={"hosts": (*settings.hosts, host_of(address))})
     loaders = {called: _loader(called, model, keywords) for called, model in chosen.items()}
     app = create_worker(
         {},

@@ -8,6 +8,7 @@ processes with pickle, so a Ray cluster belongs into a network of its own; nothi
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -188,7 +189,11 @@ class ReplicaBackend:
         """The head of the answer."""
         method = self._handle.options(method_name="answer", stream=True)
         answer = method.remote(call.path, call.body, dict(call.fields))
-        status, fields = await self._reached(anext, answer)
+        try:
+            status, fields = await self._reached(anext, answer)
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
 
         async def close() -> None:
             # Ends the work of a replica whose answer nobody waits for any more.

@@ -41,6 +41,7 @@ from vip_llava.serving.problems import Problem, broken_rules
 from vip_llava.serving.registry import EXPIRY_SECONDS, Registry
 from vip_llava.serving.settings import Limits, ServerSettings
 from vip_llava.serving.signing import ForgedError, Secret, Verifier
+from vip_llava.serving.standing import Join, add_status_route, stay_joined
 from vip_llava.serving.stream import unless_gone
 from vip_llava.serving.upload_routes import Prepare, add_upload_routes
 from vip_llava.serving.uploads import Uploads
@@ -49,6 +50,8 @@ __all__ = ["LOOPBACK", "Controller", "create_controller"]
 
 LOOPBACK = ("127.0.0.0/8", "::1/128", "localhost")
 """Where workers may listen if nothing else is said."""
+
+_PASSED, _MOST_PASSED = "x-vip-llava-passed", 8
 
 log = logging.getLogger("vip_llava.serving")
 
@@ -107,12 +110,14 @@ def create_controller(
     allowed: Sequence[str] = LOOPBACK,
     expiry: float = EXPIRY_SECONDS,
     expected: Iterable[str] = (),
+    join: Join | None = None,
 ) -> FastAPI:
     """The application of a controller.
 
     secret: shared with the workers. dispatch: "shortest_queue" or "lottery". allowed: networks and
     names at which workers may listen. expiry: seconds of silence after which a worker is dropped.
     expected: models whose workers are on their way; asking for them is too early and no mistake.
+    join: makes a place at another controller, for which this one is a worker.
     Raises ServingError for an unknown dispatch or an address that is none.
     """
     if settings.keys:
@@ -144,9 +149,13 @@ def create_controller(
     workers.set_function(lambda: len(parts.registry.members))
     _add_worker_routes(app, parts)
     _add_list_routes(app, parts)
+    # All workers as if they were one.
+    add_status_route(app, parts.registry.status, secret)
     uploads = Uploads(settings.limits)
     add_upload_routes(app, uploads, _preparing(settings.limits.preparing), settings.limits)
     _add_passing_routes(app, parts, uploads, settings.limits)
+    if join is not None:
+        stay_joined(app, join(parts.registry.status))
     return app
 
 
@@ -209,14 +218,6 @@ def _add_list_routes(app: FastAPI, parts: Controller) -> None:
         found = parts.registry.pick(name) if name else None
         return {"address": str(request.base_url).rstrip("/") if found else ""}
 
-    @app.post("/worker_get_status", tags=["original"], responses=ANY_ERROR)
-    async def worker_get_status() -> dict[str, Any]:
-        """All workers as if they were one."""
-        status = parts.registry.status()
-        if status is None:
-            return {"model_names": [], "speed": 0, "queue_length": 0}
-        return status.model_dump()
-
     @app.get("/v1/models", tags=["api"], responses=ANY_ERROR)
     async def models() -> dict[str, Any]:
         """The models that can be asked for."""
@@ -244,7 +245,11 @@ def _add_passing_routes(app: FastAPI, parts: Controller, uploads: Uploads, limit
             owner = request.state.passage.client
             body = await with_uploads(body, owner, uploads, limits)
         kept = {"content-type": request.headers.get("content-type", "application/json")}
-        fields = {**kept, "x-request-id": request.state.request_id}
+        fields = {
+            **kept,
+            "x-request-id": request.state.request_id,
+            _PASSED: _passed_so_often(request.headers.get(_PASSED, "0")),
+        }
         call = Call(request.url.path, body, fields, legacy)
         key = {"authorization": f"Bearer {parts.secret.service_key}"}
         work = pass_on(call, chooser(name, parts.registry, parts.client, key))
@@ -277,6 +282,14 @@ def _add_passing_routes(app: FastAPI, parts: Controller, uploads: Uploads, limit
                 raise
             said = line(problem.message, NO_WORKER_CODE)
             return Response(said, media_type="application/octet-stream")
+
+
+def _passed_so_often(before: str) -> str:
+    """The count of controllers that a request has passed; Problem 502 where they go in a circle."""
+    count = int(before) + 1 if before.isdecimal() and len(before) < 3 else 1
+    if count > _MOST_PASSED:
+        raise Problem(502, "controllers are joined in a circle", code="worker_failed")
+    return str(count)
 
 
 def _chosen(name: str | None, registry: Registry) -> str:

@@ -38,7 +38,7 @@ class Joining:
         controller: str,
         address: str,
         secret: Secret,
-        status: Callable[[], WorkerStatus],
+        status: Callable[[], WorkerStatus | None],
         *,
         interval: float = HEART_BEAT_SECONDS,
     ) -> None:
@@ -52,6 +52,7 @@ class Joining:
         self._client = httpx.AsyncClient(timeout=_SECONDS, trust_env=False, follow_redirects=False)
         self._told = ""
         self.joined = False
+        self._registered: list[str] = []
 
     async def run(self, ready: Callable[[], bool] = lambda: True) -> None:
         """Join and stay, for as long as the worker is `ready`; ends only by being cancelled."""
@@ -81,7 +82,9 @@ class Joining:
     async def once(self) -> None:
         """Join, or show a sign of life and join where it is not known. ServingError if that fails."""
         status = self._status()
-        if self.joined:
+        if status is None:
+            raise ServingError("there is nothing that could be registered")
+        if self.joined and status.model_names == self._registered:
             beat = {"worker_name": self._address, "queue_length": status.queue_length}
             self.joined = bool((await self._ask("/receive_heart_beat", beat)).get("exist"))
             if self.joined:
@@ -94,6 +97,7 @@ class Joining:
         if isinstance(wanted, int | float) and 0.05 <= wanted < self._interval:
             self._interval = float(wanted)
         self.joined, self._told = True, ""
+        self._registered = status.model_names
         log.info("registered at %s as %s", self._controller, self._address)
 
     async def leave(self) -> None:

@@ -7,15 +7,13 @@ models are open, and leaves it before it stops.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vip_llava.serving.app import completions_of, create_app, models_of
-from vip_llava.serving.shell import shell_of
 
 # isort: split
 from fastapi import FastAPI, Request
@@ -28,12 +26,11 @@ from vip_llava.serving.naming import LEGACY_ANSWER
 from vip_llava.serving.problems import Problem, as_problem, broken_rules
 from vip_llava.serving.registry import WorkerStatus
 from vip_llava.serving.schemas import ChatRequest
-from vip_llava.serving.standing import add_status_route, as_member
+from vip_llava.serving.standing import Join, add_status_route, as_member, stay_joined
 from vip_llava.serving.stream import EventStream
 
 if TYPE_CHECKING:
     from vip_llava.api import Assistant
-    from vip_llava.serving.joining import Joining
     from vip_llava.serving.models import Loader
     from vip_llava.serving.settings import ServerSettings
     from vip_llava.serving.signing import Secret
@@ -45,7 +42,6 @@ _PATIENCE_SECONDS = 4.0
 """The original's page gives up when nothing has come for ten seconds."""
 
 log = logging.getLogger("vip_llava.serving")
-Join = Callable[[Callable[[], WorkerStatus]], "Joining"]
 
 
 def create_worker(
@@ -81,7 +77,7 @@ def create_worker(
     add_status_route(app, status, secret)
     _add_generate_route(app)
     if join is not None:
-        _stay(app, join(status))
+        stay_joined(app, join(status))
     return app
 
 
@@ -165,23 +161,3 @@ async def _lines(prompt: str, events: AsyncGenerator[bytes]) -> AsyncGenerator[b
             text += more
             if more or ends:
                 yield line(text)
-
-
-def _stay(app: FastAPI, place: Joining) -> None:
-    """Let the worker have its place at a controller for as long as it can answer."""
-    around = app.router.lifespan_context
-
-    @contextlib.asynccontextmanager
-    async def lifespan(own: FastAPI) -> AsyncIterator[Any]:
-        async with around(own) as state:
-            task = asyncio.create_task(place.run(lambda: shell_of(app).not_ready() is None))
-            try:
-                yield state
-            finally:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-                await place.leave()
-                await place.aclose()
-
-    app.router.lifespan_context = lifespan

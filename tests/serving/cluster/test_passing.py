@@ -40,6 +40,15 @@ def test_a_request_goes_through_unchanged(cluster: Any, scripted: Any) -> None:
     assert asked["authorization"] == f"Bearer {controller.parts.secret.service_key}"
 
 
+def test_controllers_in_a_circle_are_noticed(cluster: Any, scripted: Any) -> None:
+    controller = cluster()
+    controller.join(scripted("w"))
+    for before, status in (("7", 200), ("8", 502), ("x", 200), ("9" * 5000, 200)):
+        fields = {"x-vip-llava-passed": before}
+        answer = controller.client.post("/v1/chat/completions", json={"model": "m"}, headers=fields)
+        assert answer.status_code == status
+
+
 def test_models_are_told_and_unknown_ones_refused(cluster: Any, scripted: Any) -> None:
     controller = cluster()
     nobody = controller.ask()

@@ -327,3 +327,28 @@ def test_odd_requests_that_speak_of_uploads_are_the_workers_to_refuse(
     controller.join(answering)
     assert controller.ask(messages=messages, user="upload:x").json() == {"from": "w"}
     assert json.loads(answering.asks[0]["body"])["messages"] == messages
+
+
+def test_a_controller_may_be_a_worker_of_another(cluster: Any, scripted: Any, joining: Any) -> None:
+    """As in the original, for networks that reach each other at one place only."""
+    upper = cluster()
+    with listen(SETTINGS) as free:
+        settings = ServerSettings(port=free.getsockname()[1])
+    own = f"http://127.0.0.1:{settings.port}"
+    secret = upper.parts.secret
+    lower = cluster(
+        settings,
+        join=lambda status: Joining(upper.address, own, secret, status, interval=0.2),
+    )
+    assert upper.addresses() == set()
+    assert lower.client.post("/worker_get_status").json()["model_names"] == []
+    first, second = scripted("first", "m"), scripted("second", "n")
+    lower.join(first)
+    eventually(lambda: upper.addresses() == {own})
+    assert upper.ask("m").json() == {"from": "first"}
+    lower.join(second)  # what it serves has changed: it registers anew
+    eventually(lambda: upper.client.post("/list_models").json() == {"models": ["m", "n"]})
+    assert upper.ask("n").json() == {"from": "second"}
+    for worker in (first, second):
+        lower.signed("/unregister_worker", {"worker_name": worker.address})
+    eventually(lambda: upper.addresses() == set())
