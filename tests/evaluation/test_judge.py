@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -299,8 +300,17 @@ def test_the_command(finished: Path, server: Server, capfd: pytest.CaptureFixtur
     assert "6 grades, 3000 tokens in and 18 out, cost 0.03" in told.err and "k3y" not in told.err
     assert "50.0 [" in told.out and "recognition" in told.out
     assert set(server.keys) == {"Bearer k3y"}
-    page = finished.parent / "page.html"
+    page, other = finished.parent / "page.html", finished.parent / "other"
+    shutil.copytree(finished, other)
+    shutil.rmtree(other / "grades")
+    server.say = lambda text, number: "0.4"
+    with judge(server) as told_otherwise:
+        grades = grade_run(other, told_otherwise, PROMPT, times=1)
+    write_judged(other, RunFolder.open(other).rows(), grades)
     assert main(["eval", "report", str(finished), "-o", str(page)]) == 0
     text = page.read_text("utf-8")
-    assert "judge rules, mean of 2 runs" in text and "NO JUDGE" in text
+    assert "judge rules, mean of 2 runs" in text and "NO JUDGE" not in text
+    assert main(["eval", "report", str(finished), str(other), "-o", str(page)]) == 0
+    # The other run's judge says 0.4 of every answer, this one's 1, 0 and 1; the failed row is 0.
+    assert "-20.0 [" in page.read_text("utf-8")
     assert main([*command, "--price", "cheap"]) == 2

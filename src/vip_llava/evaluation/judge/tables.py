@@ -42,7 +42,9 @@ def write_judged(folder: Path, rows: Sequence[Row], grades: Grades) -> list[Scor
     """Write `judged.json` and the published files of a run's folder; the scores."""
     run = RunFolder.open(folder)
     scores = judged_scores(rows, grades)
-    run.write_json("judged.json", [score.to_json() for score in scores])
+    means = {name: statistics.fmean(several) for name, several in by_row(grades.grades).items()}
+    listed = [score.to_json() for score in scores]
+    run.write_json("judged.json", {"judge": grades.judge, "scores": listed, "rows": means})
     model = slug(str(run.about["asked"]["model"]))
     for split in VipBench.groups:
         several = [row for row in rows if row.group == split]

@@ -38,7 +38,11 @@ def _card(folder: Path, row: Row) -> str:
     expected = (
         row.expected if isinstance(row.expected, str) else " / ".join(map(str, row.expected or ()))
     )
-    verdict = "right" if row.right else f"should be <b>{escape(expected)}</b>"
+    if row.right is None:
+        graded = "" if row.score is None else f" ({100 * row.score:.0f} of 100)"
+        verdict = f"wanted <b>{escape(expected)}</b>{graded}"
+    else:
+        verdict = "right" if row.right else f"should be <b>{escape(expected)}</b>"
     return (
         f'<figure class="{kind}"><img src="data:image/jpeg;base64,{data}" alt="{escape(row.id)}">'
         f'<figcaption><div class="question">{escape(row.question)}</div>'

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -48,19 +48,21 @@ class Loaded:
 def load_run(path: Path, name: str | None = None) -> Loaded:
     """A finished run. Raises DataError where there is none, or where it has not been finished."""
     folder = RunFolder.open(path)
-    about = folder.about
+    about, rows = folder.about, folder.rows()
     try:
         scores = json.loads((path / "scores.json").read_text("utf-8"))
-        judged = path / "judged.json"
-        if judged.is_file():
-            scores = json.loads(judged.read_text("utf-8")) + scores
+        if (path / "judged.json").is_file():
+            # What was counted without a judge says nothing beside what a judge said.
+            judged = json.loads((path / "judged.json").read_text("utf-8"))
+            scores, means = judged["scores"], judged["rows"]
+            rows = [replace(row, score=float(means.get(row.id, 0.0))) for row in rows]
         found = tuple(Score(**each) for each in scores)
     except FileNotFoundError:
         raise DataError(f"{path}: the run was not finished; the same command goes on") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: its scores can't be read: {error}") from None
     model = name or str(about["asked"]["model"])
-    return Loaded(model, path, about, tuple(folder.rows()), found)
+    return Loaded(model, path, about, tuple(rows), found)
 
 
 def report(paths: Sequence[Path], title: str = "vip-llava evaluation") -> str:
