@@ -83,7 +83,8 @@ def alone(shelf: Shelf) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session")
+# Not longer than a module: while Playwright is there, nothing else can run a loop in this thread.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium; on Debian: apt install chromium")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ async def all_of(asker: Any, ask: Ask) -> tuple[str, Told]:
     return "".join(map(str, parts)), told
 
 
+def run(work: Coroutine[Any, Any, tuple[str, Told]]) -> tuple[str, Told]:
+    """In a thread of its own, for the browser's driver has a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
 def an_ask(**changes: Any) -> Ask:
     picture = open_picture(PHOTO)
     regions = resolve([Box(100, 40, 330, 250)], picture.size).regions
@@ -60,8 +67,8 @@ def an_ask(**changes: Any) -> Ask:
 
 
 def test_a_server_and_this_process_answer_alike(server: str, tiny: Assistant) -> None:
-    there, far = asyncio.run(all_of(HttpAsker(server, KEY), an_ask()))
-    here, near = asyncio.run(all_of(LocalAsker({"tiny": tiny}, Limits()), an_ask()))
+    there, far = run(all_of(HttpAsker(server, KEY), an_ask()))
+    here, near = run(all_of(LocalAsker({"tiny": tiny}, Limits()), an_ask()))
     assert there.strip() == here.strip() == near.text == far.text
     assert far.prompt == near.prompt
     assert far.seed == near.seed == 3
@@ -89,12 +96,12 @@ def test_errors_of_the_server_are_told_in_its_words(
     server: str, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ServingError, match=words):
-        asyncio.run(all_of(HttpAsker(server, KEY), an_ask(**changes)))
+        run(all_of(HttpAsker(server, KEY), an_ask(**changes)))
 
 
 def test_a_server_that_is_not_there_is_told_without_its_address() -> None:
     with pytest.raises(ServingError, match="can't be reached") as told:
-        asyncio.run(all_of(HttpAsker("http://127.0.0.1:9"), an_ask()))
+        run(all_of(HttpAsker("http://127.0.0.1:9"), an_ask()))
     assert "127.0.0.1" not in str(told.value)
     with pytest.raises(ServingError, match="give an address"):
         HttpAsker("localhost:8000")
