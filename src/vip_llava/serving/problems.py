@@ -116,7 +116,7 @@ def broken_rules(errors: Sequence[Mapping[str, Any]]) -> Problem:
     What was given is not repeated: it may be long, and belongs in no log of a client.
     """
     # Of a text or a list the text is tried first; what is wrong in a list is what helps.
-    told = [each for each in errors if each["loc"][-1:] != ("str",)] or errors
+    told = [each for each in errors if not any(map(_is_alternative, each["loc"][-1:]))] or errors
     first = told[0]
     place = list(first.get("loc", ()))
     if place[:1] in (["body"], ["query"], ["path"], ["header"]):
@@ -139,7 +139,7 @@ def _dotted(place: Sequence[object]) -> str:
     """
     text = ""
     for before, part in zip((None, *place), place, strict=False):
-        if part == "str" or (isinstance(part, str) and part.startswith("list[")):
+        if _is_alternative(part) or (isinstance(part, str) and part.startswith("list[")):
             continue
         if isinstance(before, int) and part in _ALTERNATIVES:
             continue
@@ -150,6 +150,11 @@ def _dotted(place: Sequence[object]) -> str:
             name = name if len(name) <= 60 else f"{name[:60]}..."
             text += f".{name}" if text else name
     return text
+
+
+def _is_alternative(part: object) -> bool:
+    """Whether a part of a place is pydantic's name for the plain text of a text or a list."""
+    return part == "str" or (isinstance(part, str) and part.startswith("function-"))
 
 
 def error_schema(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from vip_llava.serving.region_schema import region_schema
 
@@ -24,6 +24,18 @@ __all__ = [
 ]
 
 
+def _checked(text: str) -> str:
+    # JSON can spell half of a surrogate pair, which is no character and breaks whatever encodes it.
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half of a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_checked)]
+
+
 class _Given(BaseModel):
     """Part of a request."""
 
@@ -34,13 +46,13 @@ class TextPart(_Given):
     """A text of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImageAddress(_Given):
     """Where a picture is."""
 
-    url: str = Field(
+    url: Text = Field(
         description="data:image/...;base64,... or upload:ID; https:// only from hosts that the "
         "operator lists."
     )
@@ -67,24 +79,24 @@ class SystemTurn(_Given):
     """What the model is told before the conversation; the first message only."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
 
 
 class UserTurn(_Given):
     """What a person says and shows."""
 
     role: Literal["user"]
-    content: str | list[Part]
-    name: str | None = None
+    content: Text | list[Part]
+    name: Text | None = None
 
 
 class AssistantTurn(_Given):
     """What a model answered before."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
     refusal: None = None
 
 
@@ -106,7 +118,7 @@ class TextFormat(_Given):
 class ChatRequest(_Given):
     """The body of POST /v1/chat/completions."""
 
-    model: str = Field(description="A name from /v1/models.")
+    model: Text = Field(description="A name from /v1/models.")
     messages: list[Turn] = Field(min_length=1, description="Oldest first; the last is a user's.")
     max_tokens: int | None = Field(default=None, ge=1, description="Most tokens of an answer.")
     max_completion_tokens: int | None = Field(
@@ -121,7 +133,7 @@ class ChatRequest(_Given):
     # Lower ones are allowed to the library, but overflow the arithmetic.
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
     n: int | None = Field(default=None, ge=1, description="Answers; the seeds follow one another.")
-    stop: str | list[str] | None = Field(default=None, description="Texts that end the answer.")
+    stop: Text | list[Text] | None = Field(default=None, description="Texts that end the answer.")
     seed: int | None = Field(default=None, ge=0, le=2**53 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -130,7 +142,7 @@ class ChatRequest(_Given):
     return_picture: bool = Field(
         default=False, description="Send the pictures back as the model was shown them (PNG)."
     )
-    user: str | None = Field(default=None, description="Taken for compatibility and not used.")
+    user: Text | None = Field(default=None, description="Taken for compatibility and not used.")
     frequency_penalty: float | None = Field(default=None, ge=0, le=0, description="Only 0.")
     presence_penalty: float | None = Field(default=None, ge=0, le=0, description="Only 0.")
     response_format: TextFormat | None = None

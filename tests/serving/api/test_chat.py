@@ -193,6 +193,9 @@ def user(*parts: Any) -> dict[str, Any]:
     [
         (user({"type": "text", "text": 5}), "messages[0].content[0].text"),
         (user({"type": "text"}), "messages[0].content[0].text"),
+        (user({"type": "text", "text": "\ud800"}), "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (user({"type": "image_url", "image_url": {}}), "messages[0].content[0].image_url.url"),
         (user({"type": "video"}), "messages[0].content[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -212,7 +215,15 @@ def user(*parts: Any) -> dict[str, Any]:
     ],
 )
 def test_what_does_not_fit_is_named(api: Any, keys: dict[str, Any], param: str) -> None:
-    assert api.refused("Hello?", **keys) == (422, "invalid_request", param)
+    message = {"role": "user", "content": "Hello?"}
+    body = {"model": "tiny", "messages": [message], "max_tokens": 5, **keys}
+    answer = api.client.post(
+        "/v1/chat/completions",
+        content=json.dumps(body),  # in ASCII, so that anything can be spelt
+        headers={"content-type": "application/json"},
+    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_request", param)
 
 
 def test_an_unknown_model_is_not_found(api: Any) -> None:
