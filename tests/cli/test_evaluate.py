@@ -50,6 +50,17 @@ def test_a_benchmark_by_name_with_a_run_that_goes_on(
     assert "control" in (tmp_path / "page.html").read_text("utf-8")
 
 
+def test_the_originals_flags(
+    program: Program, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """`--question-file` and `--image-folder` of its evaluation scripts, pictures elsewhere."""
+    listing = tmp_path / "regions.jsonl"
+    listing.write_bytes((labelled_folder / "regions.jsonl").read_bytes())
+    files = ("--question-file", listing, "--image-folder", labelled_folder)
+    ran = program("eval", "recognition", *files, "--model-path", tiny_model_folder, "--most", 1)
+    assert ran.code == 0 and "could not be asked" not in ran.err, ran.err
+
+
 def test_all_photos(program: Program, labelled_folder: Path, tiny_model_folder: Path) -> None:
     argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--variants", "box")
     ran = program("eval", *argv, "--all")

@@ -85,7 +85,10 @@ def benchmark_verb(benchmark: str) -> Callable[..., None]:
         ctx: typer.Context,
         *,
         data: Annotated[
-            Path, typer.Option("--data", metavar="PATH", help="The benchmark's folder or file.")
+            Path,
+            typer.Option(
+                "--data", "--question-file", metavar="PATH", help="The benchmark's folder or file."
+            ),
         ],
         questions: QuestionOptions,
         running: RunOptions,

@@ -41,7 +41,13 @@ class QuestionOptions:
     ] = False
     pictures: Annotated[
         Path | None,
-        _option("Questions", "--pictures", metavar="DIR", text="The pictures, if elsewhere."),
+        _option(
+            "Questions",
+            "--pictures",
+            "--image-folder",
+            metavar="DIR",
+            text="The pictures, if elsewhere.",
+        ),
     ] = None
     question: Annotated[
         str | None,
