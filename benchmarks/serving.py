@@ -181,7 +181,7 @@ def report(
         about,
         f"Requests: one photo with one box each, all different, at most {given.tokens} tokens "
         f"out, streamed; {given.requests} for each client, one after the other. Times in seconds; "
-        "both ways in one run.",
+        "both ways in one run. Other work on the machine lengthens times, and not processor seconds.",
         "",
         f"Command: `{given.command}`.",
         "",
