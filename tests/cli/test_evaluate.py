@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,47 @@ def test_the_originals_flags(
     listing = tmp_path / "regions.jsonl"
     listing.write_bytes((labelled_folder / "regions.jsonl").read_bytes())
     files = ("--question-file", listing, "--image-folder", labelled_folder)
-    ran = program("eval", "recognition", *files, "--model-path", tiny_model_folder, "--most", 1)
+    ran = program(
+        "eval",
+        "recognition",
+        *files,
+        "--model-path",
+        tiny_model_folder,
+        "--most",
+        1,
+        "--image_aspect_ratio",
+        "resize",
+    )
     assert ran.code == 0 and "could not be asked" not in ran.err, ran.err
+
+
+def test_stopped_with_ctrl_c(
+    program: Program,
+    labelled_folder: Path,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vip_llava.evaluation import run
+
+    whole = run.spread
+
+    def interrupted(items: Any, most: Any) -> Any:
+        def stop() -> Any:
+            raise KeyboardInterrupt
+
+        return [*whole(items, most)[:3], replace(whole(items, most)[3], make=stop)]
+
+    argv = ("eval", "shapes", "--data", labelled_folder, "--model", tiny_model_folder)
+    more = ("--groups", "box", "--batch-size", 1, "--output", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "spread", interrupted)
+        ran = program(*argv, *more)
+    assert ran.code == 130 and "the same command goes on in" in ran.err
+    kept = (tmp_path / "run" / "rows.jsonl").read_text("utf-8").splitlines()
+    assert len(kept) == 3
+    ran = program(*argv, *more)
+    assert ran.code == 0 and "3 of 8 answers were there already" in ran.err
 
 
 def test_all_photos(program: Program, labelled_folder: Path, tiny_model_folder: Path) -> None:

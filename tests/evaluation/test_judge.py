@@ -231,6 +231,15 @@ def test_a_judge_that_never_works(server: Server) -> None:
         told.ask("x")
 
 
+def test_stopping_does_not_wait_for_pauses(finished: Path, server: Server) -> None:
+    """One thread is refused while another waits a minute for a busy server."""
+    server.before = [(429, {"retry-after": "60"}, {}), (400, {}, {"error": {"message": "no"}})]
+    began = time.perf_counter()
+    with judge(server) as told, pytest.raises(RequestError, match="400"):
+        grade_run(finished, told, PROMPT, times=1, parallel=2)
+    assert time.perf_counter() - began < 10
+
+
 def test_replies_without_a_number(finished: Path, server: Server) -> None:
     """The hint and more heat, as published; then it counts as 0 and is told."""
     server.say = lambda text, number: "0.8" if HINT in text and "v1_0" in text else "well"

@@ -103,7 +103,12 @@ def benchmark_verb(benchmark: str) -> Callable[..., None]:
         assistant = _assistant(running, model)
         with _folder(writing.output) as folder:
             command = typed(ctx)
-            scores = _run(assistant, opened, items, folder, questions.most, running, command)
+            try:
+                scores = _run(assistant, opened, items, folder, questions.most, running, command)
+            except KeyboardInterrupt:
+                if writing.output is not None:
+                    note(f"stopped; the same command goes on in {writing.output}")
+                raise
             _write(folder, writing)
         show(scores)
 

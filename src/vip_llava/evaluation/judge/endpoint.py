@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Endpoint:
         self.base_url, self.model = checked_address(base_url, key is not None), model
         self._tries, self._pause, self._max_tokens = tries, pause, max_tokens
         self._on_wait = on_wait
+        self._closed = threading.Event()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A redirect could carry the key elsewhere, and an environment's proxy could read it.
         self._client = httpx.Client(
@@ -74,6 +76,7 @@ class Endpoint:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._closed.set()
         self._client.close()
 
     def ask(self, prompt: str, temperature: float = 0.0) -> Reply:
@@ -104,7 +107,8 @@ class Endpoint:
                 wait = min(wait, _LONGEST_WAIT)
                 if self._on_wait is not None:
                     self._on_wait(wait, why)
-                time.sleep(wait)
+                if self._closed.wait(wait):
+                    raise RequestError("the judge is not asked any more")
         raise RequestError(f"the judge at {self.base_url} failed {self._tries} times; last: {why}")
 
 

@@ -6,7 +6,6 @@ Grades are lines of one file for each judge in the run's folder. It deliberately
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -90,20 +89,21 @@ def grade_run(
     known = {(grade.id, grade.run): grade for grade in read_grades(path)}
     wanted = [(row, number) for number in range(times) for row in rows if row.failed is None]
     left = [(row, number) for row, number in wanted if (row.id, number) not in known]
-    done, lock = len(wanted) - len(left), threading.Lock()
-    with ThreadPoolExecutor(max(1, parallel), thread_name_prefix="judge") as pool:
+    done = len(wanted) - len(left)
+    pool = ThreadPoolExecutor(max(1, parallel), thread_name_prefix="judge")
+    try:
         futures = [pool.submit(_grade, judge, prompt, row, number) for row, number in left]
-        try:
-            for future in as_completed(futures):
-                grade = future.result()
-                with lock, path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(grade), ensure_ascii=False) + "\n")
-                known[grade.id, grade.run] = grade
-                done += 1
-                if on_grade is not None:
-                    on_grade(done, len(wanted))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for future in as_completed(futures):
+            grade = future.result()
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(grade), ensure_ascii=False) + "\n")
+            known[grade.id, grade.run] = grade
+            done += 1
+            if on_grade is not None:
+                on_grade(done, len(wanted))
+    finally:
+        # Not waited for: a thread may be in the middle of a minute's pause for a busy server.
+        pool.shutdown(wait=False, cancel_futures=True)
     kept = tuple(known[row.id, number] for row, number in wanted)
     return Grades(judge.model, fingerprint(prompt), times, kept)
 
