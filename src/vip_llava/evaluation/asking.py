@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "ask_each"]
 
-Make = Callable[[], "Request"]
+Make = Callable[[], "Request | Mapping[str, Any]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ def ask_each(
 ) -> Generator[tuple[int, Asked], None, None]:
     """The answer of every request, or why there is none, with its place and in order of places.
 
-    makes: build the requests; a `VipLlavaError` raised there is the reason, too. batch_size: how many
-    run together. sampling: as for `Assistant.ask`. Memory holds a bounded number of pictures.
+    makes: build the requests, as `Assistant.ask_many` takes them; a `VipLlavaError` raised there is
+    the reason, too. batch_size: how many run together. sampling: as for `Assistant.ask`. Memory holds a bounded number of pictures.
     """
 
     def prepared(make: Make) -> Prepared:

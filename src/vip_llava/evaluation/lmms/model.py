@@ -6,11 +6,14 @@ Its requests run together in the engine and answer as they would alone. Imported
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lmms_eval.api.model import lmms
 
 from vip_llava.api import Assistant, load
+from vip_llava.errors import RequestError, VipLlavaError
+from vip_llava.evaluation.asking import ask_each
 from vip_llava.evaluation.lmms.messages import request_of, sampling_of
 
 __all__ = ["VipLlavaForLmmsEval"]
@@ -55,13 +58,21 @@ class VipLlavaForLmmsEval(lmms):  # type: ignore[misc]
 
         An instance holds (context, messages of a document, settings, document, task, split).
         """
-        asked = []
-        for instance in requests:
-            _, messages, settings, number, task, split = instance.args
-            request = request_of(_plain(messages(self.task_dict[task][split][number])))
-            asked.append({**_as_mapping(request), **sampling_of(settings)})
-        answers = self.assistant.ask_many(asked, batch_size=self.batch_size)
-        return [answer.text for answer in answers]
+        makes = [partial(self._request, instance.args) for instance in requests]
+        found = ask_each(self.assistant, makes, batch_size=self.batch_size, sampling={})
+        answers = []
+        for place, asked in found:
+            if isinstance(asked.answer, VipLlavaError):
+                _, _, _, number, task, _ = requests[place].args
+                raise RequestError(f"{task}, document {number}: {asked.answer}") from asked.answer
+            answers.append(asked.answer.text)
+        return answers
+
+    def _request(self, args: Sequence[Any]) -> dict[str, Any]:
+        """A document's request; its pictures are opened when its turn comes."""
+        _, messages, settings, number, task, split = args
+        request = request_of(_plain(messages(self.task_dict[task][split][number])))
+        return {**_as_mapping(request), **sampling_of(settings)}
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("vip_llava answers in text; choose tasks of type generate_until")
