@@ -51,6 +51,8 @@ __all__ = ["LOOPBACK", "Controller", "create_controller"]
 LOOPBACK = ("127.0.0.0/8", "::1/128", "localhost")
 """Where workers may listen if nothing else is said."""
 
+# Clients of the same machine must not use up what its workers need to be heard.
+_MEMBER_PATHS = frozenset({"/register_worker", "/receive_heart_beat", "/unregister_worker"})
 _PASSED, _MOST_PASSED = "x-vip-llava-passed", 8
 
 log = logging.getLogger("vip_llava.serving")
@@ -140,7 +142,7 @@ def create_controller(
         sweeper.cancel()
         await closed(parts.client)
 
-    app = shell(settings, title="vip-llava controller", lifespan=lifespan)
+    app = shell(settings, title="vip-llava controller", lifespan=lifespan, own_rates=_MEMBER_PATHS)
     app.state.controller = parts
     for model in expected:
         parts.registry.expect(model)

@@ -12,7 +12,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from vip_llava.errors import VipLlavaError
@@ -51,8 +52,11 @@ class Gate:
         settings: ServerSettings,
         metrics: Metrics,
         draining: Callable[[], bool],
+        own_rates: Collection[str] = (),
     ) -> None:
+        """own_rates: paths whose requests are counted apart from the client's others."""
         self._app = app
+        self._own_rates = frozenset(own_rates)
         self._limits = settings.limits
         self._metrics = metrics
         self._draining = draining
@@ -81,6 +85,7 @@ class Gate:
             log.error("id=%s failed: %s", passage.id, _place(error))
             await passage.refuse(internal(passage.id))
         finally:
+            await passage.ends.aclose()
             body.give_back()
             self._metrics.open_requests.dec()
             self._record(passage)
@@ -99,7 +104,8 @@ class Gate:
         if passage.path in WATCH_PATHS:
             return
         passage.client = client or passage.client
-        self._count(client or passage.address)
+        client = client or passage.address
+        self._count(f"{passage.path} {client}" if passage.path in self._own_rates else client)
         if self._draining():
             raise Problem(
                 503, "the server is stopping", code="stopping", retry_after=_DRAIN_RETRY_SECONDS
@@ -154,6 +160,8 @@ class _Passage:
         self.address = f"address:{client[0]}" if client else "address:unknown"
         self.client = "everyone"
         """Who owns what is uploaded: a key, or everyone where there are none."""
+        self.ends = AsyncExitStack()
+        """What has to end with this request, however it ends: answered, refused, cut off."""
         self.status = 0
         self.code: str | None = None
         state: MutableMapping[str, Any] = scope.setdefault("state", {})

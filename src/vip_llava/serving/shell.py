@@ -7,7 +7,7 @@ keys, the standard shape of errors, liveness, readiness and metrics. It knows no
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vip_llava.errors import MissingExtraError, VipLlavaError
@@ -60,10 +60,13 @@ class Shell:
         return next((reason for check in self._checks if (reason := check())), None)
 
 
-def shell(settings: ServerSettings, *, title: str, lifespan: Any = None) -> FastAPI:
+def shell(
+    settings: ServerSettings, *, title: str, lifespan: Any = None, own_rates: Collection[str] = ()
+) -> FastAPI:
     """An application without routes but /health, /ready, /metrics and /openapi.json.
 
     Pages of FastAPI that load scripts from elsewhere are left out. `lifespan` as FastAPI's.
+    own_rates: paths whose requests are counted apart from the client's others.
     """
     app = FastAPI(
         title=title,
@@ -76,7 +79,11 @@ def shell(settings: ServerSettings, *, title: str, lifespan: Any = None) -> Fast
     parts = Shell(settings)
     app.state.shell = parts
     app.add_middleware(
-        Gate, settings=settings, metrics=parts.metrics, draining=lambda: parts.draining
+        Gate,
+        settings=settings,
+        metrics=parts.metrics,
+        draining=lambda: parts.draining,
+        own_rates=own_rates,
     )
     if settings.origins:
         app.add_middleware(

@@ -246,3 +246,15 @@ def test_refreshing_drops_who_does_not_answer(cluster: Any, scripted: Any) -> No
     answer = controller.client.post("/refresh_all_workers")
     assert (answer.status_code, answer.json()) == (200, None)
     assert controller.client.post("/list_models").json() == {"models": ["m", "new"]}
+
+
+def test_clients_that_ask_too_often_do_not_silence_workers(cluster: Any, scripted: Any) -> None:
+    limits = {"rate": 1, "burst": 5}
+    controller = cluster(ServerSettings.model_validate({"port": 0, "limits": limits}))
+    worker = scripted("w")
+    controller.join(worker)
+    assert {controller.ask().status_code for _ in range(8)} == {200, 429}
+    beat = {"worker_name": worker.address, "queue_length": 0}
+    assert [controller.signed("/receive_heart_beat", beat).status_code for _ in range(4)] == [
+        200
+    ] * 4
