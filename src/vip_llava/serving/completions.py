@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -113,12 +113,10 @@ class Completions:
 
     async def events(self, body: ChatRequest, request: Request) -> AsyncGenerator[bytes]:
         """The server-sent events of a streamed reply; raises whatever Problem there is before them."""
-        async with AsyncExitStack() as stack:
-            enter = stack.enter_async_context(self._job(body, request))
-            job = await unless_gone(request.receive, enter)
-            # From here on the stream is what ends the job.
-            return self._events(job, body, stack.pop_all())
-        raise AssertionError("an exit stack that swallows nothing")
+        # The job ends with the request: a generator that nobody begins would never end it.
+        enter = request.state.passage.ends.enter_async_context(self._job(body, request))
+        job = await unless_gone(request.receive, enter)
+        return self._events(job, body)
 
     @asynccontextmanager
     async def _job(self, body: ChatRequest, request: Request) -> AsyncIterator[_Job]:
@@ -154,25 +152,21 @@ class Completions:
             log.info("id=%s answered: %r", job.request_id, answer.text)
         return answer
 
-    async def _events(
-        self, job: _Job, body: ChatRequest, stack: AsyncExitStack
-    ) -> AsyncGenerator[bytes, None]:
-        """The server-sent events of a job, which ends with them."""
-        async with stack:
-            try:
-                answers: list[Answer] = []
-                for index, run in enumerate(job.runs):
-                    async for event in self._choice(job, index, run, answers):
-                        yield event
-                if body.stream_options is not None and body.stream_options.include_usage:
-                    yield replies.as_event(replies.usage_chunk(job.frame, answers))
-                yield b"data: [DONE]\n\n"
-            except VipLlavaError as error:
-                # The status has been sent: an error is an event, and no [DONE] follows.
-                yield replies.as_event(as_problem(error).to_json())
-            except Exception as error:
-                log.error("id=%s failed in a stream: %s", job.request_id, type(error).__name__)
-                yield replies.as_event(internal(job.request_id).to_json())
+    async def _events(self, job: _Job, body: ChatRequest) -> AsyncGenerator[bytes, None]:
+        try:
+            answers: list[Answer] = []
+            for index, run in enumerate(job.runs):
+                async for event in self._choice(job, index, run, answers):
+                    yield event
+            if body.stream_options is not None and body.stream_options.include_usage:
+                yield replies.as_event(replies.usage_chunk(job.frame, answers))
+            yield b"data: [DONE]\n\n"
+        except VipLlavaError as error:
+            # The status has been sent: an error is an event, and no [DONE] follows.
+            yield replies.as_event(as_problem(error).to_json())
+        except Exception as error:
+            log.error("id=%s failed in a stream: %s", job.request_id, type(error).__name__)
+            yield replies.as_event(internal(job.request_id).to_json())
 
     async def _choice(
         self, job: _Job, index: int, run: Run, answers: list[Answer]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import random
@@ -23,6 +25,8 @@ from PIL import Image
 
 from vip_llava import Assistant, load
 from vip_llava.serving.answering import Run
+from vip_llava.serving.app import create_app
+from vip_llava.serving.settings import make_settings
 
 LONG = 1500  # tokens: several seconds of the tiny model
 
@@ -84,6 +88,43 @@ def test_a_client_that_leaves_frees_its_place_within_a_step(
     assert ended - noticed[0] <= 1
     assert ended - left < LONG / 4  # long before the answer would have been whole
     until(lambda: "vip_llava_answers_open 0.0" in api.client.get("/metrics").text)
+
+
+@pytest.mark.parametrize("after", ["nothing", "start"])
+def test_a_stream_that_nobody_begins_to_read_ends_too(tiny: Assistant, after: str) -> None:
+    """The client goes, or the connection breaks, between the check of a request and its stream."""
+    app = create_app({"tiny": tiny}, make_settings(limits={"tokens": LONG, "rate": 0}))
+
+    async def ask() -> None:
+        sent = asyncio.Event()
+        bodies = [{"type": "http.request", "body": body(stream=True), "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if not bodies:
+                await sent.wait()
+                return {"type": "http.disconnect"}
+            return bodies.pop()
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.set()
+            if after == "nothing":
+                raise ConnectionResetError("an injected end")
+
+        fields = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        fields.append((b"content-length", b"100"))
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
+        scope |= {"headers": fields, "query_string": b"", "client": None, "state": {}}
+        async with app.router.lifespan_context(app):
+            with contextlib.suppress(OSError):
+                await app(scope, receive, send)  # type: ignore[arg-type]
+            answering = app.state.answering
+            assert answering.places_taken == 0
+            assert not answering._runs
+            await asyncio.to_thread(until, lambda: idle(tiny))
+
+    before = tiny.engine.stats().steps
+    asyncio.run(ask())
+    assert tiny.engine.stats().steps - before < LONG / 4
 
 
 def test_clients_that_leave_while_they_wait_never_run(
