@@ -121,3 +121,11 @@ def test_the_page_asks_a_server(server: str, open_page: Callable[..., Board]) ->
         assert board.page.locator(".vl-seen img").count() == 1
         assert board.page.locator("[data-vote]").count() == 0  # nobody turned votes on
         board.page.close()
+
+
+def test_a_server_that_is_not_there_is_told_on_the_page(open_page: Callable[..., Board]) -> None:
+    app = create_page(HttpAsker("http://127.0.0.1:9"), ServerSettings(limits=Limits(rate=0)))
+    with serving(app) as address:
+        board = open_page(address)
+        assert board.notice() == "the server that answers can't be reached; try again in a while"
+        board.page.close()

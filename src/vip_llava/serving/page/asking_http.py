@@ -60,15 +60,16 @@ class HttpAsker:
             await self._client.aclose()
 
     async def models(self) -> Sequence[str]:
-        """The server's models; those of last time, or none, while it can't be reached."""
+        """The server's models, or those of last time while it can't be reached; else ServingError."""
         if self._reload or not self._names:
             assert self._client is not None
             try:
                 answer = await self._client.get("/v1/models", timeout=10)
                 listed = answer.raise_for_status().json()["data"]
                 self._names = tuple(str(each["id"]) for each in listed)
-            except (httpx.HTTPError, KeyError, TypeError, ValueError):
-                return self._names
+            except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:
+                if not self._names:
+                    raise ServingError(_GONE) from error
         return self._names
 
     async def ask(self, ask: Ask) -> AsyncGenerator[str | Told]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from vip_llava.errors import VipLlavaError
 from vip_llava.serving.page.conversation import Conversations
 from vip_llava.serving.page.routes import EXAMPLES, STATIC
 from vip_llava.serving.page.talk import Talk
@@ -178,8 +179,12 @@ def _wire(page: Any, talks: Conversations, asked: list[Any], shown: list[Any], c
         return told.to_json(votes=votes)
 
     async def on_load(request: gr.Request) -> tuple[Any, ...]:
-        names = list(await talks.asker.models())
-        told = talks.talk(request.session_hash or "").to_json(votes=votes)
+        mine = talks.talk(request.session_hash or "")
+        try:
+            names = list(await talks.asker.models())
+        except VipLlavaError as error:
+            names, mine.notice = [], str(error)
+        told = mine.to_json(votes=votes)
         two = gr.update(choices=[_NONE, *names], value=_NONE)
         return gr.update(choices=names, value=names[0] if names else None), two, told
 

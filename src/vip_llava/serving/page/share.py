@@ -7,8 +7,8 @@ which the page fills in when the JSON is saved.
 from __future__ import annotations
 
 import json
-import pprint
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vip_llava.serving.page.asking import Ask
@@ -16,6 +16,7 @@ from vip_llava.serving.page.asking import Ask
 __all__ = ["PICTURE", "api_request", "shared"]
 
 PICTURE = "PICTURE"
+_NUMBERS = re.compile(r"\[\n\s+([-+.eE\d,\s]+?)\n\s+\]")
 _OF_API = {"max_new_tokens": "max_tokens"}
 _CURL = """\
 # save the JSON as request.json first; put your server and key in place
@@ -44,25 +45,30 @@ def api_request(ask: Ask, address: str | None) -> dict[str, Any]:
 def shared(ask: Ask) -> Mapping[str, str]:
     """The three texts by their names."""
     body = json.dumps(api_request(ask, PICTURE), indent=2, ensure_ascii=False)
-    return {"JSON": body + "\n", "curl": _CURL, "Python": _python(ask)}
+    return {"JSON": _on_one_line(body) + "\n", "curl": _CURL, "Python": _python(ask)}
+
+
+def _on_one_line(text: str) -> str:
+    """Lists of numbers on one line each; no string has a line break, so none is met."""
+    return _NUMBERS.sub(lambda found: f"[{', '.join(found[1].replace(',', ' ').split())}]", text)
 
 
 def _python(ask: Ask) -> str:
-    def value(given: object) -> str:
-        return pprint.pformat(given, width=88, sort_dicts=False)
+    def listed(name: str, given: Sequence[object]) -> str:
+        return f"{name}=[\n" + "".join(f"        {each!r},\n" for each in given) + "    ]"
 
     load = "load()" if ask.model == "default" else f"load({ask.model!r})"
-    arguments = [repr("photo.png") if ask.picture is not None else "None", value(ask.question)]
+    arguments = [repr("photo.png") if ask.picture is not None else "None", repr(ask.question)]
     if ask.regions:
-        arguments.append(f"regions={value([region.to_json() for region in ask.regions])}")
+        arguments.append(listed("regions", [region.to_json() for region in ask.regions]))
     if ask.history:
         history = [{"role": role, "text": text} for role, text in ask.history]
-        arguments.append(f"history={value(history)}")
+        arguments.append(listed("history", history))
     arguments += [f"{name}={given!r}" for name, given in ask.sampling.items()]
-    listed = "".join(f"    {each},\n" for each in arguments)
+    lines = "".join(f"    {each},\n" for each in arguments)
     return (
         "from vip_llava import load\n\n"
         f"assistant = {load}\n"
-        f"answer = assistant.ask(\n{listed})\n"
+        f"answer = assistant.ask(\n{lines})\n"
         "print(answer.text)\n"
     )
