@@ -92,22 +92,22 @@ def test_a_stopped_run_goes_on(assistant: Any, labelled_folder: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on(
-    labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
+    assistant: Any, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     """The program itself, killed without notice as soon as it has written anything."""
+    benchmark = open_benchmark("marked", labelled_folder, Options(everything=True))
+    whole = len(run(assistant, benchmark, tmp_path / "whole").rows)
     command = [sys.executable, "-m", "vip_llava", "eval", "marked", "--data", str(labelled_folder)]
     command += ["--model", str(tiny_model_folder), "--device", "cpu", "--all"]
-    command += ["--groups", "box,arrow,mask,control", "--output"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    with subprocess.Popen([*command, str(tmp_path / "cut")], stderr=subprocess.DEVNULL) as running:
+    command += ["--output", str(tmp_path / "cut")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
         rows = tmp_path / "cut" / "rows.jsonl"
         while running.poll() is None and not (rows.is_file() and rows.stat().st_size):
             time.sleep(0.005)
         running.kill()
     before = len(RunFolder.open(tmp_path / "cut").rows())
-    whole = len(RunFolder.open(tmp_path / "whole").rows())
     assert 0 < before < whole and not (tmp_path / "cut" / "scores.json").exists()
-    subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
     assert listed(tmp_path / "whole") == listed(tmp_path / "cut")
 
 
