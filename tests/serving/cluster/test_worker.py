@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -19,6 +20,7 @@ from PIL import Image
 
 from vip_llava import Assistant, Box, load
 from vip_llava.model.templates import Message, get_template
+from vip_llava.serving.controller import create_controller
 from vip_llava.serving.joining import Joining
 from vip_llava.serving.running import background, listen
 from vip_llava.serving.settings import ServerSettings
@@ -352,3 +354,34 @@ def test_a_controller_may_be_a_worker_of_another(cluster: Any, scripted: Any, jo
     for worker in (first, second):
         lower.signed("/unregister_worker", {"worker_name": worker.address})
     eventually(lambda: upper.addresses() == set())
+
+
+def test_workers_come_back_to_a_controller_that_was_started_anew(
+    scripted: Any, joining: Any
+) -> None:
+    """Its state is the registry alone, and that is known again after one sign of life."""
+    secret = Secret("the secret of the cluster's tests")
+    with listen(SETTINGS) as free:
+        settings = ServerSettings(port=free.getsockname()[1])
+    worker = scripted("w")
+
+    async def lives() -> list[set[str]]:
+        member = joining(f"http://127.0.0.1:{settings.port}", worker)
+        task = asyncio.ensure_future(member.run())
+        found = []
+        try:
+            for _ in range(2):
+                app = create_controller(settings, secret)
+                with background(app, settings):
+                    registry = app.state.controller.registry
+                    async with asyncio.timeout(20):
+                        while not registry.members:
+                            await asyncio.sleep(0.02)
+                    found.append({one.address for one in registry.members})
+                await asyncio.sleep(0.3)  # nobody is there for a while
+        finally:
+            task.cancel()
+            await member.aclose()
+        return found
+
+    assert asyncio.run(lives()) == [{worker.address}, {worker.address}]
