@@ -152,6 +152,11 @@ def test_models_side_by_side(make_run: Callable[..., Path]) -> None:
     [line] = re.findall(r"large - smallbox10(.*?)large - small", read.words)
     assert line.startswith("+70.0 [+") and line.endswith("yes")
     assert "large - smallarrow10+0.0 [+0.0, +0.0]" in read.words
+    assert "These runs differ in" not in read.words
+    about = json.loads((large / "run.json").read_text())
+    about["asked"] |= {"seed": 5, "data": {"d/regions.jsonl": "ff"}}
+    (large / "run.json").write_text(json.dumps(about))
+    assert "These runs differ in data, seed" in Reader(report([small, large])).words
     same = Reader(report([small, make_run("c", "small", {"box": 3, "arrow": 5})]))
     assert "small (a)" in same.words and "small (c)" in same.words  # folders tell them apart
 

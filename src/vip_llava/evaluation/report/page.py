@@ -99,6 +99,7 @@ def _benchmark(name: str, runs: Sequence[Loaded]) -> list[str]:
             for number, run in enumerate(runs)
         )
         parts.append(f'<ul class="key">{"".join(keys)}</ul>')
+        parts.append(_unlike(runs))
     parts += _charts(runs)
     for run in runs:
         parts.append(f"<h3>{escape(run.name)}</h3>{_failed(run)}")
@@ -109,6 +110,23 @@ def _benchmark(name: str, runs: Sequence[Loaded]) -> list[str]:
     for run in runs:
         parts += gallery(run.path, run.name, run.rows)
     return [*parts, "</section>"]
+
+
+def _unlike(runs: Sequence[Loaded]) -> str:
+    """A warning where runs that stand side by side were not asked the same in the same way."""
+    keys = ("data", "groups", "most", "seed", "alpha", "question", "everything", "sampling")
+    first = runs[0].about["asked"]
+    unlike = [
+        key
+        for key in keys
+        if any(run.about["asked"].get(key) != first.get(key) for run in runs[1:])
+    ]
+    if not unlike:
+        return ""
+    return (
+        f'<p class="failed">These runs differ in {escape(", ".join(unlike))}: their scores stand for '
+        "different questions. The differences below are on the questions that they share.</p>"
+    )
 
 
 def _charts(runs: Sequence[Loaded]) -> list[str]:
