@@ -390,16 +390,16 @@ def test_a_body_shorter_than_declared_is_no_picture(host: Callable[..., Host]) -
 
 
 def test_a_slow_drip_is_given_up(host: Callable[..., Host]) -> None:
-    drip = [b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 30]
+    drip = [b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 80]
     began = time.monotonic()
     assert host(send(*drip, pause=0.1)).problem(fetch_seconds=0.5).code == "fetch_failed"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_a_host_that_says_nothing_is_given_up(host: Callable[..., Host]) -> None:
     began = time.monotonic()
-    assert host(send(pause=2)).problem(fetch_seconds=0.4).code == "fetch_failed"
-    assert time.monotonic() - began < 2
+    assert host(send(b"", pause=8)).problem(fetch_seconds=0.4).code == "fetch_failed"
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate"])

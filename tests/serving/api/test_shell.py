@@ -271,7 +271,7 @@ def test_idle_and_surplus_connections_are_closed(served: Served) -> None:
         assert ended(surplus)
         began = time.monotonic()
         assert all(ended(one) for one in idle)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 4.5  # and not the 5 of the test's own sockets
     assert client.get("/health").status_code == 200
 
 
