@@ -111,6 +111,7 @@ class Replica:
         limits = settings.limits.model_copy(update={"rate": 0.0})
         self._app = create_worker({name: assistant}, ServerSettings(limits=limits))
         self._models = models_of(self._app)
+        # Ends with the process: Ray waits for running answers before it ends one.
         self._life = contextlib.AsyncExitStack()
         await self._life.enter_async_context(self._app.router.lifespan_context(self._app))
 
@@ -127,11 +128,6 @@ class Replica:
         reason = self._models.not_ready()
         if reason is not None:
             raise RuntimeError(reason)
-
-    async def __del__(self) -> None:
-        """Asked by Ray before the process ends."""
-        if hasattr(self, "_life"):
-            await self._life.aclose()
 
 
 class Front:

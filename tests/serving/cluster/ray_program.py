@@ -16,7 +16,9 @@ from vip_llava.serving.settings import Limits
 
 
 def main(port: int, folder: str) -> None:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     settings = ClusterSettings(
         models={"tiny": folder},

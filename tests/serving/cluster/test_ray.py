@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -166,6 +168,56 @@ def test_a_replica_killed_under_load_costs_no_answer(running: Running) -> None:
         assert time.monotonic() < end, "no replica came in place of the killed one"
         time.sleep(0.2)
     assert running.ask().status_code == 200
+
+
+def test_an_asker_that_leaves_frees_the_replica(tiny_model_folder: Path) -> None:
+    """The class that Ray runs, without Ray: closing an answer ends its work; its end ends the engine."""
+    from vip_llava.serving.cluster import ClusterSettings, Replica
+
+    content = ClusterSettings(models={"tiny": str(tiny_model_folder)}).model_dump(mode="json")
+    message = {"role": "user", "content": "Hello"}
+    asked = {"model": "tiny", "messages": [message], "max_tokens": 1000, "stream": True}
+    fields = {"content-type": "application/json"}
+
+    async def ask_and_leave() -> None:
+        replica = Replica.__new__(Replica)
+        await replica.__init__("tiny", str(tiny_model_folder), content)  # type: ignore[misc]
+        (assistant,) = replica._models.open_now().values()
+        body = json.dumps(asked).encode()
+        answer = replica.answer("/v1/chat/completions", body, fields)
+        status, _ = await anext(answer)
+        assert status == 200 and b"chat.completion.chunk" in await anext(answer)
+        assert assistant.engine.stats().running + assistant.engine.stats().waiting == 1
+        await answer.aclose()  # type: ignore[attr-defined]
+        async with asyncio.timeout(10):
+            while assistant.engine.stats().running:
+                await asyncio.sleep(0.02)
+        replica.check_health()
+        assistant.engine.stop()  # as an engine whose thread has ended
+        with pytest.raises(RuntimeError, match="engine has ended"):
+            replica.check_health()
+        await replica._life.aclose()
+
+    asyncio.run(ask_and_leave())
+
+
+def test_the_front_of_a_cluster_wants_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vip_llava.serving.cluster import ClusterSettings, _front_app
+    from vip_llava.serving.inside import Head, ask_inside
+
+    monkeypatch.setenv("VIP_LLAVA_API_KEY", "a-key-of-the-operator")
+    app = _front_app(ClusterSettings(), {})
+
+    async def status(**fields: str) -> int:
+        async with contextlib.aclosing(
+            ask_inside(app, "/v1/chat/completions", b"{}", fields)
+        ) as answer:
+            head = await anext(answer)
+            assert isinstance(head, Head)
+            return head.status
+
+    assert asyncio.run(status()) == 401
+    assert asyncio.run(status(authorization="Bearer a-key-of-the-operator")) == 503
 
 
 def test_settings_of_a_cluster_are_checked() -> None:
