@@ -112,3 +112,14 @@ def test_check_prints_the_settings_and_no_key(
     assert ran.code == 0
     assert (told["api_keys"], told["limits"]["tokens"], told["host"]) == (3, 2048, "0.0.0.0")
     assert KEY not in ran.out
+
+
+@pytest.mark.parametrize("library", ["fastapi", "uvicorn", "httpx", "prometheus_client"])
+def test_a_missing_library_names_the_extra(
+    program: Program, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    ran = program("serve", "--check")
+    assert ran.code == 1
+    assert f"{library}: pip install 'vip-llava[serve]'" in ran.err
+    assert program("draw", "--help").code == 0

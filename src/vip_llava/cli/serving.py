@@ -7,6 +7,7 @@ file or from the environment: a command line is seen by everyone on a machine.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.errors import ServingError
+from vip_llava.errors import MissingExtraError, ServingError
 
 if TYPE_CHECKING:
     from vip_llava.serving.settings import ServerSettings
@@ -107,8 +108,14 @@ class ServerOptions:
 
 
 def needs_serve() -> None:
-    """MissingExtraError where the libraries of the extra `serve` are missing."""
-    import vip_llava.serving.shell  # noqa: F401
+    """MissingExtraError where one of the libraries of the extra `serve` is missing."""
+    for name in ("fastapi", "uvicorn", "httpx", "prometheus_client", "python_multipart"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise MissingExtraError(
+                f"serving needs the library {name}: pip install 'vip-llava[serve]'"
+            ) from error
 
 
 def log_to_stderr(*, debug: bool = False) -> None:
