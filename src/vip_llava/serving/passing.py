@@ -116,20 +116,19 @@ async def pass_on(call: Call, choose: Callable[[], Backend | None]) -> Response:
 async def _answer(backend: Backend, call: Call) -> Response:
     """A worker's answer: whole, or, where it is a stream, with its first piece at hand."""
     begun: Begun | None = None
-    streams = False
+    handed_on = False
     try:
         begun = await backend.send(call)
         begun.first = await anext(begun.pieces, b"")
         kind = begun.fields.get("content-type", "")
-        streams = call.legacy or kind.startswith("text/event-stream")
-        streams = streams and begun.status == 200
         fields = {name: begun.fields[name] for name in _KEPT_FIELDS if name in begun.fields}
-        if streams:
-            await _hold(begun, call)
-            return _Passed(backend, begun, call, fields)
-        return Response(await _whole(begun), begun.status, headers=fields)
+        if begun.status != 200 or not (call.legacy or kind.startswith("text/event-stream")):
+            return Response(await _whole(begun), begun.status, headers=fields)
+        await _hold(begun, call)
+        handed_on = True
+        return _Passed(backend, begun, call, fields)
     finally:
-        if not streams:
+        if not handed_on:
             backend.done()
             if begun is not None:
                 await begun.close()

@@ -126,6 +126,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._piece(b'data: {"begun": true}\n\n' if not legacy else b'{"text": "a"}\0')
         self.close_connection = True
 
+    def _open(self, legacy: bool) -> None:
+        """End the connection after the first, empty piece of an answer."""
+        self._begin("text/event-stream")
+        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        self._piece(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+        self.close_connection = True
+
     def _hang(self, legacy: bool) -> None:
         """Say nothing until released; then stream on until the reader has gone."""
         self.w.release.wait(20)

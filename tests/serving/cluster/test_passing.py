@@ -101,16 +101,18 @@ def test_requests_spread_over_workers(cluster: Any, scripted: Any) -> None:
     assert all(member.passing == 0 for member in controller.parts.registry.members)
 
 
-@pytest.mark.parametrize("act", ["die", "busy"])
+@pytest.mark.parametrize("act", ["die", "busy", "open"])
 def test_another_worker_is_tried(cluster: Any, scripted: Any, act: str) -> None:
     controller, bad, good = cluster(), scripted("bad"), scripted("good")
     bad.act = act
     controller.join(bad)
     controller.join(good)
-    answers = [controller.ask() for _ in range(4)]
+    members = controller.parts.registry.members
+    answers = [controller.ask(stream=act == "open") for _ in range(4)]
     assert [answer.json() for answer in answers] == [{"from": "good"}] * 4
     assert bad.asked >= 1
-    if act == "die":  # a lost worker is not asked again; a busy one stays
+    assert [member.passing for member in members] == [0, 0]
+    if act != "busy":  # a lost worker is not asked again; a busy one stays
         assert bad.asked == 1 and controller.addresses() == {good.address}
     else:
         assert controller.addresses() == {good.address, bad.address}
