@@ -101,7 +101,7 @@ def check_spots(board: Board, ratio: float, wanted: int = 3, *, uneven: float = 
 
 @pytest.mark.parametrize(
     ("ratio", "width", "height"),
-    [(1, 700, 300), (1, 300, 700), (1.5, 300, 700), (2, 700, 300), (3, 300, 700)],
+    [(1, 300, 700), (1.5, 300, 700), (2, 700, 300), (3, 700, 300)],
 )
 def test_a_click_means_the_pixel_that_is_shown_there(
     browser: Any, alone: str, coded: Callable[..., Path], ratio: float, width: int, height: int
