@@ -40,6 +40,9 @@ HERE = Path(__file__).parent
 PHOTOS = HERE.parent / "examples" / "photos"
 QUESTIONS = ("What is <region:1>?", "Describe <region:1> in one sentence.")
 WAYS = ("vip-llava", "a thread a request")
+ONE_CORE = (
+    "With one thread an operation the first way computes on one core, the second on all there are."
+)
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,8 @@ def report(
         for one, other in zip(found[WAYS[0], clients][0], found[WAYS[1], clients][0], strict=True)
     ]
     lines += ["", f"The same text both ways: {sum(same)} of {len(same)}."]
+    if os.environ.get("OMP_NUM_THREADS") == "1" and given.device == "cpu":
+        lines.append(ONE_CORE)
     errors = {each.error for seen, _, _ in found.values() for each in seen if each.error}
     lines += [f"Error: {error[:200]}" for error in sorted(errors)[:5]]
     return "\n".join(lines) + "\n"
