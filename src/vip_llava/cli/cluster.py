@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import threading
@@ -91,7 +92,8 @@ def until_stdin_ends(stop: Callable[[], None]) -> None:
     """Call `stop` when the standard input ends, which it does when its writer is gone."""
 
     def watch() -> None:
-        while sys.stdin.buffer.raw.read(4096):  # type: ignore[attr-defined]
+        # Not through sys.stdin, whose lock Python wants when it ends.
+        while os.read(sys.stdin.fileno(), 4096):
             pass
         stop()
 

@@ -71,7 +71,7 @@ def chosen_model(name: str | None, known: Sequence[str]) -> str:
         return known[0]
     if not known:
         raise Problem(503, "no worker is there yet", code="no_worker", retry_after=5)
-    if name not in known:
+    if name is None or name not in known:
         raise Problem(
             404,
             f"no worker serves this model; there are: {', '.join(known)}",
