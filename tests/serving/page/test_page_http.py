@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from page_board import Board
 from page_server import serving
@@ -17,22 +19,50 @@ from vip_llava.errors import ServingError
 from vip_llava.pictures import open_picture
 from vip_llava.regions import Box, draw, resolve
 from vip_llava.serving.app import create_app
+from vip_llava.serving.controller import create_controller
+from vip_llava.serving.joining import Joining
 from vip_llava.serving.page.app import create_page
 from vip_llava.serving.page.asking import Ask, LocalAsker, Told
 from vip_llava.serving.page.asking_http import HttpAsker
+from vip_llava.serving.running import background, listen
 from vip_llava.serving.settings import Limits, ServerSettings, make_settings
+from vip_llava.serving.signing import Secret
+from vip_llava.serving.worker import create_worker
 
 PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "cat.jpg"
 KEY = "a-key-for-the-tests"
 
 
-@pytest.fixture(scope="module")
-def server(tiny_model_folder: Path) -> Iterator[str]:
-    app = create_app(
-        {"tiny": load(tiny_model_folder)}, make_settings(keys=[KEY], limits={"rate": 0})
-    )
-    with serving(app) as address:
-        yield address
+@pytest.fixture(scope="module", params=["server", "controller"])
+def server(request: pytest.FixtureRequest, tiny_model_folder: Path) -> Iterator[str]:
+    """The address of a server of the API, and of a controller with a worker behind it."""
+    limits = {"rate": 0}
+    guarded = make_settings(keys=[KEY], limits=limits, port=0)
+    models = {"tiny": load(tiny_model_folder)}
+    if request.param == "server":
+        with background(create_app(models, guarded), guarded) as address:
+            yield address
+        return
+    secret = Secret("the secret of the page's tests")
+    with background(create_controller(guarded, secret), guarded) as address:
+        found = listen(guarded)
+        port = found.getsockname()[1]
+        found.close()  # found free; taken again at once
+        settings = make_settings(limits=limits, port=port)
+        mine = f"http://127.0.0.1:{port}"
+        worker = create_worker(
+            models,
+            settings,
+            secret=secret,
+            join=lambda status: Joining(address, mine, secret, status, interval=0.5),
+        )
+        with background(worker, settings):
+            fields = {"authorization": f"Bearer {KEY}"}
+            until = time.monotonic() + 20
+            while "tiny" not in httpx.get(f"{address}/v1/models", headers=fields).text:
+                assert time.monotonic() < until, "the worker did not join"
+                time.sleep(0.05)
+            yield address
 
 
 async def all_of(asker: Any, ask: Ask) -> tuple[str, Told]:
@@ -87,7 +117,7 @@ def test_a_server_and_this_process_answer_alike(server: str, tiny: Assistant) ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "other"}, "there is no such model"),
+        ({"model": "other"}, "there are: tiny"),
         ({"sampling": {"max_new_tokens": 100_000}}, "100,000 tokens: at most 1,024"),
         ({"question": ""}, "nothing is asked"),
     ],
