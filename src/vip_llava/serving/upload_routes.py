@@ -5,10 +5,12 @@ Used by the API and by a controller; where uploads are kept is the business of `
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from vip_llava.pictures import open_picture
 from vip_llava.serving.problems import Problem, error_schema
@@ -80,14 +82,7 @@ async def _file_of(request: Request) -> bytes:
     """The picture file of a request. Problem 415 for other kinds of bodies, 422 without a file."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        # The whole body is in memory and within its limit already; this bounds the parts.
-        async with request.form(max_files=1, max_fields=4) as form:
-            file = form.get("file")
-            if file is None or isinstance(file, str):
-                raise Problem(
-                    422, 'the form has no file named "file"', code="invalid_request", param="file"
-                )
-            return await file.read()
+        return await _file_of_form(request)
     if kind.startswith("image/") or kind == "application/octet-stream":
         return await request.body()
     raise Problem(
@@ -95,3 +90,26 @@ async def _file_of(request: Request) -> bytes:
         "send the picture as image/* or application/octet-stream, or a multipart form with `file`",
         code="wrong_content_type",
     )
+
+
+async def _file_of_form(request: Request) -> bytes:
+    """The field `file` of a form. Problem 400 for what is no form, 422 without the field."""
+    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=4)
+    # Starlette moves larger files to a disk. The whole body is in memory and within its limit
+    # already, and pictures of clients are written nowhere.
+    parser.spool_max_size = sys.maxsize
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError):
+        raise Problem(
+            400, "the form can't be read, or has more than one file", code="invalid_form"
+        ) from None
+    try:
+        file = form.get("file")
+        if file is None or isinstance(file, str):
+            raise Problem(
+                422, 'the form has no file named "file"', code="invalid_request", param="file"
+            )
+        return await file.read()
+    finally:
+        await form.close()

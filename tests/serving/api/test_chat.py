@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import random
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -330,8 +333,22 @@ def test_uploads_that_are_none(api: Any, photo_file: bytes) -> None:
     assert send(data={"file": "text"}) == (415, "wrong_content_type")
     many = [("file", (f"{n}.png", photo_file)) for n in range(3)]
     assert send(files=many)[0] == 400
+    assert send(content=b"x", headers={"content-type": "multipart/form-data"})[0] == 400
     endless = {"content-type": "multipart/form-data; boundary=" + "x" * 300}
     assert send(content=b"--" + b"x" * 5000, headers=endless)[0] == 400
+
+
+def test_an_upload_is_never_on_a_disk(
+    api: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noise = Image.frombytes("RGB", (1000, 1000), random.Random(0).randbytes(3_000_000))
+    file = io.BytesIO()
+    noise.save(file, "PNG")
+    assert len(file.getvalue()) > 2_000_000
+    # Were it put into a file for a while, that would fail.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    answer = api.client.post("/v1/uploads", files={"file": file.getvalue()})
+    assert answer.status_code == 201, answer.text
 
 
 def test_models_are_listed(api: Any, tiny: Assistant) -> None:
