@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from vip_llava.errors import VipLlavaError
 from vip_llava.serving import replies
 from vip_llava.serving.chat import Asked, gathered, opened, understood
 from vip_llava.serving.problems import as_problem, internal
-from vip_llava.serving.stream import EventStream, unless_gone
+from vip_llava.serving.stream import EventStream, merged, unless_gone
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -155,8 +155,9 @@ class Completions:
     async def _events(self, job: _Job, body: ChatRequest) -> AsyncGenerator[bytes, None]:
         try:
             answers: list[Answer] = []
-            for index, run in enumerate(job.runs):
-                async for event in self._choice(job, index, run, answers):
+            choices = [self._choice(job, index, run, answers) for index, run in enumerate(job.runs)]
+            async with aclosing(merged(choices)) as events:
+                async for event in events:
                     yield event
             if body.stream_options is not None and body.stream_options.include_usage:
                 yield replies.as_event(replies.usage_chunk(job.frame, answers))

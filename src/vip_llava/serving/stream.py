@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import Response
@@ -17,7 +17,7 @@ from vip_llava.serving.problems import Problem
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-__all__ = ["EventStream", "unless_gone"]
+__all__ = ["EventStream", "merged", "unless_gone"]
 
 T = TypeVar("T")
 _STILL_HERE_SECONDS = 15.0
@@ -85,6 +85,36 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     if not found:
         raise Problem(499, "the client has gone", code="client_gone")
     return found[0]
+
+
+async def merged(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T, None]:
+    """What several iterators give, as it comes; the first error ends all."""
+    news: asyncio.Queue[tuple[T | None, BaseException | None]] = asyncio.Queue()
+
+    async def pump(source: AsyncIterator[T]) -> None:
+        try:
+            async for value in source:
+                news.put_nowait((value, None))
+        except Exception as error:
+            news.put_nowait((None, error))
+        else:
+            news.put_nowait((None, StopAsyncIteration()))
+
+    tasks = [asyncio.ensure_future(pump(source)) for source in sources]
+    left = len(tasks)
+    try:
+        while left:
+            value, error = await news.get()
+            if isinstance(error, StopAsyncIteration):
+                left -= 1
+            elif error is not None:
+                raise error
+            elif value is not None:
+                yield value
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _gone(receive: Receive) -> None:

@@ -149,6 +149,10 @@ def test_several_answers_have_seeds_that_follow_one_another(api: Any) -> None:
     total = sum(each["usage"]["completion_tokens"] for each in singles)
     assert several["usage"]["completion_tokens"] == total
     pieces = events(api.ask("Hello?", n=3, seed=5, stream=True, **asked))
+    # All at once: each has begun before any has ended.
+    places = [(c["index"], c["finish_reason"]) for each in pieces for c in each["choices"]]
+    ends = [at for at, (_, finish) in enumerate(places) if finish]
+    assert {index for index, _ in places[: ends[0]]} == {0, 1, 2}
     for index, text in enumerate(texts):
         mine = [c for each in pieces for c in each["choices"] if c["index"] == index]
         assert "".join(c["delta"].get("content", "") for c in mine) == text
