@@ -68,8 +68,8 @@ class MemberBackend:
         )
 
     def lost(self, error: LostError) -> None:
-        """Out of the registry; if it is alive, its next sign of life lets it join again."""
-        self._registry.drop(self._member.address, str(error))
+        """Nothing new for it until its next sign of life."""
+        self._registry.suspect(self._member.address)
 
     def done(self) -> None:
         """Not counted any more."""

@@ -92,16 +92,19 @@ class Controller:
         log.info("worker %s registered: %s", address, ", ".join(status.model_names))
 
     async def refresh(self) -> None:
-        """Ask every worker anew; those that do not prove themselves are dropped."""
+        """Ask every worker anew; impostors are dropped, and who says nothing gets nothing new."""
 
         async def one(address: str) -> None:
             try:
                 self.registry.add(address, await ask_status(self.client, address, self.secret))
             except Problem as problem:
-                self.registry.drop(address, problem.message)
-                log.warning("worker %s dropped: %s", address, problem.message)
+                log.warning("worker %s: %s", address, problem.message)
+                if problem.status == 403:
+                    self.registry.drop(address, problem.message)
+                else:  # it may be busy, and what it answers may go on
+                    self.registry.suspect(address)
 
-        await asyncio.gather(*(one(member.address) for member in self.registry.members))
+        await asyncio.gather(*(one(member.address) for member in self.registry.everyone))
 
 
 def create_controller(

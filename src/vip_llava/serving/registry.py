@@ -56,6 +56,8 @@ class Member:
     passing: int = 0
     """Requests that this controller is passing on to it now."""
     last_chosen: int = 0
+    suspected: bool = False
+    """A connection to it broke: it gets nothing new until it is heard of. What it has goes on."""
     gone: str = ""
     """Why it was dropped; empty while it counts."""
     _when_gone: list[Callable[[], None]] = field(default_factory=list)
@@ -121,6 +123,11 @@ class Registry:
     @property
     def members(self) -> tuple[Member, ...]:
         """All that count, in the order in which they came."""
+        return tuple(member for member in self._members.values() if not member.suspected)
+
+    @property
+    def everyone(self) -> tuple[Member, ...]:
+        """The members, and those that are suspected."""
         return tuple(self._members.values())
 
     def add(self, address: str, status: WorkerStatus, *, checked: bool = True) -> Member:
@@ -136,7 +143,7 @@ class Registry:
             self._members[address] = known
         known.models = tuple(dict.fromkeys(status.model_names))
         known.speed, known.reported = status.speed, status.queue_length
-        known.checked, known.last_seen = checked, self._clock()
+        known.checked, known.last_seen, known.suspected = checked, self._clock(), False
         return known
 
     def beat(self, address: str, queue_length: int) -> bool:
@@ -145,7 +152,18 @@ class Registry:
         if member is None:
             return False
         member.reported, member.last_seen = queue_length, self._clock()
+        member.suspected = False
         return True
+
+    def suspect(self, address: str) -> None:
+        """A connection to a worker broke: ask others until it is heard of, or silent for too long.
+
+        Not more than that: other requests that it has may be in the best of health.
+        """
+        member = self._members.get(address)
+        if member is not None:
+            member.suspected = True
+            self._await(member)
 
     def drop(self, address: str, reason: str) -> bool:
         """A worker is gone, and nobody waits for it any longer; False if it is not known."""
@@ -162,10 +180,14 @@ class Registry:
     def _pop(self, address: str) -> Member | None:
         member = self._members.pop(address, None)
         if member is not None:
-            self._awaited = {name: end for name, end in self._awaited.items() if self.awaited(name)}
-            for name in member.models:
-                self._awaited.setdefault(name, self._clock() + _AWAITED_SECONDS)
+            self._await(member)
         return member
+
+    def _await(self, member: Member) -> None:
+        """Somebody will serve its models again before long."""
+        self._awaited = {name: end for name, end in self._awaited.items() if self.awaited(name)}
+        for name in member.models:
+            self._awaited.setdefault(name, self._clock() + _AWAITED_SECONDS)
 
     def sweep(self) -> list[Member]:
         """Drop the workers that were silent for too long; they are returned."""
@@ -177,14 +199,14 @@ class Registry:
 
     def models(self) -> list[str]:
         """The names of all models that are served, sorted."""
-        return sorted({name for member in self._members.values() for name in member.models})
+        return sorted({name for member in self.members for name in member.models})
 
     def pick(self, model: str, without: Collection[Member] = ()) -> Member | None:
         """The worker that gets the next request for a model; None if none serves it.
 
         The caller counts it in `passing` for as long as it passes a request on.
         """
-        able = [m for m in self._members.values() if model in m.models and m not in without]
+        able = [m for m in self.members if model in m.models and m not in without]
         if not able:
             return None
         chosen = self._choose(able, self._chance)
@@ -194,9 +216,9 @@ class Registry:
 
     def status(self) -> WorkerStatus | None:
         """All workers as if they were one, None without any; so a controller may be a worker too."""
-        if not self._members:
+        members = self.members
+        if not members:
             return None
-        members = self._members.values()
         return WorkerStatus(
             model_names=self.models()[:64],
             speed=float(sum(member.speed for member in members)),

@@ -126,6 +126,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._piece(b'data: {"begun": true}\n\n' if not legacy else b'{"text": "a"}\0')
         self.close_connection = True
 
+    def _either(self, legacy: bool) -> None:
+        """A request that is streamed stalls after its beginning, another one finds no answer."""
+        if b"stream" in self.w.asks[-1]["body"].encode():
+            self._begin("text/event-stream")
+            self._piece(b'data: {"begun": true}\n\n')
+            self.w.release.wait(20)
+            self._piece(b'data: {"whole": true}\n\n')
+            self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.close_connection = True
+
     def _open(self, legacy: bool) -> None:
         """End the connection after the first, empty piece of an answer."""
         self._begin("text/event-stream")

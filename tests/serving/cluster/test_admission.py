@@ -239,13 +239,17 @@ def test_a_worker_with_another_secret_is_told(cluster: Any, scripted: Any, joini
 
 def test_refreshing_drops_who_does_not_answer(cluster: Any, scripted: Any) -> None:
     controller, stays, goes = cluster(), scripted("a", "m"), scripted("b", "n")
-    controller.join(stays)
-    controller.join(goes)
+    silent = scripted("c", "o")
+    for worker in (stays, goes, silent):
+        controller.join(worker)
+    silent.end()
     goes.secret = STRANGER
     stays.models = ["m", "new"]
     answer = controller.client.post("/refresh_all_workers")
     assert (answer.status_code, answer.json()) == (200, None)
     assert controller.client.post("/list_models").json() == {"models": ["m", "new"]}
+    known = {member.address for member in controller.parts.registry.everyone}
+    assert known == {stays.address, silent.address}
 
 
 def test_clients_that_ask_too_often_do_not_silence_workers(cluster: Any, scripted: Any) -> None:

@@ -193,6 +193,25 @@ def test_nobody_waits_for_a_worker_that_is_gone(cluster: Any, scripted: Any, act
         assert '"worker_lost"' in answer.text
 
 
+def test_one_broken_connection_leaves_other_answers_alone(cluster: Any, scripted: Any) -> None:
+    """The worker gets nothing new until it is heard of, and what it has comes to its end."""
+    controller, worker = cluster(), scripted("w")
+    worker.act = "either"
+    controller.join(worker)
+    with controller.client.stream(
+        "POST", "/v1/chat/completions", json={"model": "m", "stream": True}
+    ) as answer:
+        pieces = answer.iter_text()
+        assert next(pieces) == 'data: {"begun": true}\n\n'
+        assert controller.ask().status_code == 503
+        assert controller.addresses() == set()
+        worker.release.set()
+        assert "".join(pieces) == 'data: {"whole": true}\n\n'
+    beat = {"worker_name": worker.address, "queue_length": 0}
+    assert controller.signed("/receive_heart_beat", beat).json() == {"exist": True}
+    assert controller.addresses() == {worker.address}
+
+
 def test_a_client_that_leaves_is_told_to_the_worker(cluster: Any, scripted: Any) -> None:
     controller, worker = cluster(), scripted("w")
     worker.act = "hang"

@@ -173,3 +173,21 @@ def test_models_of_lost_workers_are_expected_back_for_a_while(clock: Clock) -> N
         assert known.awaited("m") and not known.awaited("other")
         clock.now += 121
         assert not known.awaited("m") and known.awaited("own")
+
+
+def test_a_suspected_worker_gets_nothing_new_until_it_is_heard_of(clock: Clock) -> None:
+    known = registry(clock)
+    member, heard = known.add(A, status("m")), []
+    member.when_gone(lambda: heard.append("gone"))
+    known.suspect(A)
+    known.suspect(B)  # nobody
+    assert known.pick("m") is None and known.models() == [] and known.status() is None
+    assert known.awaited("m") and known.members == () and known.everyone == (member,)
+    assert heard == []  # what it answers may go on
+    assert known.beat(A, 0) and known.pick("m") is member
+    known.suspect(A)
+    known.add(A, status("m"))
+    assert known.pick("m") is member
+    known.suspect(A)
+    clock.now += 91
+    assert known.sweep() == [member] and heard == ["gone"]
