@@ -17,6 +17,7 @@ from PIL import Image
 
 from vip_llava.serving.page.app import create_page
 from vip_llava.serving.page.asking import Ask, Told
+from vip_llava.serving.running import background
 from vip_llava.serving.settings import Limits, ServerSettings
 
 EVIL = (
@@ -265,3 +266,13 @@ def test_every_answer_tells_browsers_to_take_nothing_from_elsewhere(client: http
         assert "default-src 'self'" in fields["content-security-policy"]
         assert fields["x-frame-options"] == "DENY"
         assert fields["referrer-policy"] == "no-referrer"
+
+
+def test_a_stop_does_not_wait_for_open_pages(says: Says, open_page: Callable[..., Board]) -> None:
+    settings = ServerSettings(limits=Limits(rate=0), port=0)
+    with background(create_page(says, settings), settings) as address:
+        board = open_page(address)
+        board.ask("Is it?")
+        board.wait_answers(1)
+        began = time.monotonic()
+    assert time.monotonic() - began < settings.drain_seconds / 2

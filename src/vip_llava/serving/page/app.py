@@ -17,7 +17,7 @@ from vip_llava.serving.page.shelf import Shelf
 from vip_llava.serving.page.suggest import Suggester
 from vip_llava.serving.page.votes import VoteFile
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.shell import shell
+from vip_llava.serving.shell import shell, shell_of
 
 __all__ = ["create_page"]
 
@@ -80,7 +80,7 @@ def create_page(
 
     # Without a running loop Gradio would make three of its own and leave them open.
     _in_a_loop(mount())
-    app.add_middleware(Doors)
+    app.add_middleware(Doors, stopping=lambda: shell_of(app).draining)
     return app
 
 

@@ -6,7 +6,9 @@ A plain ASGI layer around the whole application.
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,11 +38,16 @@ _HEADERS = (
 )
 
 
-class Doors:
-    """The layer around one application."""
+_HEARTBEAT = "/gradio_api/heartbeat/"
+_LOOK_SECONDS = 0.2
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class Doors:
+    """The layer around one application. `stopping()` tells whether the server is being stopped."""
+
+    def __init__(self, app: ASGIApp, *, stopping: Callable[[], bool]) -> None:
         self._app = app
+        self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -63,7 +70,32 @@ class Doors:
             await guarded(start)
             await guarded({"type": "http.response.body", "body": body})
             return
-        await self._app(_linked(scope), receive, guarded)
+        if scope["path"].startswith(_HEARTBEAT):
+            await self._beat(scope, receive, guarded)
+        else:
+            await self._app(_linked(scope), receive, guarded)
+
+    async def _beat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio's sign of life to a visitor never ends; here it ends when the server is stopped."""
+        open_answer = False
+
+        async def watched(message: Message) -> None:
+            nonlocal open_answer
+            open_answer = message["type"] == "http.response.start" or bool(message.get("more_body"))
+            await send(message)
+
+        async def until_stopped() -> Message:
+            coming = asyncio.ensure_future(receive())
+            try:
+                while not coming.done() and not self._stopping():
+                    await asyncio.wait({coming}, timeout=_LOOK_SECONDS)
+                return coming.result() if coming.done() else {"type": "http.disconnect"}
+            finally:
+                coming.cancel()
+
+        await self._app(scope, until_stopped, watched)
+        if open_answer and self._stopping():
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _linked(scope: Scope) -> Scope:

@@ -46,6 +46,8 @@ export class Conversation {
     const more = turns.length > this.shown.length;
     this.shown = states;
     if (follow || more) this.log.scrollTop = this.log.scrollHeight;
+    // On a phone the conversation is under the canvas, so that a new turn may be out of sight.
+    if (more && window.innerWidth <= 640) this.log.lastElementChild.scrollIntoView({ block: "nearest" });
     return undefined;
   }
 
