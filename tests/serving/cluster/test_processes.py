@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from vip_llava.serving.settings import ServerSettings
@@ -88,10 +89,9 @@ def start() -> Iterator[Callable[..., Process]]:
 def alive(pid: int) -> bool:
     """Whether that process runs; one that has ended and waits to be noticed does not."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"
 
 
 def ask(client: httpx.Client, model: str, **more: Any) -> httpx.Response:
@@ -194,16 +194,11 @@ def test_one_wrong_model_and_a_server_that_is_killed(
 
 
 def worker_pids(parent: int) -> dict[str, int]:
-    """The worker processes of a server by the name of their model, as Linux tells them."""
+    """The worker processes of a server by the name of their model."""
     found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            words = (folder / "cmdline").read_bytes().decode().split("\0")
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == parent and "worker" in words and fields[0] != "Z":
-            found[words[words.index("--models") + 1].partition("=")[0]] = int(folder.name)
+    for child in psutil.Process(parent).children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            words = child.cmdline()
+            if "worker" in words:
+                found[words[words.index("--models") + 1].partition("=")[0]] = child.pid
     return found

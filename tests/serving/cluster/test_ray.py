@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -68,14 +69,11 @@ class Running:
     def replicas(self) -> set[int]:
         """The processes of the model's replicas, those of this cluster only."""
         found = set()
-        for folder in Path("/proc").iterdir():
-            try:
-                title = (folder / "cmdline").read_bytes()
-                if b"ServeReplica:default:model-0" in title:
-                    env = (folder / "environ").read_bytes()
-                    found |= {int(folder.name)} if f"{MARK}={self.mark}".encode() in env else set()
-            except (OSError, ValueError):
-                continue
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                ours = "ServeReplica:default:model-0" in " ".join(process.cmdline())
+                if ours and process.environ().get(MARK) == self.mark:
+                    found.add(process.pid)
         return found
 
     def ask(self, client: httpx.Client | None = None, **more: Any) -> httpx.Response:
