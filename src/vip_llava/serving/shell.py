@@ -74,7 +74,7 @@ def shell(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        responses=error_schema(401, 403, 413, 422, 429, 500, 503),
+        responses=error_schema(401, 403, 413, 415, 422, 429, 500, 503),
     )
     parts = Shell(settings)
     app.state.shell = parts
@@ -142,6 +142,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def rules(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if isinstance(error.body, bytes) and not kind.endswith(("/json", "+json")):
+            text = "the body has to be JSON, with the header content-type: application/json"
+            return answer(request, Problem(415, text, code="wrong_content_type"))
         return answer(request, broken_rules(error.errors()))
 
     async def plain(request: Request, error: Exception) -> Response:
