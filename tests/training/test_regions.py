@@ -15,7 +15,7 @@ from torch import Tensor
 from vip_llava.data.scenes.augment import AugmentSettings
 from vip_llava.data.scenes.mix import MixSettings, RegionMix
 from vip_llava.data.scenes.photos import read_regions
-from vip_llava.errors import CheckpointError
+from vip_llava.errors import CheckpointError, RequestError
 from vip_llava.model.default import apply_trained, read_trained, save_trained, trained_focal
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.processor import Processor
@@ -268,3 +268,34 @@ def test_the_parts_say_how_closely_they_look(tmp_path: Path) -> None:
     (tmp_path / "parts.json").write_text('{"focal": {"zoom": 2}}')
     with pytest.raises(CheckpointError, match="focal settings"):
         trained_focal(tmp_path)
+
+
+def test_the_mean_with_the_start(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    first = make_trainer()
+    first.run(tmp_path / "first")
+    alone = make_trainer(tmp_path / "first", steps=3)
+    alone.run(tmp_path / "alone")
+    both = make_trainer(tmp_path / "first", steps=3, mean_with_start=True)
+    both.run(tmp_path / "both")
+    old, new, mean = (read_trained(tmp_path / name) for name in ("first", "alone", "both"))
+    for piece in ("tower", "projector", "lora"):
+        parts = [getattr(each, piece) for each in (old, new, mean)]
+        for name, value in parts[2].items():
+            between = (parts[0][name] + parts[1][name]) / 2
+            # They are stored in 16 bit.
+            torch.testing.assert_close(value, between, rtol=4e-3, atol=1e-4)
+    assert any(not torch.equal(mean.lora[name], old.lora[name]) for name in old.lora)
+    with pytest.raises(RequestError, match="needs parts to start from"):
+        make_trainer(mean_with_start=True)
+
+
+def test_what_has_no_rate_rests(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(lr_projector=0.0, lr_tower=0.0, tuned_layers=1)
+    language = trainer.model.model.language_model
+    learning = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    last = len(language.layers) - 1
+    assert learning and all(f"language_model.layers.{last}." in name for name in learning)
+    trainer.step(batch_of(trainer), 0)
+    rest = make_trainer(lr_language=0.0)
+    assert all(not p.requires_grad for p in rest.model.model.language_model.parameters())
+    rest.step(batch_of(rest), 0)

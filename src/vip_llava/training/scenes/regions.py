@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from vip_llava.data.scenes.mix import IGNORED, VIEWS, RegionMix
-from vip_llava.errors import CheckpointError
+from vip_llava.errors import CheckpointError, RequestError
 from vip_llava.model.default import (
     LORA_TARGETS,
     load_trained,
@@ -109,6 +109,9 @@ class RegionTrainer:
         )
         self.weights = [p for g in self.groups for p in g["params"]]
         self.averages = [p.detach().clone() for p in self.weights]
+        if settings.mean_with_start and start is None:
+            raise RequestError("mean_with_start needs parts to start from")
+        self.started = [p.detach().clone() for p in self.weights if settings.mean_with_start]
         self.tower_rows = max(mix.settings.rows[k] * VIEWS[k] for k in mix.settings.rows)
         if compiled:
             # Shapes are constant for each kind of batch; dynamic ones would compile slower code.
@@ -294,9 +297,13 @@ class RegionTrainer:
 
     def save(self, out: Path, steps: int) -> None:
         """The averaged weights as the default model's parts (see `model.default.save_trained`)."""
+        averages = self.averages
+        if self.started:
+            pairs = zip(averages, self.started, strict=True)
+            averages = [torch.lerp(mine, start, 0.5) for mine, start in pairs]
         with torch.no_grad():
             kept = [p.detach().clone() for p in self.weights]
-            for weight, average in zip(self.weights, self.averages, strict=True):
+            for weight, average in zip(self.weights, averages, strict=True):
                 weight.copy_(average)
             state = trained_state(self.model, whole=not self.settings.lora_rank)
             scale = self.settings.lora_alpha / max(self.settings.lora_rank, 1)

@@ -66,6 +66,12 @@ class RunSettings(BaseModel):
     fine_marks: bool = Field(
         False, description="draw the marks of a focal view anew, as thin as on the whole picture"
     )
+    contrast: float = Field(
+        0.0, description="how far answers lean away from those to hidden marks; 0: not", ge=0
+    )
+    mean_with_start: bool = Field(
+        False, description="the result is the mean of what was started from and what was trained"
+    )
     rows_scale: float = Field(1.0, description="batch sizes relative to the mix's own", gt=0)
     workers: int = Field(
         15, description="processes that make batches, at most one a processor core", ge=0
