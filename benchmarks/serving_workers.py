@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from vip_llava import Assistant, load
-from vip_llava.serving.chat import opened, understood
-from vip_llava.serving.schemas import ChatRequest
+from vip_llava.serving.api.chat import opened, understood
+from vip_llava.serving.api.schemas import ChatRequest
 from vip_llava.serving.settings import Limits, make_settings
 
 TEXT = "USER: What is the object within the red rectangle? ASSISTANT: It is a small brown dog. "
@@ -75,8 +75,8 @@ def opened_assistant(given: Any) -> Assistant:
 
 def serve_ours(assistant: Assistant) -> None:
     """The project's own server."""
-    from vip_llava.serving.app import create_app
-    from vip_llava.serving.running import run
+    from vip_llava.serving.api.app import create_app
+    from vip_llava.serving.entrance.running import run
 
     settings = make_settings(port=0, limits={"rate": 0, "answer_seconds": 3600})
     app = create_app({"m": assistant}, settings)

@@ -11,7 +11,7 @@ import pytest
 
 from vip_llava.cli.cluster import host_of, model_name, named_models, secret_from, worker_address
 from vip_llava.errors import ServingError
-from vip_llava.serving.signing import SECRET_VARIABLE
+from vip_llava.serving.cluster.signing import SECRET_VARIABLE
 
 Program = Callable[..., Any]
 

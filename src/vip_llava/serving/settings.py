@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.hosts import folded_entry
+from vip_llava.serving.entrance.hosts import folded_entry
 
 __all__ = ["Limits", "ServerSettings", "is_loopback", "make_settings"]
 

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from PIL import Image
 
 from vip_llava import Assistant, load
-from vip_llava.serving.app import create_app
-from vip_llava.serving.running import background
+from vip_llava.serving.api.app import create_app
+from vip_llava.serving.entrance.running import background
 from vip_llava.serving.settings import make_settings
 
 

@@ -19,7 +19,7 @@ from vip_llava import Assistant, Box
 from vip_llava.pictures import picture_hash
 from vip_llava.regions import draw
 from vip_llava.request import Request, Shown
-from vip_llava.serving.schemas import ChatResponse
+from vip_llava.serving.api.schemas import ChatResponse
 
 BOX = {"shape": "box", "frame": "pixel", "box": [10, 10, 50, 40], "color": "red"}
 

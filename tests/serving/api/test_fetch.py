@@ -20,8 +20,8 @@ import pytest
 import trustme
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.fetch import Fetcher, is_public, parse_address
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.api.fetch import Fetcher, is_public, parse_address
+from vip_llava.serving.entrance.problems import Problem
 from vip_llava.serving.settings import Limits, make_settings
 
 SOURCE = Path(__file__).parents[3] / "src" / "vip_llava"
@@ -454,14 +454,14 @@ def test_over_http_a_fetched_picture_is_answered(
 #: Modules of the package that may open a connection, and to whom. Only the first takes addresses
 #: that a request holds.
 DOORS = {
-    "serving/fetch.py": "hosts of the operator's list",
-    "serving/running.py": "nobody; it listens",
-    "serving/backends.py": "workers that have joined",
-    "serving/controller.py": "workers that have joined",
-    "serving/admission.py": "workers that want to join, at allowed addresses",
-    "serving/joining.py": "the controller that the operator names",
-    "serving/cluster.py": "replicas of the same application",
-    "serving/local.py": "workers that this process started",
+    "serving/api/fetch.py": "hosts of the operator's list",
+    "serving/entrance/running.py": "nobody; it listens",
+    "serving/cluster/backends.py": "workers that have joined",
+    "serving/cluster/controller.py": "workers that have joined",
+    "serving/cluster/admission.py": "workers that want to join, at allowed addresses",
+    "serving/cluster/joining.py": "the controller that the operator names",
+    "serving/cluster/on_ray.py": "replicas of the same application",
+    "serving/cluster/local.py": "workers that this process started",
     "serving/page/asking_http.py": "the server that the operator names",
     "evaluation/judge/endpoint.py": "the judge that the operator names",
 }
@@ -493,8 +493,8 @@ def test_there_is_one_door_for_pictures() -> None:
     users = {
         path.relative_to(SOURCE).as_posix()
         for path in paths
-        if any(name.startswith("vip_llava.serving.fetch") for name in imports(path))
+        if any(name.startswith("vip_llava.serving.api.fetch") for name in imports(path))
     }
-    assert users == {"serving/app.py", "serving/chat.py", "serving/completions.py"}
+    assert users == {"serving/api/app.py", "serving/api/chat.py", "serving/api/completions.py"}
     # And the opener of pictures, whom all entry points share, refuses addresses (tests/pictures).
     assert not network & {p.relative_to(SOURCE).as_posix() for p in (SOURCE / "pictures").iterdir()}

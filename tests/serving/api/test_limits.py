@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.api.uploads import Uploads
+from vip_llava.serving.entrance.problems import Problem
 from vip_llava.serving.settings import Limits
-from vip_llava.serving.uploads import Uploads
 
 BOX = {"shape": "box", "frame": "pixel", "box": [10, 10, 50, 40]}
 LIMITS = {

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from vip_llava import Assistant, load
-from vip_llava.serving.app import create_app
+from vip_llava.serving.api.app import create_app
 from vip_llava.serving.settings import make_settings
 
 LONG = 1500  # tokens: several seconds of the tiny model

@@ -22,9 +22,9 @@ from schemathesis.specs.openapi.checks import (
 
 from vip_llava import Assistant
 from vip_llava.regions import SHAPES, region_from_json
-from vip_llava.serving.app import create_app
-from vip_llava.serving.region_schema import region_schema
-from vip_llava.serving.running import background
+from vip_llava.serving.api.app import create_app
+from vip_llava.serving.api.region_schema import region_schema
+from vip_llava.serving.entrance.running import background
 from vip_llava.serving.settings import make_settings
 
 CHECKS = (

@@ -17,9 +17,9 @@ import pytest
 from fastapi import FastAPI, Request
 
 from vip_llava.errors import RegionError, ServingError
-from vip_llava.serving.running import background, listen
+from vip_llava.serving.entrance.running import background, listen
+from vip_llava.serving.entrance.shell import shell, shell_of
 from vip_llava.serving.settings import ServerSettings, is_loopback, make_settings
-from vip_llava.serving.shell import shell, shell_of
 
 KEY = "a-key-of-enough-characters"
 Served = Callable[..., httpx.Client]
@@ -94,8 +94,8 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
     """Every key is compared, by the function made for it, whatever was sent."""
     import hmac
 
-    from vip_llava.serving.access import Access
-    from vip_llava.serving.problems import Problem
+    from vip_llava.serving.entrance.access import Access
+    from vip_llava.serving.entrance.problems import Problem
 
     seen: list[tuple[int, int]] = []
     real = hmac.compare_digest

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from vip_llava.serving.controller import create_controller
-from vip_llava.serving.joining import Joining
-from vip_llava.serving.registry import WorkerStatus
-from vip_llava.serving.running import background
+from vip_llava.serving.cluster.controller import create_controller
+from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.registry import WorkerStatus
+from vip_llava.serving.cluster.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
+from vip_llava.serving.entrance.running import background
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
 
 SECRET = Secret("the secret of the cluster's tests")
 

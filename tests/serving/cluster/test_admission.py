@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.admission import AddressList
-from vip_llava.serving.controller import LOOPBACK
-from vip_llava.serving.joining import Joining
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.cluster.admission import AddressList
+from vip_llava.serving.cluster.controller import LOOPBACK
+from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.signing import Secret
+from vip_llava.serving.entrance.problems import Problem
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.signing import Secret
 
 STRANGER = Secret("a secret that is not the cluster's")
 

@@ -19,12 +19,12 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from vip_llava import load
-from vip_llava.serving.controller import create_controller
-from vip_llava.serving.joining import Joining
-from vip_llava.serving.running import background, listen
+from vip_llava.serving.cluster.controller import create_controller
+from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.signing import Secret
+from vip_llava.serving.cluster.worker import create_worker
+from vip_llava.serving.entrance.running import background, listen
 from vip_llava.serving.settings import ServerSettings, make_settings
-from vip_llava.serving.signing import Secret
-from vip_llava.serving.worker import create_worker
 
 CHECKS = (
     not_a_server_error,

@@ -13,8 +13,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from vip_llava import Assistant, Box, draw, load, open_picture
 from vip_llava.model.geometry import PictureGeometry
 from vip_llava.model.templates import Message, get_template
-from vip_llava.serving.app import create_app
-from vip_llava.serving.running import background
+from vip_llava.serving.api.app import create_app
+from vip_llava.serving.entrance.running import background
 from vip_llava.serving.settings import ServerSettings
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

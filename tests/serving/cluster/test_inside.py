@@ -11,9 +11,9 @@ import pytest
 from fastapi import Request
 from starlette.responses import StreamingResponse
 
-from vip_llava.serving.inside import Head, ask_inside
+from vip_llava.serving.cluster.inside import Head, ask_inside
+from vip_llava.serving.entrance.shell import shell
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.shell import shell
 
 
 class Told:

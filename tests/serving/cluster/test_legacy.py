@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vip_llava.errors import RequestError
 from vip_llava.model.templates import TEMPLATES, Message, get_template
-from vip_llava.serving.legacy import LegacyRequest, LegacyTurn, line, read_prompt
+from vip_llava.serving.cluster.legacy import LegacyRequest, LegacyTurn, line, read_prompt
 
 SPOKEN = sorted(name for name in TEMPLATES if "plain" not in name)
 LLAVA = get_template("llava_v1")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from vip_llava.serving.local import MOST_RESTARTS, RESTART_WINDOW, LocalWorker, LocalWorkers
-from vip_llava.serving.signing import Secret
+from vip_llava.serving.cluster.local import MOST_RESTARTS, RESTART_WINDOW, LocalWorker, LocalWorkers
+from vip_llava.serving.cluster.signing import Secret
 
 SECRET = Secret("the secret of the cluster's tests")
 

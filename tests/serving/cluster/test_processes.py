@@ -19,8 +19,8 @@ import httpx
 import psutil
 import pytest
 
+from vip_llava.serving.cluster.signing import SECRET_VARIABLE
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.signing import SECRET_VARIABLE
 
 PROGRAM = (sys.executable, "-m", "vip_llava")
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.registry import Registry, WorkerStatus
+from vip_llava.serving.cluster.registry import Registry, WorkerStatus
 
 A, B, C = (f"http://10.0.0.{number}:21002" for number in (1, 2, 3))
 

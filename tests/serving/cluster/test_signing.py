@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.signing import SECRET_VARIABLE, ForgedError, Secret, Verifier, read_secret
+from vip_llava.serving.cluster.signing import (
+    SECRET_VARIABLE,
+    ForgedError,
+    Secret,
+    Verifier,
+    read_secret,
+)
 
 SECRET = Secret("a secret of the tests, long enough")
 PATH, BODY = "/register_worker", b'{"worker_name": "http://127.0.0.1:1"}'

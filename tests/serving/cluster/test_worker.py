@@ -20,12 +20,12 @@ from PIL import Image
 
 from vip_llava import Assistant, Box, load
 from vip_llava.model.templates import Message, get_template
-from vip_llava.serving.controller import create_controller
-from vip_llava.serving.joining import Joining
-from vip_llava.serving.running import background, listen
+from vip_llava.serving.cluster.controller import create_controller
+from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.signing import Secret
+from vip_llava.serving.cluster.worker import create_worker
+from vip_llava.serving.entrance.running import background, listen
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.signing import Secret
-from vip_llava.serving.worker import create_worker
 
 BOX = Box(10, 10, 50, 40)
 QUESTION = "What is <region:1>?"

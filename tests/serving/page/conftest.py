@@ -23,13 +23,13 @@ from page_board import Board  # noqa: E402
 from page_server import serving  # noqa: E402
 
 from vip_llava.api import Assistant, load  # noqa: E402
+from vip_llava.serving.entrance.shell import shell  # noqa: E402
 from vip_llava.serving.page.app import create_page  # noqa: E402
 from vip_llava.serving.page.asking import LocalAsker  # noqa: E402
 from vip_llava.serving.page.routes import page_routes  # noqa: E402
 from vip_llava.serving.page.shelf import Shelf  # noqa: E402
 from vip_llava.serving.page.suggest import GrabCut  # noqa: E402
 from vip_llava.serving.settings import Limits, ServerSettings  # noqa: E402
-from vip_llava.serving.shell import shell  # noqa: E402
 
 CHROMIUM = next(
     (

@@ -17,7 +17,7 @@ from PIL import Image
 from vip_llava.api import Assistant
 from vip_llava.pictures import open_picture, picture_hash
 from vip_llava.regions import draw, regions_from_json
-from vip_llava.serving.app import create_app
+from vip_llava.serving.api.app import create_app
 from vip_llava.serving.settings import ServerSettings
 
 PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "cat.jpg"

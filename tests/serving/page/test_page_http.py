@@ -18,16 +18,16 @@ from vip_llava.api import Assistant, load
 from vip_llava.errors import ServingError
 from vip_llava.pictures import open_picture
 from vip_llava.regions import Box, draw, resolve
-from vip_llava.serving.app import create_app
-from vip_llava.serving.controller import create_controller
-from vip_llava.serving.joining import Joining
+from vip_llava.serving.api.app import create_app
+from vip_llava.serving.cluster.controller import create_controller
+from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.signing import Secret
+from vip_llava.serving.cluster.worker import create_worker
+from vip_llava.serving.entrance.running import background, listen
 from vip_llava.serving.page.app import create_page
 from vip_llava.serving.page.asking import Ask, LocalAsker, Told
 from vip_llava.serving.page.asking_http import HttpAsker
-from vip_llava.serving.running import background, listen
 from vip_llava.serving.settings import Limits, ServerSettings, make_settings
-from vip_llava.serving.signing import Secret
-from vip_llava.serving.worker import create_worker
 
 PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "cat.jpg"
 KEY = "a-key-for-the-tests"

@@ -15,9 +15,9 @@ from page_board import Board
 from page_server import serving
 from PIL import Image
 
+from vip_llava.serving.entrance.running import background
 from vip_llava.serving.page.app import create_page
 from vip_llava.serving.page.asking import Ask, Told
-from vip_llava.serving.running import background
 from vip_llava.serving.settings import Limits, ServerSettings
 
 EVIL = (

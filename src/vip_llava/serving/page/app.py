@@ -12,12 +12,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from vip_llava.errors import MissingExtraError
+from vip_llava.serving.entrance.shell import shell, shell_of
 from vip_llava.serving.page.asking import Asker
 from vip_llava.serving.page.shelf import Shelf
 from vip_llava.serving.page.suggest import Suggester
 from vip_llava.serving.page.votes import VoteFile
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.shell import shell, shell_of
 
 __all__ = ["create_page"]
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from vip_llava.regions import Region
 from vip_llava.request import Request
-from vip_llava.serving.answering import Answering
-from vip_llava.serving.models import Models
+from vip_llava.serving.api.answering import Answering
+from vip_llava.serving.api.models import Models
 
 if TYPE_CHECKING:
     from vip_llava.answer import Answer

@@ -16,10 +16,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from vip_llava.pictures import open_picture
+from vip_llava.serving.entrance.problems import Problem
 from vip_llava.serving.page import outlines
 from vip_llava.serving.page.shelf import Held, Shelf, as_png
 from vip_llava.serving.page.suggest import Suggester
-from vip_llava.serving.problems import Problem
 from vip_llava.serving.settings import Limits
 
 __all__ = ["EXAMPLES", "STATIC", "page_routes"]

@@ -19,10 +19,10 @@ from prometheus_client import Counter, Histogram
 
 from vip_llava.engine import SamplingParams
 from vip_llava.errors import VipLlavaError
-from vip_llava.serving import replies
-from vip_llava.serving.chat import Asked, gathered, opened, understood
-from vip_llava.serving.problems import as_problem, internal
-from vip_llava.serving.stream import EventStream, merged, unless_gone
+from vip_llava.serving.api import replies
+from vip_llava.serving.api.chat import Asked, gathered, opened, understood
+from vip_llava.serving.entrance.problems import as_problem, internal
+from vip_llava.serving.entrance.stream import EventStream, merged, unless_gone
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from vip_llava.answer import Answer
     from vip_llava.api import Assistant
     from vip_llava.request import Prepared
-    from vip_llava.serving.answering import Answering, Run
-    from vip_llava.serving.fetch import Fetcher
-    from vip_llava.serving.replies import Frame
-    from vip_llava.serving.schemas import ChatRequest
+    from vip_llava.serving.api.answering import Answering, Run
+    from vip_llava.serving.api.fetch import Fetcher
+    from vip_llava.serving.api.replies import Frame
+    from vip_llava.serving.api.schemas import ChatRequest
+    from vip_llava.serving.api.uploads import Uploads
     from vip_llava.serving.settings import ServerSettings
-    from vip_llava.serving.uploads import Uploads
 
 __all__ = ["AnswerCounts", "Completions"]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from vip_llava.serving.hosts import folded, folded_entry, is_number
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.entrance.hosts import folded, folded_entry, is_number
+from vip_llava.serving.entrance.problems import Problem
 from vip_llava.serving.settings import Limits
 
 __all__ = ["Fetcher", "is_public", "parse_address"]

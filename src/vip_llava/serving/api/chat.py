@@ -15,15 +15,15 @@ from vip_llava.errors import PictureError, RegionError
 from vip_llava.pictures import open_picture
 from vip_llava.regions import region_from_json
 from vip_llava.request import Request, Shown
-from vip_llava.serving.problems import Problem, as_problem
-from vip_llava.serving.schemas import ImagePart, TextPart
+from vip_llava.serving.api.schemas import ImagePart, TextPart
+from vip_llava.serving.entrance.problems import Problem, as_problem
 
 if TYPE_CHECKING:
     from vip_llava.regions import Region
-    from vip_llava.serving.fetch import Fetcher
-    from vip_llava.serving.schemas import ChatRequest, Turn
+    from vip_llava.serving.api.fetch import Fetcher
+    from vip_llava.serving.api.schemas import ChatRequest, Turn
+    from vip_llava.serving.api.uploads import Uploads
     from vip_llava.serving.settings import Limits
-    from vip_llava.serving.uploads import Uploads
 
 __all__ = ["Asked", "AskedPicture", "gathered", "opened", "understood"]
 

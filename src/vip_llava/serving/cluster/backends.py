@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import httpx
 
-from vip_llava.serving.passing import Begun, Call, LostError
-from vip_llava.serving.registry import Member, Registry
+from vip_llava.serving.cluster.passing import Begun, Call, LostError
+from vip_llava.serving.cluster.registry import Member, Registry
 
 __all__ = ["MemberBackend", "chooser", "new_client"]
 

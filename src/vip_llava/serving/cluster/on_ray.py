@@ -1,6 +1,6 @@
 """A Ray Serve application: replicas of the worker that grow and shrink with what is asked.
 
-`build` gives the application for `serve run vip_llava.serving.cluster:build` or `ray.serve.run`. Each
+`build` gives the application for `serve run vip_llava.serving.cluster.on_ray:build` or `ray.serve.run`. Each
 model is a deployment of the worker's application; in front of them stands one with the API's routes,
 which asks another replica when one dies. Needs the extra `cluster`. Ray carries what goes between its
 processes with pickle, so a Ray cluster belongs into a network of its own; nothing here does.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vip_llava.errors import MissingExtraError
-from vip_llava.serving.shell import shell
+from vip_llava.serving.entrance.shell import shell
 
 try:
     import ray.exceptions
@@ -32,9 +32,9 @@ except ImportError as error:
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from vip_llava.serving.inside import Head, ask_inside
-from vip_llava.serving.legacy import NO_WORKER_CODE, line
-from vip_llava.serving.naming import (
+from vip_llava.serving.cluster.inside import Head, ask_inside
+from vip_llava.serving.cluster.legacy import NO_WORKER_CODE, line
+from vip_llava.serving.cluster.naming import (
     ANY_ERROR,
     ANY_OBJECT,
     CHAT_ANSWER,
@@ -43,11 +43,11 @@ from vip_llava.serving.naming import (
     model_list,
     model_of,
 )
-from vip_llava.serving.passing import Begun, Call, LostError, pass_on
-from vip_llava.serving.problems import Problem
-from vip_llava.serving.registry import ModelName
+from vip_llava.serving.cluster.passing import Begun, Call, LostError, pass_on
+from vip_llava.serving.cluster.registry import ModelName
+from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.entrance.stream import unless_gone
 from vip_llava.serving.settings import Limits, ServerSettings
-from vip_llava.serving.stream import unless_gone
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -101,8 +101,8 @@ class Replica:
 
     async def __init__(self, name: str, model: str, content: Mapping[str, Any]) -> None:  # type: ignore[misc]
         from vip_llava.api import load
-        from vip_llava.serving.app import models_of
-        from vip_llava.serving.worker import create_worker
+        from vip_llava.serving.api.app import models_of
+        from vip_llava.serving.cluster.worker import create_worker
 
         settings = ClusterSettings.model_validate(content)
         keywords: dict[str, Any] = dict(settings.load)

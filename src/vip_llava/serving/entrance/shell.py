@@ -19,15 +19,21 @@ try:
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
 
-    from vip_llava.serving.metrics import Metrics
+    from vip_llava.serving.entrance.metrics import Metrics
 except ImportError as error:
     raise MissingExtraError(
         f"serving needs the library {error.name}: pip install 'vip-llava[serve]'"
     ) from error
 
 from vip_llava import __version__
-from vip_llava.serving.gate import Gate
-from vip_llava.serving.problems import Problem, as_problem, broken_rules, error_schema, internal
+from vip_llava.serving.entrance.gate import Gate
+from vip_llava.serving.entrance.problems import (
+    Problem,
+    as_problem,
+    broken_rules,
+    error_schema,
+    internal,
+)
 
 __all__ = ["Shell", "shell", "shell_of"]
 

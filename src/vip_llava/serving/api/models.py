@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.entrance.problems import Problem
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from starlette.responses import Response, StreamingResponse
 
-from vip_llava.serving.legacy import ERROR_CODE, line
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.cluster.legacy import ERROR_CODE, line
+from vip_llava.serving.entrance.problems import Problem
 
 __all__ = ["Backend", "Begun", "Call", "LostError", "pass_on"]
 

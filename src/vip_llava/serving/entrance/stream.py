@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import Response
 
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.entrance.problems import Problem
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

@@ -18,9 +18,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.connections import protocol_with, quiet_config
+from vip_llava.serving.entrance.connections import protocol_with, quiet_config
+from vip_llava.serving.entrance.shell import shell_of
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.shell import shell_of
 
 __all__ = ["background", "listen", "run", "stop"]
 

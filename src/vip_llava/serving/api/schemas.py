@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from vip_llava.serving.region_schema import region_schema
+from vip_llava.serving.api.region_schema import region_schema
 
 __all__ = [
     "ChatRequest",

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.registry import WorkerStatus
-from vip_llava.serving.signing import Secret
+from vip_llava.serving.cluster.registry import WorkerStatus
+from vip_llava.serving.cluster.signing import Secret
 
 __all__ = ["HEART_BEAT_SECONDS", "Joining", "base_address"]
 

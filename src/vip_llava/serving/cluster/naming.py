@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from vip_llava.serving.problems import Problem, error_schema
+from vip_llava.serving.entrance.problems import Problem, error_schema
 
 __all__ = [
     "ANY_ERROR",

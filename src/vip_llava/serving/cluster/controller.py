@@ -14,7 +14,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vip_llava.serving.shell import shell, shell_of  # first: it says which extra is missing
+from vip_llava.serving.entrance.shell import (  # first: it says which extra is missing
+    shell,
+    shell_of,
+)
 
 # isort: split
 import httpx
@@ -23,11 +26,13 @@ from prometheus_client import Gauge
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from vip_llava.serving.admission import AddressList, Beat, Registration, ask_status
-from vip_llava.serving.backends import chooser, closed, new_client
-from vip_llava.serving.carrying import with_uploads
-from vip_llava.serving.legacy import NO_WORKER_CODE, line
-from vip_llava.serving.naming import (
+from vip_llava.serving.api.upload_routes import Prepare, add_upload_routes
+from vip_llava.serving.api.uploads import Uploads
+from vip_llava.serving.cluster.admission import AddressList, Beat, Registration, ask_status
+from vip_llava.serving.cluster.backends import chooser, closed, new_client
+from vip_llava.serving.cluster.carrying import with_uploads
+from vip_llava.serving.cluster.legacy import NO_WORKER_CODE, line
+from vip_llava.serving.cluster.naming import (
     ANY_ERROR,
     ANY_OBJECT,
     CHAT_ANSWER,
@@ -36,15 +41,13 @@ from vip_llava.serving.naming import (
     model_list,
     model_of,
 )
-from vip_llava.serving.passing import Call, pass_on
-from vip_llava.serving.problems import Problem, broken_rules
-from vip_llava.serving.registry import EXPIRY_SECONDS, Registry
+from vip_llava.serving.cluster.passing import Call, pass_on
+from vip_llava.serving.cluster.registry import EXPIRY_SECONDS, Registry
+from vip_llava.serving.cluster.signing import ForgedError, Secret, Verifier
+from vip_llava.serving.cluster.standing import Join, add_status_route, stay_joined
+from vip_llava.serving.entrance.problems import Problem, broken_rules
+from vip_llava.serving.entrance.stream import unless_gone
 from vip_llava.serving.settings import Limits, ServerSettings
-from vip_llava.serving.signing import ForgedError, Secret, Verifier
-from vip_llava.serving.standing import Join, add_status_route, stay_joined
-from vip_llava.serving.stream import unless_gone
-from vip_llava.serving.upload_routes import Prepare, add_upload_routes
-from vip_llava.serving.uploads import Uploads
 
 __all__ = ["LOOPBACK", "Controller", "create_controller"]
 

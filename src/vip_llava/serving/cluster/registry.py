@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.dispatch import DISPATCH
+from vip_llava.serving.cluster.dispatch import DISPATCH
 
 __all__ = ["EXPIRY_SECONDS", "Member", "ModelName", "Registry", "WorkerStatus"]
 

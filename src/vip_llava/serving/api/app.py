@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from prometheus_client import Gauge
 
-from vip_llava.serving.answering import Answering
-from vip_llava.serving.completions import AnswerCounts, Completions
-from vip_llava.serving.fetch import Fetcher
-from vip_llava.serving.models import EngineCollector, Loader, Models
-from vip_llava.serving.problems import error_schema
-from vip_llava.serving.schemas import (
+from vip_llava.serving.api.answering import Answering
+from vip_llava.serving.api.completions import AnswerCounts, Completions
+from vip_llava.serving.api.fetch import Fetcher
+from vip_llava.serving.api.models import EngineCollector, Loader, Models
+from vip_llava.serving.api.schemas import (
     ChatRequest,
     ChatResponse,
     ModelCard,
     ModelList,
 )
+from vip_llava.serving.api.upload_routes import add_upload_routes
+from vip_llava.serving.api.uploads import Uploads
+from vip_llava.serving.entrance.problems import error_schema
+from vip_llava.serving.entrance.shell import shell, shell_of
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.shell import shell, shell_of
-from vip_llava.serving.upload_routes import add_upload_routes
-from vip_llava.serving.uploads import Uploads
 
 if TYPE_CHECKING:
     from vip_llava.api import Assistant

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from vip_llava.serving.admission import STATUS_PATH
-from vip_llava.serving.problems import Problem, error_schema
-from vip_llava.serving.registry import WorkerStatus
+from vip_llava.serving.cluster.admission import STATUS_PATH
+from vip_llava.serving.cluster.registry import WorkerStatus
+from vip_llava.serving.cluster.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
+from vip_llava.serving.entrance.problems import Problem, error_schema
+from vip_llava.serving.entrance.shell import shell_of
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.shell import shell_of
-from vip_llava.serving.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
 
 if TYPE_CHECKING:
-    from vip_llava.serving.joining import Joining
+    from vip_llava.serving.cluster.joining import Joining
 
 __all__ = ["Join", "add_status_route", "as_member", "stay_joined"]
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vip_llava.serving.app import completions_of, create_app, models_of
+from vip_llava.serving.api.app import completions_of, create_app, models_of
 
 # isort: split
 from fastapi import FastAPI, Request
@@ -21,19 +21,19 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from vip_llava.errors import VipLlavaError
-from vip_llava.serving.legacy import ERROR_CODE, LegacyRequest, line, read_prompt
-from vip_llava.serving.naming import LEGACY_ANSWER
-from vip_llava.serving.problems import Problem, as_problem, broken_rules
-from vip_llava.serving.registry import WorkerStatus
-from vip_llava.serving.schemas import ChatRequest
-from vip_llava.serving.standing import Join, add_status_route, as_member, stay_joined
-from vip_llava.serving.stream import EventStream
+from vip_llava.serving.api.schemas import ChatRequest
+from vip_llava.serving.cluster.legacy import ERROR_CODE, LegacyRequest, line, read_prompt
+from vip_llava.serving.cluster.naming import LEGACY_ANSWER
+from vip_llava.serving.cluster.registry import WorkerStatus
+from vip_llava.serving.cluster.standing import Join, add_status_route, as_member, stay_joined
+from vip_llava.serving.entrance.problems import Problem, as_problem, broken_rules
+from vip_llava.serving.entrance.stream import EventStream
 
 if TYPE_CHECKING:
     from vip_llava.api import Assistant
-    from vip_llava.serving.models import Loader
+    from vip_llava.serving.api.models import Loader
+    from vip_llava.serving.cluster.signing import Secret
     from vip_llava.serving.settings import ServerSettings
-    from vip_llava.serving.signing import Secret
 
 __all__ = ["create_worker"]
 

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from vip_llava.serving.models import Models, ended
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.api.models import Models, ended
+from vip_llava.serving.entrance.problems import Problem
 
 if TYPE_CHECKING:
     from vip_llava.answer import Answer

@@ -17,14 +17,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from vip_llava.errors import VipLlavaError
-from vip_llava.serving.access import Access
-from vip_llava.serving.problems import Problem, as_problem, internal
-from vip_llava.serving.rates import ByteBudget, Rates
+from vip_llava.serving.entrance.access import Access
+from vip_llava.serving.entrance.problems import Problem, as_problem, internal
+from vip_llava.serving.entrance.rates import ByteBudget, Rates
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from vip_llava.serving.metrics import Metrics
+    from vip_llava.serving.entrance.metrics import Metrics
     from vip_llava.serving.settings import ServerSettings
 
 __all__ = ["OPEN_PATHS", "Gate"]

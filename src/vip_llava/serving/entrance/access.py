@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import SecretStr
 
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.entrance.problems import Problem
 from vip_llava.serving.settings import ServerSettings, is_loopback
 
 __all__ = ["Access"]

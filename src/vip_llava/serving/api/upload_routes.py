@@ -13,12 +13,12 @@ from fastapi import FastAPI, Request
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from vip_llava.pictures import open_picture
-from vip_llava.serving.problems import Problem, error_schema
-from vip_llava.serving.schemas import Removed, Uploaded
+from vip_llava.serving.api.schemas import Removed, Uploaded
+from vip_llava.serving.entrance.problems import Problem, error_schema
 
 if TYPE_CHECKING:
+    from vip_llava.serving.api.uploads import Uploads
     from vip_llava.serving.settings import Limits
-    from vip_llava.serving.uploads import Uploads
 
 __all__ = ["Prepare", "add_upload_routes"]
 

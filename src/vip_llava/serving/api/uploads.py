@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.entrance.problems import Problem
 from vip_llava.serving.settings import Limits
 
 __all__ = ["Upload", "Uploads"]

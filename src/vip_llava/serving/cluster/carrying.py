@@ -11,11 +11,11 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any
 
-from vip_llava.serving.problems import Problem
+from vip_llava.serving.entrance.problems import Problem
 
 if TYPE_CHECKING:
+    from vip_llava.serving.api.uploads import Uploads
     from vip_llava.serving.settings import Limits
-    from vip_llava.serving.uploads import Uploads
 
 __all__ = ["with_uploads"]
 

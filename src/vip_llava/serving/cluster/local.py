@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from vip_llava.serving.signing import Secret
+from vip_llava.serving.cluster.signing import Secret
 
 __all__ = ["LocalWorker", "LocalWorkers"]
 

@@ -1,0 +1,1 @@
+"""Several models and machines: workers that join a controller, and the same workers on Ray."""
