@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
-    from vip_llava.serving.signing import Secret
+    from vip_llava.serving.cluster.signing import Secret
 
 __all__ = [
     "host_of",
@@ -65,7 +65,7 @@ def secret_from(file: Path | None, *, make: bool = False) -> Secret:
     ServingError where there is none.
     """
     from vip_llava.cli.terminal import note
-    from vip_llava.serving.signing import SECRET_VARIABLE, read_secret
+    from vip_llava.serving.cluster.signing import SECRET_VARIABLE, read_secret
 
     if file is not None and make and not file.expanduser().exists():
         path = file.expanduser()
@@ -83,7 +83,7 @@ def secret_from(file: Path | None, *, make: bool = False) -> Secret:
 
 def managed_secret() -> Secret:
     """The secret as the first line of the standard input."""
-    from vip_llava.serving.signing import Secret
+    from vip_llava.serving.cluster.signing import Secret
 
     return Secret(sys.stdin.buffer.readline(4096).decode("utf-8", "replace").strip())
 
@@ -102,7 +102,7 @@ def until_stdin_ends(stop: Callable[[], None]) -> None:
 
 def worker_address(typed: str | None, listening: tuple[str, int]) -> str:
     """Where the controller reaches who listens there. ServingError where that is not known."""
-    from vip_llava.serving.joining import base_address
+    from vip_llava.serving.cluster.joining import base_address
 
     if typed is not None:
         return base_address(typed)

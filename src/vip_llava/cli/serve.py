@@ -85,8 +85,8 @@ def serve(
 def _run(called: str, model: ModelOptions, settings: ServerSettings) -> None:
     """Serve until a signal; raises what kept the model from being opened."""
     needs_serve()
-    from vip_llava.serving.app import create_app, models_of
-    from vip_llava.serving.running import listen, run, stop
+    from vip_llava.serving.api.app import create_app, models_of
+    from vip_llava.serving.entrance.running import listen, run, stop
 
     failures: list[Exception] = []
 

@@ -25,10 +25,10 @@ def serve_models(
     model: how all of them are opened. Raises ServingError when no worker is left, with the reason.
     """
     needs_serve()
-    from vip_llava.serving.controller import create_controller
-    from vip_llava.serving.local import LocalWorkers
-    from vip_llava.serving.running import listen, run, stop
-    from vip_llava.serving.signing import Secret
+    from vip_llava.serving.cluster.controller import create_controller
+    from vip_llava.serving.cluster.local import LocalWorkers
+    from vip_llava.serving.cluster.signing import Secret
+    from vip_llava.serving.entrance.running import listen, run, stop
 
     secret = Secret.new()
     listener = listen(settings)

@@ -162,8 +162,8 @@ def _run(
     sam: str | None,
 ) -> None:
     needs_serve()
+    from vip_llava.serving.entrance.running import listen, run
     from vip_llava.serving.page.app import create_page
-    from vip_llava.serving.running import listen, run
 
     # The port is taken before anything heavy is loaded, so that a taken one is told at once.
     listener = listen(settings)

@@ -27,9 +27,9 @@ from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
     from vip_llava.api import Assistant
-    from vip_llava.serving.joining import Joining
+    from vip_llava.serving.cluster.joining import Joining
+    from vip_llava.serving.cluster.signing import Secret
     from vip_llava.serving.settings import ServerSettings
-    from vip_llava.serving.signing import Secret
 
 __all__ = ["EPILOG", "worker"]
 
@@ -173,10 +173,10 @@ def _run(
     secret: Secret | None,
 ) -> None:
     """Serve until a signal; raises what kept a model from being opened."""
-    from vip_llava.serving.app import models_of
-    from vip_llava.serving.running import listen, run, stop
-    from vip_llava.serving.standing import as_member
-    from vip_llava.serving.worker import create_worker
+    from vip_llava.serving.api.app import models_of
+    from vip_llava.serving.cluster.standing import as_member
+    from vip_llava.serving.cluster.worker import create_worker
+    from vip_llava.serving.entrance.running import listen, run, stop
 
     failures: list[Exception] = []
 
@@ -210,7 +210,7 @@ def _run(
 
 
 def _joining(place: PlaceOptions, address: str, secret: Secret, status: Any) -> Joining:
-    from vip_llava.serving.joining import HEART_BEAT_SECONDS, Joining
+    from vip_llava.serving.cluster.joining import HEART_BEAT_SECONDS, Joining
 
     interval = HEART_BEAT_SECONDS if place.heart_beat is None else place.heart_beat
     return Joining(place.controller, address, secret, status, interval=interval)
