@@ -154,6 +154,8 @@ BAD: list[tuple[dict[str, Any], type[VipLlavaError], str]] = [
     ({"question": "", "regions": [BOX]}, RequestError, "1 regions but nothing is asked"),
     ({}, RequestError, "no question"),
     ({"question": 5}, RequestError, "question: 5"),
+    ({"question": "ab\ud800"}, RequestError, "question: character 3 is half of a pair"),
+    ({"question": "a", "history": [Message("user", "\udfff")]}, RequestError, "history: char"),
     ({"question": "a", "picture": None, "regions": [BOX]}, RequestError, "without a picture"),
     ({"question": "a", "bbox": [1, 2, 3, 4]}, RequestError, "unknown key 'bbox'; allowed"),
     ({"question": "a", "temperature": 9}, RequestError, "temperature: 9 is out of range"),

@@ -165,6 +165,16 @@ def _pictures(request: Request) -> tuple[list[Message], list[Shown]]:
     return history, shown
 
 
+def _encodable(field: str, text: str) -> None:
+    """Refuse half of a surrogate pair, which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{field}: character {error.start + 1} is half of a pair and stands for nothing"
+        ) from None
+
+
 def _shown(values: object) -> list[Shown]:
     """Pictures with their regions, from `Shown`s or from objects of that form."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
@@ -210,6 +220,7 @@ def _question(request: Request, shown: bool, notes: list[str]) -> str:
     question = request.question
     if not isinstance(question, str):
         raise RequestError(f"question: {question!r} is no text")
+    _encodable("question", question)
     marker = f"{IMAGE_TEXT}\n"
     if shown and question.startswith(marker):
         question = question[len(marker) :]
@@ -285,6 +296,7 @@ def _turn(value: MessageLike) -> tuple[Message, list[Shown]]:
         raise RequestError(f'history: {value!r} is no message; write {{"role": ..., "text": ...}}')
     if not isinstance(message.text, str):
         raise RequestError(f"history: a {message.role} message has no text")
+    _encodable("history", message.text)
     if own and message.role != "user":
         raise RequestError(f"history: a {message.role} message can't have pictures")
     return message, own

@@ -44,6 +44,7 @@ def frequencies(logits: Tensor = LOGITS, draws: int = 4000, **params: Any) -> Te
         ("top_k", -1),
         ("min_p", 1.5),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 0.09),
         ("seed", -1),
         ("seed", 2**63),
         ("seed", "0"),

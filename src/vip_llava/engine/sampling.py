@@ -61,7 +61,7 @@ class SamplingParams:
     min_p: float = 0.0
     """Keep tokens at least this many times as probable as the most probable one; 0 is off."""
     repetition_penalty: float = 1.0
-    """Above 1 makes tokens of the prompt and the answer so far less probable; 1 is off."""
+    """0.1 to 10: above 1 makes tokens of prompt and answer so far less probable; 1 is off."""
     seed: int | None = None
     """The same seed draws the same answer; None takes a fresh one (and the result names it)."""
     stop: tuple[str, ...] = ()
@@ -76,7 +76,8 @@ class SamplingParams:
         _check_float("top_p", self.top_p, 0.0, 1.0, above=True)
         _check_int("top_k", self.top_k, 0, _MAX_SEED)
         _check_float("min_p", self.min_p, 0.0, 1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
+        # Less would carry logits out of float32.
+        _check_float("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, _MAX_SEED)
         if self.logprobs is not None:

@@ -116,9 +116,14 @@ def test_a_full_queue_says_when_to_come_back(serve: Callable[..., Any]) -> None:
 
 def test_an_answer_that_takes_too_long_is_given_up(serve: Callable[..., Any], tiny: Any) -> None:
     api = serve(limits={"answer_seconds": 0.3})
-    answer = api.ask("Hello?", max_tokens=1000)
+    decoder = tiny.model.get_decoder()
+    slow = decoder.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    try:
+        answer = api.ask("Hello?", max_tokens=1000)
+        streamed = api.ask("Hello?", max_tokens=1000, stream=True)
+    finally:
+        slow.remove()
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "answer_too_slow")
-    streamed = api.ask("Hello?", max_tokens=1000, stream=True)
     assert streamed.status_code == 200
     assert '"code":"answer_too_slow"' in streamed.text.split("\n\n")[-2]
     assert "[DONE]" not in streamed.text

@@ -42,7 +42,7 @@ class LegacyRequest(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 50
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10, allow_inf_nan=False)] = 1.0
     max_new_tokens: Annotated[int, Field(ge=0)] = 256
     stop: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
