@@ -85,7 +85,7 @@ def test_a_client_that_leaves_frees_its_place_within_a_step(
     until(lambda: idle(tiny))
     ended = tiny.engine.stats().steps
     assert ended - noticed[0] <= 1
-    assert ended - left < LONG / 4  # long before the answer would have been whole
+    assert ended - left < LONG / 2  # long before the answer would have been whole
     until(lambda: "vip_llava_answers_open 0.0" in api.client.get("/metrics").text)
 
 
@@ -123,7 +123,7 @@ def test_a_stream_that_nobody_begins_to_read_ends_too(tiny: Assistant, after: st
 
     before = tiny.engine.stats().steps
     asyncio.run(ask())
-    assert tiny.engine.stats().steps - before < LONG / 4
+    assert tiny.engine.stats().steps - before < LONG / 2
 
 
 def test_clients_that_leave_while_they_wait_never_run(
