@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -431,25 +430,3 @@ def test_a_server_prepares_submits_and_hears(assistant: Assistant, photo: Image.
     cancelled.cancel()
     with pytest.raises(RequestError, match="cancelled"):
         cancelled.answer()
-
-
-def test_an_answer_may_lean_away_from_hidden_marks(
-    assistant: Assistant, photo: Image.Image
-) -> None:
-    """As set for the model; alone and among others, and not at all where nothing is marked."""
-    leaning = Assistant(assistant.model, copy.copy(assistant.processor), name="leaning")
-    if assistant.processor.focal is not None:
-        leaning.processor.focal = FocalSettings(contrast=4.0)
-    asks = [
-        {"question": QUESTION, "picture": photo, "regions": [Box(x, 5, x + 30, 40)]}
-        for x in range(0, 45, 5)
-    ]
-    alone = [assistant.ask_many([ask], max_new_tokens=4)[0].text for ask in asks]
-    leaned = [leaning.ask_many([ask], max_new_tokens=4)[0].text for ask in asks]
-    assert (leaned != alone) == (assistant.processor.focal is not None)
-    assert [one.text for one in leaning.ask_many(asks, max_new_tokens=4)] == leaned
-    plain = {"question": "What is this?", "picture": photo}
-    assert (
-        leaning.ask_many([plain], max_new_tokens=4)[0].text
-        == assistant.ask_many([plain], max_new_tokens=4)[0].text
-    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from vip_llava.answer import Answer, DrawnPicture, Timing, TokenLogprob, Usage
 from vip_llava.chat import Chat
-from vip_llava.engine import Contrast, Engine, EngineSettings, Generated, SamplingParams
+from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams
 from vip_llava.errors import RequestError
 from vip_llava.request import Prepared, Request, Sampling, Shown, as_request, naming
 
@@ -343,11 +343,7 @@ class Pending:
         self._prepared = prepared
         pixels = inputs.get("pixel_values")
         self.handle: Handle = assistant.engine.submit(
-            ids,
-            pixels,
-            prepared.sampling,
-            contrast=_contrast(processor, prepared),
-            on_event=on_event,
+            ids, pixels, prepared.sampling, on_event=on_event
         )
 
     @property
@@ -392,15 +388,6 @@ class Pending:
             )
             told.append(TokenLogprob(token, self._decode([token]), about.chosen, best))
         return tuple(told)
-
-
-def _contrast(processor: Processor, prepared: Prepared) -> Contrast | None:
-    hidden = processor.hidden(prepared.conversation)
-    if hidden is None or processor.focal is None:
-        return None
-    inputs = processor([hidden])
-    ids = inputs["input_ids"][0].tolist()
-    return Contrast(ids, inputs.get("pixel_values"), processor.focal.contrast)
 
 
 def _shortened(generated: Generated, asked: int) -> tuple[str, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,12 +13,10 @@ from vip_llava.model.focal import (
     fine_marks,
     focal_square,
     focal_view,
-    hide,
     view_captions,
 )
 from vip_llava.model.geometry import PictureGeometry
-from vip_llava.model.processor import Conversation, Drawn, Processor
-from vip_llava.model.templates import Message
+from vip_llava.model.processor import Processor
 from vip_llava.regions import Arrow, Box, Mask, Point, Region, draw, resolve
 
 SIZE = (200, 120)
@@ -145,47 +141,3 @@ def test_the_processor_marks_focal_views_anew() -> None:
         as_drawn = processor.views(drawn, resolved)[1]
     assert as_drawn.tobytes() == views[False].tobytes()
     assert ink(views[True]) < ink(views[False])
-
-
-@pytest.mark.parametrize(
-    ("region", "box"),
-    [
-        (Box(20, 30, 61, 90), (20, 30, 61, 90)),
-        (Point(100, 60), (84, 44, 116, 76)),  # of 200: a quarter over 1.6, around the dot
-        (Arrow(tail=(20, 20), tip=(100, 60)), (80, 40, 120, 80)),
-    ],
-)
-def test_a_marked_place_is_hidden(region: Region, box: tuple[int, int, int, int]) -> None:
-    photo = Image.fromarray(
-        np.random.default_rng(3).integers(0, 200, (SIZE[1], SIZE[0], 3), np.uint8)
-    )
-    before = photo.tobytes()
-    regions = resolve([region], SIZE).regions
-    hidden = np.asarray(hide(photo, regions, FocalSettings(), FILL))
-    filled = (hidden == FILL).all(axis=2)
-    rows, columns = np.nonzero(filled)
-    found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    assert all(abs(int(a) - b) <= 1 for a, b in zip(found, box, strict=True))
-    assert filled.sum() == (found[2] - found[0]) * (found[3] - found[1])
-    assert np.array_equal(hidden[~filled], np.asarray(photo)[~filled])
-    assert photo.tobytes() == before
-
-
-def test_the_processor_hides_marks_where_answers_lean_away(lite_processor: Processor) -> None:
-    photo = Image.new("RGB", SIZE, (200, 10, 10))
-    regions = resolve([Box(20, 30, 61, 90)], SIZE).regions
-    drawn = Drawn(draw(photo, regions), regions, photo)
-    talk = Conversation((Message("user", "What is it?"),), pictures=(drawn, Drawn(photo)))
-    assert lite_processor.hidden(talk) is None
-    leaning = copy.copy(lite_processor)
-    leaning.focal = FocalSettings(contrast=1.0)
-    hidden = leaning.hidden(talk)
-    assert hidden is not None
-    assert hidden.messages == talk.messages
-    first, second = hidden.drawn
-    fill = leaning.geometry.fill
-    assert first.regions == () and first.image.getpixel((40, 60)) == fill
-    assert first.image.getpixel((10, 10)) == (200, 10, 10)  # no mark is left either
-    assert second.image.tobytes() == photo.tobytes()
-    unmarked = Conversation((Message("user", "What is it?"),), picture=photo)
-    assert leaning.hidden(unmarked) is None

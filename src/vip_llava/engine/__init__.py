@@ -9,10 +9,9 @@ from vip_llava.engine.core import Engine, Handle
 from vip_llava.engine.detokenize import TextStream
 from vip_llava.engine.sampling import Logprobs, SamplingParams
 from vip_llava.engine.scheduler import TokenEvent
-from vip_llava.engine.values import Contrast, EngineSettings, EngineStats, Generated, check_room
+from vip_llava.engine.values import EngineSettings, EngineStats, Generated, check_room
 
 __all__ = [
-    "Contrast",
     "Engine",
     "EngineSettings",
     "EngineStats",

@@ -28,11 +28,10 @@ from vip_llava.engine.sampling import (
     Sampler,
     SamplingParams,
     SamplingState,
-    contrasted,
     logprobs,
 )
 from vip_llava.engine.scheduler import Row, Scheduler, TokenEvent
-from vip_llava.engine.values import Contrast, EngineSettings, EngineStats, Generated, check_room
+from vip_llava.engine.values import EngineSettings, EngineStats, Generated, check_room
 from vip_llava.engine.vision import VisionCache, view_digests
 from vip_llava.errors import RequestError, VipLlavaError
 
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Engine", "Handle"]
-
-_ONE_TOKEN = SamplingParams(max_new_tokens=1, seed=0)
 
 
 class Handle(Iterator[TokenEvent]):
@@ -158,14 +155,12 @@ class Engine:
         pixel_values: Tensor | None = None,
         params: SamplingParams | None = None,
         *,
-        contrast: Contrast | None = None,
         on_event: Callable[[TokenEvent], None] | None = None,
     ) -> Handle:
         """Queue a request; it runs when somebody waits for any, or by the thread of `start`.
 
         input_ids: the prompt without padding, each view as so many image tokens as it has features.
         pixel_values: [N, 3, S, S], the views in the order of their tokens.
-        contrast: a prompt that the first token leans away from; it is read first.
         on_event: called for each event by the thread that makes the steps; must not wait.
         Raises RequestError for a prompt that can't be answered.
         """
@@ -174,35 +169,24 @@ class Engine:
         params = params or SamplingParams()
         if self._decode is None and params.stop:
             raise ValueError("stop texts need a decode callable")
-        leader = None
-        if contrast is not None:
-            leader = self._row(contrast.input_ids, contrast.pixel_values, _ONE_TOKEN)
-        row = self._row(input_ids, pixel_values, params)
-        row.on_event = on_event
-        if self._decode is not None:
-            row.stream = TextStream(self._decode, (*self._stops, *params.stop), trim=self._trim)
-        if contrast is not None and leader is not None:
-            row.leader, leader.follower, row.contrast = leader, row, contrast.share
-        self._inbox.append(leader or row)
-        self._tell()
-        return Handle(self, row)
-
-    def _row(
-        self, input_ids: Sequence[int], pixel_values: Tensor | None, params: SamplingParams
-    ) -> Row:
         prompt = [int(token) for token in input_ids]
         image_at = self._check(prompt, 0 if pixel_values is None else len(pixel_values))
-        return Row(
+        row = Row(
             number=next(self._numbers),
             prompt=prompt,
             limit=min(params.max_new_tokens, self.room(len(prompt))),
             sampling=SamplingState(params, prompt),
-            stream=None,
+            stream=self._decode
+            and TextStream(self._decode, (*self._stops, *params.stop), trim=self._trim),
             pixels=pixel_values,
             views=[] if pixel_values is None else view_digests(pixel_values),
             image_at=image_at,
             arrived_at=time.perf_counter(),
+            on_event=on_event,
         )
+        self._inbox.append(row)
+        self._tell()
+        return Handle(self, row)
 
     def step(self) -> bool:
         """Make one step for all requests; False if there is nothing to do."""
@@ -397,11 +381,10 @@ class Engine:
             self._scheduler.fed(row, count)
             if row.images(row.stored, row.length)[0] == len(row.image_at):
                 row.features = None  # all pictures have been read
-        ready, logits = self._led(ready, logits)
         if not ready:
             return
         states = [row.sampling for row in ready]
-        tokens = self._sampler(self._leaning(ready, logits), states)
+        tokens = self._sampler(logits, states)
         told = logprobs(logits, tokens, states)
         for row, token, about in zip(ready, tokens, told, strict=True):
             if row.done:
@@ -410,31 +393,6 @@ class Engine:
                 self._take(row, token, about)
             except Exception as error:
                 self._fail(row, error)
-
-    def _led(self, ready: list[Row], logits: Tensor) -> tuple[list[Row], Tensor]:
-        """Leaders hand their logits on and end; the others go on."""
-        kept = [index for index, row in enumerate(ready) if row.follower is None]
-        if len(kept) == len(ready):
-            return ready, logits
-        for row, found in zip(ready, logits, strict=True):
-            if row.follower is not None:
-                self._end(row)
-                if not row.follower.done:
-                    row.follower.against = found.clone()
-                    self._inbox.append(row.follower)
-        return [ready[index] for index in kept], logits[kept]
-
-    def _leaning(self, ready: list[Row], logits: Tensor) -> Tensor:
-        """Logits to choose from: first ones lean away from those of a leader."""
-        led = [index for index, row in enumerate(ready) if row.against is not None]
-        if led:
-            logits = logits.clone()
-        for index in led:
-            row = ready[index]
-            assert row.against is not None
-            logits[index] = contrasted(logits[index], row.against, row.contrast)
-            row.against = None
-        return logits
 
     def _one_by_one(
         self, rows: Sequence[Row], error: Exception, again: Callable[[Row], None]
@@ -495,14 +453,10 @@ class Engine:
     def _fail(self, row: Row, error: BaseException) -> None:
         row.error = error
         self._end(row)
-        if row.follower is not None:
-            self._fail(row.follower, error)
 
     def _end(self, row: Row) -> None:
         if row.done:
             return
-        if row.leader is not None and not row.leader.done:
-            self._end(row.leader)
         self._scheduler.leave(row)
         row.pixels = None
         row.finished_at = time.perf_counter()

@@ -28,7 +28,6 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "SamplingState",
-    "contrasted",
     "logprobs",
 ]
 
@@ -39,7 +38,6 @@ _MAX_NEW_TOKENS = 1_000_000
 _MAX_SEED = 2**63 - 1
 # Dividing by less than this overflows float32 sooner than it changes the choice.
 _GREEDY_BELOW = 1e-5
-_LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,18 +185,6 @@ def logprobs(
         few = states[row].params.logprobs
         told[row] = Logprobs(mine, tuple(zip(names[:few], best[:few], strict=True)))
     return told
-
-
-def contrasted(logits: Tensor, against: Tensor, share: float) -> Tensor:
-    """`logits [V]` leaning away from those of another prompt; a distribution of the same tokens.
-
-    What both prompts make probable is worth less: log p + share * (log p - log p'). Only tokens at
-    least a tenth as probable as the best one stay, for of the others the difference says nothing.
-    The idea is contrastive decoding (arXiv 2210.15097), for regions arXiv 2403.02325.
-    """
-    own = logits.float().log_softmax(dim=-1)
-    leaning = own + share * (own - against.float().log_softmax(dim=-1))
-    return leaning.masked_fill(own < own.max() + _log(_LEAST_SHARE), -math.inf).to(logits)
 
 
 class Sampler:

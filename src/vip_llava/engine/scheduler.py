@@ -74,13 +74,6 @@ class Row:
     done: bool = False
     error: BaseException | None = None
     finish_reason: FinishReason | None = None
-    leader: Row | None = None
-    """Another prompt that is read first, for its first token's logits; see `Contrast`."""
-    follower: Row | None = None
-    """The request that this one is the leader of."""
-    against: Tensor | None = None
-    """The leader's logits [V], until the first token is chosen."""
-    contrast: float = 0.0
     first_token_at: float = 0.0
     finished_at: float = 0.0
     events: deque[TokenEvent] = field(default_factory=deque)
@@ -143,9 +136,7 @@ class Scheduler:
 
     def leave(self, row: Row) -> None:
         """A request is over or given up; its memory is free from now on."""
-        for rows in (self.running, self.waiting):  # in none while its leader is read
-            if row in rows:
-                rows.remove(row)
+        (self.running if row in self.running else self.waiting).remove(row)
         self._release(row)
         self._crowded = False
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from vip_llava.engine.kv import BLOCK_TOKENS
 from vip_llava.engine.sampling import Logprobs
@@ -16,7 +13,7 @@ from vip_llava.errors import RequestError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Contrast", "EngineSettings", "EngineStats", "Generated", "check_room"]
+__all__ = ["EngineSettings", "EngineStats", "Generated", "check_room"]
 
 _LEAST_TOKENS, _MOST_TOKENS = 8192, 32768
 
@@ -44,15 +41,6 @@ class EngineSettings:
         if tokens is None:
             tokens = min(max(positions or 0, _LEAST_TOKENS), _MOST_TOKENS)
         return -(-tokens // BLOCK_TOKENS)
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """Another prompt that a request's first token leans away from, by `share`; see `contrasted`."""
-
-    input_ids: Sequence[int]
-    pixel_values: Tensor | None
-    share: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ photo's own resolution, with some of its surroundings. Both views show the mark.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +25,7 @@ class FocalSettings:
     longer side for a point or an arrow, which say where a thing is but not how large. `minimum`:
     its smallest side, in pixels of the picture (a tiny thing is known
     by its surroundings). `named`: the prompt says in front of each square what it shows and where
-    (`view_captions`), so that several can be told apart and compared. `contrast`: how far the first
-    token of an answer leans away from what would be said with the marked places hidden (0: not at
-    all), for what stands beside a thing is said too easily.
+    (`view_captions`), so that several can be told apart and compared.
     """
 
     scale: float = 1.6
@@ -36,7 +33,6 @@ class FocalSettings:
     minimum: float = 56.0
     named: bool = False
     fine: bool = False
-    contrast: float = 0.0
 
 
 def view_captions(regions: Sequence[Region], size: tuple[int, int]) -> list[str]:
@@ -68,28 +64,6 @@ def focal_square(
     if isinstance(region, Point | Arrow):
         side = max(side, settings.point_share * max(size))
     return (x1 + x2) / 2, (y1 + y2) / 2, max(side, settings.minimum)
-
-
-def hide(
-    photo: Image.Image,
-    regions: Sequence[Region],
-    settings: FocalSettings,
-    fill: tuple[int, int, int],
-) -> Image.Image:
-    """The photo with each marked place filled; around a dot or a tip, what a thing there may cover.
-
-    `regions` are resolved; the photo is left as it is.
-    """
-    hidden = photo.copy()
-    for region in regions:
-        x1, y1, x2, y2 = region.bounds(photo.size)
-        if isinstance(region, Point | Arrow):
-            half = settings.point_share / settings.scale * max(photo.size) / 2
-            cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
-            x1, y1 = min(x1, cx - half), min(y1, cy - half)
-            x2, y2 = max(x2, cx + half), max(y2, cy + half)
-        hidden.paste(fill, (math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)))
-    return hidden
 
 
 def fine_marks(

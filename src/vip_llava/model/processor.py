@@ -21,7 +21,6 @@ from vip_llava.model.focal import (
     fine_marks,
     focal_square,
     focal_view,
-    hide,
     view_captions,
 )
 from vip_llava.model.geometry import PictureGeometry
@@ -167,19 +166,6 @@ class Processor:
             for each in conversation.drawn
             for view in self.views(each.image, each.regions, each.bare)
         ]
-
-    def hidden(self, conversation: Conversation) -> Conversation | None:
-        """The same conversation with the marked places hidden, where an answer is to lean away from
-        what is said then (`FocalSettings.contrast`); None where it is not, or nothing is marked.
-        """
-        drawn = conversation.drawn
-        if self.focal is None or not self.focal.contrast or not any(d.regions for d in drawn):
-            return None
-        fill = self.geometry.fill
-        pictures = [
-            Drawn(hide(each.bare or each.image, each.regions, self.focal, fill)) for each in drawn
-        ]
-        return Conversation(conversation.messages, pictures=tuple(pictures))
 
     def messages(self, conversation: Conversation) -> tuple[Message, ...]:
         """The turns with the views of each picture in front of its question and an open answer.

@@ -104,7 +104,6 @@ def focal_settings(settings: RunSettings) -> FocalSettings:
         minimum=settings.focal_minimum,
         named=settings.named_views,
         fine=settings.fine_marks,
-        contrast=settings.contrast,
     )
 
 

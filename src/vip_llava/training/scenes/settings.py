@@ -66,9 +66,6 @@ class RunSettings(BaseModel):
     fine_marks: bool = Field(
         False, description="draw the marks of a focal view anew, as thin as on the whole picture"
     )
-    contrast: float = Field(
-        0.0, description="how far answers lean away from those to hidden marks; 0: not", ge=0
-    )
     mean_with_start: bool = Field(
         False, description="the result is the mean of what was started from and what was trained"
     )
