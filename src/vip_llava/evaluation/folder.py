@@ -23,6 +23,7 @@ from PIL import Image
 
 from vip_llava.errors import DataError, RequestError
 from vip_llava.evaluation.items import Row, Score
+from vip_llava.evaluation.lines import whole_lines
 
 __all__ = ["RunFolder", "answer_line", "slug"]
 
@@ -83,15 +84,8 @@ class RunFolder:
         DataError for any other broken line.
         """
         path = self.path / "rows.jsonl"
-        if not path.is_file():
-            return []
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
         rows: dict[str, Row] = {}
-        for number, line in enumerate(content[:whole].splitlines(), 1):
+        for number, line in enumerate(whole_lines(path), 1):
             try:
                 row = Row.from_json(json.loads(line))
             except (ValueError, TypeError) as error:

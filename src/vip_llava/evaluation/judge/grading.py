@@ -17,6 +17,7 @@ from vip_llava.evaluation.folder import RunFolder, slug
 from vip_llava.evaluation.items import Row
 from vip_llava.evaluation.judge.endpoint import Reply
 from vip_llava.evaluation.judge.prompt import HINT, fingerprint, line, read_score
+from vip_llava.evaluation.lines import whole_lines
 
 __all__ = ["Grade", "Grades", "Judge", "grade_run"]
 
@@ -139,15 +140,8 @@ def _grade(judge: Judge, prompt: str, row: Row, number: int) -> Grade:
 
 def read_grades(path: Path) -> list[Grade]:
     """The grades of a file; a last line that was cut is left out, in the file too."""
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
     try:
-        return [Grade(**json.loads(text)) for text in content[:whole].splitlines()]
+        return [Grade(**json.loads(text)) for text in whole_lines(path)]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is no file of grades: {error}") from None
 

@@ -31,12 +31,10 @@ from vip_llava.serving.api.uploads import Uploads
 from vip_llava.serving.cluster.admission import AddressList, Beat, Registration, ask_status
 from vip_llava.serving.cluster.backends import chooser, closed, new_client
 from vip_llava.serving.cluster.carrying import with_uploads
-from vip_llava.serving.cluster.legacy import NO_WORKER_CODE, line
+from vip_llava.serving.cluster.fronts import add_passing_routes
 from vip_llava.serving.cluster.naming import (
     ANY_ERROR,
     ANY_OBJECT,
-    CHAT_ANSWER,
-    LEGACY_ANSWER,
     chosen_model,
     model_list,
     model_of,
@@ -246,7 +244,7 @@ def _preparing(together: int) -> Prepare:
 def _add_passing_routes(app: FastAPI, parts: Controller, uploads: Uploads, limits: Limits) -> None:
     """What workers answer."""
 
-    async def passed(request: Request, *, legacy: bool) -> Response:
+    async def passed(request: Request, legacy: bool) -> Response:
         body = await request.body()
         name = _chosen(await model_of(body), parts.registry)
         if not legacy:
@@ -263,33 +261,7 @@ def _add_passing_routes(app: FastAPI, parts: Controller, uploads: Uploads, limit
         work = pass_on(call, chooser(name, parts.registry, parts.client, key))
         return await unless_gone(request.receive, work)
 
-    @app.post(
-        "/v1/chat/completions",
-        tags=["api"],
-        openapi_extra=ANY_OBJECT,
-        response_class=Response,
-        responses=CHAT_ANSWER,
-    )
-    async def chat(request: Request) -> Response:
-        """As the API's, answered by one of the workers that serve `model`."""
-        return await passed(request, legacy=False)
-
-    @app.post(
-        "/worker_generate_stream",
-        tags=["original"],
-        openapi_extra=ANY_OBJECT,
-        response_class=Response,
-        responses=LEGACY_ANSWER,
-    )
-    async def worker_generate_stream(request: Request) -> Response:
-        """As a worker's. What goes wrong comes as the last object of the stream."""
-        try:
-            return await passed(request, legacy=True)
-        except Problem as problem:
-            if problem.code == "client_gone" or problem.status == 400:
-                raise
-            said = line(problem.message, NO_WORKER_CODE)
-            return Response(said, media_type="application/octet-stream")
+    add_passing_routes(app, passed)
 
 
 def _passed_so_often(before: str) -> str:

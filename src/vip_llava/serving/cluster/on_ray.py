@@ -32,20 +32,16 @@ except ImportError as error:
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from vip_llava.serving.cluster.fronts import add_passing_routes
 from vip_llava.serving.cluster.inside import Head, ask_inside
-from vip_llava.serving.cluster.legacy import NO_WORKER_CODE, line
 from vip_llava.serving.cluster.naming import (
     ANY_ERROR,
-    ANY_OBJECT,
-    CHAT_ANSWER,
-    LEGACY_ANSWER,
     chosen_model,
     model_list,
     model_of,
 )
 from vip_llava.serving.cluster.passing import Begun, Call, LostError, pass_on
 from vip_llava.serving.cluster.registry import ModelName
-from vip_llava.serving.entrance.problems import Problem
 from vip_llava.serving.entrance.stream import unless_gone
 from vip_llava.serving.settings import Limits, ServerSettings
 
@@ -233,7 +229,7 @@ def _front_app(settings: ClusterSettings, replicas: Mapping[str, DeploymentHandl
     )
     names = sorted(replicas)
 
-    async def passed(request: Request, *, legacy: bool) -> Response:
+    async def passed(request: Request, legacy: bool) -> Response:
         body = await request.body()
         handle = replicas[chosen_model(await model_of(body), names)]
         kind = request.headers.get("content-type", "application/json")
@@ -246,32 +242,5 @@ def _front_app(settings: ClusterSettings, replicas: Mapping[str, DeploymentHandl
         """The models that can be asked for."""
         return model_list(names)
 
-    @app.post(
-        "/v1/chat/completions",
-        tags=["api"],
-        openapi_extra=ANY_OBJECT,
-        response_class=Response,
-        responses=CHAT_ANSWER,
-    )
-    async def chat(request: Request) -> Response:
-        """As the API's, answered by a replica of `model`."""
-        return await passed(request, legacy=False)
-
-    @app.post(
-        "/worker_generate_stream",
-        tags=["original"],
-        openapi_extra=ANY_OBJECT,
-        response_class=Response,
-        responses=LEGACY_ANSWER,
-    )
-    async def worker_generate_stream(request: Request) -> Response:
-        """As a worker's."""
-        try:
-            return await passed(request, legacy=True)
-        except Problem as problem:
-            if problem.status in (400, 499):
-                raise
-            said = line(problem.message, NO_WORKER_CODE)
-            return Response(said, media_type="application/octet-stream")
-
+    add_passing_routes(app, passed)
     return app
