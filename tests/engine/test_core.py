@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.engine import Engine, SamplingParams, TokenEvent, check_room
+from vip_llava.engine import Engine, EngineSettings, SamplingParams, TokenEvent, check_room
 from vip_llava.errors import RequestError, VipLlavaError
 
 SHAPES = [(5, 1), (17, 2), (1, 0), (9, 1), (30, 0)]
@@ -408,3 +408,18 @@ def test_programming_mistakes_are_refused(
             submit(make_engine(vip_model), asks[0])
     finally:
         vip_model.eval()
+
+
+def test_on_a_cpu_prompts_are_read_one_after_the_other(
+    vip_model: Any, make_ask: Any, make_engine: Any
+) -> None:
+    """So the first is answered before the last is read."""
+    engine = make_engine(vip_model, kv_tokens=2048)
+    handles = [submit(engine, make_ask(80, 0, seed), 4) for seed in range(8)]
+    assert engine.step()
+    assert [bool(handle._row.tokens) for handle in handles] == [True] * 3 + [False] * 5
+    assert engine.stats().running == 4
+    settings = EngineSettings()
+    assert (settings.step("cpu"), settings.step("cuda")) == (256, 1024)
+    assert EngineSettings(max_running=300).step("cpu") == 301
+    assert EngineSettings(step_tokens=70).step("cpu") == 70

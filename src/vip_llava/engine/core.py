@@ -132,7 +132,7 @@ class Engine:
             self._blocks,
             BLOCK_TOKENS,
             self._settings.max_running,
-            self._settings.step_tokens,
+            self._settings.step(model.device.type),
         )
         self._memory = KVMemory(self._blocks.count)
         self._runner = Runner(model, self._memory)

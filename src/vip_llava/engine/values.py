@@ -27,13 +27,21 @@ class EngineSettings:
     least 8192 and at most 32768. The memory grows up to it as needed."""
     max_running: int = 64
     """Requests that are answered at the same time; more wait."""
-    step_tokens: int = 1024
-    """Most tokens of a step; longer prompts are read in several, between which others go on."""
+    step_tokens: int | None = None
+    """Most tokens of a step; longer prompts are read in several, between which others go on. None:
+    1024, and 256 on a CPU, which reads no faster for reading more at once; so of several prompts
+    the first is answered while the others are read."""
     prefix_tokens: int | None = None
     """Tokens of the KV memory that may be kept for requests with the same beginning while nobody
     uses them; None: all of it, 0: none."""
     vision_bytes: int = 256 * 2**20
     """Picture features that are kept for requests with the same views."""
+
+    def step(self, device: str) -> int:
+        """Most tokens of a step on a kind of device, more than requests may run."""
+        if self.step_tokens is not None:
+            return self.step_tokens
+        return max(256 if device == "cpu" else 1024, self.max_running + 1)
 
     def blocks(self, positions: int | None) -> int:
         """Whole blocks of KV memory for a model with so many positions."""
