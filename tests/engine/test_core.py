@@ -423,3 +423,24 @@ def test_on_a_cpu_prompts_are_read_one_after_the_other(
     assert (settings.step("cpu"), settings.step("cuda")) == (256, 1024)
     assert EngineSettings(max_running=300).step("cpu") == 301
     assert EngineSettings(step_tokens=70).step("cpu") == 70
+
+
+def test_a_request_taken_in_by_a_cancelling_thread_runs(
+    vip_model: Any, make_ask: Any, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's thread sleeps, and another thread empties the inbox while it cancels."""
+    engine = make_engine(vip_model)
+    engine.start()
+    try:
+        first = submit(engine, make_ask(6, 1), 2)
+        first.result()
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_tell", lambda: None)
+            second = submit(engine, make_ask(7, 1), 2)
+        first.cancel()
+        waiting = threading.Thread(target=second.result, daemon=True)
+        waiting.start()
+        waiting.join(20)
+        assert second.done
+    finally:
+        engine.stop()

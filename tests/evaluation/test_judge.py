@@ -184,9 +184,11 @@ def test_a_stopped_grading_goes_on(finished: Path, server: Server) -> None:
     (finished / "grades" / "rules.jsonl").write_text("\n".join([*kept, '{"id": "cut']))
     before = len(server.asked)
     grades = graded(finished, server)
-    assert len(server.asked) - before == 6 - 2 and len(grades.grades) == 6
+    # One more may have been on its way when the first grading was stopped.
+    asked = len(server.asked)
+    assert asked - before in (6 - 2, 6 - 1) and len(grades.grades) == 6
     assert sorted(grade.score for grade in grades.grades) == [0.0, 0.5, 0.5, 1.0, 1.0, 1.0]
-    assert graded(finished, server) == grades and len(server.asked) == before + 4
+    assert graded(finished, server) == grades and len(server.asked) == asked
 
 
 def test_rate_limits_and_faults_that_pass(finished: Path, server: Server) -> None:

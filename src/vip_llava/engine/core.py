@@ -261,7 +261,12 @@ class Engine:
         while not self._stopping:
             if not self.step():
                 with self._news:
-                    self._news.wait_for(lambda: self._stopping or self._inbox or self._cancelled)
+                    self._news.wait_for(self._has_work)
+
+    def _has_work(self) -> bool:
+        # Whoever cancels takes in new requests too: those are no longer in the inbox then.
+        new = bool(self._inbox or self._cancelled)
+        return self._stopping or new or not self._scheduler.idle
 
     def _tell(self) -> None:
         with self._news:

@@ -94,7 +94,8 @@ class MemberBackend:
             raise LostError("it does not take connections", reached=False) from error
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise LostError("it does not answer", reached=False) from error
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.StreamError, AttributeError) as error:
+            # The last one: httpcore asks a connection that was closed just now for its socket.
             raise LostError(
                 f"its connection broke ({type(error).__name__})", reached=True
             ) from error
