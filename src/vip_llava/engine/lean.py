@@ -1,9 +1,9 @@
 """Llama's layers called directly: the arithmetic of transformers' without what surrounds it.
 
-For a small model on a CPU half of a step's time goes into calling, not computing: masks that
-nobody needs, caches, wrappers around every layer. Here a step is a loop over the layers that calls
-their own modules (so LoRA, quantized and other linear layers work as they are) and the same paged
-attention. Everything that is not exactly transformers' Llama goes the ordinary way.
+Of a decoded token of a small model on a CPU about a tenth goes into masks that nobody needs, caches
+and wrappers around every layer; the rest is reading weights. Here a step is a loop over the layers
+that calls their own modules (so LoRA, quantized and other linear layers work as they are) and the
+same paged attention. Everything that is not exactly transformers' Llama goes the ordinary way.
 
 This module knows transformers' Llama and no requests.
 Shape letters: N tokens of the step, C width, Q query heads, H key/value heads, D width of a head.
