@@ -23,15 +23,16 @@ SOURCE = ROOT / "src" / "vip_llava"
 
 # Part of the package -> the parts it may import besides itself. Built from below to above.
 _BASE = {"errors", "regions", "pictures"}
-_CORE = _BASE | {"model", "engine"}
+_CORE = _BASE | {"kernels", "model", "engine"}
 _FACE = {"answer", "api", "chat", "request"}  # what `load()` gives, in several files
 _UPPER = {"training", "evaluation", "serving"}  # these never import each other
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "regions": {"errors"},
     "pictures": {"errors"},
-    "model": _BASE,
-    "engine": {"errors", "model"},
+    "kernels": set(),
+    "model": _BASE | {"kernels"},
+    "engine": {"errors", "kernels", "model"},
     "data": _BASE | {"model"},
     "cli": _CORE | _FACE | _UPPER | {"data", "__init__"},
     "__init__": {"errors", "regions", "pictures", "api"},

@@ -1,0 +1,136 @@
+"""The arithmetic of decoding few tokens: one set of operations, one implementation for a device.
+
+`for_device` gives the kernels of a device: `plain` (torch, any device) or `fused` (Triton, CUDA).
+Both are modules that satisfy `Kernels`, so a caller writes one step for all devices.
+
+This package knows tensors, neither models nor requests.
+Shape letters: M rows, K inputs, N outputs, R requests, Q query heads, H key/value heads, D width of
+a head, P places of the memory, W blocks of a request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vip_llava.kernels import plain
+from vip_llava.kernels.values import BLOCK_TOKENS, Dense, Int4, Int8, Matrix, Norm
+
+__all__ = ["BLOCK_TOKENS", "Dense", "Int4", "Int8", "Kernels", "Matrix", "Norm", "for_device"]
+
+
+class Kernels(Protocol):
+    """What each implementation gives. `plain` says what each operation means."""
+
+    CAPTURABLE: bool
+    """Whether a CUDA graph may be made of these."""
+
+    def rows(
+        self,
+        x: Tensor,
+        matrices: Sequence[Matrix],
+        residual: Tensor | None = None,
+        norm: Norm | None = None,
+    ) -> Tensor:
+        """x [M, K], normed if asked, times each matrix, side by side, plus residual: [M, all N]."""
+
+    def gated_rows(self, x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) -> Tensor:
+        """silu(x gate) * (x up): [M, K] -> [M, N]."""
+
+    def linear_rows(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """x [M, K] times weight [N, K], plus bias [N] and residual [M, N]: [M, N]."""
+
+    def int8_rows(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """The same for int8 weights [N, K] with one scale [N] for each output."""
+
+    def int4_rows(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        low: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """The same for 4-bit weights, as `Int4` holds them."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Rows [M, K] over their root mean square, times weight [K]."""
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and that sum."""
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """[M, 2I] -> [M, I]: silu of the first half times the second."""
+
+    def rotate_and_store(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        places: Tensor,
+    ) -> Tensor:
+        """Turn q and k by their positions and store k and v at their places; gives the turned q."""
+
+    def paged_decode(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        table: Tensor,
+        lengths: Tensor,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Attention of one new token of each request over its own places: [R, Q, D]."""
+
+    def paged_step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        places: Tensor,
+        table: Tensor,
+        lengths: Tensor,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """`rotate_and_store`, then `paged_decode` with what it gives."""
+
+
+def for_device(device: torch.device) -> Kernels:
+    """The kernels for tensors of a device.
+
+    Triton's serve CUDA where Triton is installed, and any device where its interpreter is on
+    (`TRITON_INTERPRET=1`, for tests); everything else gets the plain ones.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if (device.type == "cuda" or interpreted) and find_spec("triton") is not None:
+        import vip_llava.kernels.fused as fused
+
+        return fused
+    return plain

@@ -1,0 +1,56 @@
+"""Weights as the kernels take them: a matrix in one of three formats, and a norm.
+
+They hold tensors that belong to somebody else, copy nothing and check nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["BLOCK_TOKENS", "Dense", "Int4", "Int8", "Matrix", "Norm"]
+
+BLOCK_TOKENS = 16
+"""Places of a block of the memory: its number times this is its first place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """weight [N, K] in the type of the rows; bias [N]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """weight int8 [N, K], times scale [N]; bias [N]."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Int4:
+    """Levels 0 to 15, two in a byte of packed [N, K/2], even inputs in the low half.
+
+    A weight is low + level * scale; those are [N, K/group, 1]. bias [N].
+    """
+
+    packed: Tensor
+    scale: Tensor
+    low: Tensor
+    bias: Tensor | None = None
+
+
+Matrix = Dense | Int8 | Int4
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A root mean square norm with weight [K]."""
+
+    weight: Tensor
+    eps: float
