@@ -20,7 +20,11 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert [path.stem for path in RECIPES] == ["default-model-2", "default-model"]
+    assert [path.stem for path in RECIPES] == [
+        "default-model-2",
+        "default-model-3",
+        "default-model",
+    ]
 
 
 def test_overrides_win_and_texts_become_numbers(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,3 +118,31 @@ def test_the_view_is_bounded_and_repeatable() -> None:
     other, _ = augment(picture, [], [], np.random.default_rng(6), small)
     assert max(first.size) <= 101 and first.mode == "RGB"
     assert first.tobytes() == again.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_harsh_views_differ_in_pixels_alone(seed: int) -> None:
+    photo = photo_with((60.0, 40.0, 160.0, 120.0)).resize((600, 450))
+    things = [Thing("cup", (150.0, 100.0, 400.0, 300.0))]
+    kind, harsh = PLAIN, replace(PLAIN, harsh_share=1.0)
+    view, moved = augment(photo, things, [0], np.random.default_rng(seed), kind)
+    other, same = augment(photo, things, [0], np.random.default_rng(seed), harsh)
+    again, _ = augment(photo, things, [0], np.random.default_rng(seed), harsh)
+    assert moved == same and (other.size, other.mode) == (view.size, "RGB")
+    assert other.tobytes() == again.tobytes()
+
+
+def test_half_of_the_views_are_harsh_where_half_are_asked_for() -> None:
+    photo = photo_with((60.0, 40.0, 160.0, 120.0))
+    things = [Thing("cup", (60.0, 40.0, 160.0, 120.0))]
+    half = replace(PLAIN, harsh_share=0.5)
+    changed = 0
+    for seed in range(200):
+        pairs = (np.random.default_rng(seed) for _ in range(2))
+        views = [
+            augment(photo, things, [0], rng, s)[0]
+            for rng, s in zip(pairs, (PLAIN, half), strict=True)
+        ]
+        changed += views[0].tobytes() != views[1].tobytes()
+    # About one in seven harsh ones keeps everything by lot.
+    assert 60 < changed < 115

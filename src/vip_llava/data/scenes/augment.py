@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from vip_llava.data.scenes.photos import Rectangle, Thing
 
+_GRAIN = np.random.default_rng(0).standard_normal(2**21, dtype=np.float32)
 _VISIBLE = 0.5  # a thing of which less than this share is left is no longer known
 
 
@@ -29,6 +30,11 @@ class AugmentSettings:
     light: tuple[float, float] = (0.7, 1.3)
     saturation: tuple[float, float] = (0.5, 1.4)
     longest: int = 448
+    harsh_share: float = 0.0
+    """So many views are tinted, blurred, made grey or grainy too, each by lot."""
+    tint: float = 0.2
+    blur: tuple[float, float] = (0.3, 1.2)
+    grain: tuple[float, float] = (3.0, 14.0)
     fill: tuple[int, int, int] = (127, 127, 127)
 
 
@@ -56,7 +62,10 @@ def augment(
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     moved = [_move(t, window, (sx, sy), size, flip) for t in things]
-    return _relight(view, rng, settings), moved
+    view = _relight(view, rng, settings)
+    if settings.harsh_share and rng.random() < settings.harsh_share:
+        view = _harsh(view, rng, settings)
+    return view, moved
 
 
 def _window(
@@ -138,4 +147,25 @@ def _relight(view: Image.Image, rng: np.random.Generator, settings: AugmentSetti
     if rng.random() < 0.5:
         grey = view.convert("L").convert("RGB")
         view = Image.blend(grey, view, float(rng.uniform(*settings.saturation)))
+    return view
+
+
+def _harsh(view: Image.Image, rng: np.random.Generator, settings: AugmentSettings) -> Image.Image:
+    """What worse cameras do, one or more by lot: a tint, no colours, a blur, grain."""
+    chances = rng.random(4)
+    if chances[0] < 0.5:
+        gains = rng.uniform(1 - settings.tint, 1 + settings.tint, 3)
+        levels = np.clip(np.outer(gains, np.arange(256)), 0, 255)
+        view = view.point(levels.astype(np.uint8).ravel().tolist())
+    if chances[1] < 0.15:
+        view = view.convert("L").convert("RGB")
+    if chances[2] < 0.35:
+        view = view.filter(ImageFilter.GaussianBlur(float(rng.uniform(*settings.blur))))
+    if chances[3] < 0.35:
+        pixels = np.asarray(view, np.int16)
+        # One table of random numbers, read from a random place: as good, and ten times faster.
+        start = int(rng.integers(len(_GRAIN) - pixels.size)) if pixels.size < len(_GRAIN) else 0
+        grain = np.resize(_GRAIN[start : start + pixels.size], pixels.shape)
+        grain = grain * np.float32(rng.uniform(*settings.grain))
+        view = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
     return view

@@ -93,6 +93,7 @@ def mix_settings(settings: RunSettings) -> MixSettings:
         single_share=settings.single_share,
         label_power=settings.label_power,
         focal_scale=(low, high),
+        augment=replace(own.augment, harsh_share=settings.harsh_share),
     )
 
 

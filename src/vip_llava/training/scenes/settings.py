@@ -50,6 +50,9 @@ class RunSettings(BaseModel):
     drop_token: float = Field(0.0, description="share of picture tokens blanked", ge=0, lt=1)
     mosaic_share: float = Field(0.18, description="share of mosaics", ge=0, le=1)
     single_share: float = Field(0.10, description="share of photos of one thing", ge=0, le=1)
+    harsh_share: float = Field(
+        0.0, description="share of scenes that are tinted, blurred, grey or grainy", ge=0, le=1
+    )
     label_power: float = Field(
         -0.5, description="things are drawn by the count of their label to this power", ge=-1, le=0
     )
