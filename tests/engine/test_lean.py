@@ -83,5 +83,15 @@ def test_what_is_not_quite_a_llama_goes_the_ordinary_way() -> None:
     model.layers[1].mlp.register_forward_hook(lambda *_: None)
     assert not LeanLlama.fits(model)
     model = llama()
+    model.layers[2].mlp.forward = model.layers[1].mlp.forward
+    assert not LeanLlama.fits(model)
+    model = llama()
     model.layers[2].post_attention_layernorm = nn.LayerNorm(48)
     assert not LeanLlama.fits(model)
+
+
+def test_hooks_that_only_look_on_do_not_count() -> None:
+    model = llama()
+    model(torch.tensor([[1, 2]]), output_hidden_states=True)
+    assert any(layer._forward_hooks for layer in model.layers)
+    assert LeanLlama.fits(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -89,3 +90,61 @@ def test_a_digest_is_of_type_shape_and_every_pixel(views: Tensor) -> None:
     assert view_digests(one) == view_digests(strided) == view_digests(views)[:1]
     others = [changed, one.double(), one.bfloat16(), one.reshape(1, 3, 14, 56)]
     assert len({view_digests(other)[0] for other in [one, *others]}) == 5
+
+
+@torch.inference_mode()
+def test_recorded_encodings_are_put_together(model: Any, views: Tensor) -> None:
+    """Of 4, 2 and 1 views; each number is recorded once."""
+    plain, cache = VisionCache(model, 0), VisionCache(model, 0, captured=True)
+    cache.look()
+    runs: list[int] = []
+    run = cache._run
+    cache._run = lambda pixels: (runs.append(len(pixels)), run(pixels))[1]  # type: ignore[method-assign]
+    for count in (6, 3, 1):
+        [found] = cache.features([ask(*views[:count])])
+        [expected] = plain.features([ask(*views[:count])])
+        torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
+    assert runs == [4, 2, 2, 1, 1]
+    assert (cache.recorder.count, plain.recorder.count) == (3, 0)
+    cache.look()
+    cache.features([ask(views[5])])
+    assert cache.recorder.count == 3
+
+
+@torch.inference_mode()
+def test_a_tower_that_is_hooked_or_changed_is_not_what_was_recorded(
+    vip_model: Any, views: Tensor
+) -> None:
+    model = copy.deepcopy(vip_model)
+    cache = VisionCache(model, 0, captured=True)
+    cache.look()
+    [before] = cache.features([ask(views[0])])
+    seen: list[int] = []
+    hook = count_encoded(model, seen)
+    cache.look()
+    cache.features([ask(views[0])])
+    assert (seen, cache.recorder.count) == ([1], 1)
+    hook.remove()
+    weight = model.model.multi_modal_projector.linear_2.weight
+    weight.data = weight.data * 2
+    cache.look()
+    [after] = cache.features([ask(views[0])])
+    assert cache.recorder.count == 2
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, VisionCache(model, 0).features([ask(views[0])])[0])
+
+
+@torch.inference_mode()
+def test_what_cannot_be_recorded_is_encoded_as_it_is(vip_model: Any, views: Tensor) -> None:
+    cache = VisionCache(vip_model, 0, captured=True)
+    cache.look()
+
+    def refuse(work: Any) -> Any:
+        raise ValueError("odd")
+
+    cache.recorder.record = refuse  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="without recordings: odd"):
+        [found] = cache.features([ask(views[0])])
+    [expected] = VisionCache(vip_model, 0).features([ask(views[0])])
+    torch.testing.assert_close(found, expected)
+    assert cache.features([ask(views[1])])

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from vip_llava.engine.kv import KVMemory
+from vip_llava.engine.transfer import sent
 
 __all__ = ["PAGED_ATTENTION", "Piece", "StepPlan", "attend", "paged", "paged_attention", "plan"]
 
@@ -70,7 +71,7 @@ class _Group:
 
     def places_on(self, device: torch.device) -> Tensor:
         if device not in self.made:
-            self.made[device] = self.places.to(device)
+            self.made[device] = sent(self.places, device)
         return self.made[device]
 
     def mask(self, window: int | None, device: torch.device) -> Tensor | None:
@@ -84,7 +85,7 @@ class _Group:
             query = torch.tensor(self.starts).unsqueeze(1) + torch.arange(tokens)
             distance = query.unsqueeze(2) - torch.arange(self.length)
             mask = (distance >= 0) & (distance < seen)
-            self.made[seen, device] = mask.unsqueeze(1).to(device)
+            self.made[seen, device] = sent(mask.unsqueeze(1), device)
         return self.made[seen, device]
 
 
@@ -131,8 +132,8 @@ def plan(memory: KVMemory, pieces: Sequence[Piece], device: torch.device) -> Ste
     return StepPlan(
         memory,
         tuple(groups),
-        torch.cat(new).to(device),
-        torch.cat(positions).unsqueeze(0).to(device),
+        sent(torch.cat(new), device),
+        sent(torch.cat(positions).unsqueeze(0), device),
     )
 
 

@@ -14,14 +14,17 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from vip_llava.engine.captured import Flight
 from vip_llava.engine.detokenize import Decode, TextStream
+from vip_llava.engine.handle import Handle
 from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
+from vip_llava.engine.paths import Paths, records
 from vip_llava.engine.runner import Runner
 from vip_llava.engine.sampling import (
     Logprobs,
@@ -31,7 +34,7 @@ from vip_llava.engine.sampling import (
     logprobs,
 )
 from vip_llava.engine.scheduler import Row, Scheduler, TokenEvent
-from vip_llava.engine.values import EngineSettings, EngineStats, Generated, check_room
+from vip_llava.engine.values import EngineSettings, EngineStats, check_room
 from vip_llava.engine.vision import VisionCache, view_digests
 from vip_llava.errors import RequestError, VipLlavaError
 
@@ -39,56 +42,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Engine", "Handle"]
-
-
-class Handle(Iterator[TokenEvent]):
-    """A request that was submitted. Iterate its events, take its `result`, or `cancel` it."""
-
-    def __init__(self, engine: Engine, row: Row) -> None:
-        self._engine = engine
-        self._row = row
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
-        return self._row.done
-
-    def __next__(self) -> TokenEvent:
-        """The next token, waiting for it. Raises the error that ended the request, if one did."""
-        self._engine._wait(lambda: bool(self._row.events) or self._row.done)
-        if self._row.events:
-            return self._row.events.popleft()
-        if self._row.error is not None:
-            raise self._row.error
-        raise StopIteration
-
-    def result(self) -> Generated:
-        """Wait to the end; events not yet iterated stay for iterating.
-
-        Raises the error that ended the request; RequestError for a cancelled one.
-        """
-        row = self._row
-        self._engine._wait(lambda: row.done)
-        if row.error is not None:
-            raise row.error
-        if row.finish_reason is None:
-            raise RequestError("the request was cancelled")
-        return Generated(
-            tokens=tuple(row.tokens),
-            text=row.stream.text if row.stream else "",
-            finish_reason=row.finish_reason,
-            prompt_tokens=len(row.prompt),
-            cached_tokens=row.cached,
-            max_new_tokens=row.limit,
-            seed=row.sampling.params.seed or 0,
-            prefill_seconds=row.first_token_at - row.arrived_at,
-            decode_seconds=row.finished_at - row.first_token_at,
-            logprobs=None if row.sampling.params.logprobs is None else tuple(row.logprobs),
-        )
-
-    def cancel(self) -> None:
-        """Give it up; its memory is free before the next step. Does nothing once it is done."""
-        self._engine._cancel(self._row)
 
 
 class Engine:
@@ -135,13 +88,24 @@ class Engine:
             self._settings.step(model.device.type),
         )
         self._memory = KVMemory(self._blocks.count)
-        self._runner = Runner(model, self._memory)
-        self._vision = VisionCache(model, self._settings.vision_bytes)
+        captured = records(self._settings.captured, model.device)
+        self._paths = Paths(
+            model,
+            self._memory,
+            captured=captured,
+            most=self._settings.max_running,
+            banned=suppress_ids,
+        )
+        self._runner = Runner(model, self._memory, self._paths)
+        self._vision = VisionCache(model, self._settings.vision_bytes, captured=captured)
         self._sampler = Sampler(model.device, suppress_ids)
         self._numbers = itertools.count()
         self._inbox: deque[Row] = deque()
         self._cancelled: deque[Row] = deque()
         self._weights = _fingerprint(model)
+        # A step that is under way while its requests wait for the one before it to be read.
+        self._flight: Flight | None = None
+        self._captured_steps = 0
         self._steps = self._prompt_tokens = self._cached_tokens = 0
         # Whoever holds `_turn` makes a step; `_news` tells waiting threads that one was made.
         self._turn = threading.RLock()
@@ -214,6 +178,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counts since the engine was made, and what it holds now."""
         with self._turn:
+            recorders = (self._paths.recorder, self._vision.recorder)
             return EngineStats(
                 steps=self._steps,
                 running=len(self._scheduler.running),
@@ -228,6 +193,9 @@ class Engine:
                 vision_hits=self._vision.hits,
                 vision_misses=self._vision.misses,
                 vision_bytes=self._vision.bytes,
+                captured_steps=self._captured_steps,
+                recordings=sum(recorder.count for recorder in recorders),
+                recording_seconds=sum(recorder.seconds for recorder in recorders),
             )
 
     def forget(self) -> None:
@@ -235,6 +203,22 @@ class Engine:
         with self._turn:
             self._blocks.forget()
             self._vision.forget()
+
+    @torch.inference_mode()
+    def warm_up(self) -> float:
+        """Make all recordings now that would else be made when they are first needed.
+
+        Those are of encodings of one picture and of steps of answers. Returns the seconds it took;
+        does nothing where nothing is recorded. For servers, before they say that they are ready.
+        """
+        began = time.perf_counter()
+        with self._turn:
+            self._paths.look()
+            self._vision.look()
+            self._vision.warm_up()
+            if self._paths.decode is not None:
+                self._paths.decode.warm_up()
+        return time.perf_counter() - began
 
     def start(self) -> None:
         """Let a thread make the steps from now on, whenever there is something to do."""
@@ -319,12 +303,25 @@ class Engine:
     def _step(self) -> bool:
         """One step; the caller has the turn. False: there was nothing to do."""
         self._receive()
+        flight, self._flight = self._flight, None
+        if flight is not None and any(not row.done for row in flight.rows):
+            self._steps += 1
+            self._land(flight)
+            self._receive()
+            return True
         chosen = self._scheduler.plan()
         if not chosen:
             assert self._scheduler.idle, "requests wait and none can run"
             return False
         self._steps += 1
-        self._run(self._with_features(chosen))
+        # Answers first: the device works on them while the prompts are made ready.
+        flight = self._launch([row for row, count in chosen if count == row.pending == 1])
+        going = set() if flight is None else {row.number for row in flight.rows}
+        fed = self._feed(self._with_features([one for one in chosen if one[0].number not in going]))
+        if flight is not None:
+            self._land(flight)
+        if fed is not None:
+            self._choose(*fed)
         self._receive()
         return True
 
@@ -335,10 +332,64 @@ class Engine:
             if weights != self._weights:
                 self.forget()
                 self._weights = weights
+            self._paths.look()
+            self._vision.look()
         while self._inbox:
             self._scheduler.join(self._inbox.popleft())
         while self._cancelled:
             self._end(self._cancelled.popleft())
+
+    def _launch(self, rows: list[Row], before: Flight | None = None) -> Flight | None:
+        """Start a recorded step for those that can have one; None where nobody can."""
+        decode = self._paths.decode
+        # A picture's place needs its features.
+        rows = [row for row in rows if row.images(row.stored, row.length)[0] == len(row.image_at)]
+        if decode is None or not rows:
+            return None
+        try:
+            return decode.launch(rows, before)
+        except Exception as error:
+            self._paths.close_recorded(error)
+            return None
+
+    def _land(self, flight: Flight) -> None:
+        """Read a recorded step, and start the next one before that if nothing speaks against it."""
+        plain = flight.plain
+        try:
+            self._flight = self._launch_next(flight) if plain else None
+            tokens = flight.tokens()
+        except Exception as error:
+            self._flight = None
+            rows = [row for row in flight.rows if not row.done]
+            self._one_by_one(rows, error, lambda row: self._run([(row, 1)]))
+            return
+        self._captured_steps += 1
+        alive = [seat for seat, row in enumerate(flight.rows) if not row.done]
+        rows = [flight.rows[seat] for seat in alive]
+        for row in rows:
+            self._scheduler.fed(row, 1)
+        if not plain:
+            whole = len(rows) == len(flight.rows)
+            self._choose(rows, flight.logits if whole else flight.logits[alive])
+            return
+        self._tell_tokens(rows, [tokens[seat] for seat in alive], [None] * len(rows))
+
+    def _launch_next(self, flight: Flight) -> Flight | None:
+        """The step after one that is not read yet, for all who surely take part in it.
+
+        Who turns out to have ended with the first has taken part for nothing; that token is dropped.
+        """
+        rows = [row for row in flight.rows if not row.done]
+        going = [row for row in rows if len(row.tokens) + 1 < row.limit]
+        scheduler = self._scheduler
+        if flight.step is not self._paths.decode or self._inbox or not going:
+            return None
+        # Somebody else is to run, or may join when one has ended.
+        if len(rows) < len(scheduler.running) or (scheduler.waiting and len(going) < len(rows)):
+            return None
+        if not scheduler.settled or not scheduler.ahead(going):
+            return None
+        return self._launch(going, flight)
 
     def _with_features(self, chosen: list[tuple[Row, int]]) -> list[tuple[Row, int]]:
         """Fetch the features of pictures that come up, of all requests together."""
@@ -374,26 +425,46 @@ class Engine:
             )
 
     def _run(self, chosen: list[tuple[Row, int]]) -> None:
+        fed = self._feed(chosen)
+        if fed is not None:
+            self._choose(*fed)
+
+    def _feed(self, chosen: list[tuple[Row, int]]) -> tuple[list[Row], Tensor] | None:
+        """Feed so many tokens of each request; those that can choose a token, and logits for it."""
         if not chosen:
-            return
+            return None
         counts = dict(chosen)
         try:
             ready, logits = self._runner(chosen)
         except Exception as error:
             self._one_by_one(list(counts), error, lambda row: self._run([(row, counts[row])]))
-            return
+            return None
         for row, count in chosen:
             self._scheduler.fed(row, count)
             if row.images(row.stored, row.length)[0] == len(row.image_at):
                 row.features = None  # all pictures have been read
-        if not ready:
-            return
-        states = [row.sampling for row in ready]
-        tokens = self._sampler(logits, states)
-        told = logprobs(logits, tokens, states)
-        for row, token, about in zip(ready, tokens, told, strict=True):
+        return ready, logits
+
+    def _choose(self, ready: list[Row], logits: Tensor) -> None:
+        """The next token of each of these requests, by its logits [R, V]."""
+        # Cancelled by what a neighbour's event led to.
+        seats = [seat for seat, row in enumerate(ready) if not row.done]
+        if len(seats) < len(ready):
+            ready, logits = [ready[seat] for seat in seats], logits[seats]
+        if ready:
+            states = [row.sampling for row in ready]
+            tokens = self._sampler(logits, states)
+            self._tell_tokens(ready, tokens, logprobs(logits, tokens, states))
+
+    def _tell_tokens(
+        self,
+        rows: Sequence[Row],
+        tokens: Sequence[int | None],
+        told: Sequence[Logprobs | None],
+    ) -> None:
+        for row, token, about in zip(rows, tokens, told, strict=True):
             if row.done:
-                continue  # cancelled by what a neighbour's event led to
+                continue
             try:
                 self._take(row, token, about)
             except Exception as error:

@@ -93,6 +93,8 @@ class KVMemory:
     def __init__(self, blocks: int, block_tokens: int = BLOCK_TOKENS) -> None:
         self.places = blocks * block_tokens
         """The budget."""
+        self.moves = 0
+        """How often memory was laid out (anew): where it lies has changed then."""
         self._size = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -111,19 +113,38 @@ class KVMemory:
             size = min(self.places, max(count, 2 * self._size, _FIRST_PLACES))
             # Layer by layer, so that only one is there twice; if memory ends, nothing is lost.
             for index, (keys, values) in self._layers.items():
+                self.moves += 1
                 self._layers[index] = (_grown(keys, size), _grown(values, size))
             self._size = size
 
+    def claim(self, bytes_per_place: int, device: torch.device) -> None:
+        """On CUDA take the whole budget at once, if half of what is free there is enough.
+
+        Growing later would cost every recorded step, because those know where the memory lies.
+        """
+        if device.type != "cuda" or self._layers:
+            return
+        free, _ = torch.cuda.mem_get_info(device)
+        if self.places * bytes_per_place <= free // 2:
+            self._size = self.places
+
     def write(self, index: int, places: Tensor, key: Tensor, value: Tensor) -> None:
         """Store `key`, `value` [N, H, D] at `places` [N] of a layer, which must be there."""
-        if index not in self._layers:
-            self._layers[index] = (self._room(key), self._room(value))
+        _, heads, width = key.shape
+        self.lay_out(index, heads, width, key.dtype, key.device)
         for memory, states in zip(self._layers[index], (key, value), strict=True):
             memory.index_copy_(0, places, states)
 
-    def _room(self, states: Tensor) -> Tensor:
-        _, heads, width = states.shape
-        return torch.empty((self._size, heads, width), dtype=states.dtype, device=states.device)
+    def lay_out(
+        self, index: int, heads: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Have the memory of a layer there, as large as that of the others."""
+        if index in self._layers:
+            return
+        shape = (self._size, heads, width)
+        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        self._layers[index] = (keys, values)
+        self.moves += 1
 
 
 def _grown(memory: Tensor, size: int) -> Tensor:

@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import (
 
 from vip_llava.engine.attention import StepPlan, attend
 
-__all__ = ["LeanLlama"]
+__all__ = ["LeanLlama", "hooked"]
 
 
 class LeanLlama:
@@ -52,7 +52,7 @@ class LeanLlama:
             parts += [(layer.input_layernorm, LlamaRMSNorm)]
             parts += [(layer.post_attention_layernorm, LlamaRMSNorm)]
         # Hooks (accelerate's, for models over several devices) run where a module is called.
-        return all(type(part) is kind and not _hooked(part) for part, kind in parts)
+        return all(type(part) is kind and not hooked(part) for part, kind in parts)
 
     def __call__(self, embeds: Tensor, step: StepPlan) -> Tensor:
         """Embeddings [1, N, C] of a step's tokens -> hidden states [N, C] after the last norm."""
@@ -77,8 +77,13 @@ class LeanLlama:
         return _norm(decoder.norm, hidden)
 
 
-def _hooked(part: Any) -> bool:
-    return hasattr(part, "_hf_hook") or bool(part._forward_hooks or part._forward_pre_hooks)
+def hooked(part: Any) -> bool:
+    """Whether calling this module does more than its own arithmetic."""
+    if hasattr(part, "_hf_hook") or "forward" in vars(part):
+        return True
+    hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    # Those that transformers leaves behind once it was asked for hidden states only look on.
+    return any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks)
 
 
 def _norm(norm: Any, hidden: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One step of the model: tokens of several requests in, logits of those that are ready out.
 
-The language model is called unpatched on one row of tokens without padding, a Llama layer by layer
-(`lean`); pictures enter as features where their tokens stand, and logits are made only where a
+The language model is called unpatched on one row of tokens without padding, or layer by layer where
+`paths` knows how; pictures enter as features where their tokens stand, and logits are made only where a
 token will be chosen.
 
 This module knows transformers' models. It decides nothing: who runs is the scheduler's matter.
@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from vip_llava.engine.attention import Piece, StepPlan, paged, plan
 from vip_llava.engine.kv import KVMemory, StepCache
-from vip_llava.engine.lean import LeanLlama
+from vip_llava.engine.paths import Paths
 from vip_llava.engine.scheduler import Row
+from vip_llava.engine.transfer import sent
 
 __all__ = ["Runner"]
 
@@ -28,9 +29,13 @@ __all__ = ["Runner"]
 class Runner:
     """The language model of a LLaVA with its KV memory."""
 
-    def __init__(self, model: PreTrainedModel, memory: KVMemory) -> None:
+    def __init__(
+        self, model: PreTrainedModel, memory: KVMemory, paths: Paths | None = None
+    ) -> None:
+        """Without `paths` the model itself is called."""
         self._model: Any = model
         self._memory = memory
+        self._paths = paths
 
     def __call__(self, chosen: Sequence[tuple[Row, int]]) -> tuple[list[Row], Tensor]:
         """Feed so many tokens of each request; the ready ones and their logits [R, V].
@@ -49,15 +54,14 @@ class Runner:
                 ready.append(row)
                 last.append(end - 1)
         head = self._model.get_output_embeddings()
-        logits: Tensor = head(hidden[torch.tensor(last, dtype=torch.long, device=hidden.device)])
+        logits: Tensor = head(hidden[sent(torch.tensor(last, dtype=torch.long), hidden.device)])
         return ready, logits.to(self._model.device)
 
     def _decode(self, embeds: Tensor, step: StepPlan) -> Tensor:
         """Embeddings [1, N, C] to the last hidden states [N, C], through all layers."""
+        if self._paths is not None and self._paths.layers is not None:
+            return self._paths.layers(embeds, step)
         decoder = self._model.get_decoder()
-        # Looked at each time: layers may be replaced or hooked into between two steps.
-        if LeanLlama.fits(decoder):
-            return LeanLlama(decoder)(embeds, step)
         with paged(decoder):
             output = decoder(
                 inputs_embeds=embeds,
@@ -83,8 +87,8 @@ class Runner:
                 features.append(row.features[first:last])
             ids += row.ids(start, end)
         device = self._model.device
-        embeds: Tensor = self._model.get_input_embeddings()(torch.tensor([ids], device=device))
+        embeds: Tensor = self._model.get_input_embeddings()(sent(torch.tensor([ids]), device))
         if at:
-            places = torch.tensor(at, device=embeds.device)
+            places = sent(torch.tensor(at), embeds.device)
             embeds[0].index_copy_(0, places, torch.cat(features).to(embeds))
         return embeds

@@ -24,7 +24,7 @@ from vip_llava.engine.prefix import block_key
 from vip_llava.engine.sampling import Logprobs, SamplingState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["FinishReason", "Row", "Scheduler", "TokenEvent"]
 
@@ -178,21 +178,23 @@ class Scheduler:
         self._release(row)
         self.join(row)
 
+    @property
+    def settled(self) -> bool:
+        """Whether nobody could join now."""
+        return not self.waiting or self._known(self.waiting[0]) is None
+
+    def ahead(self, rows: Sequence[Row]) -> bool:
+        """Room for one token more than the next of each, if nobody has to give way for it."""
+        short = sum(len(row.blocks) * self._size < row.stored + 2 for row in rows)
+        return short <= self._blocks.available and all(self._make_room(row, 2) for row in rows)
+
     def _admit(self) -> Row | None:
         """Let the first in the queue run, if there is room for all it has to read."""
-        if not self.waiting or len(self.running) >= self._max_running:
-            return None
-        if self._crowded and self.running:
+        if not self.waiting:
             return None
         row = self.waiting[0]
-        known: list[int] = []
-        if self._blocks.index.limit:
-            # At least one token is fed, because the next one is chosen from what that gives.
-            self._extend_keys(row, (row.length - 1) // self._size)
-            known = self._blocks.index.find(row.keys[: (row.length - 1) // self._size])
-        needed = -(-(row.length + 1) // self._size) - len(known)
-        taken = sum(self._blocks.index.is_idle(block) for block in known)
-        if needed > self._blocks.available - taken:
+        known = self._known(row)
+        if known is None:
             return None
         self._blocks.share(known)
         self._hold(row, known)
@@ -205,6 +207,19 @@ class Scheduler:
         # It may have come before some that run: put off, or slower on its way into the queue.
         insort(self.running, row, key=lambda one: one.number)
         return row
+
+    def _known(self, row: Row) -> list[int] | None:
+        """The blocks that a waiting request would find; None where it can't run now."""
+        if len(self.running) >= self._max_running or (self._crowded and self.running):
+            return None
+        known: list[int] = []
+        if self._blocks.index.limit:
+            # At least one token is fed, because the next one is chosen from what that gives.
+            self._extend_keys(row, (row.length - 1) // self._size)
+            known = self._blocks.index.find(row.keys[: (row.length - 1) // self._size])
+        needed = -(-(row.length + 1) // self._size) - len(known)
+        taken = sum(self._blocks.index.is_idle(block) for block in known)
+        return None if needed > self._blocks.available - taken else known
 
     def _make_room(self, row: Row, count: int) -> bool:
         """Blocks for `count` more tokens, if need be those of the latest; False: it was itself."""

@@ -36,6 +36,9 @@ class EngineSettings:
     uses them; None: all of it, 0: none."""
     vision_bytes: int = 256 * 2**20
     """Picture features that are kept for requests with the same views."""
+    captured: bool | None = None
+    """Whether steps of answers and encodings of pictures are recorded once and then repeated, where
+    the model allows it. None: on CUDA only. On a CPU nothing gets faster by it."""
 
     def step(self, device: str) -> int:
         """Most tokens of a step on a kind of device, more than requests may run."""
@@ -73,6 +76,12 @@ class EngineStats:
     vision_hits: int
     vision_misses: int
     vision_bytes: int
+    captured_steps: int = 0
+    """Of `steps` those in which answers went on by a recording."""
+    recordings: int = 0
+    """Made so far, for numbers of requests and of pictures."""
+    recording_seconds: float = 0.0
+    """What making them took."""
 
 
 @dataclass(frozen=True, slots=True)

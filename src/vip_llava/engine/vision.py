@@ -2,7 +2,8 @@
 
 A view is known by a hash of its type, shape and pixels (which carry the marks drawn on it), so two
 requests about one picture share its features. The features lie where the tower computes them,
-bounded in bytes; the ones longest unused go first.
+bounded in bytes; the ones longest unused go first. Encodings of 1, 2, 4 ... views can be recorded
+(`graphs`); other numbers are put together of those.
 
 This module knows transformers' LLaVA classes, no requests and no text.
 Shape letters: N views of a request, S side in pixels, T tokens of a view, C width of the language
@@ -12,13 +13,18 @@ model.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from vip_llava.engine.graphs import Recorder, Recording
+from vip_llava.engine.lean import hooked
+from vip_llava.engine.transfer import sent
 
 __all__ = ["VisionCache", "view_digests"]
 
@@ -36,9 +42,24 @@ def view_digests(pixel_values: Tensor) -> list[bytes]:
 class VisionCache:
     """Tower and projector of one model, and the features of the views seen last."""
 
-    def __init__(self, model: PreTrainedModel, max_bytes: int, max_views: int = 16) -> None:
-        """`max_bytes` of features are kept, 0 for none. `max_views`: encoded in one go at most."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        max_bytes: int,
+        max_views: int = 16,
+        *,
+        captured: bool = False,
+    ) -> None:
+        """`max_bytes` of features are kept, 0 for none. `max_views`: encoded in one go at most.
+
+        `captured`: encodings are recorded, if `look` finds that they can be.
+        """
         self._model = model
+        self._captured = captured
+        self._recorded = False
+        self._identity: tuple[int, ...] = ()
+        self._recordings: dict[tuple[int, ...], tuple[Tensor, Recording]] = {}
+        self.recorder = Recorder(model.device)
         self._max_bytes = max_bytes
         self._max_views = max_views
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
@@ -69,13 +90,37 @@ class VisionCache:
         self._kept.clear()
         self.bytes = 0
 
+    def look(self) -> None:
+        """Find out whether encodings may be recorded; needed whenever the model may have changed."""
+        if not self._captured:
+            return
+        parts = _parts(self._model)
+        tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+        identity = tuple(tensor.data_ptr() for tensor in tensors)
+        if identity != self._identity:
+            self._recordings.clear()
+            self.recorder = Recorder(self._model.device, self.recorder)
+            self._identity = identity
+        one_device = {tensor.device for tensor in tensors} == {self._model.device}
+        plain = not any(hooked(module) for part in parts for module in part.modules())
+        self._recorded = bool(parts) and one_device and plain
+
+    def warm_up(self) -> None:
+        """Record the encoding of one view of the tower's size, if that is known."""
+        side = getattr(getattr(self._model.config, "vision_config", None), "image_size", None)
+        if self._recorded and isinstance(side, int):
+            self._run(torch.zeros(1, 3, side, side))
+
     def _encode(self, views: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
         made: dict[bytes, Tensor] = {}
         shapes = {view.shape for view in views.values()}
         for shape in shapes:
             digests = [digest for digest, view in views.items() if view.shape == shape]
-            for start in range(0, len(digests), self._max_views):
-                part = digests[start : start + self._max_views]
+            while digests:
+                count = min(len(digests), self._max_views)
+                if self._recorded:
+                    count = 1 << (count.bit_length() - 1)
+                part, digests = digests[:count], digests[count:]
                 encoded = self._run(torch.stack([views[digest] for digest in part]))
                 # Each by itself, so that forgetting one gives back its memory.
                 made |= {d: one.clone() for d, one in zip(part, encoded, strict=True)}
@@ -84,11 +129,33 @@ class VisionCache:
         return made
 
     def _run(self, pixels: Tensor) -> Tensor:
-        """Views [N, 3, S, S] to features [N, T, C]."""
+        """Views [N, 3, S, S] to features [N, T, C]; good until the next call."""
         model: Any = self._model
         tower = getattr(model.base_model, "vision_tower", model)
         dtypes = [p.dtype for p in tower.parameters() if p.dtype.is_floating_point]
-        pixels = pixels.to(device=model.device, dtype=dtypes[0] if dtypes else model.dtype)
+        pixels = sent(pixels, model.device).to(dtypes[0] if dtypes else model.dtype)
+        if not self._recorded:
+            return self._features(pixels)
+        kind = tuple(pixels.shape)
+        try:
+            if kind not in self._recordings:
+                given = pixels.clone()
+                made = self.recorder.record(lambda: self._features(given))
+                self._recordings[kind] = (given, made)
+            given, again = self._recordings[kind]
+            given.copy_(pixels)
+            return again()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # What can't be recorded may still run; what can't run fails below.
+            self._recorded = self._captured = False
+            features = self._features(pixels)
+            warnings.warn(f"pictures are encoded without recordings: {error}", stacklevel=2)
+            return features
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        model: Any = self._model
         features = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
         if not isinstance(features, Tensor):  # Llava gives the pictures one by one
             features = torch.cat([one.reshape(-1, one.shape[-1]) for one in features])
@@ -103,3 +170,10 @@ class VisionCache:
         while self.bytes > self._max_bytes:
             _, oldest = self._kept.popitem(last=False)
             self.bytes -= oldest.numel() * oldest.element_size()
+
+
+def _parts(model: Any) -> list[nn.Module]:
+    """What makes features of views, as far as it is known by name."""
+    names = ("vision_tower", "multi_modal_projector")
+    found = [getattr(model.base_model, name, None) for name in names]
+    return [part for part in found if isinstance(part, nn.Module)]

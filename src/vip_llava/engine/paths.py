@@ -1,0 +1,96 @@
+"""Which way the language model is called: recorded and fused, layer by layer, or as it is.
+
+That is found out whenever requests come in, since layers may have been replaced or hooked into and
+weights moved. What is not exactly known goes the ordinary way: correct first.
+
+This module chooses; it runs nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vip_llava.engine.attention import StepPlan
+from vip_llava.engine.captured import DecodeStep
+from vip_llava.engine.fused import FusedLlama
+from vip_llava.engine.graphs import Recorder
+from vip_llava.engine.kv import KVMemory
+from vip_llava.engine.lean import LeanLlama
+from vip_llava.kernels import for_device
+
+__all__ = ["Paths", "records"]
+
+
+def records(captured: bool | None, device: torch.device) -> bool:
+    """Whether steps are recorded on a device, given the setting."""
+    return device.type == "cuda" if captured is None else captured
+
+
+class Paths:
+    """The ways through one model's language part that are open now."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        memory: KVMemory,
+        *,
+        captured: bool,
+        most: int,
+        banned: Collection[int],
+    ) -> None:
+        """most: requests answered at the same time. banned: ids that are never chosen."""
+        self._model: Any = model
+        self._memory = memory
+        self._captured = captured
+        self._most, self._banned = most, banned
+        self.recorder = Recorder(model.device)
+        self.layers: Callable[[Tensor, StepPlan], Tensor] | None = None
+        """Embeddings [1, N, C] of a step to hidden states [N, C]; None: ask the model itself."""
+        self.decode: DecodeStep | None = None
+        """For requests with one new token each; None: they go like all others."""
+        self._identity: tuple[int, ...] = ()
+
+    def look(self) -> None:
+        """Find out what may be used from now on."""
+        if self._captured and FusedLlama.fits(self._model):
+            identity = FusedLlama.identity(self._model)
+            if identity != self._identity:
+                self._open(identity)
+            return
+        decoder = self._model.get_decoder()
+        self.layers = LeanLlama(decoder) if LeanLlama.fits(decoder) else None
+        self.decode, self._identity = None, ()
+
+    def close_recorded(self, error: BaseException) -> None:
+        """A recorded step failed: do without, until weights change, or memory may be free again."""
+        self.decode = None
+        if isinstance(error, torch.OutOfMemoryError):
+            self._identity = ()
+        else:
+            warnings.warn(f"answers go on without recorded steps: {error}", stacklevel=2)
+
+    def _open(self, identity: tuple[int, ...]) -> None:
+        device = self._model.device
+        self.decode = None  # its memory may be used for the new one
+        self.recorder = Recorder(device, self.recorder)
+        kernels = for_device(device)
+        text: Any = self._model.config.get_text_config()
+        positions = min(text.max_position_embeddings, self._memory.places)
+        fused = FusedLlama(self._model, kernels, self._memory, positions)
+        self._memory.claim(fused.bytes_per_place, device)
+        self.layers, self._identity = fused, identity
+        if device.type != "cuda" or kernels.CAPTURABLE:
+            self.decode = DecodeStep(
+                fused,
+                self._memory,
+                self.recorder,
+                most=self._most,
+                positions=positions,
+                banned=self._banned,
+            )
