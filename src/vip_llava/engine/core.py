@@ -25,6 +25,7 @@ from vip_llava.engine.detokenize import Decode, TextStream
 from vip_llava.engine.handle import Handle
 from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
 from vip_llava.engine.paths import Paths, records
+from vip_llava.engine.portrait import portrait
 from vip_llava.engine.runner import Runner
 from vip_llava.engine.sampling import (
     Logprobs,
@@ -102,7 +103,8 @@ class Engine:
         self._numbers = itertools.count()
         self._inbox: deque[Row] = deque()
         self._cancelled: deque[Row] = deque()
-        self._weights = _fingerprint(model)
+        self._seen = portrait(model)
+        self._looked = False
         # A step that is under way while its requests wait for the one before it to be read.
         self._flight: Flight | None = None
         self._captured_steps = 0
@@ -213,8 +215,7 @@ class Engine:
         """
         began = time.perf_counter()
         with self._turn:
-            self._paths.look()
-            self._vision.look()
+            self._look()
             self._vision.warm_up()
             if self._paths.decode is not None:
                 self._paths.decode.warm_up()
@@ -328,16 +329,22 @@ class Engine:
     def _receive(self) -> None:
         """Take in what other threads asked for since the last step."""
         if self._inbox:
-            weights = _fingerprint(self._model)
-            if weights != self._weights:
-                self.forget()
-                self._weights = weights
-            self._paths.look()
-            self._vision.look()
+            self._look()
         while self._inbox:
             self._scheduler.join(self._inbox.popleft())
         while self._cancelled:
             self._end(self._cancelled.popleft())
+
+    def _look(self) -> None:
+        """Notice if weights were changed or modules replaced or hooked into."""
+        seen = portrait(self._model)
+        if seen.weights != self._seen.weights:
+            self.forget()
+        if seen.parts != self._seen.parts or not self._looked:
+            self._paths.look()
+            self._vision.look()
+            self._looked = True
+        self._seen = seen
 
     def _launch(self, rows: list[Row], before: Flight | None = None) -> Flight | None:
         """Start a recorded step for those that can have one; None where nobody can."""
@@ -350,6 +357,7 @@ class Engine:
             return decode.launch(rows, before)
         except Exception as error:
             self._paths.close_recorded(error)
+            self._looked = False
             return None
 
     def _land(self, flight: Flight) -> None:
@@ -537,13 +545,3 @@ class Engine:
         row.pixels = None
         row.finished_at = time.perf_counter()
         row.done = True
-
-
-def _fingerprint(model: PreTrainedModel) -> int:
-    """Changes when weights are written to or replaced (not when a view of them is, unseen)."""
-    return hash(
-        tuple(
-            (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
-            for parameter in model.parameters()
-        )
-    )

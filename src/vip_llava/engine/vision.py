@@ -34,7 +34,7 @@ def view_digests(pixel_values: Tensor) -> list[bytes]:
     kind = f"{pixel_values.dtype} {list(pixel_values.shape[1:])} ".encode()
     views = pixel_values.detach().cpu().contiguous()
     return [
-        hashlib.blake2b(kind + view.flatten().view(torch.uint8).numpy().tobytes()).digest()
+        hashlib.sha256(kind + view.flatten().view(torch.uint8).numpy().tobytes()).digest()
         for view in views
     ]
 
