@@ -7,6 +7,7 @@ of real checkpoints. The photos are coloured rectangles, each of them a labelled
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
     from vip_llava.model.processor import Processor
+
+# Without a GPU the CUDA kernels are tested by Triton's interpreter. It has to be asked for before
+# anything imports Triton, and changes nothing for those who don't use it.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SENTENCES = (
     "A chat between a curious human and an artificial intelligence assistant. ",

@@ -21,8 +21,7 @@ def rotary(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return torch.cat((angles, angles), dim=1).cos(), torch.cat((angles, angles), dim=1).sin()
 
 
-def test_a_cpu_gets_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+def test_a_cpu_gets_the_plain_ones() -> None:
     assert for_device(torch.device("cpu")) is plain
     assert not for_device(torch.device("cpu")).CAPTURABLE
 

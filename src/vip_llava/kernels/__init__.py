@@ -10,7 +10,6 @@ a head, P places of the memory, W blocks of a request.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Protocol
@@ -123,13 +122,8 @@ class Kernels(Protocol):
 
 
 def for_device(device: torch.device) -> Kernels:
-    """The kernels for tensors of a device.
-
-    Triton's serve CUDA where Triton is installed, and any device where its interpreter is on
-    (`TRITON_INTERPRET=1`, for tests); everything else gets the plain ones.
-    """
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if (device.type == "cuda" or interpreted) and find_spec("triton") is not None:
+    """The kernels for tensors of a device: Triton's for CUDA where it is installed, else plain."""
+    if device.type == "cuda" and find_spec("triton") is not None:
         import vip_llava.kernels.fused as fused
 
         return fused

@@ -22,6 +22,8 @@ __all__ = [
     "int4_rows",
     "int8_rows",
     "linear_rows",
+    "packed_levels",
+    "packing_lanes",
     "paged_decode",
     "paged_step",
     "rms_norm",
@@ -90,10 +92,24 @@ def dequantized(matrix: Int8 | Int4) -> Tensor:
     """The weights [N, K] that a matrix stands for, in the type of its scales."""
     if isinstance(matrix, Int8):
         return matrix.weight.to(matrix.scale.dtype) * matrix.scale[:, None]
-    levels = torch.stack([matrix.packed & 15, matrix.packed >> 4], dim=2)
     outputs, groups, _ = matrix.scale.shape
-    grouped = levels.view(outputs, groups, -1).to(matrix.scale.dtype)
+    levels = torch.stack([matrix.packed & 15, matrix.packed >> 4], dim=2)
+    levels = levels.view(outputs, groups, -1, packing_lanes(2 * matrix.packed.shape[1] // groups))
+    grouped = levels.transpose(2, 3).reshape(outputs, groups, -1).to(matrix.scale.dtype)
     return torch.addcmul(matrix.low, grouped, matrix.scale).view(outputs, -1)
+
+
+def packed_levels(levels: Tensor) -> Tensor:
+    """Levels 0 to 15, uint8 [N, groups, inputs of a group], packed as `Int4` says: [N, K/2]."""
+    outputs, groups, size = levels.shape
+    lanes = packing_lanes(size)
+    levels = levels.view(outputs, groups, lanes, -1).transpose(2, 3).reshape(outputs, -1)
+    return levels[:, ::2] | (levels[:, 1::2] << 4)
+
+
+def packing_lanes(size: int) -> int:
+    """In how many parts that are packed side by side a group of `size` inputs is cut."""
+    return 8 if size % 8 == 0 else 1
 
 
 def _product(x: Tensor, matrix: Matrix) -> Tensor:

@@ -34,9 +34,11 @@ class Int8:
 
 @dataclass(frozen=True, slots=True)
 class Int4:
-    """Levels 0 to 15, two in a byte of packed [N, K/2], even inputs in the low half.
+    """Levels 0 to 15 in packed [N, K/2], two in a byte; `plain.packed_levels` makes it.
 
-    A weight is low + level * scale; those are [N, K/group, 1]. bias [N].
+    A weight is low + level * scale; those are [N, K/group, 1]. bias [N]. A group of 32 inputs is
+    four words of 32 bits, of which word i holds inputs i, 4 + i, ..., 28 + i from its lowest four
+    bits up: so a thread that has the four words finds neighbouring inputs at the same bits.
     """
 
     packed: Tensor

@@ -2,8 +2,8 @@
 
 Two ways with one meaning: bitsandbytes on CUDA where it is installed, and plain torch everywhere
 else. Picture encoder, projector, embeddings, norms and output matrix keep their type, because they
-are small and errors there show most. Weights are stored small and widened for each product, so
-this saves memory, not time.
+are small and errors there show most. Weights are stored small and widened for each product, which
+saves memory, not time; for few rows on CUDA the kernels read them as they are, which saves both.
 
 It knows modules, not files.
 """
@@ -16,10 +16,10 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from vip_llava.errors import QuantizationError
+from vip_llava.kernels import Int4, Int8, for_device, plain
 
 __all__ = [
     "Int4Linear",
@@ -35,6 +35,8 @@ _BITS: dict[str, Literal[4, 8]] = {
 }  # fmt: skip
 LANGUAGE_MODEL = "model.language_model"
 GROUP = 32
+_FEW_ROWS = 64
+"""Up to so many the kernels are asked; they know themselves what they are good at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,18 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale.squeeze(1).to(linear.weight.dtype))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
+    @property
+    def matrix(self) -> Int8:
+        """The weights as kernels take them."""
+        return Int8(self.weight, self.scale, self.bias)
+
     def dequantized(self) -> torch.Tensor:
         """The weights that the layer computes with, [out, in]."""
-        return self.weight.to(self.scale.dtype) * self.scale[:, None]
+        return plain.dequantized(self.matrix)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output; the scale is applied to the product, which has fewer elements."""
-        y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+        """The layer's output in the type of `x`."""
+        return _product(x, self.matrix)
 
 
 class Int4Linear(nn.Module):
@@ -115,23 +121,33 @@ class Int4Linear(nn.Module):
         low = full.amin(dim=2, keepdim=True)
         scale = (full.amax(dim=2, keepdim=True) - low).clamp(min=1e-12) / 15
         levels = torch.round((full - low) / scale).clamp(0, 15).to(torch.uint8)
-        levels = levels.view(self.out_features, -1)
         dtype = linear.weight.dtype
-        self.register_buffer("packed", levels[:, ::2] | (levels[:, 1::2] << 4))
+        self.register_buffer("packed", plain.packed_levels(levels))
         self.register_buffer("scale", scale.to(dtype))
         self.register_buffer("low", low.to(dtype))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
+    @property
+    def matrix(self) -> Int4:
+        """The weights as kernels take them."""
+        return Int4(self.packed, self.scale, self.low, self.bias)
+
     def dequantized(self) -> torch.Tensor:
         """The weights that the layer computes with, [out, in]."""
-        levels = torch.stack([self.packed & 15, self.packed >> 4], dim=2)
-        grouped = levels.view(self.out_features, self.scale.shape[1], -1).to(self.scale.dtype)
-        return torch.addcmul(self.low, grouped, self.scale).view(self.out_features, -1)
+        return plain.dequantized(self.matrix)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output in the type of `x`."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.dequantized().to(x.dtype), bias)
+        return _product(x, self.matrix)
+
+
+def _product(x: torch.Tensor, matrix: Int8 | Int4) -> torch.Tensor:
+    """x [..., in] to [..., out]; gradients reach `x` by the plain way alone."""
+    few = x.numel() <= _FEW_ROWS * x.shape[-1]
+    differentiable = torch.is_grad_enabled() and x.requires_grad
+    kernels = for_device(x.device) if few and not differentiable else plain
+    found = kernels.rows(x.reshape(-1, x.shape[-1]), [matrix])
+    return found.view(*x.shape[:-1], -1)
 
 
 def quantize_model(

@@ -1,20 +1,23 @@
-"""The operations as Triton kernels, for CUDA; those that have none yet are the plain ones."""
+"""The operations as Triton kernels, for CUDA. What each means is said by `plain`.
+
+Nothing here reads from the device, and launches depend on shapes alone, so graphs can hold them.
+"""
 
 from __future__ import annotations
 
-from vip_llava.kernels.plain import (
-    CAPTURABLE,
+from vip_llava.kernels.fused.attention import paged_decode, paged_step
+from vip_llava.kernels.fused.elementwise import (
     add_rms_norm,
+    rms_norm,
+    rotate_and_store,
+    silu_and_mul,
+)
+from vip_llava.kernels.fused.products import (
     gated_rows,
     int4_rows,
     int8_rows,
     linear_rows,
-    paged_decode,
-    paged_step,
-    rms_norm,
-    rotate_and_store,
     rows,
-    silu_and_mul,
 )
 
 __all__ = [
@@ -31,3 +34,6 @@ __all__ = [
     "rows",
     "silu_and_mul",
 ]
+
+CAPTURABLE = True
+"""Whether a CUDA graph may be made of these."""

@@ -1,0 +1,282 @@
+"""Attention of one new token a request over paged memory: split over the length, then combined.
+
+A program serves one key head of one request and one part of its text. The part that ends with the
+new token turns and stores its key and value on the way, so that it needs no launch of its own.
+Nothing is read on the host, and the parts' number is fixed by the shapes, so a graph may hold it.
+
+Shape letters: R requests, Q query heads, H key/value heads, D width of a head, P places, W blocks
+of a request, S parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vip_llava.kernels.fused.lang import product, turned
+from vip_llava.kernels.fused.setting import power_of_two, processors
+from vip_llava.kernels.values import BLOCK_TOKENS
+
+__all__ = ["paged_decode", "paged_step"]
+
+_NEVER = tl.constexpr(-1.0e30)
+"""Stands for minus infinity: differences of it are numbers."""
+
+
+@dataclass
+class AttentionSetting:
+    """How a kernel is laid out on the device; the values were found by measuring."""
+
+    tile: int
+    """Tokens that are looked at together."""
+    warps: int
+    stages: int
+    parts: int | None = None
+    """Into how many a text is split; by the number of requests if not given."""
+
+
+ATTENTION_ONE = AttentionSetting(tile=32, warps=4, stages=2)
+ATTENTION_GROUP = AttentionSetting(tile=64, warps=4, stages=2)
+
+
+@triton.jit
+def _part(lengths, row, part, S: tl.constexpr, BL: tl.constexpr, window):
+    """Length of a request, the first token it sees, and where one of its parts begins and ends."""
+    length = tl.load(lengths + row)
+    first = tl.maximum(length - window, 0)
+    # Whole tiles for a part; the beginning is rounded down, so that tiles lie on blocks.
+    start = first // BL * BL
+    size = ((length - start + S * BL - 1) // (S * BL)) * BL
+    begin = start + part * size
+    return length, first, begin, tl.minimum(begin + size, length)
+
+
+@triton.jit
+def _attend_one(
+    q, k, v, cos, sin, keys, values, places, table, lengths, out, most, weight,
+    scale, window, q_row, k_row, v_row, table_row,
+    Q: tl.constexpr, H: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """As many key heads as query heads: products of vectors. Every slot of a tile keeps its own
+    running maximum, so that nothing is exchanged between threads before the end."""
+    row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length, first, begin, end = _part(lengths, row, part, S, BL, window)
+    d, slot = tl.arange(0, DP), tl.arange(0, BL)
+    inside = d < D
+    if NEW:
+        turns = row * D
+        asked = turned(q, cos + turns, sin + turns, row * q_row + head * D, d, D, inside)
+        # As the memory would have it, and the plain kernels.
+        asked = asked.to(q.dtype.element_ty).to(tl.float32) * scale
+        new_key = turned(k, cos + turns, sin + turns, row * k_row + head * D, d, D, inside)
+        new_key = new_key.to(keys.dtype.element_ty)
+        new_value = tl.load(v + row * v_row + head * D + d, mask=inside, other=0.0)
+        owns = (begin < length) & (end == length)
+        home = tl.load(places + row).to(tl.int64)
+        to = (home * H + head) * D + d
+        writes = inside & owns & (home >= 0)
+        tl.store(keys + to, new_key, mask=writes)
+        tl.store(values + to, new_value.to(values.dtype.element_ty), mask=writes)
+        mine = owns & (slot == 0)
+        own = tl.sum(new_key.to(tl.float32) * asked, axis=0)
+        high = tl.where(mine, own, _NEVER)
+        total = tl.where(mine, 1.0, 0.0)
+        found = tl.where(mine[:, None], new_value.to(tl.float32)[None, :], 0.0)
+        end = tl.minimum(end, length - 1)
+    else:
+        asked = tl.load(q + row * q_row + head * D + d, mask=inside, other=0.0).to(tl.float32)
+        asked = asked * scale
+        high = tl.full((BL,), _NEVER, tl.float32)
+        total = tl.zeros((BL,), tl.float32)
+        found = tl.zeros((BL, DP), tl.float32)
+    for at in tl.range(begin, end, BL, num_stages=STAGES):
+        token = at + slot
+        seen = (token >= first) & (token < end)
+        block = tl.load(table + row * table_row + token // TOKENS, mask=seen, other=0)
+        place = block.to(tl.int64) * TOKENS + token % TOKENS
+        where = (place[:, None] * H + head) * D + d[None, :]
+        mask = seen[:, None] & inside[None, :]
+        key = tl.load(keys + where, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(values + where, mask=mask, other=0.0).to(tl.float32)
+        score = tl.where(seen, tl.sum(key * asked[None, :], axis=1), _NEVER)
+        higher = tl.maximum(high, score)
+        fade = tl.exp(high - higher)
+        share = tl.where(seen, tl.exp(score - higher), 0.0)
+        total = total * fade + share
+        found = found * fade[:, None] + share[:, None] * value
+        high = higher
+    top = tl.max(high, axis=0)
+    fade = tl.exp(high - top)
+    total_all = tl.sum(total * fade, axis=0)
+    sum_all = tl.sum(found * fade[:, None], axis=0)
+    index = (row * Q + head) * S + part
+    if S == 1:
+        result = sum_all / tl.where(total_all > 0, total_all, 1.0)
+        tl.store(out + index * D + d, result.to(out.dtype.element_ty), mask=inside)
+    else:
+        tl.store(out + index * D + d, sum_all, mask=inside)
+        tl.store(most + index, top)
+        tl.store(weight + index, total_all)
+
+
+@triton.jit
+def _attend_group(
+    q, k, v, cos, sin, keys, values, places, table, lengths, out, most, weight,
+    scale, window, q_row, k_row, v_row, table_row,
+    Q: tl.constexpr, H: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Several query heads share a key head: matrix products of at least 16 rows."""
+    row, held, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length, first, begin, end = _part(lengths, row, part, S, BL, window)
+    G: tl.constexpr = Q // H
+    d, slot, g = tl.arange(0, DP), tl.arange(0, BL), tl.arange(0, GP)
+    inside = d < D
+    heads = held * G + g
+    there = (g < G)[:, None] & inside[None, :]
+    at_q = row * q_row + heads[:, None] * D
+    kind = keys.dtype.element_ty
+    high = tl.full((GP,), _NEVER, tl.float32)
+    total = tl.zeros((GP,), tl.float32)
+    found = tl.zeros((GP, DP), tl.float32)
+    if NEW:
+        turns = row * D
+        asked = turned(q, cos + turns, sin + turns, at_q, d[None, :], D, there).to(kind)
+        new_key = turned(k, cos + turns, sin + turns, row * k_row + held * D, d, D, inside)
+        new_key = new_key.to(kind)
+        new_value = tl.load(v + row * v_row + held * D + d, mask=inside, other=0.0)
+        owns = (begin < length) & (end == length)
+        home = tl.load(places + row).to(tl.int64)
+        to = (home * H + held) * D + d
+        writes = inside & owns & (home >= 0)
+        tl.store(keys + to, new_key, mask=writes)
+        tl.store(values + to, new_value.to(values.dtype.element_ty), mask=writes)
+        own = tl.sum(asked.to(tl.float32) * new_key.to(tl.float32)[None, :], axis=1) * scale
+        high = tl.where(owns, own, high)
+        total = tl.where(owns, 1.0, total)
+        found = tl.where(owns, new_value.to(tl.float32)[None, :], found)
+        end = tl.minimum(end, length - 1)
+    else:
+        asked = tl.load(q + at_q + d[None, :], mask=there, other=0.0).to(kind)
+    for at in tl.range(begin, end, BL, num_stages=STAGES):
+        token = at + slot
+        seen = (token >= first) & (token < end)
+        block = tl.load(table + row * table_row + token // TOKENS, mask=seen, other=0)
+        place = block.to(tl.int64) * TOKENS + token % TOKENS
+        where = (place[:, None] * H + held) * D + d[None, :]
+        mask = seen[:, None] & inside[None, :]
+        key = tl.load(keys + where, mask=mask, other=0.0)
+        value = tl.load(values + where, mask=mask, other=0.0)
+        score = product(asked, tl.trans(key), tl.zeros((GP, BL), tl.float32)) * scale
+        score = tl.where(seen[None, :], score, _NEVER)
+        higher = tl.maximum(high, tl.max(score, axis=1))
+        fade = tl.exp(high - higher)
+        share = tl.where(seen[None, :], tl.exp(score - higher[:, None]), 0.0)
+        total = total * fade + tl.sum(share, axis=1)
+        found = product(share.to(kind), value, found * fade[:, None])
+        high = higher
+    index = (row * Q + heads) * S + part
+    if S == 1:
+        found = found / tl.where(total > 0, total, 1.0)[:, None]
+    else:
+        tl.store(most + index, high, mask=g < G)
+        tl.store(weight + index, total, mask=g < G)
+    to_out = index[:, None] * D + d[None, :]
+    tl.store(out + to_out, found.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _combine(parts, most, weight, out, D: tl.constexpr, DP: tl.constexpr, S: tl.constexpr):
+    """The parts [S, D] of one head of one request, weighed; S is a power of two."""
+    index = tl.program_id(0)
+    s, d = tl.arange(0, S), tl.arange(0, DP)
+    high = tl.load(most + index * S + s)
+    fade = tl.exp(high - tl.max(high, axis=0))
+    total = tl.sum(tl.load(weight + index * S + s) * fade, axis=0)
+    where = (index * S + s)[:, None] * D + d[None, :]
+    found = tl.load(parts + where, mask=(d < D)[None, :], other=0.0) * fade[:, None]
+    result = tl.sum(found, axis=0) / tl.where(total > 0, total, 1.0)
+    tl.store(out + index * D + d, result.to(out.dtype.element_ty), mask=d < D)
+
+
+def _parts(requests: int, held: int, places: int, tile: int, device: torch.device) -> int:
+    """Into how many parts a text is split: enough programs for the device, and no empty parts."""
+    wanted = -(-3 * processors(device) // (requests * held))
+    return power_of_two(max(1, min(wanted, -(-places // tile), 16)))
+
+
+def _attend(
+    query: Tensor,
+    new: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None,
+    memory: tuple[Tensor, Tensor],
+    table: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """`new`: key, value, cos, sin and places of the new tokens, if they are not stored yet."""
+    requests, heads, width = query.shape
+    keys, values = memory
+    held = keys.shape[1]
+    key, value, cos, sin, places = new or (query, query, query, query, lengths)
+    setting = ATTENTION_ONE if heads == held else ATTENTION_GROUP
+    room = table.shape[1] * BLOCK_TOKENS
+    parts = setting.parts or _parts(requests, held, room, setting.tile, query.device)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    partial, most, weight = out, out, out
+    if parts > 1:
+        partial = query.new_empty((requests, heads, parts, width), dtype=torch.float32)
+        most, weight = query.new_empty((2, requests, heads, parts), dtype=torch.float32)
+    (_attend_one if heads == held else _attend_group)[(requests, held, parts)](
+        query, key, value, cos, sin, keys, values, places, table, lengths, partial, most, weight,
+        scale, window or 1 << 30,
+        query.stride(0), key.stride(0), value.stride(0), table.stride(0),
+        Q=heads, H=held, GP=max(16, power_of_two(heads // held)),
+        D=width, DP=power_of_two(width), S=parts, BL=setting.tile, TOKENS=BLOCK_TOKENS,
+        NEW=new is not None, STAGES=setting.stages, num_warps=setting.warps,
+    )  # fmt: skip
+    if parts > 1:
+        _combine[(requests * heads,)](
+            partial, most, weight, out, D=width, DP=power_of_two(width), S=parts, num_warps=1
+        )
+    return out
+
+
+def paged_decode(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of one new token of each request over its own places: [R, Q, D]."""
+    return _attend(query, None, (keys, values), table, lengths, scale, window)
+
+
+def paged_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """`rotate_and_store`, then `paged_decode` with what it gives, in one kernel.
+
+    Where a place is negative the row's output is finite and means nothing.
+    """
+    new = (k, v, cos, sin, places)
+    return _attend(q, new, (keys, values), table, lengths, scale, window)

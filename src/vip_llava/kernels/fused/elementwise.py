@@ -1,0 +1,126 @@
+"""Norms, the gate, and turning and storing keys, as Triton kernels: one launch each.
+
+A step for one token needs few of them, because products and attention do most of this on the way.
+Shape letters: M rows, C width of a row, I half of a gate's width, R requests, Q query heads,
+H key/value heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vip_llava.kernels.fused.lang import silu, turned
+from vip_llava.kernels.fused.setting import power_of_two
+
+__all__ = ["add_rms_norm", "rms_norm", "rotate_and_store", "silu_and_mul"]
+
+
+@triton.jit
+def _norm(
+    x, residual, weight, out, total, eps, x_row,
+    C: tl.constexpr, CP: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    c = tl.arange(0, CP)
+    inside = c < C
+    value = tl.load(x + row * x_row + c, mask=inside, other=0.0)
+    if ADD:
+        more = tl.load(residual + row * C + c, mask=inside, other=0.0)
+        value = (value.to(tl.float32) + more.to(tl.float32)).to(value.dtype)
+        tl.store(total + row * C + c, value, mask=inside)
+    value = value.to(tl.float32)
+    value *= 1.0 / tl.sqrt(tl.sum(value * value, axis=0) / C + eps)
+    value *= tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * C + c, value.to(out.dtype.element_ty), mask=inside)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Rows [M, K] over their root mean square, times weight [K]."""
+    out = x.new_empty(x.shape)
+    width = x.shape[1]
+    _norm[(len(x),)](
+        x, x, weight, out, out, eps, x.stride(0), C=width, CP=power_of_two(width), ADD=False,
+        num_warps=_warps(width),
+    )  # fmt: skip
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of x + residual, and that sum."""
+    out, total = x.new_empty(x.shape), x.new_empty(x.shape)
+    width = x.shape[1]
+    _norm[(len(x),)](
+        x, residual.contiguous(), weight, out, total, eps, x.stride(0),
+        C=width, CP=power_of_two(width), ADD=True, num_warps=_warps(width),
+    )  # fmt: skip
+    return out, total
+
+
+def _warps(width: int) -> int:
+    return min(16, max(1, power_of_two(width) // 256))
+
+
+@triton.jit
+def _gate(gate_up, out, row_size, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < HALF
+    gate = tl.load(gate_up + row * row_size + i, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * row_size + HALF + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * HALF + i, (silu(gate) * up).to(out.dtype.element_ty), mask=inside)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """[M, 2I] -> [M, I]: silu of the first half times the second."""
+    rows, half = len(gate_up), gate_up.shape[1] // 2
+    out = gate_up.new_empty((rows, half))
+    block = min(1024, power_of_two(half))
+    grid = (rows, triton.cdiv(half, block))
+    _gate[grid](gate_up, out, gate_up.stride(0), HALF=half, BLOCK=block)
+    return out
+
+
+@triton.jit
+def _rotate(
+    q, k, v, cos, sin, keys, values, places, out, q_row, k_row, v_row,
+    Q: tl.constexpr, H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """A program turns one query head, or one key head and stores it with its value."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    d = tl.arange(0, DP)
+    inside = d < D
+    if head < Q:
+        states = turned(q, cos + row * D, sin + row * D, row * q_row + head * D, d, D, inside)
+        tl.store(out + (row * Q + head) * D + d, states.to(out.dtype.element_ty), mask=inside)
+    else:
+        held = head - Q
+        place = tl.load(places + row).to(tl.int64)
+        to = (place * H + held) * D + d
+        writes = inside & (place >= 0)
+        states = turned(k, cos + row * D, sin + row * D, row * k_row + held * D, d, D, inside)
+        tl.store(keys + to, states.to(keys.dtype.element_ty), mask=writes)
+        states = tl.load(v + row * v_row + held * D + d, mask=inside, other=0.0)
+        tl.store(values + to, states.to(values.dtype.element_ty), mask=writes)
+
+
+def rotate_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+) -> Tensor:
+    """Turn q and k by their positions and store k and v at their places; gives the turned q."""
+    requests, heads, width = q.shape
+    held = k.shape[1]
+    out = q.new_empty(q.shape)
+    _rotate[(requests, heads + held)](
+        q, k, v, cos, sin, keys, values, places, out, q.stride(0), k.stride(0), v.stride(0),
+        Q=heads, H=held, D=width, DP=power_of_two(width), num_warps=1,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,69 @@
+"""Pieces that several Triton kernels are made of."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vip_llava.kernels.fused.setting import INTERPRETED
+
+__all__ = ["choose", "product", "silu", "turned", "which"]
+
+_WIDE = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def product(a, b, total):
+    """total + a b, in float32 throughout; for the interpreter, which can't multiply bfloat16."""
+    if _WIDE:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def which(w0, w1, w2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BN: tl.constexpr):
+    """The matrix of this program's outputs, of three that stand side by side; N of one that is
+    not there is 0. Gives: which, its outputs N, the first of this program, those of the matrices
+    before it."""
+    tile = tl.program_id(0)
+    tiles0: tl.constexpr = (N0 + BN - 1) // BN
+    tiles1: tl.constexpr = (N1 + BN - 1) // BN
+    w, number, outputs, before = w0, 0, N0, 0
+    if N1 > 0:
+        if tile >= tiles0 + tiles1:
+            w, number, outputs, before = w2, 2, N2, N0 + N1
+            tile -= tiles0 + tiles1
+        elif tile >= tiles0:
+            w, number, outputs, before = w1, 1, N1, N0
+            tile -= tiles0
+    return w, number, outputs, tile * BN, before
+
+
+@triton.jit
+def choose(p0, p1, p2, number):
+    """The pointer that belongs to a matrix."""
+    p = p0
+    if number == 1:
+        p = p1
+    if number == 2:
+        p = p2
+    return p
+
+
+@triton.jit
+def silu(x):
+    """x times its logistic function, in float32."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def turned(states, cos, sin, at, d, D: tl.constexpr, inside):
+    """Elements `d` of vectors at `states + at`, turned by their positions; float32."""
+    half: tl.constexpr = D // 2
+    other = tl.where(d < half, d + half, d - half)
+    straight = tl.load(states + at + d, mask=inside, other=0.0).to(tl.float32)
+    crossed = tl.load(states + at + other, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(cos + d, mask=inside, other=0.0).to(tl.float32)
+    s = tl.load(sin + d, mask=inside, other=0.0).to(tl.float32)
+    return straight * c + tl.where(d < half, -crossed, crossed) * s

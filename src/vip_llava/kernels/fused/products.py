@@ -1,0 +1,151 @@
+"""Products of few rows with weights in their own format; more rows go to the library's products.
+
+This is the host's side: what is launched, and how. The kernels are in `vector` and `matrix`.
+Shape letters: M rows, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+from vip_llava.kernels import plain
+from vip_llava.kernels.fused import choices
+from vip_llava.kernels.fused.elementwise import rms_norm
+from vip_llava.kernels.fused.vector import vector, vector_int4
+from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
+
+__all__ = ["gated_rows", "int4_rows", "int8_rows", "linear_rows", "rows"]
+
+
+def rows(
+    x: Tensor,
+    matrices: Sequence[Matrix],
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+) -> Tensor:
+    """x [M, K], normed if asked, times each matrix, side by side, plus residual: [M, all N]."""
+    bits = _bits(x, matrices)
+    fits = len(matrices) <= 3 and (residual is None or residual.is_contiguous())
+    if fits and bits and len(x) <= choices.MATRIX_ROWS[bits]:
+        return _launch(x, matrices, bits, residual, norm, gated=False)
+    if norm is not None:
+        x = rms_norm(x, norm.weight, norm.eps)
+    if len(matrices) == 1:
+        return _wide(x, matrices[0], residual)
+    found = torch.cat([_wide(x, matrix, None) for matrix in matrices], dim=1)
+    return found if residual is None else residual + found
+
+
+def gated_rows(x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) -> Tensor:
+    """silu(x gate) * (x up): [M, K] -> [M, N]."""
+    bits = _bits(x, [gate, up])
+    if bits and len(x) <= choices.MATRIX_ROWS[bits]:
+        return _launch(x, [gate, up], bits, None, norm, gated=True)
+    if norm is not None:
+        x = rms_norm(x, norm.weight, norm.eps)
+    return F.silu(_wide(x, gate, None)) * _wide(x, up, None)
+
+
+def linear_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """x [M, K] times weight [N, K], plus bias [N] and residual [M, N]: [M, N]."""
+    return rows(x, [Dense(weight, bias)], residual)
+
+
+def int8_rows(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same for int8 weights [N, K] with one scale [N] for each output."""
+    return rows(x, [Int8(weight, scale, bias)], residual)
+
+
+def int4_rows(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same for 4-bit weights, as `Int4` holds them."""
+    return rows(x, [Int4(packed, scale, low, bias)], residual)
+
+
+def _wide(x: Tensor, matrix: Matrix, residual: Tensor | None) -> Tensor:
+    """By the library: for many rows, and for formats that no kernel here reads."""
+    if isinstance(matrix, Dense) and residual is not None and matrix.bias is None:
+        return torch.addmm(residual, x, matrix.weight.t())
+    return plain.rows(x, [matrix], residual)
+
+
+def _bits(x: Tensor, matrices: Sequence[Matrix]) -> int:
+    """Bits of a weight (16 for all that are not quantized), or 0: not for a kernel here."""
+    kinds = {type(matrix) for matrix in matrices}
+    biased = {matrix.bias is None for matrix in matrices}
+    if len(kinds) > 1 or len(biased) > 1 or not len(x) or x.stride(1) != 1:
+        return 0
+    stored = [matrix.packed if isinstance(matrix, Int4) else matrix.weight for matrix in matrices]
+    if x.shape[1] % 16 or not all(one.is_contiguous() for one in stored):
+        return 0
+    first = matrices[0]
+    if isinstance(first, Int4):
+        sizes = {matrix.scale.shape[1] * 32 for matrix in matrices if isinstance(matrix, Int4)}
+        return 4 if sizes == {x.shape[1]} else 0
+    return 8 if isinstance(first, Int8) else 16
+
+
+def _three(tensors: Sequence[Tensor | None], other: Tensor) -> list[Tensor]:
+    """Filled up to three with something that has an address; it is not read."""
+    found = [other if tensor is None else tensor for tensor in tensors]
+    return found + [found[0]] * (3 - len(found))
+
+
+def _launch(
+    x: Tensor,
+    matrices: Sequence[Matrix],
+    bits: int,
+    residual: Tensor | None,
+    norm: Norm | None,
+    gated: bool,
+) -> Tensor:
+    anything: Any = matrices
+    sizes = [len(matrix.scale if bits == 4 else matrix.weight) for matrix in anything]
+    if gated:
+        sizes = sizes[:1]
+    inputs, outputs = x.shape[1], sum(sizes)
+    out = x.new_empty((len(x), outputs))
+    n0, n1, n2 = (*sizes, 0, 0)[:3]
+    pointers = [
+        *_three([m.packed.view(torch.int32) if bits == 4 else m.weight for m in anything], x),
+        *_three([None if bits == 16 else m.scale for m in anything], x),
+        *(_three([m.low for m in anything], x) if bits == 4 else []),
+        *_three([m.bias for m in anything], x),
+        x if norm is None else norm.weight,
+        x if residual is None else residual,
+        out,
+        0.0 if norm is None else norm.eps,
+    ]
+    flags: dict[str, Any] = {
+        "N0": n0, "N1": n1, "N2": n2, "K": inputs,
+        "NORM": norm is not None, "GATED": gated,
+        "BIAS": matrices[0].bias is not None, "RESIDUAL": residual is not None,
+    }  # fmt: skip
+    setting = choices.vector_setting(bits, outputs, inputs, gated)
+    tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
+    shape = {"BN": setting.outputs, "STAGES": setting.stages, "num_warps": setting.warps}
+    if bits == 4:
+        vector_int4[(tiles,)](x, *pointers, BG=setting.inputs // 32, **shape, **flags)
+    else:
+        vector[(tiles,)](x, *pointers, BK=setting.inputs, BITS=bits, **shape, **flags)
+    return out

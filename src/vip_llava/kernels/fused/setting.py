@@ -1,0 +1,49 @@
+"""What the Triton kernels have in common on the host: sizes, the device, and the interpreter.
+
+It launches nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+
+__all__ = ["INTERPRETED", "power_of_two", "processors"]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether kernels run on the CPU, element by element, for tests."""
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not less."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; few for the interpreter, so that tests split work too."""
+    if device.type != "cuda":
+        return 8
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _mend_interpreter() -> None:
+    """Let loops over loaded bounds run: the interpreter of Triton 3.6 makes an `int` of an array
+    with one element, which numpy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    module: Any = interpreter
+    before = module._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        before(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    module._patch_lang_tensor = patched
+
+
+if INTERPRETED:
+    _mend_interpreter()

@@ -1,0 +1,80 @@
+"""Triton's products against the plain ones, in the formats, shapes and types that models have."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vip_llava.kernels import Norm, plain
+
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+SHAPES = [(32, (48, 16, 16)), (352, (70,)), (1600, (33, 20))]
+# Bias, norm, residual: each pair of them both ways.
+EXTRAS = [(False, False, False), (True, False, True), (False, True, True), (True, True, False)]
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """The relative distance; NaN where something was not written."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("dtype", list(CLOSE))
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("rows", [1, 3, 17])
+def test_products(fused: Any, make: Any, bits: int, dtype: torch.dtype, rows: int) -> None:
+    for (inputs, sizes), (bias, normed, more) in zip(itertools.cycle(SHAPES), EXTRAS):  # noqa: B905
+        x = make.randn(rows, inputs, dtype=dtype)
+        matrices = [make.matrix(bits, size, inputs, dtype, bias) for size in sizes]
+        norm = Norm(make.randn(inputs, dtype=dtype), 1e-5) if normed else None
+        residual = make.randn(rows, sum(sizes), dtype=dtype) if more else None
+        found = fused.rows(x, matrices, residual, norm)
+        assert found.dtype == dtype
+        assert apart(found, plain.rows(x, matrices, residual, norm)) < CLOSE[dtype]
+        up = make.matrix(bits, sizes[0], inputs, dtype, bias)
+        found = fused.gated_rows(x, matrices[0], up, norm)
+        assert apart(found, plain.gated_rows(x, matrices[0], up, norm)) < CLOSE[dtype]
+
+
+def test_rows_do_not_depend_on_their_neighbours(fused: Any, make: Any) -> None:
+    x = make.randn(4, 352)
+    for bits in (16, 8, 4):
+        matrix = make.matrix(bits, 40, 352, torch.float32)
+        whole = fused.rows(x, [matrix])
+        other = x.clone()
+        other[[0, 1, 3]] = float("nan")
+        assert torch.equal(fused.rows(other, [matrix])[2], whole[2])
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_odd_weights_go_the_plain_way(fused: Any, make: Any, rows: int) -> None:
+    x = make.randn(rows, 24)
+    mixed = [make.matrix(16, 8, 24, torch.float32), make.matrix(8, 8, 24, torch.float32, bias=True)]
+    turned = make.matrix(16, 24, 8, torch.float32)
+    turned = type(turned)(turned.weight.t(), None)
+    four = [make.matrix(16, 8, 24, torch.float32)] * 4
+    for matrices in (mixed, [turned], four):
+        torch.testing.assert_close(fused.rows(x, matrices), plain.rows(x, matrices))
+
+
+def test_views_of_wider_rows(fused: Any, make: Any) -> None:
+    wide = make.randn(2, 96)
+    matrix = make.matrix(16, 8, 64, torch.float32)
+    x = wide[:, 32:]
+    torch.testing.assert_close(fused.rows(x, [matrix]), plain.rows(x, [matrix]))
+
+
+def test_names_for_one_matrix(fused: Any, make: Any) -> None:
+    x, residual = make.randn(1, 64), make.randn(1, 16)
+    dense, int8, int4 = (make.matrix(bits, 16, 64, torch.float32, True) for bits in (16, 8, 4))
+    for kernels in (fused, plain):
+        found = [
+            kernels.linear_rows(x, dense.weight, dense.bias, residual),
+            kernels.int8_rows(x, int8.weight, int8.scale, int8.bias, residual),
+            kernels.int4_rows(x, int4.packed, int4.scale, int4.low, int4.bias, residual),
+        ]
+        for result, matrix in zip(found, (dense, int8, int4), strict=True):
+            torch.testing.assert_close(result, plain.rows(x, [matrix], residual))
