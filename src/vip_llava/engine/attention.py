@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, PreTrainedModel
 
 from vip_llava.engine.kv import KVMemory
@@ -226,24 +227,31 @@ def _attend(
     window: int | None,
 ) -> Tensor:
     """The group's part of the result: [tokens, Q, D]."""
-    mask = group.mask(window, query.device)
     asked = query[group.begin : group.end]
     tokens, heads, width = asked.shape
     held = keys.shape[1]
     if group.single:
         # The query heads that share a key head stand in for its queries: nothing is repeated.
         asked = asked.view(tokens, held, heads // held, width)
+        mask = group.mask(window, query.device)
         found = F.scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=scaling)
         return found.reshape(tokens, heads, found.shape[-1])
     if heads != held:
         keys = keys.repeat_interleave(heads // held, dim=1)
         values = values.repeat_interleave(heads // held, dim=1)
     whole = group.starts[0] == 0 and (window is None or window >= group.length)
+    if whole:
+        mask = None
+    elif window is None and query.is_cuda:
+        # The rest of a text: kernels there know this shape and read no mask.
+        mask = causal_lower_right(tokens, group.length)
+    else:
+        mask = group.mask(window, query.device)
     found = F.scaled_dot_product_attention(
         asked.transpose(0, 1).unsqueeze(0),
         keys,
         values,
-        attn_mask=None if whole else mask,
+        attn_mask=mask,
         is_causal=whole,
         scale=scaling,
     )

@@ -35,6 +35,7 @@ from vip_llava.engine.sampling import (
     logprobs,
 )
 from vip_llava.engine.scheduler import Row, Scheduler, TokenEvent
+from vip_llava.engine.transfer import on
 from vip_llava.engine.values import EngineSettings, EngineStats, check_room
 from vip_llava.engine.vision import VisionCache, view_digests
 from vip_llava.errors import RequestError, VipLlavaError
@@ -206,7 +207,6 @@ class Engine:
             self._blocks.forget()
             self._vision.forget()
 
-    @torch.inference_mode()
     def warm_up(self) -> float:
         """Make all recordings now that would else be made when they are first needed.
 
@@ -214,7 +214,7 @@ class Engine:
         does nothing where nothing is recorded. For servers, before they say that they are ready.
         """
         began = time.perf_counter()
-        with self._turn:
+        with self._turn, torch.inference_mode(), on(self._model.device):
             self._look()
             self._vision.warm_up()
             if self._paths.decode is not None:
@@ -300,9 +300,12 @@ class Engine:
                 )
         return image_at
 
-    @torch.inference_mode()
     def _step(self) -> bool:
         """One step; the caller has the turn. False: there was nothing to do."""
+        with torch.inference_mode(), on(self._model.device):
+            return self._make_step()
+
+    def _make_step(self) -> bool:
         self._receive()
         flight, self._flight = self._flight, None
         if flight is not None and any(not row.done for row in flight.rows):

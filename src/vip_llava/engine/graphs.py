@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vip_llava.engine.transfer import on
+
 __all__ = ["Recorder", "Recording"]
 
 _WARM_UPS = 2
@@ -56,7 +58,7 @@ class Recorder:
         return Recording(made)
 
     def _captured(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        with torch.cuda.device(self.device):
+        with on(self.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             # Kernels are compiled and libraries set up before, on a stream that is not recorded.

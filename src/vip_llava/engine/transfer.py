@@ -1,14 +1,21 @@
-"""Small tensors on their way to the device, without waiting for what the device still has to do.
+"""The device that computes: being on it, and sending it small tensors without waiting for it.
 
 This module knows devices and nothing of what the tensors mean.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
-__all__ = ["sent"]
+__all__ = ["on", "sent"]
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Within, kernels and graphs are started on `device`, also if another GPU is the usual one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

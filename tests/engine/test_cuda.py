@@ -1,0 +1,219 @@
+"""On a GPU: what is captured says what the ordinary way says, for small and for real widths."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
+
+from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams
+from vip_llava.engine.vision import VisionCache, view_digests
+from vip_llava.model.quantize import Quantization, quantize_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+COUNT = 24
+LENGTHS = (30, 1, 200, 7, 64, 65, 16, 17, 90, 3, 41, 128)
+
+
+def llava(width: int, heads: int, held: int, inner: int, rows: int, kind: torch.dtype) -> Any:
+    """A random model of two layers; the picture's token is the last one."""
+    tower = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=11, num_attention_heads=4,
+        image_size=56, patch_size=14,
+    )  # fmt: skip
+    text = LlamaConfig(
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=2, vocab_size=rows,
+        num_attention_heads=heads, num_key_value_heads=held, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = VipLlavaConfig(vision_config=tower, text_config=text, image_token_index=rows - 1)
+    model: Any = VipLlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        # Larger than usual, so that the most probable token is so by far.
+        model.lm_head.weight.mul_(6)
+    return model.to("cuda", kind).eval()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    return llava(128, 8, 2, 192, 320, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Any:
+    return llava(4096, 32, 32, 11008, 32064, torch.bfloat16)
+
+
+def engine_of(model: Any, captured: bool | None = None, **given: Any) -> Engine:
+    rows = len(model.get_input_embeddings().weight)
+    return Engine(
+        model,
+        image_token_id=rows - 1,
+        suppress_ids=[rows - 1],
+        settings=EngineSettings(captured=captured, **given),
+    )
+
+
+def prompt(model: Any, length: int, seed: int = 0) -> tuple[list[int], torch.Tensor | None]:
+    """Random ids; those of ten and more have a picture in them."""
+    rows = len(model.get_input_embeddings().weight)
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    ids = torch.randint(1, rows - 2, (length,), generator=generator).tolist()
+    if length < 10:
+        return ids, None
+    return [*ids[:5], *[rows - 1] * 16, *ids[5:]], torch.randn(1, 3, 56, 56, generator=generator)
+
+
+def answers(engine: Engine, asks: list[Any], **params: Any) -> list[Generated]:
+    sampling = SamplingParams(max_new_tokens=COUNT, **params)
+    return [handle.result() for handle in [engine.submit(*ask, sampling) for ask in asks]]
+
+
+def same(mine: list[Generated], theirs: list[Generated], near: float) -> None:
+    """Equal tokens with probabilities alike, up to where two tokens are about as probable."""
+    agreed = 0
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.logprobs and other.logprobs
+        pairs = zip(one.tokens, other.tokens, one.logprobs, other.logprobs, strict=True)
+        for token, wanted, told, expected in pairs:
+            assert told.best[0][1] == pytest.approx(expected.best[0][1], abs=near)
+            if token != wanted:
+                assert expected.best[0][1] - expected.best[1][1] < near
+                break
+            agreed += 1
+    assert agreed > 0.5 * sum(len(one.tokens) for one in mine)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize(("name", "near"), [("tiny", 1e-3), ("wide", 0.3)])
+def test_captured_says_what_the_ordinary_way_says(
+    name: str, near: float, bits: Any, request: Any
+) -> None:
+    model = request.getfixturevalue(name)
+    if bits:
+        model = copy.deepcopy(model)
+        quantize_model(model, Quantization(bits))
+    asks = [prompt(model, length) for length in LENGTHS]
+    ordinary = answers(engine_of(model, False), asks, logprobs=5)
+    for given in ({}, {"max_running": 3}, {"step_tokens": 70}):
+        engine = engine_of(model, **given)
+        same(answers(engine, asks, logprobs=5), ordinary, near)
+        assert engine.stats().captured_steps > COUNT - 2
+
+
+def test_what_runs_ahead_says_the_same(wide: Any) -> None:
+    """The same steps, once read one by one and once one late, again and again."""
+    asks = [prompt(wide, length) for length in LENGTHS]
+    engine = engine_of(wide, prefix_tokens=0)
+    calm = [answer.tokens for answer in answers(engine, asks, logprobs=0)]
+    for _ in range(5):
+        assert [answer.tokens for answer in answers(engine, asks)] == calm
+
+
+def test_tokens_of_transformers(tiny: Any) -> None:
+    asks = [prompt(tiny, length) for length in LENGTHS]
+    found = answers(engine_of(tiny), asks)
+    for (ids, pixels), answer in zip(asks, found, strict=True):
+        given = torch.tensor([ids], device="cuda")
+        seen = {} if pixels is None else {"pixel_values": pixels.to("cuda")}
+        with torch.inference_mode():
+            theirs = tiny.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                **seen,
+                max_new_tokens=COUNT,
+                do_sample=False,
+                eos_token_id=None,
+                suppress_tokens=[319],
+            )
+        assert list(answer.tokens) == theirs[0, len(ids) :].tolist()
+
+
+def test_comings_and_goings_change_nothing(tiny: Any) -> None:
+    """Little memory, cancels, stops, others coming late, one thread driving and one asking."""
+    asks = [prompt(tiny, length) for length in LENGTHS]
+    alone = [answers(engine_of(tiny), [ask])[0].tokens for ask in asks]
+    engine = engine_of(tiny, kv_tokens=704, max_running=5, prefix_tokens=0, step_tokens=100)
+    sampling = SamplingParams(max_new_tokens=COUNT)
+    engine.start()
+    try:
+        for turn in range(6):
+            handles = [engine.submit(*ask, sampling) for ask in asks]
+            for number in range(turn, len(handles), 5):
+                next(handles[number])
+                handles[number].cancel()
+            for number, handle in enumerate(handles):
+                if number % 5 != turn % 5 or number < turn:
+                    assert handle.result().tokens == alone[number]
+    finally:
+        engine.stop()
+    assert engine.stats().kv_tokens_used == 0
+
+
+def test_memory_that_grows_is_recorded_anew(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [answers(engine_of(tiny), [prompt(tiny, n)])[0].tokens for n in LENGTHS]
+    # As if the GPU had no room for the whole budget at once.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 1))
+    engine = engine_of(tiny, kv_tokens=8192, prefix_tokens=0)
+    asks = [prompt(tiny, length) for length in LENGTHS]
+    first = engine.submit(*asks[0], SamplingParams(max_new_tokens=COUNT))
+    for _ in range(5):
+        engine.step()
+    small = engine.stats().kv_bytes
+    more = [answer.tokens for answer in answers(engine, asks * 3)]
+    assert more == alone * 3
+    assert first.result().tokens == alone[0]
+    assert engine.stats().kv_bytes > small
+
+
+def test_recorded_encodings_equal_the_tower(wide: Any) -> None:
+    cache = VisionCache(wide, 0, captured=True)
+    plain = VisionCache(wide, 0)
+    with torch.inference_mode():
+        cache.look()
+        for count in (1, 7, 7, 1):
+            views = torch.randn(count, 3, 56, 56)
+            wanted = [(view_digests(views), views)]
+            [mine], [theirs] = cache.features(wanted), plain.features(wanted)
+            assert (mine - theirs).norm() < 0.02 * theirs.norm()
+    assert cache.recorder.count == 3
+
+
+def test_others_may_use_the_gpu_meanwhile(tiny: Any) -> None:
+    """Another thread allocates and waits while steps are captured."""
+    over = threading.Event()
+    failed: list[BaseException] = []
+
+    def work(again: Callable[[], object]) -> None:
+        try:
+            while not over.is_set():
+                again()
+        except BaseException as error:
+            failed.append(error)
+
+    def busy() -> None:
+        size = int(torch.randint(1, 2**22, ()))
+        torch.ones(size, device="cuda").sum().item()
+
+    thread = threading.Thread(target=work, args=(busy,))
+    thread.start()
+    try:
+        for _ in range(3):
+            engine = engine_of(tiny)
+            engine.warm_up()
+            assert engine.stats().recordings == 9 + 1
+    finally:
+        over.set()
+        thread.join()
+    assert failed == []
