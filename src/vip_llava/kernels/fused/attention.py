@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vip_llava.kernels.fused.lang import product, turned
-from vip_llava.kernels.fused.setting import power_of_two, processors
+from vip_llava.kernels.fused.lang import product, release_next, turned, wait_previous
+from vip_llava.kernels.fused.setting import options, power_of_two, processors
 from vip_llava.kernels.values import BLOCK_TOKENS
 
 __all__ = ["paged_decode", "paged_step"]
@@ -60,10 +60,12 @@ def _attend_one(
     q, k, v, cos, sin, keys, values, places, table, lengths, out, most, weight,
     scale, window, q_row, k_row, v_row, table_row,
     Q: tl.constexpr, H: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr,
+    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """As many key heads as query heads: products of vectors. Every slot of a tile keeps its own
     running maximum, so that nothing is exchanged between threads before the end."""
+    release_next(OVERLAP)
+    wait_previous(OVERLAP)
     row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length, first, begin, end = _part(lengths, row, part, S, BL, window)
     d, slot = tl.arange(0, DP), tl.arange(0, BL)
@@ -129,9 +131,11 @@ def _attend_group(
     q, k, v, cos, sin, keys, values, places, table, lengths, out, most, weight,
     scale, window, q_row, k_row, v_row, table_row,
     Q: tl.constexpr, H: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr,
+    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Several query heads share a key head: matrix products of at least 16 rows."""
+    release_next(OVERLAP)
+    wait_previous(OVERLAP)
     row, held, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length, first, begin, end = _part(lengths, row, part, S, BL, window)
     G: tl.constexpr = Q // H
@@ -191,8 +195,13 @@ def _attend_group(
 
 
 @triton.jit
-def _combine(parts, most, weight, out, D: tl.constexpr, DP: tl.constexpr, S: tl.constexpr):
+def _combine(
+    parts, most, weight, out,
+    D: tl.constexpr, DP: tl.constexpr, S: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """The parts [S, D] of one head of one request, weighed; S is a power of two."""
+    release_next(OVERLAP)
+    wait_previous(OVERLAP)
     index = tl.program_id(0)
     s, d = tl.arange(0, S), tl.arange(0, DP)
     high = tl.load(most + index * S + s)
@@ -239,11 +248,13 @@ def _attend(
         Q=heads, H=held, GP=max(16, power_of_two(heads // held)),
         D=width, DP=power_of_two(width), S=parts, BL=setting.tile, TOKENS=BLOCK_TOKENS,
         NEW=new is not None, STAGES=setting.stages, num_warps=setting.warps,
+        **options(query.device),
     )  # fmt: skip
     if parts > 1:
         _combine[(requests * heads,)](
-            partial, most, weight, out, D=width, DP=power_of_two(width), S=parts, num_warps=1
-        )
+            partial, most, weight, out, D=width, DP=power_of_two(width), S=parts, num_warps=1,
+            **options(query.device),
+        )  # fmt: skip
     return out
 
 

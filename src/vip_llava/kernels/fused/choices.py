@@ -16,12 +16,16 @@ MATRIX_ROWS = {16: 1, 8: 1, 4: 1}
 
 @dataclass(frozen=True, slots=True)
 class VectorSetting:
-    """Outputs of a program, inputs read at a time, warps, and steps read ahead."""
+    """Outputs of a program, inputs read at a time, warps, and steps read ahead.
+
+    `ahead`: all weights of a program are asked for before anything else.
+    """
 
     outputs: int
     inputs: int
     warps: int = 4
     stages: int = 1
+    ahead: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vip_llava.kernels.fused.lang import silu, turned
-from vip_llava.kernels.fused.setting import power_of_two
+from vip_llava.kernels.fused.lang import release_next, silu, turned, wait_previous
+from vip_llava.kernels.fused.setting import options, power_of_two
 
 __all__ = ["add_rms_norm", "rms_norm", "rotate_and_store", "silu_and_mul"]
 
@@ -20,8 +20,10 @@ __all__ = ["add_rms_norm", "rms_norm", "rotate_and_store", "silu_and_mul"]
 @triton.jit
 def _norm(
     x, residual, weight, out, total, eps, x_row,
-    C: tl.constexpr, CP: tl.constexpr, ADD: tl.constexpr,
+    C: tl.constexpr, CP: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    release_next(OVERLAP)
+    wait_previous(OVERLAP)
     row = tl.program_id(0)
     c = tl.arange(0, CP)
     inside = c < C
@@ -42,7 +44,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     width = x.shape[1]
     _norm[(len(x),)](
         x, x, weight, out, out, eps, x.stride(0), C=width, CP=power_of_two(width), ADD=False,
-        num_warps=_warps(width),
+        num_warps=_warps(width), **options(x.device),
     )  # fmt: skip
     return out
 
@@ -53,7 +55,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     width = x.shape[1]
     _norm[(len(x),)](
         x, residual.contiguous(), weight, out, total, eps, x.stride(0),
-        C=width, CP=power_of_two(width), ADD=True, num_warps=_warps(width),
+        C=width, CP=power_of_two(width), ADD=True, num_warps=_warps(width), **options(x.device),
     )  # fmt: skip
     return out, total
 
@@ -63,7 +65,9 @@ def _warps(width: int) -> int:
 
 
 @triton.jit
-def _gate(gate_up, out, row_size, HALF: tl.constexpr, BLOCK: tl.constexpr):
+def _gate(gate_up, out, row_size, HALF: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    release_next(OVERLAP)
+    wait_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < HALF
@@ -78,7 +82,7 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     out = gate_up.new_empty((rows, half))
     block = min(1024, power_of_two(half))
     grid = (rows, triton.cdiv(half, block))
-    _gate[grid](gate_up, out, gate_up.stride(0), HALF=half, BLOCK=block)
+    _gate[grid](gate_up, out, gate_up.stride(0), HALF=half, BLOCK=block, **options(gate_up.device))
     return out
 
 
@@ -86,8 +90,11 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 def _rotate(
     q, k, v, cos, sin, keys, values, places, out, q_row, k_row, v_row,
     Q: tl.constexpr, H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """A program turns one query head, or one key head and stores it with its value."""
+    release_next(OVERLAP)
+    wait_previous(OVERLAP)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, DP)
     inside = d < D
@@ -121,6 +128,6 @@ def rotate_and_store(
     out = q.new_empty(q.shape)
     _rotate[(requests, heads + held)](
         q, k, v, cos, sin, keys, values, places, out, q.stride(0), k.stride(0), v.stride(0),
-        Q=heads, H=held, D=width, DP=power_of_two(width), num_warps=1,
+        Q=heads, H=held, D=width, DP=power_of_two(width), num_warps=1, **options(q.device),
     )  # fmt: skip
     return out

@@ -4,12 +4,50 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from vip_llava.kernels.fused.setting import INTERPRETED
 
-__all__ = ["choose", "product", "silu", "turned", "which"]
+__all__ = ["ahead", "choose", "product", "release_next", "silu", "turned", "wait_previous", "which"]
 
 _WIDE = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def release_next(OVERLAP: tl.constexpr):
+    """First of all: the next kernel may start (and will wait where it needs this one's results)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait_previous(OVERLAP: tl.constexpr):
+    """Wait for all kernels before this one. Only what no kernel writes may be read earlier.
+
+    Every program has to come here, or the next kernel would not wait for those before this one.
+    """
+    if OVERLAP:
+        gdc_wait()
+
+
+@triton.jit
+def ahead(base, first, outputs, K: tl.constexpr, BN: tl.constexpr, PIECES: tl.constexpr):
+    """Have BN rows of K elements brought near (into the L2 cache), so many pieces at once.
+
+    Reads nothing into registers, so it may be far ahead. A piece has a multiple of 16 bytes.
+    """
+    size: tl.constexpr = BN * K // PIECES
+    item: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
+    at = first.to(tl.int64) * K + tl.arange(0, PIECES) * size
+    at = tl.minimum(at, outputs.to(tl.int64) * K - size)
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [base + at, tl.full((PIECES,), size * item, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from vip_llava.kernels import plain
 from vip_llava.kernels.fused import choices
+from vip_llava.kernels.fused.choices import VectorSetting
 from vip_llava.kernels.fused.elementwise import rms_norm
+from vip_llava.kernels.fused.setting import options, overlapping
 from vip_llava.kernels.fused.vector import vector, vector_int4
 from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
 
@@ -111,6 +113,14 @@ def _three(tensors: Sequence[Tensor | None], other: Tensor) -> list[Tensor]:
     return found + [found[0]] * (3 - len(found))
 
 
+def _pieces(setting: VectorSetting, bits: int, inputs: int, least: int, x: Tensor) -> int:
+    """Into how many a program's weights are cut to be asked for ahead; 0: they are not."""
+    pieces = 32 * setting.warps
+    size = setting.outputs * inputs * (8 * x.element_size() if bits == 16 else bits) // 8
+    fits = size % (16 * pieces) == 0 and least >= setting.outputs
+    return pieces if setting.ahead and overlapping(x.device) and fits else 0
+
+
 def _launch(
     x: Tensor,
     matrices: Sequence[Matrix],
@@ -143,7 +153,10 @@ def _launch(
     }  # fmt: skip
     setting = choices.vector_setting(bits, outputs, inputs, gated)
     tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
-    shape = {"BN": setting.outputs, "STAGES": setting.stages, "num_warps": setting.warps}
+    shape = {
+        "BN": setting.outputs, "STAGES": setting.stages, "num_warps": setting.warps,
+        "PIECES": _pieces(setting, bits, inputs, min(sizes), x), **options(x.device),
+    }  # fmt: skip
     if bits == 4:
         vector_int4[(tiles,)](x, *pointers, BG=setting.inputs // 32, **shape, **flags)
     else:

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["INTERPRETED", "power_of_two", "processors"]
+__all__ = ["INTERPRETED", "options", "overlapping", "power_of_two", "processors"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run on the CPU, element by element, for tests."""
+
+OVERLAP = True
+"""Whether kernels overlap where the device can; a switch for measuring."""
 
 
 def power_of_two(number: int) -> int:
@@ -28,6 +31,18 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 8
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@functools.cache
+def overlapping(device: torch.device) -> bool:
+    """Whether a kernel may start while the one before it ends: from Hopper (9.0) on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def options(device: torch.device) -> dict[str, Any]:
+    """What every kernel is launched with."""
+    overlap = OVERLAP and overlapping(device)
+    return {"OVERLAP": overlap, "launch_pdl": True} if overlap else {"OVERLAP": False}
 
 
 def _mend_interpreter() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vip_llava.kernels.fused.lang import choose, silu, which
+from vip_llava.kernels.fused.lang import ahead, choose, release_next, silu, wait_previous, which
 
 __all__ = ["levels", "vector", "vector_int4"]
 
@@ -45,12 +45,19 @@ def vector(
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, BITS: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """x [K] times up to three matrices of 16 (or 32) or 8 bits.
 
     GATED: w0 is the gate, w1 what it is multiplied with, and N1 is 0.
     """
+    release_next(OVERLAP)
     w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
+    if PIECES:
+        ahead(w, first, outputs, K, BN, PIECES)
+        if GATED:
+            ahead(w1, first, outputs, K, BN, PIECES)
+    wait_previous(OVERLAP)
     row = first + tl.arange(0, BN)
     # Rows beyond the end read the last one again, which is cheaper than a mask.
     at = tl.minimum(row, outputs - 1)
@@ -112,12 +119,19 @@ def vector_int4(
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BN: tl.constexpr, BG: tl.constexpr, STAGES: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """x [K] times up to three matrices of 4 bits in groups of 32; BG groups are read at a time.
 
     Weights come as 32-bit words, four for a group; a thread has whole groups.
     """
+    release_next(OVERLAP)
     w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
+    if PIECES:
+        ahead(w, first, outputs, K // 8, BN, PIECES)
+        if GATED:
+            ahead(w1, first, outputs, K // 8, BN, PIECES)
+    wait_previous(OVERLAP)
     s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
     GROUPS: tl.constexpr = K // 32
     row = first + tl.arange(0, BN)
