@@ -34,10 +34,19 @@ def test_json_has_every_figure(program: Program) -> None:
         "decode, one asker",
         "first token, new picture",
         "2 askers",
+        "2 askers, first token",
+        "2 askers, whole answer",
         "first token, second turn",
     }
     assert told["peak_bytes"] > 0
     assert told["model"] == "random tiny"
+
+
+def test_small_weights_can_be_measured(program: Program) -> None:
+    ran = program("bench", *SMALL, "--workload", "first-token", "--quantization", "int8")
+    assert ran.code == 0, ran.err
+    assert "# Speed of random tiny, 8-bit weights, torch" in ran.out
+    assert "TFLOP/s in products" in ran.out
 
 
 def test_a_model_can_be_measured(

@@ -177,6 +177,31 @@ def test_other_sampling_takes_the_logits_of_recorded_steps(
     assert steps == [(1, False)] + [(6, False)] * (COUNT - 1)
 
 
+@pytest.mark.parametrize("bits", [None, 8])
+def test_the_kernels_of_gpus_say_the_same(
+    vip_model: Any, asks: list[Any], bits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from vip_llava.kernels import fused
+    from vip_llava.kernels.fused import setting
+
+    if not setting.INTERPRETED:
+        pytest.skip("these models are on the CPU, and Triton's interpreter is not on")
+    model = copy.deepcopy(vip_model)
+    if bits:
+        quantize_model(model, Quantization(bits))
+    ordinary = engine_of(model, captured=False)
+    some = [asks[0], asks[6]]  # each takes seconds
+    alone = [submit(ordinary, ask, 3).result().tokens for ask in some]
+    monkeypatch.setattr("vip_llava.engine.paths.for_device", lambda _: fused)
+    steps = launched(monkeypatch)
+    engine = engine_of(model)
+    handles = [submit(engine, ask, 3) for ask in some]
+    assert [handle.result().tokens for handle in handles] == alone
+    assert steps == [(2, False), (2, True)]
+
+
 def test_each_step_gives_each_one_token(vip_model: Any, asks: list[Any]) -> None:
     engine = engine_of(vip_model)
     handles = [submit(engine, asks[which], 6) for which in (0, 3)]

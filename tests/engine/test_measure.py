@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 
-from vip_llava.engine.measure import (
-    WORKLOADS,
-    Figure,
-    Load,
-    ceilings,
-    measure,
-    peak_bytes,
-)
+from vip_llava.engine.ceilings import ceilings, first_token_work, peak_bytes, step_bytes
+from vip_llava.engine.measure import WORKLOADS, Figure, Load, measure
 from vip_llava.engine.subject import Subject, random_subject
+from vip_llava.model.quantize import Quantization, quantize_model
 
 SMALL = Load(text_tokens=8, new_tokens=4, askers=3, batch=2, runs=2)
 
@@ -43,7 +39,9 @@ def test_every_workload_has_figures_of_both_ways(subject: Subject, name: str) ->
     ways = {figure.way for figure in figures}
     assert "engine" in ways
     assert any(way.startswith("transformers") for way in ways)
-    assert len({(figure.workload, figure.unit) for figure in figures}) == 1
+    mine = [figure for figure in figures if figure.workload == figures[0].workload]
+    assert len({figure.unit for figure in mine}) == 1
+    assert len({figure.way for figure in mine}) == len(mine)
     assert all(math.isfinite(figure.value) and figure.value > 0 for figure in figures)
     worse = [f.p95 <= f.value if f.higher_is_better else f.p95 >= f.value for f in figures]
     assert all(worse)
@@ -61,3 +59,29 @@ def test_the_device_is_measured_too() -> None:
     assert found.copy_gigabytes > 0.01
     assert found.product_teraflops > 1e-4
     assert peak_bytes(torch.device("cpu")) > 10**7
+
+
+def test_work_is_counted_in_weights(subject: Subject) -> None:
+    model = copy.deepcopy(subject.model)
+    layers, head = 2 * (4 * 64 * 64 + 3 * 64 * 128), 64 * 512
+    norms = 5 * 64 * 4
+    other = sum(buffer.numel() * 4 for buffer in model.get_decoder().rotary_emb.buffers())
+    assert step_bytes(model) == 4 * (layers + head) + norms + other
+    tower = 12 * (4 * 64 * 64 + 2 * 64 * 128)
+    projector = 5 * 64 * 64 + 64 * 64
+    expected = 2 * (16 * (tower + projector) + 80 * layers + head)
+    assert first_token_work(model, 80, 16) == expected
+    quantize_model(model, Quantization(8))
+    scales = 2 * (5 * 64 + 2 * 128)
+    assert step_bytes(model) == layers + 4 * (head + scales) + norms + other
+    assert first_token_work(model, 80, 16) == expected
+
+
+def test_a_recording_engine_tells_what_that_cost(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vip_llava.engine.core.records", lambda *_: True)
+    [figures] = measure(subject, SMALL, ["many"])
+    assert [f.workload for f in figures if f.unit == "s"] == ["5 recordings made"]
+    names = [f.workload for f in figures]
+    assert {"3 askers", "3 askers, first token", "3 askers, whole answer"} <= set(names)

@@ -19,7 +19,8 @@ from vip_llava.cli.terminal import note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.engine.measure import Ceilings, Figure, Load
+    from vip_llava.engine.ceilings import Ceilings
+    from vip_llava.engine.measure import Figure, Load
     from vip_llava.engine.subject import Subject
 
 __all__ = ["EPILOG", "bench", "report"]
@@ -62,6 +63,12 @@ def bench(
     askers: Annotated[
         int, typer.Option("--askers", metavar="N", min=1, help="Askers at once in `many`.")
     ] = 64,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compiled", help="Also transformers with a static cache and torch.compile (slow)."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE.md", help="Also write the table.")
@@ -74,7 +81,8 @@ def bench(
     Every workload is run by this project's engine and by the generate method of transformers, by
     turns in one process, so that the ratio is of one run. The table is on stdout.
     """
-    from vip_llava.engine.measure import WORKLOADS, Load, ceilings, measure, peak_bytes
+    from vip_llava.engine.ceilings import ceilings, peak_bytes
+    from vip_llava.engine.measure import WORKLOADS, Load, measure
 
     unknown = [name for name in workload or () if name not in WORKLOADS]
     if unknown:
@@ -82,7 +90,9 @@ def bench(
     if write is not None and not write.absolute().parent.is_dir():
         raise RequestError(f"{write}: there is no folder {write.absolute().parent}")
     name, subject = _subject(random, model)
-    load = Load(text_tokens=text_tokens, new_tokens=new_tokens, askers=askers, runs=runs)
+    load = Load(
+        text_tokens=text_tokens, new_tokens=new_tokens, askers=askers, runs=runs, compiled=compiled
+    )
     best = ceilings(subject.model.device, subject.model.dtype)
     figures = []
     for found in measure(subject, load, workload or ()):
@@ -118,14 +128,24 @@ def _subject(random: str | None, options: ModelOptions) -> tuple[str, Subject]:
     import torch
 
     chosen = options.keywords()
-    refused = sorted(chosen.keys() - {"device", "dtype"}) + ["model"] * (options.model is not None)
+    known = {"device", "dtype", "quantization"}
+    refused = sorted(chosen.keys() - known) + ["model"] * (options.model is not None)
     if refused:
         raise RequestError(f"--random can't go with --{refused[0]}")
     dtype: Any = getattr(torch, chosen["dtype"], None) if "dtype" in chosen else None
     if "dtype" in chosen and not isinstance(dtype, torch.dtype):
         raise RequestError(f"--dtype {chosen['dtype']}: no such type of numbers")
     device = chosen.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    return f"random {random}", random_subject(random, device, dtype)
+    subject, small = random_subject(random, device, dtype), chosen.get("quantization")
+    if small is None:
+        return f"random {random}", subject
+    from vip_llava.model.quantize import parse_quantization, quantize_model
+
+    quantization = parse_quantization(small, subject.model.device)
+    assert quantization is not None
+    quantize_model(subject.model, quantization)
+    way = f"{quantization.bits}-bit weights, {quantization.library}"
+    return f"random {random}, {way}", subject
 
 
 def report(
@@ -143,7 +163,6 @@ def report(
     model: Any = subject.model
     device = model.device
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    weights = sum(p.numel() * p.element_size() for p in model.get_decoder().parameters())
     lines = [
         f"# Speed of {name}",
         "",
@@ -164,14 +183,30 @@ def report(
             for other in figures
             if other.workload == each.workload and other.way.startswith("transformers")
         ]
-        ratio = min((each.better_than(other) for other in plain), default=float("nan"))
+        ratio = min((each.better_than(other) for other in plain), default=None)
         lines.append(
             f"| {each.workload} | {each.way} | {each.value:.4g} | {each.p95:.4g} | {each.unit} "
-            f"| {ratio:.2f} |"
+            f"| {'' if ratio is None else f'{ratio:.2f}'} |"
         )
-        if each.way == "engine" and each.workload.startswith("decode"):
-            rate = weights * each.value / 1e9
-            share = 100 * rate / best.copy_gigabytes
-            told = f"weights read at {rate:.1f} GB/s, {share:.0f} % of the copy"
+        told = _share(each, subject, load, best)
+        if told:
             lines.append(f"| | | | | | {told} |")
     return "\n".join(lines) + "\n"
+
+
+def _share(figure: Figure, subject: Subject, load: Load, best: Ceilings) -> str:
+    """How much of what the device can do a figure of the engine is, where that is simple to say."""
+    from vip_llava.engine.ceilings import first_token_work, step_bytes
+
+    if figure.way != "engine":
+        return ""
+    if figure.workload.startswith("decode"):
+        rate = step_bytes(subject.model) * figure.value / 1e9
+        share = 100 * rate / best.copy_gigabytes
+        return f"weights read at {rate:.1f} GB/s, {share:.0f} % of the copy"
+    if figure.workload == "first token, new picture":
+        tokens = load.text_tokens + subject.tokens_per_view
+        rate = first_token_work(subject.model, tokens, subject.tokens_per_view) / figure.value / 1e9
+        share = 100 * rate / best.product_teraflops
+        return f"{rate:.2f} TFLOP/s in products, {share:.0f} % of the large one"
+    return ""

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from vip_llava.engine.attention import StepPlan, attend
 from vip_llava.engine.kv import KVMemory
 from vip_llava.engine.lean import LeanLlama, hooked
-from vip_llava.kernels import Dense, Int4, Int8, Kernels, Matrix, Norm
+from vip_llava.kernels import Dense, Kernels, Matrix, Norm
 from vip_llava.model.quantize import Int4Linear, Int8Linear
 
 __all__ = ["Answers", "FusedLlama"]
@@ -192,9 +192,7 @@ def _norm(norm: Any) -> Norm:
     return Norm(norm.weight, norm.variance_epsilon)
 
 
-def _matrix(linear: Any) -> Matrix:
-    if isinstance(linear, Int8Linear):
-        return Int8(linear.weight, linear.scale, linear.bias)
-    if isinstance(linear, Int4Linear):
-        return Int4(linear.packed, linear.scale, linear.low, linear.bias)
-    return Dense(linear.weight, linear.bias)
+def _matrix(linear: nn.Linear | Int8Linear | Int4Linear) -> Matrix:
+    if isinstance(linear, nn.Linear):
+        return Dense(linear.weight, linear.bias)
+    return linear.matrix

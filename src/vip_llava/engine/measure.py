@@ -10,26 +10,23 @@ This module measures; it knows no command line and writes nothing.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from vip_llava.engine.ceilings import finished
 from vip_llava.engine.core import Engine, Handle
 from vip_llava.engine.sampling import SamplingParams
 from vip_llava.engine.subject import Stopwatch, Subject
+from vip_llava.engine.values import Generated
 
 __all__ = [
     "WORKLOADS",
-    "Ceilings",
     "Figure",
     "Load",
-    "ceilings",
     "measure",
-    "peak_bytes",
 ]
 
 PLAIN, ENGINE = "transformers", "engine"
@@ -45,6 +42,9 @@ class Load:
     batch: int = 32
     """Requests that transformers answers together in its better way for many askers."""
     runs: int = 5
+    compiled: bool = False
+    """Also measure one asker of transformers with a static cache and `torch.compile`, which takes
+    minutes to begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,6 @@ class Figure:
         return ratio if self.higher_is_better else 1 / ratio
 
 
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """What the device does at best: bytes read and written by a copy, and a large product."""
-
-    copy_gigabytes: float
-    product_teraflops: float
-
-
 def measure(subject: Subject, load: Load, workloads: Sequence[str] = ()) -> Iterator[list[Figure]]:
     """The figures of each workload as it is done (default: all of `WORKLOADS`)."""
     for name in workloads or WORKLOADS:
@@ -83,24 +75,32 @@ def measure(subject: Subject, load: Load, workloads: Sequence[str] = ()) -> Iter
 def _decode(subject: Subject, load: Load) -> list[Figure]:
     """One asker, tokens a second after the first one."""
 
-    def plain(seed: int) -> float:
+    def plain(seed: int, static: bool = False) -> float:
         watch = Stopwatch()
-        subject.generate([subject.prompt(seed, load.text_tokens)], load.new_tokens, watch)
+        prompt = subject.prompt(seed, load.text_tokens)
+        subject.generate([prompt], load.new_tokens, watch, static=static)
         _, first, *_, last = watch.times  # the prompt comes before the first token
         return (load.new_tokens - 1) / (last - first)
 
     engine = subject.engine()
+    engine.warm_up()
 
     def ours(seed: int) -> float:
         result = _submit(engine, subject.prompt(seed, load.text_tokens), load.new_tokens).result()
         return (load.new_tokens - 1) / max(result.decode_seconds, 1e-9)
 
-    return _both("decode, one asker", "tokens/s", True, load, plain, ours)
+    name, unit = "decode, one asker", "tokens/s"
+    figures = _both(name, unit, True, load, plain, ours)
+    if load.compiled:
+        rates = [plain(seed, static=True) for seed in range(load.runs + 2)][2:]
+        figures.insert(1, _figure(name, f"{PLAIN}, static and compiled", unit, rates, True))
+    return figures
 
 
 def _first_token(subject: Subject, load: Load) -> list[Figure]:
     """A new picture and its question, to the first token."""
     engine = subject.engine()
+    engine.warm_up()
 
     def plain(seed: int) -> float:
         prompt = [subject.prompt(seed, load.text_tokens)]
@@ -114,15 +114,18 @@ def _first_token(subject: Subject, load: Load) -> list[Figure]:
 
 
 def _many(subject: Subject, load: Load) -> list[Figure]:
-    """Many askers at once, each with a picture of its own."""
+    """Many askers at once, each with a picture of its own; how long each waits, with the engine."""
     made = [subject.prompt(seed, load.text_tokens) for seed in range(load.askers)]
 
     def plainly(batch: int) -> float:
-        def run() -> None:
-            for start in range(0, len(made), batch):
-                subject.generate(made[start : start + batch], load.new_tokens)
+        # Of those who are answered one by one a few tell enough.
+        asked = made[: 8 if batch == 1 else None]
 
-        return load.askers / _seconds(subject, run)
+        def run() -> None:
+            for start in range(0, len(asked), batch):
+                subject.generate(asked[start : start + batch], load.new_tokens)
+
+        return len(asked) / _seconds(subject, run)
 
     tokens = load.text_tokens + subject.tokens_per_view + load.new_tokens
     engine = subject.engine(
@@ -130,22 +133,39 @@ def _many(subject: Subject, load: Load) -> list[Figure]:
         max_running=load.askers,
         step_tokens=max(1024, load.askers + 1),
     )
+    answers: list[Generated] = []
 
     def run() -> None:
-        for handle in [_submit(engine, prompt, load.new_tokens) for prompt in made]:
-            handle.result()
+        handles = [_submit(engine, prompt, load.new_tokens) for prompt in made]
+        answers.extend(handle.result() for handle in handles)
 
-    _seconds(subject, lambda: _submit(engine, subject.prompt(-1, 8), 2).result())  # warm up
+    engine.warm_up()
+    _seconds(subject, lambda: _submit(engine, subject.prompt(-1, 8), 2).result())
     name = f"{load.askers} askers"
     ways = [(f"{PLAIN}, one by one", 1), (f"{PLAIN}, {load.batch} together", load.batch)]
     rates = {way: plainly(batch) for way, batch in ways}
     rates[ENGINE] = load.askers / _seconds(subject, run)
-    return [Figure(name, way, "requests/s", rate, rate, True) for way, rate in rates.items()]
+    figures = [Figure(name, way, "requests/s", rate, rate, True) for way, rate in rates.items()]
+    first = [1e3 * one.prefill_seconds for one in answers]
+    whole = [1e3 * (one.prefill_seconds + one.decode_seconds) for one in answers]
+    figures.append(_figure(f"{name}, first token", ENGINE, "ms", first, False))
+    figures.append(_figure(f"{name}, whole answer", ENGINE, "ms", whole, False))
+    return [*figures, *_recordings(engine)]
+
+
+def _recordings(engine: Engine) -> list[Figure]:
+    """What it cost to record all steps, where that is done."""
+    stats = engine.stats()
+    if not stats.recordings:
+        return []
+    seconds = stats.recording_seconds
+    return [Figure(f"{stats.recordings} recordings made", ENGINE, "s", seconds, seconds, False)]
 
 
 def _second_turn(subject: Subject, load: Load) -> list[Figure]:
     """The next question about the same picture, to its first token; the engine's first beside."""
     engine = subject.engine()
+    engine.warm_up()
     first: list[float] = []
     name = "first token, second turn"
 
@@ -169,11 +189,7 @@ def _second_turn(subject: Subject, load: Load) -> list[Figure]:
         return 1e3 * _seconds(subject, lambda: _submit(engine, prompt, 1).result())
 
     figures = _both(name, "ms", False, load, plain, ours)
-    middle = statistics.median(first[-load.runs :])
-    return [
-        *figures,
-        Figure(name, "engine, first turn", "ms", middle, max(first[-load.runs :]), False),
-    ]
+    return [*figures, _figure(name, "engine, first turn", "ms", first[-load.runs :], False)]
 
 
 WORKLOADS: dict[str, Callable[[Subject, Load], list[Figure]]] = {
@@ -204,10 +220,12 @@ def _both(
             value = once(1000 * run + 10 * offset)
             if run:
                 found[way].append(value)
-    return [
-        Figure(workload, way, unit, statistics.median(values), _bad_end(values, higher), higher)
-        for way, values in found.items()
-    ]
+    return [_figure(workload, way, unit, values, higher) for way, values in found.items()]
+
+
+def _figure(workload: str, way: str, unit: str, values: Sequence[float], higher: bool) -> Figure:
+    middle = statistics.median(values)
+    return Figure(workload, way, unit, middle, _bad_end(values, higher), higher)
 
 
 def _bad_end(values: Sequence[float], higher: bool) -> float:
@@ -217,48 +235,8 @@ def _bad_end(values: Sequence[float], higher: bool) -> float:
 
 
 def _seconds(subject: Subject, work: Callable[[], object]) -> float:
-    _wait_for(subject.model.device)
+    finished(subject.model.device)
     began = time.perf_counter()
     work()
-    _wait_for(subject.model.device)
+    finished(subject.model.device)
     return time.perf_counter() - began
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":  # not run where this was written
-        torch.cuda.synchronize(device)
-
-
-def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measure the device itself: a copy of 256 MB (16 on a CPU), a product of large squares."""
-    quick = device.type == "cpu"
-    source = torch.ones((16 if quick else 256) * 2**20, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    side = 1024 if quick else 8192
-    left = torch.ones(side, side, dtype=dtype, device=device)
-
-    def best(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(5):
-            _wait_for(device)
-            began = time.perf_counter()
-            work()
-            _wait_for(device)
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    copied = best(lambda: target.copy_(source))
-    multiplied = best(lambda: left @ left)
-    return Ceilings(2 * source.numel() / copied / 1e9, 2 * side**3 / multiplied / 1e12)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory held so far: of the GPU, or of this process."""
-    if device.type == "cuda":  # not run where this was written
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows does not tell
-        return 0
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else 1024 * size

@@ -68,8 +68,13 @@ class Subject:
         prompts: Sequence[tuple[list[int], Tensor]],
         count: int,
         streamer: Stopwatch | None = None,
+        *,
+        static: bool = False,
     ) -> Tensor:
-        """transformers' way, greedy: new ids [B, count] for prompts of equal length."""
+        """transformers' way, greedy: new ids [B, count] for prompts of equal length.
+
+        static: with a cache of fixed size, for which transformers compiles its steps on CUDA.
+        """
         model: Any = self.model
         ids = torch.tensor([ids for ids, _ in prompts], device=model.device)
         pixels = torch.cat([pixels for _, pixels in prompts])
@@ -84,6 +89,7 @@ class Subject:
                 eos_token_id=None,
                 suppress_tokens=[self.image_token_id],
                 streamer=streamer,
+                cache_implementation="static" if static else None,
             )
         return found[:, ids.shape[1] :]
 
