@@ -48,6 +48,7 @@ class Recorder:
         self.seconds: float = before.seconds if before else 0.0
         """The time that took, kernels compiled for them included."""
         self._pool: Any = None
+        self._side: Any = None
 
     def record(self, work: Callable[[], Tensor]) -> Recording:
         """Run `work` a few times and keep it. It must wait for nothing and read no host memory."""
@@ -61,16 +62,19 @@ class Recorder:
         with on(self.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            # Kernels are compiled and libraries set up before, on a stream that is not recorded.
-            side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+                # One for all: memory of the pool belongs to the stream that it was used on.
+                self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            # Kernels are compiled and libraries set up before, which can't be recorded.
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
                 for _ in range(_WARM_UPS):
                     work()
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self._side)
             graph = torch.cuda.CUDAGraph()
             # Other threads may use CUDA meanwhile, for another model say.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+            ):
                 result = work()
 
         def again() -> Tensor:
