@@ -1,0 +1,128 @@
+"""Tries layouts of the kernels at the shapes of a 7B Llama; what is best goes to `fused/choices.py`.
+
+Compiling takes longer than measuring, so it is done by several processes first; they share
+Triton's cache. The table names the best layouts of each product and the time of the present one.
+
+    python benchmarks/kernel_layouts.py [--rows 1] [--bits 16,8,4] [--names qkv,out] [--tiny]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from kernels import TINY, Case, Requests, Size, microseconds, numbers, products, random
+from vip_llava.kernels import fused
+from vip_llava.kernels.fused import attention, choices
+
+WORKERS = 12
+
+
+def vector_layouts(bits: int, gated: bool) -> Iterator[choices.VectorSetting]:
+    share = 2 if gated else 1
+    if bits == 4:
+        for outputs, inputs, warps, stages in itertools.product(
+            (16, 32, 64), (256, 512), (4,), (1, 3)
+        ):
+            yield choices.VectorSetting(outputs // share, inputs, warps, stages)
+        return
+    for outputs, inputs, warps, stages in itertools.product(
+        (4, 8, 16), (512, 1024, 2048), (4, 8), (1, 3)
+    ):
+        if 4096 <= outputs * inputs <= 2048 * warps * (16 // bits):
+            yield choices.VectorSetting(outputs // share, inputs, warps, stages)
+
+
+def matrix_layouts(bits: int, gated: bool) -> Iterator[choices.MatrixSetting]:
+    for outputs, inputs, stages, parts in itertools.product(
+        (16, 32, 64), (128, 256), (3, 5), (1, 2, 4)
+    ):
+        if not (gated and parts > 1):
+            yield choices.MatrixSetting(outputs, inputs, 4, stages, parts)
+
+
+def try_products(size: Size, bits: int, rows: int, names: list[str], part: int) -> Iterator[str]:
+    single = rows == 1
+    for product in products(size):
+        if product.name not in names or (product.name == "head" and bits != 16):
+            continue
+        case = Case(size, product, bits, rows)
+        name = "vector_setting" if single else "matrix_setting"
+        usual: Any = getattr(choices, name)
+        found = [] if part >= 0 else [(case.time(fused), "as it is")]
+        layouts: list[Any] = list(
+            (vector_layouts if single else matrix_layouts)(bits, product.gated)
+        )
+        for layout in layouts[part::WORKERS] if part >= 0 else layouts:
+            setattr(choices, name, lambda *_, layout=layout: layout)
+            try:
+                if part >= 0:
+                    case.run(fused, case.sets[0])
+                else:
+                    found.append((case.time(fused), str(layout).split("Setting")[1]))
+            except Exception as error:  # too large for the device: the table says so
+                found.append((float("inf"), f"{layout}: {type(error).__name__}"))
+        setattr(choices, name, usual)
+        for took, layout in sorted(found)[: 4 if part < 0 else 0]:
+            yield f"{product.name:8} {bits:2} {rows:3} {took:7.1f} us {case.bytes / took / 1e3:5.0f} GB/s  {layout}"
+        now = [took for took, layout in found if layout == "as it is"]
+        if now:
+            yield f"{product.name:8} {bits:2} {rows:3} {now[0]:7.1f} us now; {len(found)} tried"
+
+
+def try_attention(size: Size, rows: int, part: int) -> Iterator[str]:
+    requests = Requests(size, rows, max(2, min(16, 1 + size.cold // (rows * 11 << 20))))
+    layers = len(requests.memory)
+    qkv = random(size, rows, (size.heads + 2 * size.held) * size.head)
+    usual, found = vars(attention.ATTENTION_ONE).copy(), []
+    tried = list(itertools.product((16, 32, 64), (1, 2, 4), (1, 2, 3), (None, 1, 2, 4, 8)))
+    tried = [one for one in tried if one[0] * 4 >= 16 * one[1] and (rows < 16 or one[3] != 8)]
+    for tile, warps, stages, parts in tried[part::WORKERS] if part >= 0 else tried:
+        vars(attention.ATTENTION_ONE).update(tile=tile, warps=warps, stages=stages, parts=parts)
+        if part >= 0:
+            requests.step(fused, 0, qkv)
+            continue
+        order = [partial(requests.step, fused, at % layers, qkv) for at in range(max(8, layers))]
+        found.append((microseconds(size, order, 7), (tile, warps, stages, parts)))
+    vars(attention.ATTENTION_ONE).update(usual)
+    for took, layout in sorted(found, key=lambda one: one[0])[:5]:
+        rate = requests.bytes / took / 1e3
+        yield f"paged    {rows:3} {took:7.1f} us {rate:5.0f} GB/s  tile, warps, stages, parts {layout}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=numbers, default=[1])
+    parser.add_argument("--bits", type=numbers, default=[16, 8, 4])
+    parser.add_argument("--names", default="qkv,out,gate-up,down,head,attention")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--part", type=int, default=-1, help="only compile this share")
+    options = parser.parse_args()
+    size, names = (TINY if options.tiny else Size()), options.names.split(",")
+    if options.part < 0 and not options.tiny:
+        began = time.perf_counter()
+        parts = range(WORKERS)
+        command = [sys.executable, *sys.argv]
+        running = [subprocess.Popen([*command, "--part", str(part)]) for part in parts]
+        for one in running:
+            one.wait()
+        print(f"compiled in {time.perf_counter() - began:.0f} s", flush=True)
+    if options.part >= 0:
+        size = Size(cold=1)
+    for rows in options.rows:
+        if "attention" in names:
+            for line in try_attention(size, rows, options.part):
+                print(line, flush=True)
+        for bits in options.bits:
+            for line in try_products(size, bits, rows, names, options.part):
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""The kernels of `vip_llava.kernels` at the shapes of a 7B Llama, beside what torch has.
+
+Every time is the median over replays of a CUDA graph that goes through several sets of weights, more
+of them than the L2 cache holds. GB/s counts what has to be read once; the copy above counts bytes
+read and written. The error is relative to float32. A layer is a whole layer of one step, as the
+engine calls it, over four layers in turn.
+
+    python benchmarks/kernels.py [--rows 1,8,64] [--bits 16,8,4] [--only products,attention,layers]
+    python benchmarks/kernels.py --tiny              # on a CPU, by Triton's interpreter
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+if "--tiny" in sys.argv:  # Triton decides when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+import triton
+from torch import Tensor
+
+from vip_llava.kernels import Dense, Int4, Int8, Matrix, Norm, fused, plain
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths of a model, lengths of its requests, and bytes that no cache holds."""
+
+    width: int = 4096
+    inner: int = 11008
+    words: int = 32064
+    heads: int = 32
+    held: int = 32
+    length: int = 704
+    cold: int = 600 << 20
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def head(self) -> int:
+        return self.width // self.heads
+
+
+TINY = Size(64, 96, 100, 4, 4, 40, 1 << 10, "cpu")
+
+
+def random(size: Size, *shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, device=size.device, dtype=size.dtype) * scale
+
+
+def matrix(size: Size, bits: int, outputs: int, inputs: int) -> Matrix:
+    if bits == 16:
+        return Dense(random(size, outputs, inputs, scale=0.02))
+    at: dict[str, Any] = {"device": size.device}
+    if bits == 8:
+        whole = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, **at)
+        return Int8(whole, random(size, outputs, scale=1e-3))
+    packed = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8, **at)
+    shape = (outputs, inputs // 32, 1)
+    return Int4(packed, random(size, *shape, scale=1e-2), random(size, *shape, scale=1e-2))
+
+
+def bytes_of(*matrices: Matrix) -> int:
+    tensors = [getattr(m, name, None) for m in matrices for name in ("weight", "packed", "low")]
+    return sum(
+        tensor.nbytes * (2 if tensor.ndim == 3 else 1) for tensor in tensors if tensor is not None
+    )
+
+
+def microseconds(size: Size, calls: list[Callable[[], Any]], repeats: int = 15) -> float:
+    """Of one call: all of them in turn are one graph."""
+    for call in calls[:2]:
+        call()
+    if size.device == "cpu":
+        began = time.perf_counter()
+        calls[0]()
+        return (time.perf_counter() - began) * 1e6
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    found = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end) * 1e3 / len(calls))
+    return statistics.median(found)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of a layer: its matrices' outputs, its inputs, and what is done on the way."""
+
+    name: str
+    outputs: tuple[int, ...]
+    inputs: int
+    norm: bool = False
+    gated: bool = False
+    residual: bool = False
+
+    def call(
+        self, kernels: Any, x: Tensor, weights: list[Matrix], norm: Norm, more: Tensor
+    ) -> Tensor:
+        normed = norm if self.norm else None
+        if self.gated:
+            found: Tensor = kernels.gated_rows(x, *weights, norm=normed)
+            return found
+        sums: Tensor = kernels.rows(x, weights, more if self.residual else None, normed)
+        return sums
+
+
+def products(size: Size) -> list[Product]:
+    width, held = size.width, size.held * size.head
+    return [
+        Product("qkv", (width, held, held), width, norm=True),
+        Product("out", (width,), width, residual=True),
+        Product("gate-up", (size.inner, size.inner), width, norm=True, gated=True),
+        Product("down", (width,), size.inner, residual=True),
+        Product("head", (size.words,), width, norm=True),
+    ]
+
+
+class Case:
+    """A product with enough weights that none is in the cache when it is used again."""
+
+    def __init__(self, size: Size, product: Product, bits: int, rows: int) -> None:
+        self.size, self.product, self.bits, self.rows = size, product, bits, rows
+        first = self._weights()
+        self.bytes = bytes_of(*first)
+        self.sets = [first, *(self._weights() for _ in range(size.cold // self.bytes))]
+        self.x = random(size, rows, product.inputs)
+        self.norm = Norm(random(size, product.inputs), 1e-5)
+        self.more = random(size, rows, sum(product.outputs))
+
+    def _weights(self) -> list[Matrix]:
+        product = self.product
+        return [matrix(self.size, self.bits, out, product.inputs) for out in product.outputs]
+
+    def run(self, kernels: Any, weights: list[Matrix]) -> Tensor:
+        return self.product.call(kernels, self.x, weights, self.norm, self.more)
+
+    def time(self, kernels: Any) -> float:
+        count = max(len(self.sets), 12)
+        sets = list(itertools.islice(itertools.cycle(self.sets), count))
+        return microseconds(self.size, [partial(self.run, kernels, one) for one in sets])
+
+    def error(self) -> float:
+        """Of the fused kernel, against the same in float32."""
+        found = self.run(fused, self.sets[0])
+        wide: list[Matrix] = [in_float32(one) for one in self.sets[0]]
+        norm = Norm(self.norm.weight.float(), self.norm.eps)
+        wanted = self.product.call(plain, self.x.float(), wide, norm, self.more.float())
+        return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def in_float32(one: Matrix) -> Dense:
+    if isinstance(one, Dense):
+        return Dense(one.weight.float())
+    if isinstance(one, Int8):
+        return Dense(plain.dequantized(replace(one, scale=one.scale.float())))
+    return Dense(plain.dequantized(replace(one, scale=one.scale.float(), low=one.low.float())))
+
+
+def show_products(size: Size, bits: list[int], rows: list[int]) -> Iterator[str]:
+    yield f"{'product':9} bits rows {'us':>8} {'GB/s':>6} {'torch us':>9} {'error':>8}"
+    for bit, row, product in itertools.product(bits, rows, products(size)):
+        if product.name == "head" and bit != 16:
+            continue
+        case = Case(size, product, bit, row)
+        ours, theirs = case.time(fused), case.time(plain)
+        rate = case.bytes / ours / 1e3
+        yield (
+            f"{product.name:9} {bit:4} {row:4} {ours:8.1f} {rate:6.0f} {theirs:9.1f} {case.error():8.1e}"
+        )
+
+
+class Requests:
+    """A memory full of requests of one length, and a layer's states for their next tokens."""
+
+    def __init__(self, size: Size, count: int, layers: int) -> None:
+        device, held, head = size.device, size.held, size.head
+        blocks = size.length // 16 + 1
+        order = torch.randperm(count * blocks, device=device).to(torch.int32)
+        self.table = order.view(count, blocks)
+        self.lengths = torch.full((count,), size.length, dtype=torch.int32, device=device)
+        last = self.table[:, (size.length - 1) // 16]
+        self.places = last * 16 + (size.length - 1) % 16
+        self.memory = [
+            (
+                random(size, count * blocks * 16, held, head),
+                random(size, count * blocks * 16, held, head),
+            )
+            for _ in range(layers)
+        ]
+        self.cos, self.sin = random(size, count, head), random(size, count, head)
+        self.size, self.count = size, count
+        self.bytes = 2 * count * size.length * held * head * size.dtype.itemsize
+
+    def step(self, kernels: Any, layer: int, qkv: Tensor) -> Tensor:
+        size, shape = self.size, (self.count, -1, self.size.head)
+        width, held = size.width, size.held * size.head
+        q, k, v = (part.view(shape) for part in qkv.split([width, held, held], dim=1))
+        found: Tensor = kernels.paged_step(
+            q, k, v, self.cos, self.sin, *self.memory[layer], self.places, self.table, self.lengths,
+            size.head**-0.5,
+        )  # fmt: skip
+        return found
+
+
+def show_attention(size: Size, rows: list[int]) -> Iterator[str]:
+    yield f"{'attention':9} rows {'us':>8} {'GB/s':>6} {'error':>8}"
+    for row in rows:
+        one = row * size.length * size.held * size.head * 2 * size.dtype.itemsize
+        layers = min(16, 1 + size.cold // one)
+        requests = Requests(size, row, layers)
+        qkv = random(size, row, (size.heads + 2 * size.held) * size.head)
+        order = [at % layers for at in range(max(12, layers))]
+        took = microseconds(size, [partial(requests.step, fused, at, qkv) for at in order])
+        found, wanted = (requests.step(kernels, 0, qkv).double() for kernels in (fused, plain))
+        error = float((found - wanted).norm() / wanted.norm())
+        yield f"{'paged':9} {row:4} {took:8.1f} {requests.bytes / took / 1e3:6.0f} {error:8.1e}"
+
+
+class Layers:
+    """A few whole layers, and requests in the middle of their answers."""
+
+    def __init__(self, size: Size, bits: int, rows: int, count: int) -> None:
+        self.norm = Norm(random(size, size.width), 1e-5)
+        self.hidden = random(size, rows, size.width)
+        self.requests = Requests(size, rows, count)
+        self.weights = [
+            {
+                one.name: [matrix(size, bits, out, one.inputs) for out in one.outputs]
+                for one in products(size)[:4]
+            }
+            for _ in range(count)
+        ]
+        read = bytes_of(*(one for part in self.weights[0].values() for one in part))
+        self.bytes = read + self.requests.bytes
+
+    def run(self, at: int) -> Tensor:
+        mine, norm = self.weights[at % len(self.weights)], self.norm
+        qkv = fused.rows(self.hidden, mine["qkv"], norm=norm)
+        found = self.requests.step(fused, at % len(self.weights), qkv).flatten(1)
+        after = fused.rows(found, mine["out"], self.hidden)
+        inner = fused.gated_rows(after, *mine["gate-up"], norm=norm)
+        return fused.rows(inner, mine["down"], after)
+
+
+def show_layers(size: Size, bits: list[int], rows: list[int]) -> Iterator[str]:
+    yield f"{'layer':9} bits rows {'us':>8} {'GB/s':>6}   tokens/s of 32 layers and the head"
+    for bit, row in itertools.product(bits, rows):
+        layers = Layers(size, bit, row, 4)
+        took = microseconds(size, [partial(layers.run, at) for at in range(8)])
+        head = Case(size, products(size)[-1], 16, row).time(fused)
+        rate, each = layers.bytes / took / 1e3, row * 1e6 / (32 * took + head)
+        yield f"{'layer':9} {bit:4} {row:4} {took:8.1f} {rate:6.0f}   {each:.0f}"
+
+
+def copy_rate(size: Size) -> str:
+    one = torch.empty(size.cold, dtype=torch.uint8, device=size.device).random_()
+    other = torch.empty_like(one)
+    took = microseconds(size, [lambda: other.copy_(one), lambda: one.copy_(other)])
+    return f"copy: {2 * size.cold / took / 1e3:.0f} GB/s"
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=numbers, default=[1, 8, 64])
+    parser.add_argument("--bits", type=numbers, default=[16, 8, 4])
+    parser.add_argument("--only", default="products,attention,layers")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    size = TINY if options.tiny else Size()
+    device = "the interpreter" if options.tiny else torch.cuda.get_device_name()
+    print(f"{device}, torch {torch.__version__}, triton {triton.__version__}; {copy_rate(size)}")
+    parts = {
+        "products": lambda: show_products(size, options.bits, options.rows),
+        "attention": lambda: show_attention(size, options.rows),
+        "layers": lambda: show_layers(size, options.bits, options.rows),
+    }
+    for name in options.only.split(","):
+        for line in parts[name]():
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
