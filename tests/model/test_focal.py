@@ -42,6 +42,11 @@ def test_what_points_says_nothing_of_the_size(region: Region) -> None:
     assert side == pytest.approx(0.4 * 200)
 
 
+def test_an_arrow_near_the_edge_is_looked_at_around_its_tip() -> None:
+    resolved = resolve([Arrow(tail=(60, 60), tip=(4, 7))], SIZE).regions[0]
+    assert focal_square(resolved, SIZE, FocalSettings(point_share=0.4)) == (4, 7, 80)
+
+
 def test_a_mask_counts_by_its_area() -> None:
     region = Mask(polygons=[[10, 10, 90, 10, 90, 40, 10, 40]])
     assert focal_square(region, SIZE, FocalSettings())[:2] == (50, 25)

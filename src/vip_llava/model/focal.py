@@ -22,14 +22,15 @@ class FocalSettings:
     """How large the focal square is.
 
     `scale`: its side over the region's longer side. `point_share`: its side over the picture's
-    longer side for a point or an arrow, which say where a thing is but not how large. `minimum`:
-    its smallest side, in pixels of the picture (a tiny thing is known
+    longer side for an arrow (around its tip) and at least for a point, which say where a thing is
+    but not how large. `minimum`: its smallest side, in pixels of the picture (a tiny thing is known
     by its surroundings). `named`: the prompt says in front of each square what it shows and where
-    (`view_captions`), so that several can be told apart and compared.
+    (`view_captions`), so that several can be told apart and compared. `fine`: the square's marks are
+    drawn anew, as thin as on the whole picture (`fine_marks`).
     """
 
     scale: float = 1.6
-    point_share: float = 0.25
+    point_share: float = 0.15
     minimum: float = 56.0
     named: bool = False
     fine: bool = False
@@ -59,10 +60,14 @@ def focal_square(
     region: Region, size: tuple[int, int], settings: FocalSettings
 ) -> tuple[float, float, float]:
     """Centre x, centre y and side of the square to look at, in pixels of a (width, height) picture."""
+    share = settings.point_share * max(size)
     x1, y1, x2, y2 = region.bounds(size)
+    if isinstance(region, Arrow):  # its bounds are cut off at the picture, so not about its tip
+        x, y = region.to_frame("pixel", size).tip
+        return x, y, max(share, settings.minimum)
     side = settings.scale * max(x2 - x1, y2 - y1)
-    if isinstance(region, Point | Arrow):
-        side = max(side, settings.point_share * max(size))
+    if isinstance(region, Point):
+        side = max(side, share)
     return (x1 + x2) / 2, (y1 + y2) / 2, max(side, settings.minimum)
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from vip_llava.errors import CheckpointError
 from vip_llava.model.building import build
 from vip_llava.model.geometry import aspect_mode
+from vip_llava.model.half import can_halve, halve
 from vip_llava.model.hub import DEFAULT_NAME, Progress
 from vip_llava.model.placement import Placement
 from vip_llava.model.processor import Processor
@@ -50,7 +51,8 @@ def load_model(
         name_or_folder: None or "default" for the model that comes with this package; a folder, or
             a hub id, in the Hugging Face layout or the original's (whole, projector only, LoRA).
         base: the model that a projector or LoRA folder belongs to.
-        dtype: "auto" (float32 on a CPU, bfloat16 elsewhere), a name, or a torch dtype.
+        dtype: "auto" (float32 on a CPU, bfloat16 elsewhere), a name, or a torch dtype. On a CPU
+            "auto" gives the default model float16 weights in float32 arithmetic (`model.half`).
         device: where to put it; the best one by default. Or `device_map` as transformers takes it.
         quantization: "8bit" or "4bit" for the language model's weights.
         merge_adapter: fold a LoRA into the weights; False keeps it as a peft adapter.
@@ -68,7 +70,8 @@ def load_model(
     placement = Placement.of(dtype, device, device_map, quantization)
     if name_or_folder is None or str(name_or_folder) == DEFAULT_NAME:
         _refuse_for_default(base=base, vision_tower=vision_tower, revision=revision)
-        return _load_default(placement, template, image_aspect_ratio, progress)
+        half = dtype == "auto" and quantization is None and can_halve(placement.device)
+        return _load_default(placement, half, template, image_aspect_ratio, progress)
     source = Source.named(name_or_folder, base, vision_tower, revision, progress)
     checkpoint = open_checkpoint(source)
     processor = build_processor(checkpoint, template, image_aspect_ratio)
@@ -112,7 +115,11 @@ def _refuse_for_default(**given: object) -> None:
 
 
 def _load_default(
-    placement: Placement, template: str | None, aspect: str | None, progress: Progress | None
+    placement: Placement,
+    half: bool,
+    template: str | None,
+    aspect: str | None,
+    progress: Progress | None,
 ) -> tuple[PreTrainedModel, Processor]:
     if placement.device_map is not None:
         raise CheckpointError("the default model is small: give device instead of device_map")
@@ -123,6 +130,8 @@ def _load_default(
     )
     if placement.quantization is not None:
         quantize_model(model, placement.quantization)
+    if half:
+        halve(model)
     if template is not None:
         processor.template = get_template(template)
     if aspect is not None:

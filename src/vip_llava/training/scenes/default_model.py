@@ -103,6 +103,7 @@ def focal_settings(settings: RunSettings) -> FocalSettings:
         FOCAL,
         scale=settings.focal_scale,
         minimum=settings.focal_minimum,
+        point_share=settings.focal_point_share,
         named=settings.named_views,
         fine=settings.fine_marks,
     )

@@ -63,6 +63,9 @@ class RunSettings(BaseModel):
         1.6, description="side of a focal view over the thing's longer side", gt=0
     )
     focal_minimum: float = Field(56, description="smallest side of it, in pixels", gt=0)
+    focal_point_share: float = Field(
+        0.15, description="side of it for an arrow or a point, over the picture's longer side", gt=0
+    )
     named_views: bool = Field(
         False, description="say in front of each focal view what it shows and where"
     )

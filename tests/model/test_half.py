@@ -1,0 +1,81 @@
+"""float16 weights on a CPU: close to the layer they stand for, and honest about what they hold."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vip_llava.engine.subject import random_subject
+from vip_llava.model.half import HalfLinear, can_halve, halve
+
+pytestmark = pytest.mark.skipif(
+    not can_halve(torch.device("cpu")), reason="this torch has no float16 product for this CPU"
+)
+
+
+@given(
+    rows=st.integers(1, 40),
+    width=st.integers(1, 70),
+    out=st.integers(1, 70),
+    bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_product_is_that_of_the_rounded_weights(
+    rows: int, width: int, out: int, bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    linear = nn.Linear(width, out, bias=bias)
+    x = torch.randn(2, rows, width)
+    found = HalfLinear(linear)(x)
+    assert found.shape == (2, rows, out) and found.dtype == torch.float32
+    exact = x.double() @ linear.weight.detach().half().double().T
+    if bias:
+        exact = exact + linear.bias.detach().double()
+    assert (found - exact).abs().max() < 1e-5 * max(1.0, width**0.5)
+
+
+def test_weights_that_float16_cannot_hold_are_refused() -> None:
+    for wrong in (1e5, float("nan"), float("inf")):
+        linear = nn.Linear(4, 4)
+        with torch.no_grad():
+            linear.weight[1, 2] = wrong
+        with pytest.raises(ValueError, match="65504"):
+            HalfLinear(linear)
+
+
+def test_what_is_saved_is_a_plain_layer() -> None:
+    linear = nn.Linear(6, 5)
+    half = HalfLinear(linear)
+    fresh = nn.Linear(6, 5)
+    fresh.load_state_dict(half.state_dict())
+    assert torch.equal(fresh.weight, linear.weight.detach().half().float())
+    x = torch.randn(3, 6)
+    for again in (copy.deepcopy(half),):  # noqa: S301
+        assert torch.equal(again(x), half(x))
+    assert half.hidden_parameters == 35
+
+
+def test_a_model_says_nearly_the_same_in_less_memory() -> None:
+    torch.manual_seed(0)
+    subject = random_subject("tiny")
+    model: Any = subject.model
+    ids, pixels = subject.prompt(3, 12)
+    inputs = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
+    count = model.num_parameters()
+    with torch.inference_mode():
+        before = model(**inputs).logits
+        halve(model)
+        after = model(**inputs).logits
+    assert (before - after).norm() < 2e-3 * before.norm()
+    assert not torch.equal(before, after)
+    hidden = sum(getattr(part, "hidden_parameters", 0) for part in model.modules())
+    assert hidden > 0 and model.num_parameters() + hidden == count
+    kept = [name for name, part in model.get_decoder().named_modules() if type(part) is nn.Linear]
+    assert kept == []
