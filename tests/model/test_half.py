@@ -57,7 +57,7 @@ def test_what_is_saved_is_a_plain_layer() -> None:
     fresh.load_state_dict(half.state_dict())
     assert torch.equal(fresh.weight, linear.weight.detach().half().float())
     x = torch.randn(3, 6)
-    for again in (copy.deepcopy(half),):  # noqa: S301
+    for again in (copy.deepcopy(half),):
         assert torch.equal(again(x), half(x))
     assert half.hidden_parameters == 35
 
