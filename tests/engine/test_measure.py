@@ -80,7 +80,7 @@ def test_work_is_counted_in_weights(subject: Subject) -> None:
 def test_a_recording_engine_tells_what_that_cost(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vip_llava.engine.core.records", lambda *_: True)
+    monkeypatch.setattr("vip_llava.engine.steps.records", lambda *_: True)
     [figures] = measure(subject, SMALL, ["many"])
     assert [f.workload for f in figures if f.unit == "s"] == ["5 recordings made"]
     names = [f.workload for f in figures]
