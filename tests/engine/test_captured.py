@@ -76,6 +76,22 @@ def test_together_equals_the_generate_of_transformers(
     assert stats.recordings == 3 + 1  # of 1, 4 and 2 requests; of four views
 
 
+DRAWN: dict[int, dict[str, Any]] = {
+    1: {"temperature": 1.0, "seed": 7},
+    4: {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def mixed(vip_model: Any, asks: list[Any], expected: list[list[int]]) -> list[list[int]]:
+    """As `expected`, with some of them drawn."""
+    found = list(expected)
+    for which, params in DRAWN.items():
+        ordinary = engine_of(vip_model, captured=False)
+        found[which] = list(submit(ordinary, asks[which], **params).result().tokens)
+    return found
+
+
 arrivals = st.lists(
     st.tuples(st.integers(0, len(SHAPES) - 1), st.integers(0, 4)), min_size=1, max_size=9
 )
@@ -92,7 +108,7 @@ arrivals = st.lists(
 def test_any_arrival_gives_what_each_gets_alone(
     vip_model: Any,
     asks: list[Any],
-    expected: list[list[int]],
+    mixed: list[list[int]],
     arrivals: list[tuple[int, int]],
     step_tokens: int,
     kv_tokens: int,
@@ -100,7 +116,7 @@ def test_any_arrival_gives_what_each_gets_alone(
     stop: int | None,
 ) -> None:
     """Stops are found out one step late, and what ran ahead for nothing leaves no trace."""
-    stops = set() if stop is None else {answer[stop] for answer in expected[::2]}
+    stops = set() if stop is None else {answer[stop] for answer in mixed[::2]}
     engine = engine_of(
         vip_model,
         stops,
@@ -112,12 +128,12 @@ def test_any_arrival_gives_what_each_gets_alone(
     )
     handles = []
     for which, steps in arrivals:
-        handles.append((which, submit(engine, asks[which])))
+        handles.append((which, submit(engine, asks[which], **DRAWN.get(which, {}))))
         for _ in range(steps):
             engine.step()
     for which, handle in handles:
-        ends = [at for at, token in enumerate(expected[which]) if token in stops]
-        assert list(handle.result().tokens) == expected[which][: ends[0] if ends else None]
+        ends = [at for at, token in enumerate(mixed[which]) if token in stops]
+        assert list(handle.result().tokens) == mixed[which][: ends[0] if ends else None]
     stats = engine.stats()
     assert (stats.kv_tokens_used, stats.running, stats.waiting) == (0, 0, 0)
 
@@ -175,6 +191,12 @@ def test_other_sampling_takes_the_logits_of_recorded_steps(
         for mine, theirs in zip(found.logprobs or (), one.logprobs or (), strict=True):
             assert mine.chosen == pytest.approx(theirs.chosen, abs=1e-4)
     assert steps == [(1, False)] + [(6, False)] * (COUNT - 1)
+    # Where nothing is told beside the tokens, such steps run ahead too.
+    steps.clear()
+    silent = [{name: g[name] for name in g if name != "logprobs"} for g in SAMPLED]
+    handles = [submit(engine, ask, **g) for ask, g in zip(asks, silent, strict=False)]
+    assert [handle.result().tokens for handle in handles] == [one.tokens for one in alone]
+    assert [ahead for _, ahead in steps] == [False] * 2 + [True] * (COUNT - 2)
 
 
 @pytest.mark.parametrize("bits", [None, 8])

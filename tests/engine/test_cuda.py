@@ -112,13 +112,14 @@ def test_captured_says_what_the_ordinary_way_says(
         assert engine.stats().captured_steps > COUNT - 2
 
 
-def test_what_runs_ahead_says_the_same(wide: Any) -> None:
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 5}])
+def test_what_runs_ahead_says_the_same(wide: Any, params: dict[str, Any]) -> None:
     """The same steps, once read one by one and once one late, again and again."""
     asks = [prompt(wide, length) for length in LENGTHS]
     engine = engine_of(wide, prefix_tokens=0)
-    calm = [answer.tokens for answer in answers(engine, asks, logprobs=0)]
+    calm = [answer.tokens for answer in answers(engine, asks, logprobs=0, **params)]
     for _ in range(5):
-        assert [answer.tokens for answer in answers(engine, asks)] == calm
+        assert [answer.tokens for answer in answers(engine, asks, **params)] == calm
 
 
 def test_tokens_of_transformers(tiny: Any) -> None:

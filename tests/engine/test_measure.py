@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,13 @@ def test_every_workload_has_figures_of_both_ways(subject: Subject, name: str) ->
     assert all(math.isfinite(figure.value) and figure.value > 0 for figure in figures)
     worse = [f.p95 <= f.value if f.higher_is_better else f.p95 >= f.value for f in figures]
     assert all(worse)
+
+
+def test_compiled_transformers_is_a_third_way(subject: Subject) -> None:
+    """(Where it isn't CUDA it has the cache of fixed size and is not compiled.)"""
+    [figures] = measure(subject, replace(SMALL, compiled=True), ["decode"])
+    ways = ["transformers", "transformers, static and compiled", "engine"]
+    assert [figure.way for figure in figures] == ways
 
 
 def test_more_tokens_and_less_time_are_better() -> None:

@@ -1,7 +1,7 @@
 """One recorded step for requests that are being answered: a token in, a token out of each.
 
 The number of requests is rounded up to a bucket, and each bucket has a recording of the whole step
-(embedding, layers, logits, the choice of the most probable token) over buffers that stay where they
+(embedding, layers, logits, the most probable token) over buffers that stay where they
 are. What changes from step to step is a few whole numbers a request, sent in one copy. A step may
 take its tokens from the step before it while they are still on the device, so it can be started
 before anybody has read those.
@@ -25,6 +25,7 @@ from torch import Tensor
 from vip_llava.engine.fused import Answers, FusedLlama
 from vip_llava.engine.graphs import Recorder, Recording
 from vip_llava.engine.kv import BLOCK_TOKENS, KVMemory
+from vip_llava.engine.sampling import Sampler
 from vip_llava.engine.scheduler import Row
 
 __all__ = ["DecodeStep", "Flight", "buckets"]
@@ -51,12 +52,12 @@ class Flight:
     slot: _Slot
 
     @property
-    def plain(self) -> bool:
-        """Whether each of its tokens is simply the most probable one, and nothing else is told."""
-        return all(_plain(row) for row in self.rows)
+    def told(self) -> bool:
+        """Whether anything but its tokens is asked for."""
+        return any(row.sampling.params.logprobs is not None for row in self.rows)
 
     def tokens(self) -> list[int | None]:
-        """The most probable token of each row; None where the outputs are not finite numbers."""
+        """The token of each row; None where the outputs are not finite numbers."""
         found = self.slot.read(len(self.rows))
         return [None if token < 0 else token for token in found]
 
@@ -85,6 +86,7 @@ class DecodeStep:
         self._told = torch.zeros(self._top, dtype=torch.int32, device=device)
         ids = sorted({token for token in banned if 0 <= token < llama.vocabulary})
         self._banned = torch.tensor(ids, dtype=torch.long, device=device)
+        self._sampler = Sampler(device, banned)
         self._slots = [_Slot(size, self._top, device) for _ in range(2)]
         self._recordings: dict[int, Recording] = {}
         self._moves = -1
@@ -104,6 +106,8 @@ class DecodeStep:
         count = slot.fill(rows, starts, size, self._top, before.rows if before else None)
         self._numbers[self._top : self._top + count].copy_(slot.sent[:count], non_blocking=True)
         logits = recording()
+        if not all(_plain(row) for row in rows):
+            self._choose(logits, rows)
         slot.receive(self._told, len(rows))
         return Flight(self, list(rows), logits[: len(rows)], slot)
 
@@ -112,6 +116,13 @@ class DecodeStep:
         self._memory.reach(1)
         for size in reversed(self.buckets):
             self._recording(size)
+
+    def _choose(self, logits: Tensor, rows: Sequence[Row]) -> None:
+        """Put other tokens in the place of the most probable ones."""
+        states = [row.sampling for row in rows]
+        tokens, fine = self._sampler.choose(logits[: len(rows)], states)
+        self._numbers[: len(rows)] = tokens
+        self._told[: len(rows)] = torch.where(fine > 0, tokens, -1)
 
     def _recording(self, size: int) -> Recording:
         self._llama.lay_out()
@@ -225,5 +236,4 @@ def _place(row: Row, at: int) -> int:
 
 
 def _plain(row: Row) -> bool:
-    params = row.sampling.params
-    return params.greedy and params.repetition_penalty == 1.0 and params.logprobs is None
+    return row.sampling.params.greedy and row.sampling.params.repetition_penalty == 1.0

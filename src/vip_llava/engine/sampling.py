@@ -19,6 +19,7 @@ from operator import is_
 import torch
 from torch import Tensor
 
+from vip_llava.engine.transfer import sent
 from vip_llava.errors import RequestError
 
 __all__ = [
@@ -150,7 +151,7 @@ class SamplingState:
             ids = torch.tensor(self._prompt, dtype=torch.long)
             seen = torch.zeros(vocabulary, dtype=torch.bool)
             seen[ids[ids < vocabulary]] = True
-            self._seen = seen.to(device)
+            self._seen = sent(seen, device)
         return self._seen
 
 
@@ -203,13 +204,15 @@ class Sampler:
         """Build the columns of parameters; needed only when other requests are chosen for."""
         if self._banned is None:
             banned = [token for token in self._suppress if 0 <= token < vocabulary]
-            self._banned = torch.tensor(banned, dtype=torch.long, device=self._device)
+            self._banned = sent(torch.tensor(banned, dtype=torch.long), self._device)
         if len(states) == len(self._states) and all(map(is_, states, self._states)):
             return
         self._states = tuple(states)
         params = [state.params for state in states]
         self._drawn = [row for row, one in enumerate(params) if not one.greedy]
         self._punished = [row for row, one in enumerate(params) if one.repetition_penalty != 1.0]
+        self._drawn_at = sent(torch.tensor(self._drawn, dtype=torch.long), self._device)
+        self._punished_at = sent(torch.tensor(self._punished, dtype=torch.long), self._device)
         drawn = [params[row] for row in self._drawn]
         self._temperature = self._column([row.temperature for row in drawn])
         self._top_p = self._column([row.top_p for row in drawn])
@@ -219,13 +222,19 @@ class Sampler:
         self._cuts = any(row.top_p < 1 or row.top_k > 0 for row in drawn)
 
     def _column(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device).unsqueeze(1)
+        return sent(torch.tensor(values, dtype=torch.float32).unsqueeze(1), self._device)
 
     def __call__(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
         """`logits [R, V]` -> the next token of each request; they are left as they are.
 
         None where the model's outputs are not finite numbers, so that nothing can be chosen.
         """
+        # One transfer for both, because each transfer waits for the device.
+        chosen, fine = torch.stack(self.choose(logits, states)).tolist()
+        return [int(token) if good else None for token, good in zip(chosen, fine, strict=True)]
+
+    def choose(self, logits: Tensor, states: Sequence[SamplingState]) -> tuple[Tensor, Tensor]:
+        """The same without waiting for the device: tokens [R], and 1 for each that counts, else 0."""
         vocabulary = logits.shape[-1]
         self._lay_out(states, vocabulary)
         assert self._banned is not None
@@ -236,20 +245,20 @@ class Sampler:
             scores = self._with_penalty(scores, vocabulary)
         best, tokens = scores.max(dim=-1)
         if self._drawn:
-            tokens[self._drawn] = self._draw(scores[self._drawn])
-        # One transfer for both, because each transfer waits for the device.
-        chosen, broken = torch.stack([tokens, (~best.isfinite()).long()]).tolist()
+            drawn = self._draw(scores.index_select(0, self._drawn_at))
+            # What is no number may have been drawn behind the last token.
+            tokens[self._drawn_at] = drawn.clamp(max=vocabulary - 1)
         for row in self._punished:
-            states[row].seen(vocabulary, self._device)[chosen[row]] = True
-        return [None if bad else int(token) for token, bad in zip(chosen, broken, strict=True)]
+            states[row].seen(vocabulary, self._device).index_fill_(0, tokens[row : row + 1], True)
+        return tokens, best.isfinite().long()
 
     def _with_penalty(self, scores: Tensor, vocabulary: int) -> Tensor:
         rows = self._punished
         seen = torch.stack([self._states[row].seen(vocabulary, self._device) for row in rows])
-        mine = scores[rows]
+        mine = scores.index_select(0, self._punished_at)
         punished = torch.where(mine > 0, mine / self._penalty, mine * self._penalty)
         scores = scores.clone()
-        scores[rows] = torch.where(seen, punished, mine)
+        scores[self._punished_at] = torch.where(seen, punished, mine)
         return scores
 
     def _draw(self, scores: Tensor) -> Tensor:
@@ -269,7 +278,7 @@ class Sampler:
             torch.rand(1, generator=self._states[row].generator, dtype=torch.float64)
             for row in self._drawn
         ]
-        target = torch.stack(numbers).to(total) * total
+        target = sent(torch.stack(numbers).to(self._fine), self._device) * total
         drawn = torch.searchsorted(reached, target, right=True)
         last = torch.searchsorted(reached, total)  # rounding may put the number at the very end
         return torch.minimum(drawn, last).squeeze(1)

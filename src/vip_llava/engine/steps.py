@@ -136,9 +136,8 @@ class Steps:
 
     def _land(self, flight: Flight) -> None:
         """Read a recorded step, and start the next one before that if nothing speaks against it."""
-        plain = flight.plain
         try:
-            self._flight = self._launch_next(flight) if plain else None
+            self._flight = None if flight.told else self._launch_next(flight)
             tokens = flight.tokens()
         except Exception as error:
             self._flight = None
@@ -146,15 +145,11 @@ class Steps:
             self._one_by_one(rows, error, lambda row: self._run([(row, 1)]))
             return
         self._captured_steps += 1
-        alive = [seat for seat, row in enumerate(flight.rows) if not row.done]
-        rows = [flight.rows[seat] for seat in alive]
-        for row in rows:
-            self._scheduler.fed(row, 1)
-        if not plain:
-            whole = len(rows) == len(flight.rows)
-            self._choose(rows, flight.logits if whole else flight.logits[alive])
-            return
-        self._tell_tokens(rows, [tokens[seat] for seat in alive], [None] * len(rows))
+        told = logprobs(flight.logits, tokens, [row.sampling for row in flight.rows])
+        for row in flight.rows:
+            if not row.done:
+                self._scheduler.fed(row, 1)
+        self._tell_tokens(flight.rows, tokens, told)
 
     def _launch_next(self, flight: Flight) -> Flight | None:
         """The step after one that is not read yet, for all who surely take part in it.
