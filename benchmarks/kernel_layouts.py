@@ -40,11 +40,11 @@ def vector_layouts(bits: int, gated: bool) -> Iterator[choices.VectorSetting]:
 
 
 def matrix_layouts(bits: int, gated: bool) -> Iterator[choices.MatrixSetting]:
-    for outputs, inputs, stages, parts in itertools.product(
-        (16, 32, 64), (128, 256), (3, 5), (1, 2, 4)
+    for outputs, inputs, warps, stages in itertools.product(
+        (16, 32, 64, 128), (64, 128, 256), (4, 8), (2, 3, 5)
     ):
-        if not (gated and parts > 1):
-            yield choices.MatrixSetting(outputs, inputs, 4, stages, parts)
+        if outputs * inputs <= 1024 * warps * (2 if gated else 4):
+            yield choices.MatrixSetting(outputs, inputs, warps, stages)
 
 
 def try_products(size: Size, bits: int, rows: int, names: list[str], part: int) -> Iterator[str]:

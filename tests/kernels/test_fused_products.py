@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 from vip_llava.kernels import Norm, plain
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-SHAPES = [(32, (48, 16, 16)), (352, (70,)), (1600, (33, 20))]
+SHAPES = [(32, (40, 16, 16)), (96, (35,)), (1056, (17, 10))]
 # Bias, norm, residual: each pair of them both ways.
 EXTRAS = [(False, False, False), (True, False, True), (False, True, True), (True, True, False)]
 
@@ -22,11 +21,20 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-@pytest.mark.parametrize("dtype", list(CLOSE))
 @pytest.mark.parametrize("bits", [16, 8, 4])
-@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize(
+    ("rows", "dtype"),
+    [
+        (1, torch.float32),
+        (1, torch.bfloat16),
+        (3, torch.bfloat16),
+        (3, torch.float16),
+        (20, torch.float32),
+        (65, torch.float32),
+    ],
+)
 def test_products(fused: Any, make: Any, bits: int, dtype: torch.dtype, rows: int) -> None:
-    for (inputs, sizes), (bias, normed, more) in zip(itertools.cycle(SHAPES), EXTRAS):  # noqa: B905
+    for (inputs, sizes), (bias, normed, more) in zip([*SHAPES, SHAPES[0]], EXTRAS, strict=True):
         x = make.randn(rows, inputs, dtype=dtype)
         matrices = [make.matrix(bits, size, inputs, dtype, bias) for size in sizes]
         norm = Norm(make.randn(inputs, dtype=dtype), 1e-5) if normed else None

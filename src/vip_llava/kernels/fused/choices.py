@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 __all__ = ["MATRIX_ROWS", "MatrixSetting", "VectorSetting", "matrix_setting", "vector_setting"]
 
-MATRIX_ROWS = {16: 1, 8: 1, 4: 1}
+MATRIX_ROWS = {16: 16, 8: 64, 4: 64}
 """Up to how many rows products with weights of so many bits are made here."""
 
 
@@ -30,13 +30,13 @@ class VectorSetting:
 
 @dataclass(frozen=True, slots=True)
 class MatrixSetting:
-    """The same for several rows; `parts`: programs that share the inputs of an output."""
+    """The same for several rows."""
 
     outputs: int
     inputs: int
     warps: int = 4
     stages: int = 4
-    parts: int = 1
+    ahead: bool = True
 
 
 def vector_setting(bits: int, outputs: int, inputs: int, gated: bool) -> VectorSetting:
@@ -51,7 +51,7 @@ def vector_setting(bits: int, outputs: int, inputs: int, gated: bool) -> VectorS
 
 def matrix_setting(bits: int, rows: int, outputs: int, inputs: int, gated: bool) -> MatrixSetting:
     """For several rows."""
-    small = MatrixSetting(32 if gated else 64, 64 if rows > 32 else 128)
+    size = max(16, min(128, 1 << (inputs.bit_length() - 1)))
     if bits == 4:
-        return MatrixSetting(small.outputs, 256, stages=2)
-    return small
+        return MatrixSetting(32, 256, stages=2)
+    return MatrixSetting(32 if gated or outputs < 8192 else 64, size, stages=4)

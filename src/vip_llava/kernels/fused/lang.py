@@ -8,7 +8,17 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from vip_llava.kernels.fused.setting import INTERPRETED
 
-__all__ = ["ahead", "choose", "product", "release_next", "silu", "turned", "wait_previous", "which"]
+__all__ = [
+    "ahead",
+    "as_type",
+    "choose",
+    "product",
+    "release_next",
+    "silu",
+    "turned",
+    "wait_previous",
+    "which",
+]
 
 _WIDE = tl.constexpr(INTERPRETED)
 
@@ -105,3 +115,11 @@ def turned(states, cos, sin, at, d, D: tl.constexpr, inside):
     c = tl.load(cos + d, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(sin + d, mask=inside, other=0.0).to(tl.float32)
     return straight * c + tl.where(d < half, -crossed, crossed) * s
+
+
+@triton.jit
+def as_type(weight, kind: tl.constexpr):
+    """Weights as numbers of a type; the interpreter can't make bfloat16 of int8."""
+    if _WIDE:
+        weight = weight.to(tl.float32)
+    return weight.to(kind)

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from vip_llava.kernels import plain
 from vip_llava.kernels.fused import choices
-from vip_llava.kernels.fused.choices import VectorSetting
+from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting
 from vip_llava.kernels.fused.elementwise import rms_norm
-from vip_llava.kernels.fused.setting import options, overlapping
+from vip_llava.kernels.fused.matrix import matrix, matrix_int4
+from vip_llava.kernels.fused.setting import options, overlapping, power_of_two
 from vip_llava.kernels.fused.vector import vector, vector_int4
 from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
 
@@ -113,7 +114,9 @@ def _three(tensors: Sequence[Tensor | None], other: Tensor) -> list[Tensor]:
     return found + [found[0]] * (3 - len(found))
 
 
-def _pieces(setting: VectorSetting, bits: int, inputs: int, least: int, x: Tensor) -> int:
+def _pieces(
+    setting: VectorSetting | MatrixSetting, bits: int, inputs: int, least: int, x: Tensor
+) -> int:
     """Into how many a program's weights are cut to be asked for ahead; 0: they are not."""
     pieces = 32 * setting.warps
     size = setting.outputs * inputs * (8 * x.element_size() if bits == 16 else bits) // 8
@@ -129,36 +132,49 @@ def _launch(
     norm: Norm | None,
     gated: bool,
 ) -> Tensor:
+    if norm is not None and len(x) > 1:  # many rows would be normed anew by every program
+        x, norm = rms_norm(x, norm.weight, norm.eps), None
     anything: Any = matrices
-    sizes = [len(matrix.scale if bits == 4 else matrix.weight) for matrix in anything]
+    sizes = [len(one.scale if bits == 4 else one.weight) for one in anything]
     if gated:
         sizes = sizes[:1]
     inputs, outputs = x.shape[1], sum(sizes)
     out = x.new_empty((len(x), outputs))
     n0, n1, n2 = (*sizes, 0, 0)[:3]
     pointers = [
+        x,
         *_three([m.packed.view(torch.int32) if bits == 4 else m.weight for m in anything], x),
         *_three([None if bits == 16 else m.scale for m in anything], x),
         *(_three([m.low for m in anything], x) if bits == 4 else []),
         *_three([m.bias for m in anything], x),
-        x if norm is None else norm.weight,
-        x if residual is None else residual,
-        out,
-        0.0 if norm is None else norm.eps,
     ]
+    more = x if residual is None else residual
     flags: dict[str, Any] = {
-        "N0": n0, "N1": n1, "N2": n2, "K": inputs,
-        "NORM": norm is not None, "GATED": gated,
+        "N0": n0, "N1": n1, "N2": n2, "K": inputs, "GATED": gated,
         "BIAS": matrices[0].bias is not None, "RESIDUAL": residual is not None,
+        **options(x.device),
     }  # fmt: skip
-    setting = choices.vector_setting(bits, outputs, inputs, gated)
-    tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
-    shape = {
-        "BN": setting.outputs, "STAGES": setting.stages, "num_warps": setting.warps,
-        "PIECES": _pieces(setting, bits, inputs, min(sizes), x), **options(x.device),
-    }  # fmt: skip
-    if bits == 4:
-        vector_int4[(tiles,)](x, *pointers, BG=setting.inputs // 32, **shape, **flags)
+    setting: VectorSetting | MatrixSetting
+    if len(x) == 1:
+        setting = choices.vector_setting(bits, outputs, inputs, gated)
+        kernel = vector_int4 if bits == 4 else vector
+        flags["NORM"] = norm is not None
+        weight, eps = (x, 0.0) if norm is None else (norm.weight, norm.eps)
+        rest: tuple[Any, ...] = (weight, more, out, eps)
     else:
-        vector[(tiles,)](x, *pointers, BK=setting.inputs, BITS=bits, **shape, **flags)
+        setting = choices.matrix_setting(bits, len(x), outputs, inputs, gated)
+        kernel = matrix_int4 if bits == 4 else matrix
+        flags["BM"] = max(16, power_of_two(len(x)))
+        rest = (more, out, x.stride(0), len(x))
+    flags |= {"BG": setting.inputs // 32} if bits == 4 else {"BK": setting.inputs, "BITS": bits}
+    flags["PIECES"] = _pieces(setting, bits, inputs, min(sizes), x)
+    tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
+    kernel[(tiles,)](
+        *pointers,
+        *rest,
+        BN=setting.outputs,
+        STAGES=setting.stages,
+        num_warps=setting.warps,
+        **flags,
+    )
     return out

@@ -15,12 +15,14 @@ import triton.language as tl
 
 from vip_llava.kernels.fused.lang import ahead, choose, release_next, silu, wait_previous, which
 
-__all__ = ["levels", "vector", "vector_int4"]
+__all__ = ["levels", "scaled", "vector", "vector_int4"]
 
 
 @triton.jit
-def _scaled(total, s, at, b, BITS: tl.constexpr, BIAS: tl.constexpr):
-    """Sums of products with the scale and the bias of their outputs."""
+def scaled(total, s, at, b, BITS: tl.constexpr, BIAS: tl.constexpr):
+    """Sums of products [BN] or [BN, BM] with the scale and the bias of their outputs `at` [BN]."""
+    if len(total.shape) == 2:
+        at = at[:, None]
     if BITS == 8:
         total *= tl.load(s + at).to(tl.float32)
     if BIAS:
@@ -84,12 +86,12 @@ def vector(
     root = 1.0
     if NORM:
         root = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / K + eps)
-    found = _scaled(
+    found = scaled(
         tl.sum(total, axis=1) * root, choose(s0, s1, s2, number), at,
         choose(b0, b1, b2, number), BITS, BIAS,
     )  # fmt: skip
     if GATED:
-        up = _scaled(tl.sum(second, axis=1) * root, s1, at, b1, BITS, BIAS)
+        up = scaled(tl.sum(second, axis=1) * root, s1, at, b1, BITS, BIAS)
         found = silu(found) * up
     _finish(found, row, outputs, before, residual, out, RESIDUAL)
 
@@ -170,7 +172,7 @@ def vector_int4(
     if NORM:
         root = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / K + eps)
     found = tl.sum(total, axis=1) * root
-    found = _scaled(found, s, at, choose(b0, b1, b2, number), 4, BIAS)
+    found = scaled(found, s, at, choose(b0, b1, b2, number), 4, BIAS)
     if GATED:
-        found = silu(found) * _scaled(tl.sum(second, axis=1) * root, s1, at, b1, 4, BIAS)
+        found = silu(found) * scaled(tl.sum(second, axis=1) * root, s1, at, b1, 4, BIAS)
     _finish(found, row, outputs, before, residual, out, RESIDUAL)

@@ -1,0 +1,143 @@
+"""Products of a few rows (2 to 64) with weights: matrix products that are bound by reading weights.
+
+Weights are the left side, so that a tile is many outputs and few rows, and small ones are widened
+in registers. What a row gives does not depend on the rows beside it.
+
+Shape letters: M rows (BM of a program: all), K inputs, N outputs (N0, N1, N2 of up to three
+matrices side by side), BN outputs of a program, BK inputs that it reads at a time.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vip_llava.kernels.fused.lang import (
+    ahead,
+    as_type,
+    choose,
+    product,
+    release_next,
+    silu,
+    wait_previous,
+    which,
+)
+from vip_llava.kernels.fused.vector import levels, scaled
+
+__all__ = ["matrix", "matrix_int4"]
+
+
+@triton.jit
+def _finish(total, row, m, M, outputs, before, N, residual, out, RESIDUAL: tl.constexpr):
+    """Store a tile [BN, BM] of the transposed result."""
+    mine = (row < outputs)[:, None] & (m < M)[None, :]
+    where = m.to(tl.int64)[None, :] * N + (before + row)[:, None]
+    total = total.to(out.dtype.element_ty)
+    if RESIDUAL:
+        more = tl.load(residual + where, mask=mine, other=0.0)
+        total = (total.to(tl.float32) + more.to(tl.float32)).to(out.dtype.element_ty)
+    tl.store(out + where, total, mask=mine)
+
+
+@triton.jit
+def matrix(
+    x, w0, w1, w2, s0, s1, s2, b0, b1, b2, residual, out, x_row, M,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    BITS: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """x [M, K] times up to three matrices of 16 (or 32) or 8 bits; GATED as in `vector`."""
+    release_next(OVERLAP)
+    w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
+    if PIECES:
+        ahead(w, first, outputs, K, BN, PIECES)
+        if GATED:
+            ahead(w1, first, outputs, K, BN, PIECES)
+    wait_previous(OVERLAP)
+    row, m = first + tl.arange(0, BN), tl.arange(0, BM)
+    at = tl.minimum(row, outputs - 1)
+    start = at.to(tl.int64) * K
+    begin = tl.minimum(m, M - 1) * x_row
+    total = tl.zeros((BN, BM), tl.float32)
+    second = tl.zeros((BN, BM), tl.float32)
+    kind = x.dtype.element_ty
+    for k0 in tl.range(0, K, BK, num_stages=STAGES):
+        k = k0 + tl.arange(0, BK)
+        where = start[:, None] + k[None, :]
+        if K % BK == 0:
+            part = tl.load(x + begin[:, None] + k[None, :])
+            weight = tl.load(w + where)
+        else:
+            part = tl.load(x + begin[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
+            weight = tl.load(w + where, mask=(k < K)[None, :], other=0)
+        total = product(as_type(weight, kind), tl.trans(part), total)
+        if GATED:
+            weight = tl.load(w1 + where, mask=(k < K)[None, :], other=0)
+            second = product(as_type(weight, kind), tl.trans(part), second)
+    s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
+    found = scaled(total, s, at, b, BITS, BIAS)
+    if GATED:
+        found = silu(found) * scaled(second, s1, at, b1, BITS, BIAS)
+    _finish(found, row, m, M, outputs, before, N0 + N1 + N2, residual, out, RESIDUAL)
+
+
+@triton.jit
+def _widened(word, scale, lowest, j: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """Weights [BN, BK] at four bits of words [BN, groups, 4]; their groups' values [BN, groups, 1]."""
+    # Levels come 16 too high, which `lowest` knows.
+    return tl.reshape(levels(word, j) * scale + lowest, (BN, BK))
+
+
+@triton.jit
+def matrix_int4(
+    x, w0, w1, w2, s0, s1, s2, l0, l1, l2, b0, b1, b2, residual, out, x_row, M,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, STAGES: tl.constexpr,
+    GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """x [M, K] times up to three matrices of 4 bits in groups of 32, eight products at a time."""
+    release_next(OVERLAP)
+    w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
+    if PIECES:
+        ahead(w, first, outputs, K // 8, BN, PIECES)
+        if GATED:
+            ahead(w1, first, outputs, K // 8, BN, PIECES)
+    wait_previous(OVERLAP)
+    s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
+    GROUPS: tl.constexpr = K // 32
+    row, m, part = first + tl.arange(0, BN), tl.arange(0, BM), tl.arange(0, 4)
+    at = tl.minimum(row, outputs - 1)
+    start = at.to(tl.int64) * GROUPS
+    begin = tl.minimum(m, M - 1) * x_row
+    # Input 4 i + p of these belongs to word p of group i.
+    input_of = tl.arange(0, BG * 4) // 4 * 32 + tl.arange(0, BG * 4) % 4
+    total = tl.zeros((BN, BM), tl.float32)
+    second = tl.zeros((BN, BM), tl.float32)
+    kind = x.dtype.element_ty
+    for g0 in tl.range(0, GROUPS, BG, num_stages=STAGES):
+        g = g0 + tl.arange(0, BG)
+        group = start[:, None, None] + g[None, :, None]
+        there = (g < GROUPS)[None, :, None]
+        word = tl.load(w + group * 4 + part[None, None, :], mask=there, other=0)
+        scale = tl.load(s + group, mask=there, other=0.0).to(tl.float32)
+        lowest = tl.load(low + group, mask=there, other=0.0).to(tl.float32) - 16.0 * scale
+        if GATED:
+            word_1 = tl.load(w1 + group * 4 + part[None, None, :], mask=there, other=0)
+            scale_1 = tl.load(s1 + group, mask=there, other=0.0).to(tl.float32)
+            lowest_1 = tl.load(l1 + group, mask=there, other=0.0).to(tl.float32) - 16.0 * scale_1
+        for j in tl.static_range(8):
+            k = g0 * 32 + input_of + 4 * j
+            some = tl.load(x + begin[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
+            some = tl.trans(some)
+            weight = _widened(word, scale, lowest, j, BN, BG * 4).to(kind)
+            total = product(weight, some, total)
+            if GATED:
+                weight = _widened(word_1, scale_1, lowest_1, j, BN, BG * 4).to(kind)
+                second = product(weight, some, second)
+    b = choose(b0, b1, b2, number)
+    found = scaled(total, s, at, b, 4, BIAS)
+    if GATED:
+        found = silu(found) * scaled(second, s1, at, b1, 4, BIAS)
+    _finish(found, row, m, M, outputs, before, N0 + N1 + N2, residual, out, RESIDUAL)
