@@ -101,12 +101,18 @@ def test_views_are_named_by_their_words_and_places() -> None:
         Box(20, 10, 60, 50, color="red", id="1"),
         Arrow(tail=(100, 20), tip=(150, 50), color="blue", id="2"),
     ]
-    assert view_captions(regions, (200, 100)) == [
-        "within the red rectangle, left 10, top 10, right 30, bottom 50: ",
-        "pointed to by the blue arrow, left 65, top 30, right 85, bottom 70: ",
+    assert view_captions(regions, (200, 100), ranked=True) == [
+        "within the red rectangle, left 10, top 10, right 30, bottom 50, "
+        "1 of 2 from the left, 1 of 2 from the top: ",
+        "pointed to by the blue arrow, left 65, top 30, right 85, bottom 70, "
+        "2 of 2 from the left, 2 of 2 from the top: ",
     ]
+    alone = "within the red rectangle, left 10, top 10, right 30, bottom 50: "
+    assert view_captions(regions[:1], (200, 100), ranked=True) == [alone]
+    assert view_captions(regions, (200, 100))[0] == alone
     alike = [Box(20, 10, 60, 50, color="red", id=name) for name in "12"]
-    assert all("left 10" in caption for caption in view_captions(alike, (200, 100)))
+    captions = view_captions(alike, (200, 100), ranked=True)
+    assert all("left 10" in each and "1 of 2 from the left" in each for each in captions)
 
 
 def ink(view: Image.Image) -> float:

@@ -23,6 +23,7 @@ def test_there_are_recipes() -> None:
     assert [path.stem for path in RECIPES] == [
         "default-model-2",
         "default-model-3",
+        "default-model-4",
         "default-model",
     ]
 

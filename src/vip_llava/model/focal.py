@@ -25,7 +25,8 @@ class FocalSettings:
     longer side for an arrow (around its tip) and at least for a point, which say where a thing is
     but not how large. `minimum`: its smallest side, in pixels of the picture (a tiny thing is known
     by its surroundings). `named`: the prompt says in front of each square what it shows and where
-    (`view_captions`), so that several can be told apart and compared. `fine`: the square's marks are
+    (`view_captions`), so that several can be told apart and compared. `ranked`: and which of several it is
+    from the left and from the top. `fine`: the square's marks are
     drawn anew, as thin as on the whole picture (`fine_marks`).
     """
 
@@ -33,27 +34,41 @@ class FocalSettings:
     point_share: float = 0.15
     minimum: float = 56.0
     named: bool = False
+    ranked: bool = False
     fine: bool = False
 
 
-def view_captions(regions: Sequence[Region], size: tuple[int, int]) -> list[str]:
+def view_captions(
+    regions: Sequence[Region], size: tuple[int, int], *, ranked: bool = False
+) -> list[str]:
     """For each focal view: the words for its region, and its place in hundredths of the picture.
 
-    "within the red rectangle, left 12, top 30, right 45, bottom 80: ". Regions that no words tell
-    apart are named by their shape alone; the place still does.
+    "within the red rectangle, left 12, top 30, right 45, bottom 80: ". `ranked`: several are also
+    counted from the left and from the top by their middles: "..., bottom 80, 1 of 2 from the left, 2
+    of 2 from the top: ". Regions that no words tell apart are named by their shape alone; the place still does.
     """
+    bounds = [region.bounds(size) for region in regions]
+    across = _ranks([x1 + x2 for x1, _, x2, _ in bounds])
+    down = _ranks([y1 + y2 for _, y1, _, y2 in bounds])
     captions = []
-    for region in regions:
-        x1, y1, x2, y2 = region.bounds(size)
+    for index, (region, (x1, y1, x2, y2)) in enumerate(zip(regions, bounds, strict=True)):
         places = (x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1])
         try:
             words = phrase(region, regions)
         except PhraseError:
             words = wording(region.shape)
         sides = zip(("left", "top", "right", "bottom"), places, strict=True)
-        where = ", ".join(f"{side} {round(100 * share)}" for side, share in sides)
-        captions.append(f"{words}, {where}: ")
+        facts = [f"{side} {round(100 * share)}" for side, share in sides]
+        if ranked and len(regions) > 1:
+            facts.append(f"{across[index]} of {len(regions)} from the left")
+            facts.append(f"{down[index]} of {len(regions)} from the top")
+        captions.append(f"{words}, {', '.join(facts)}: ")
     return captions
+
+
+def _ranks(values: Sequence[float]) -> list[int]:
+    """Place of each value in their order, from 1; equal ones share a place."""
+    return [1 + sum(other < value for other in values) for value in values]
 
 
 def focal_square(

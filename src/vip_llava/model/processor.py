@@ -288,7 +288,7 @@ class Processor:
         if self.focal is None:
             return ()
         if self.focal.named:
-            return view_captions(drawn.regions, drawn.image.size)
+            return view_captions(drawn.regions, drawn.image.size, ranked=self.focal.ranked)
         return [""] * len(drawn.regions)
 
     def _marks(self) -> dict[str, str]:

@@ -21,6 +21,11 @@ def grown(box: Rectangle, by: float) -> Rectangle:
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
+def only(shape: str) -> dict[str, float]:
+    """Weights that leave no other shape."""
+    return {name: float(name == shape) for name in SHAPES}
+
+
 @pytest.mark.parametrize("polygons", [None, (OUTLINE,)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_mark_points_at_its_thing(
@@ -29,7 +34,7 @@ def test_a_mark_points_at_its_thing(
     thing = Thing("cat", BOX, polygons)
     for seed in range(25):
         rng = np.random.default_rng(seed)
-        [region] = mark([thing], SIZE, rng, shapes=(shape,), jitter=0.0)
+        [region] = mark([thing], SIZE, rng, only(shape), jitter=0.0)
         assert region.shape == shape and region.id == "1"
         x1, y1, x2, y2 = region.bounds(SIZE)
         middle = ((x1 + x2) / 2, (y1 + y2) / 2)
@@ -48,7 +53,7 @@ def test_jitter_moves_edges_a_little_and_stays_in_the_picture() -> None:
     moved = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        [region] = mark([Thing("cat", (0.0, 0.0, 80.0, 150.0))], SIZE, rng, shapes=("box",))
+        [region] = mark([Thing("cat", (0.0, 0.0, 80.0, 150.0))], SIZE, rng, only("box"))
         bounds = region.bounds(SIZE)
         assert min(bounds) >= 0 and bounds[2] <= SIZE[0] and bounds[3] <= SIZE[1]
         assert abs(bounds[2] - 80) <= 0.12 * 80 + 1
@@ -89,3 +94,13 @@ def test_marks_are_resolved_repeatable_and_visible() -> None:
         assert resolve(regions, SIZE).regions == regions
         assert draw(ground, regions).tobytes() != ground.tobytes()
         assert all(isinstance(r, Point) or r.width is None or r.width > 0 for r in regions)
+
+
+def test_weights_say_how_often_a_shape_comes() -> None:
+    rng = np.random.default_rng(1)
+    thing = Thing("cat", (20.0, 30.0, 120.0, 130.0))
+    weights = {"arrow": 3.0, "point": 0.0}
+    shapes = [mark([thing], SIZE, rng, weights)[0].shape for _ in range(600)]
+    # 3 of 9 arrows; standard deviation about 12.
+    assert 150 < shapes.count("arrow") < 250 and shapes.count("point") == 0
+    assert set(shapes) == set(SHAPES) - {"point"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,11 +22,16 @@ def mark(
     things: Sequence[Thing],
     size: tuple[int, int],
     rng: np.random.Generator,
+    weights: Mapping[str, float] | None = None,
     *,
-    shapes: Sequence[str] = SHAPES,
     jitter: float = 0.12,
 ) -> tuple[Region, ...]:
-    """One resolved region for each thing, ids "1", "2", ...; several get different named colours."""
+    """One resolved region for each thing, ids "1", "2", ...; several get different named colours.
+
+    weights: how often a shape comes against the others, where that is not once.
+    """
+    chances = np.array([(weights or {}).get(shape, 1.0) for shape in SHAPES])
+    reached = np.cumsum(chances / chances.sum())
     dice = random.Random(int(rng.integers(2**62)))
     colors: list[str | None] = [None] * len(things)
     if len(things) > 1 or rng.random() < 0.5:
@@ -40,7 +45,7 @@ def mark(
             thing.polygons,
             size=size,
             rng=dice,
-            shape=shapes[int(rng.integers(len(shapes)))],
+            shape=SHAPES[min(int(reached.searchsorted(rng.random(), "right")), len(SHAPES) - 1)],
             color=color,
             id=str(number),
         )

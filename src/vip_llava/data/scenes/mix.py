@@ -51,8 +51,11 @@ class MixSettings:
     text_tokens: dict[str, int] = field(
         default_factory=lambda: {"one": 62, "whole": 63, "two": 61, "four": 123}
     )
-    caption_tokens: int = 30
-    """Room for the words in front of each focal view, where the views are named."""
+    caption_tokens: tuple[int, int] = (30, 46)
+    """Room for the words in front of each focal view, where the views are named: without and with ranks."""
+    arrow_weight: float = 1.0
+    point_weight: float = 1.0
+    """How often arrows and points come, against any other shape."""
     mosaic_share: float = 0.18
     single_share: float = 0.10
     label_power: float = -0.5
@@ -168,7 +171,8 @@ class RegionMix:
         """Tokens of a row of this kind, its views included."""
         words = self.settings.text_tokens[kind]
         if self.focal.named:
-            words += self.settings.caption_tokens * (VIEWS[kind] - 1)
+            marks = VIEWS[kind] - 1
+            words += self.settings.caption_tokens[self.focal.ranked and marks > 1] * marks
         return words + VIEWS[kind] * self.processor.tokens_per_view
 
     def _focal_view(
@@ -250,7 +254,8 @@ class RegionMix:
         marked = tuple(things[c] for c in chosen)
         order = rng.permutation(len(marked))  # the first region is not always the first one chosen
         marked = tuple(marked[i] for i in order)
-        return Scene(picture, tuple(things), marked, mark(marked, picture.size, rng))
+        weights = {"arrow": self.settings.arrow_weight, "point": self.settings.point_weight}
+        return Scene(picture, tuple(things), marked, mark(marked, picture.size, rng, weights))
 
     def _exchange(self, kind: str, scene: Scene, rng: np.random.Generator) -> Exchange | None:
         tasks = self._tasks(kind)

@@ -92,6 +92,8 @@ def mix_settings(settings: RunSettings) -> MixSettings:
         mosaic_share=settings.mosaic_share,
         single_share=settings.single_share,
         label_power=settings.label_power,
+        arrow_weight=settings.arrow_weight,
+        point_weight=settings.point_weight,
         focal_scale=(low, high),
         augment=replace(own.augment, harsh_share=settings.harsh_share),
     )
@@ -105,6 +107,7 @@ def focal_settings(settings: RunSettings) -> FocalSettings:
         minimum=settings.focal_minimum,
         point_share=settings.focal_point_share,
         named=settings.named_views,
+        ranked=settings.ranked_views,
         fine=settings.fine_marks,
     )
 

@@ -50,6 +50,8 @@ class RunSettings(BaseModel):
     drop_token: float = Field(0.0, description="share of picture tokens blanked", ge=0, lt=1)
     mosaic_share: float = Field(0.18, description="share of mosaics", ge=0, le=1)
     single_share: float = Field(0.10, description="share of photos of one thing", ge=0, le=1)
+    arrow_weight: float = Field(1.0, description="how often arrows come, against a box", ge=0)
+    point_weight: float = Field(1.0, description="how often points come, against a box", ge=0)
     harsh_share: float = Field(
         0.0, description="share of scenes that are tinted, blurred, grey or grainy", ge=0, le=1
     )
@@ -68,6 +70,9 @@ class RunSettings(BaseModel):
     )
     named_views: bool = Field(
         False, description="say in front of each focal view what it shows and where"
+    )
+    ranked_views: bool = Field(
+        False, description="with named views: also count several from the left and from the top"
     )
     fine_marks: bool = Field(
         False, description="draw the marks of a focal view anew, as thin as on the whole picture"
