@@ -31,6 +31,7 @@ from vip_llava.engine.scheduler import Row
 __all__ = ["DecodeStep", "Flight", "buckets"]
 
 _FIELDS = 5  # token, where the token is taken from, position, place, length
+_ALIGNED = 4  # numbers; kernels are made once for all addresses that are multiples of 16 bytes
 
 
 def buckets(most: int) -> list[int]:
@@ -78,7 +79,7 @@ class DecodeStep:
         """most: requests at the same time. positions: no text gets longer."""
         self._llama, self._memory, self._recorder = llama, memory, recorder
         self.buckets = buckets(most)
-        self._top = self.buckets[-1]
+        self._top = max(self.buckets[-1], _ALIGNED)
         self._width = -(-positions // BLOCK_TOKENS)
         device, size = recorder.device, self._top * (_FIELDS + self._width)
         # The tokens of the step before, then what the host sends: a token is taken from either.
@@ -87,7 +88,7 @@ class DecodeStep:
         ids = sorted({token for token in banned if 0 <= token < llama.vocabulary})
         self._banned = torch.tensor(ids, dtype=torch.long, device=device)
         self._sampler = Sampler(device, banned)
-        self._slots = [_Slot(size, self._top, device) for _ in range(2)]
+        self._slots = [_Slot(size, self._width, self._top, device) for _ in range(2)]
         self._recordings: dict[int, Recording] = {}
         self._moves = -1
 
@@ -132,7 +133,7 @@ class DecodeStep:
         if size not in self._recordings:
             before = self._numbers.clone()
             # Recording makes the step a few times: for requests of no tokens, which write nothing.
-            idle = self._numbers[self._top :][: _FIELDS * size].view(_FIELDS, size)
+            idle = _parted(self._numbers[self._top :], size, self._width)[0]
             idle.zero_()
             idle[3] = -1
             self._recordings[size] = self._recorder.record(lambda: self._work(size))
@@ -141,9 +142,8 @@ class DecodeStep:
 
     def _work(self, size: int) -> Tensor:
         """The step itself: logits [R, V], and the tokens where the next step and the host look."""
-        sent = self._numbers[self._top :]
-        _, source, positions, places, lengths = sent[: _FIELDS * size].view(_FIELDS, size)
-        table = sent[_FIELDS * size : (_FIELDS + self._width) * size].view(size, self._width)
+        fields, table, _ = _parted(self._numbers[self._top :], size, self._width)
+        _, source, positions, places, lengths = fields
         embeds = self._llama.embed(self._numbers.index_select(0, source))
         logits = self._llama.answers(embeds, Answers(positions, places, table, lengths))
         scores = logits.float()
@@ -158,8 +158,9 @@ class DecodeStep:
 class _Slot:
     """Host memory of one step: the numbers that are sent, the tokens that come back."""
 
-    def __init__(self, size: int, most: int, device: torch.device) -> None:
+    def __init__(self, size: int, width: int, most: int, device: torch.device) -> None:
         pinned = device.type == "cuda"
+        self._width = width
         self.sent = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
         self._numbers = self.sent.numpy()
         self._back = torch.zeros(most, dtype=torch.int32, pin_memory=pinned)
@@ -179,9 +180,8 @@ class _Slot:
         if self._arrived is not None:
             self._arrived.synchronize()  # a step that nobody read may still be on its way
         count = len(rows)
-        token, source, position, place, length = self._numbers[: _FIELDS * size].reshape(
-            _FIELDS, size
-        )
+        fields, table, end = _parted(self._numbers, size, self._width)
+        token, source, position, place, length = fields
         token[:] = position[:] = length[:] = 0
         place[:] = -1
         source[:] = np.arange(top, top + size)
@@ -193,9 +193,7 @@ class _Slot:
         position[:count] = starts
         length[:count] = position[:count] + 1
         place[:count] = [_place(row, at) for row, at in zip(rows, starts, strict=True)]
-        width = len(self.sent) // top - _FIELDS
-        end = (_FIELDS + width) * size
-        self._fill_tables(rows, self._numbers[_FIELDS * size : end].reshape(size, width))
+        self._fill_tables(rows, table)
         return end
 
     def _fill_tables(self, rows: Sequence[Row], table: npt.NDArray[np.int32]) -> None:
@@ -228,6 +226,17 @@ class _Slot:
             self._arrived.synchronize()
         found: list[int] = self._back[:count].tolist()
         return found
+
+
+def _parted(numbers: Any, size: int, width: int) -> tuple[Any, Any, int]:
+    """Fields [5, size] and blocks [size, width] of what a step is sent, and where that ends.
+
+    `numbers`: a tensor or an array; the parts are views of it.
+    """
+    room = -(-size // _ALIGNED) * _ALIGNED
+    end = _FIELDS * room + size * width
+    fields = numbers[: _FIELDS * room].reshape(_FIELDS, room)[:, :size]
+    return fields, numbers[_FIELDS * room : end].reshape(size, width), end
 
 
 def _place(row: Row, at: int) -> int:
