@@ -28,9 +28,10 @@ def vector_layouts(bits: int, gated: bool) -> Iterator[choices.VectorSetting]:
     share = 2 if gated else 1
     if bits == 4:
         for outputs, inputs, warps, stages in itertools.product(
-            (16, 32, 64), (256, 512), (4,), (1, 3)
+            (8, 16, 32, 64), (256, 512, 1024, 2048, 4096), (2, 4, 8), (1, 3)
         ):
-            yield choices.VectorSetting(outputs // share, inputs, warps, stages)
+            if 4 <= outputs * inputs // (256 * warps) <= 32:
+                yield choices.VectorSetting(outputs // share, inputs, warps, stages)
         return
     for outputs, inputs, warps, stages in itertools.product(
         (4, 8, 16), (512, 1024, 2048), (4, 8), (1, 3)

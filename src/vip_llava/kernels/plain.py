@@ -23,7 +23,6 @@ __all__ = [
     "int8_rows",
     "linear_rows",
     "packed_levels",
-    "packing_lanes",
     "paged_decode",
     "paged_step",
     "rms_norm",
@@ -93,23 +92,24 @@ def dequantized(matrix: Int8 | Int4) -> Tensor:
     if isinstance(matrix, Int8):
         return matrix.weight.to(matrix.scale.dtype) * matrix.scale[:, None]
     outputs, groups, _ = matrix.scale.shape
-    levels = torch.stack([matrix.packed & 15, matrix.packed >> 4], dim=2)
-    levels = levels.view(outputs, groups, -1, packing_lanes(2 * matrix.packed.shape[1] // groups))
-    grouped = levels.transpose(2, 3).reshape(outputs, groups, -1).to(matrix.scale.dtype)
+    size = 2 * matrix.packed.shape[1] // groups
+    words = matrix.packed.view(outputs, groups, -1, _word_bytes(size))
+    pairs = words.transpose(2, 3).reshape(outputs, -1)
+    levels = torch.stack([pairs & 15, pairs >> 4], dim=2).view(outputs, groups, size)
+    grouped = levels.to(matrix.scale.dtype)
     return torch.addcmul(matrix.low, grouped, matrix.scale).view(outputs, -1)
 
 
 def packed_levels(levels: Tensor) -> Tensor:
     """Levels 0 to 15, uint8 [N, groups, inputs of a group], packed as `Int4` says: [N, K/2]."""
     outputs, groups, size = levels.shape
-    lanes = packing_lanes(size)
-    levels = levels.view(outputs, groups, lanes, -1).transpose(2, 3).reshape(outputs, -1)
-    return levels[:, ::2] | (levels[:, 1::2] << 4)
+    pairs = levels[:, :, ::2] | (levels[:, :, 1::2] << 4)
+    return pairs.view(outputs, groups, _word_bytes(size), -1).transpose(2, 3).reshape(outputs, -1)
 
 
-def packing_lanes(size: int) -> int:
-    """In how many parts that are packed side by side a group of `size` inputs is cut."""
-    return 8 if size % 8 == 0 else 1
+def _word_bytes(size: int) -> int:
+    """Bytes of the words that a group of `size` inputs is packed in."""
+    return 4 if size % 8 == 0 else 1
 
 
 def _product(x: Tensor, matrix: Matrix) -> Tensor:

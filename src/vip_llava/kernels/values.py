@@ -36,9 +36,10 @@ class Int8:
 class Int4:
     """Levels 0 to 15 in packed [N, K/2], two in a byte; `plain.packed_levels` makes it.
 
-    A weight is low + level * scale; those are [N, K/group, 1]. bias [N]. A group of 32 inputs is
-    four words of 32 bits, of which word i holds inputs i, 4 + i, ..., 28 + i from its lowest four
-    bits up: so a thread that has the four words finds neighbouring inputs at the same bits.
+    A weight is low + level * scale; those are [N, K/group, 1]. bias [N]. A byte has an even input
+    in its low half and the next one in its high half. A group of 32 inputs is four words of four
+    bytes; byte b of word i has inputs 8 b + 2 i and the next one. So a thread that has all four
+    words finds inputs that lie side by side at the same bits.
     """
 
     packed: Tensor

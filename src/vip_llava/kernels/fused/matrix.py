@@ -111,8 +111,8 @@ def matrix_int4(
     at = tl.minimum(row, outputs - 1)
     start = at.to(tl.int64) * GROUPS
     begin = tl.minimum(m, M - 1) * x_row
-    # Input 4 i + p of these belongs to word p of group i.
-    input_of = tl.arange(0, BG * 4) // 4 * 32 + tl.arange(0, BG * 4) % 4
+    # Eight inputs of each group: two for every word.
+    input_of = tl.arange(0, BG * 8) // 8 * 32 + tl.arange(0, BG * 8) % 8
     total = tl.zeros((BN, BM), tl.float32)
     second = tl.zeros((BN, BM), tl.float32)
     kind = x.dtype.element_ty
@@ -127,15 +127,20 @@ def matrix_int4(
             word_1 = tl.load(w1 + group * 4 + part[None, None, :], mask=there, other=0)
             scale_1 = tl.load(s1 + group, mask=there, other=0.0).to(tl.float32)
             lowest_1 = tl.load(l1 + group, mask=there, other=0.0).to(tl.float32) - 16.0 * scale_1
-        for j in tl.static_range(8):
-            k = g0 * 32 + input_of + 4 * j
+        for pair in tl.static_range(4):
+            k = g0 * 32 + input_of + 8 * pair
             some = tl.load(x + begin[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
-            some = tl.trans(some)
-            weight = _widened(word, scale, lowest, j, BN, BG * 4).to(kind)
-            total = product(weight, some, total)
+            even, odd = tl.split(tl.reshape(some, (BM, BG * 4, 2)))
+            even, odd = tl.trans(even), tl.trans(odd)
+            weight = _widened(word, scale, lowest, 2 * pair, BN, BG * 4).to(kind)
+            total = product(weight, even, total)
+            weight = _widened(word, scale, lowest, 2 * pair + 1, BN, BG * 4).to(kind)
+            total = product(weight, odd, total)
             if GATED:
-                weight = _widened(word_1, scale_1, lowest_1, j, BN, BG * 4).to(kind)
-                second = product(weight, some, second)
+                weight = _widened(word_1, scale_1, lowest_1, 2 * pair, BN, BG * 4).to(kind)
+                second = product(weight, even, second)
+                weight = _widened(word_1, scale_1, lowest_1, 2 * pair + 1, BN, BG * 4).to(kind)
+                second = product(weight, odd, second)
     b = choose(b0, b1, b2, number)
     found = scaled(total, s, at, b, 4, BIAS)
     if GATED:

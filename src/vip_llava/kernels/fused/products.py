@@ -99,13 +99,18 @@ def _bits(x: Tensor, matrices: Sequence[Matrix]) -> int:
     if len(kinds) > 1 or len(biased) > 1 or not len(x) or x.stride(1) != 1:
         return 0
     stored = [matrix.packed if isinstance(matrix, Int4) else matrix.weight for matrix in matrices]
-    if x.shape[1] % 16 or not all(one.is_contiguous() for one in stored):
+    if x.shape[1] % 16 or not all(_whole(one) for one in stored):
         return 0
     first = matrices[0]
     if isinstance(first, Int4):
         sizes = {matrix.scale.shape[1] * 32 for matrix in matrices if isinstance(matrix, Int4)}
         return 4 if sizes == {x.shape[1]} else 0
     return 8 if isinstance(first, Int8) else 16
+
+
+def _whole(stored: Tensor) -> bool:
+    """Whether it can be read 16 bytes at a time from beginning to end."""
+    return stored.is_contiguous() and stored.data_ptr() % 16 == 0
 
 
 def _three(tensors: Sequence[Tensor | None], other: Tensor) -> list[Tensor]:

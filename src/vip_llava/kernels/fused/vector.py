@@ -139,10 +139,10 @@ def vector_int4(
     row = first + tl.arange(0, BN)
     at = tl.minimum(row, outputs - 1)
     start = at.to(tl.int64) * GROUPS
-    part = tl.arange(0, 4)
+    part, eight = tl.arange(0, 4), tl.arange(0, 8)
     total = tl.zeros((BN, BG), tl.float32)
     second = tl.zeros((BN, BG), tl.float32)
-    squares = tl.zeros((BG, 4), tl.float32)
+    squares = tl.zeros((BG, 8), tl.float32)
     for g0 in tl.range(0, GROUPS, BG, num_stages=STAGES):
         g = g0 + tl.arange(0, BG)
         there = g < GROUPS
@@ -154,16 +154,19 @@ def vector_int4(
         if GATED:
             other_word = tl.load(w1 + word_at, mask=there[None, :, None], other=0)
             others = tl.zeros((BN, BG, 4), tl.float32)
-        for j in tl.static_range(8):
-            k = g[:, None] * 32 + 4 * j + part[None, :]
-            value = tl.load(x + k, mask=there[:, None], other=0.0).to(tl.float32)
+        for pair in tl.static_range(4):
+            k = g[:, None] * 32 + 8 * pair + eight[None, :]
+            values = tl.load(x + k, mask=there[:, None], other=0.0).to(tl.float32)
             if NORM:
-                squares += value * value
-                value *= tl.load(norm + k, mask=there[:, None], other=0.0).to(tl.float32)
-            x_sums += value
-            products += levels(word, j) * value[None, :, :]
+                squares += values * values
+                values *= tl.load(norm + k, mask=there[:, None], other=0.0).to(tl.float32)
+            even, odd = tl.split(tl.reshape(values, (BG, 4, 2)))
+            x_sums += even + odd
+            products += levels(word, 2 * pair) * even[None, :, :]
+            products += levels(word, 2 * pair + 1) * odd[None, :, :]
             if GATED:
-                others += levels(other_word, j) * value[None, :, :]
+                others += levels(other_word, 2 * pair) * even[None, :, :]
+                others += levels(other_word, 2 * pair + 1) * odd[None, :, :]
         x_sum = tl.sum(x_sums, axis=1)
         total += _grouped(products, s, low, group, there[None, :], x_sum)
         if GATED:
