@@ -1,0 +1,78 @@
+"""A layer made of the fused kernels as a CUDA graph: the same numbers, however kernels overlap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vip_llava.kernels import Norm, plain
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+WIDTH, INNER, HEADS, LENGTH = 1024, 2816, 8, 200
+BF16 = torch.bfloat16
+
+
+class Layer:
+    """A layer, and requests in the middle of their answers."""
+
+    def __init__(self, make: Any, bits: int, rows: int) -> None:
+        self.norm = Norm(make.randn(WIDTH, dtype=BF16), 1e-5)
+        square = [make.matrix(bits, WIDTH, WIDTH, BF16) for _ in range(4)]
+        self.qkv, self.out = square[:3], square[3]
+        self.gate, self.up = (make.matrix(bits, INNER, WIDTH, BF16) for _ in range(2))
+        self.down = make.matrix(bits, WIDTH, INNER, BF16)
+        blocks = LENGTH // 16 + 1
+        order = torch.randperm(rows * blocks, generator=make.generator)
+        self.table = order.view(rows, blocks).to("cuda", torch.int32)
+        self.lengths = torch.arange(LENGTH, LENGTH - rows, -1, device="cuda", dtype=torch.int32)
+        at = (self.lengths - 1).long()
+        self.places = self.table.gather(1, (at // 16).unsqueeze(1)).squeeze(1) * 16 + at % 16
+        head = WIDTH // HEADS
+        shape = (rows * blocks * 16, HEADS, head)
+        self.memory = make.randn(*shape, dtype=BF16), make.randn(*shape, dtype=BF16)
+        self.turns = make.randn(rows, head, dtype=BF16), make.randn(rows, head, dtype=BF16)
+
+    def run(self, kernels: Any, hidden: Tensor) -> Tensor:
+        qkv = kernels.rows(hidden, self.qkv, norm=self.norm)
+        q, k, v = (part.view(len(hidden), HEADS, -1) for part in qkv.chunk(3, dim=1))
+        found = kernels.paged_step(
+            q, k, v, *self.turns, *self.memory, self.places, self.table, self.lengths, 0.1
+        )
+        after = kernels.rows(found.flatten(1), [self.out], hidden)
+        inner = kernels.gated_rows(after, self.gate, self.up, self.norm)
+        result: Tensor = kernels.rows(inner, [self.down], after)
+        return result
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 100])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_recorded_layer(
+    fused: Any, make: Any, monkeypatch: pytest.MonkeyPatch, bits: int, rows: int
+) -> None:
+    from vip_llava.kernels.fused import setting
+
+    layer = Layer(make, bits, rows)
+    hidden = make.randn(rows, WIDTH, dtype=BF16)
+    # Four times the same layer: many kernels after each other that need each other's results.
+    monkeypatch.setattr(setting, "OVERLAP", False)
+    wanted = hidden
+    for _ in range(4):
+        wanted = layer.run(fused, wanted)
+    near = layer.run(plain, hidden)
+    apart = (layer.run(fused, hidden) - near).float().norm() / near.float().norm()
+    assert float(apart) < 3e-2
+    monkeypatch.setattr(setting, "OVERLAP", True)
+    layer.run(fused, hidden)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = hidden
+        for _ in range(4):
+            found = layer.run(fused, found)
+    for _ in range(10):
+        found.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(found, wanted)
