@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
+
 from kernels import TINY, Case, Requests, Size, microseconds, numbers, products, random
-from vip_llava.kernels import fused
+from vip_llava.kernels import fused, plain
 from vip_llava.kernels.fused import attention, choices
 
 WORKERS = 12
@@ -57,6 +59,10 @@ def try_products(size: Size, bits: int, rows: int, names: list[str], part: int) 
         name = "vector_setting" if single else "matrix_setting"
         usual: Any = getattr(choices, name)
         found = [] if part >= 0 else [(case.time(fused), "as it is")]
+        if part < 0:
+            found.append((case.time(plain), "torch"))
+        most = dict(choices.MATRIX_ROWS)
+        choices.MATRIX_ROWS.update(dict.fromkeys(most, 128))
         layouts: list[Any] = list(
             (vector_layouts if single else matrix_layouts)(bits, product.gated)
         )
@@ -70,6 +76,7 @@ def try_products(size: Size, bits: int, rows: int, names: list[str], part: int) 
             except Exception as error:  # too large for the device: the table says so
                 found.append((float("inf"), f"{layout}: {type(error).__name__}"))
         setattr(choices, name, usual)
+        choices.MATRIX_ROWS.update(most)
         for took, layout in sorted(found)[: 4 if part < 0 else 0]:
             yield f"{product.name:8} {bits:2} {rows:3} {took:7.1f} us {case.bytes / took / 1e3:5.0f} GB/s  {layout}"
         now = [took for took, layout in found if layout == "as it is"]
@@ -97,6 +104,7 @@ def try_attention(size: Size, rows: int, part: int) -> Iterator[str]:
         yield f"paged    {rows:3} {took:7.1f} us {rate:5.0f} GB/s  tile, warps, stages, parts {layout}"
 
 
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=numbers, default=[1])

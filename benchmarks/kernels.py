@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -77,7 +77,7 @@ def bytes_of(*matrices: Matrix) -> int:
     )
 
 
-def microseconds(size: Size, calls: list[Callable[[], Any]], repeats: int = 15) -> float:
+def microseconds(size: Size, calls: Sequence[Callable[[], Any]], repeats: int = 15) -> float:
     """Of one call: all of them in turn are one graph."""
     for call in calls[:2]:
         call()
@@ -283,6 +283,7 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=numbers, default=[1, 8, 64])

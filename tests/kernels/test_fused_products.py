@@ -21,6 +21,7 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize(
     ("rows", "dtype"),

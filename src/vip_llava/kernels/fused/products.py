@@ -12,12 +12,11 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.nn import functional as F
 
 from vip_llava.kernels import plain
 from vip_llava.kernels.fused import choices
 from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting
-from vip_llava.kernels.fused.elementwise import rms_norm
+from vip_llava.kernels.fused.elementwise import rms_norm, silu_and_mul
 from vip_llava.kernels.fused.matrix import matrix, matrix_int4
 from vip_llava.kernels.fused.setting import options, overlapping, power_of_two
 from vip_llava.kernels.fused.vector import vector, vector_int4
@@ -39,10 +38,7 @@ def rows(
         return _launch(x, matrices, bits, residual, norm, gated=False)
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
-    if len(matrices) == 1:
-        return _wide(x, matrices[0], residual)
-    found = torch.cat([_wide(x, matrix, None) for matrix in matrices], dim=1)
-    return found if residual is None else residual + found
+    return _by_library(x, matrices, residual)
 
 
 def gated_rows(x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) -> Tensor:
@@ -52,7 +48,7 @@ def gated_rows(x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) ->
         return _launch(x, [gate, up], bits, None, norm, gated=True)
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
-    return F.silu(_wide(x, gate, None)) * _wide(x, up, None)
+    return silu_and_mul(_by_library(x, [gate, up], None))
 
 
 def linear_rows(
@@ -85,11 +81,17 @@ def int4_rows(
     return rows(x, [Int4(packed, scale, low, bias)], residual)
 
 
-def _wide(x: Tensor, matrix: Matrix, residual: Tensor | None) -> Tensor:
-    """By the library: for many rows, and for formats that no kernel here reads."""
-    if isinstance(matrix, Dense) and residual is not None and matrix.bias is None:
-        return torch.addmm(residual, x, matrix.weight.t())
-    return plain.rows(x, [matrix], residual)
+def _by_library(x: Tensor, matrices: Sequence[Matrix], residual: Tensor | None) -> Tensor:
+    """For many rows, and for formats that no kernel here reads."""
+    plainly = [one.weight for one in matrices if isinstance(one, Dense) and one.bias is None]
+    if len(plainly) < len(matrices) or torch.is_grad_enabled():
+        return plain.rows(x, matrices, residual)
+    if residual is not None and len(plainly) == 1:
+        return torch.addmm(residual, x, plainly[0].t())
+    out = x.new_empty((len(x), sum(len(weight) for weight in plainly)))
+    for weight, part in zip(plainly, out.split([len(w) for w in plainly], dim=1), strict=True):
+        torch.mm(x, weight.t(), out=part)
+    return out if residual is None else out.add_(residual)
 
 
 def _bits(x: Tensor, matrices: Sequence[Matrix]) -> int:
