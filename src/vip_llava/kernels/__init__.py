@@ -10,6 +10,8 @@ a head, P places of the memory, W blocks of a request.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Protocol
@@ -122,9 +124,23 @@ class Kernels(Protocol):
 
 
 def for_device(device: torch.device) -> Kernels:
-    """The kernels for tensors of a device: Triton's for CUDA where it is installed, else plain."""
-    if device.type == "cuda" and find_spec("triton") is not None:
+    """The kernels for tensors of a device: Triton's for CUDA where they work, else plain."""
+    return (_fused(device) if device.type == "cuda" else None) or plain
+
+
+@functools.cache
+def _fused(device: torch.device) -> Kernels | None:
+    """Triton's kernels after one of them was tried on the device; says so if they don't work."""
+    if find_spec("triton") is None:
+        return None
+    try:
         import vip_llava.kernels.fused as fused
 
-        return fused
-    return plain
+        with torch.cuda.device(device):
+            some = torch.ones((1, 32), device=device)
+            fused.rms_norm(some, some[0], 1e-6)
+            torch.cuda.synchronize()
+    except Exception as error:  # no compiler, an unknown device, another Triton
+        warnings.warn(f"plain kernels are used, because Triton's fail: {error}", stacklevel=3)
+        return None
+    return fused
