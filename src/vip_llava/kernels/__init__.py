@@ -138,8 +138,7 @@ def _fused(device: torch.device) -> Kernels | None:
 
         with torch.cuda.device(device):
             some = torch.ones((1, 32), device=device)
-            fused.rms_norm(some, some[0], 1e-6)
-            torch.cuda.synchronize()
+            fused.rms_norm(some, some[0], 1e-6).tolist()
     except Exception as error:  # no compiler, an unknown device, another Triton
         warnings.warn(f"plain kernels are used, because Triton's fail: {error}", stacklevel=3)
         return None
