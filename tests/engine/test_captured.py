@@ -383,12 +383,47 @@ def test_a_step_that_cannot_be_recorded_goes_the_ordinary_way(
                 for which, handle in zip((1, 3), handles, strict=True):
                     assert list(handle.result().tokens) == expected[which]
             else:
-                with pytest.warns(UserWarning, match="without recorded steps: odd"):
+                with pytest.warns(UserWarning, match="without recorded steps: ValueError: odd"):
                     handles[0].result()
                 assert list(handles[1].result().tokens) == expected[3]
         steps.clear()
         assert list(submit(engine, asks[4]).result().tokens) == expected[4]
         assert bool(steps) == kept
+
+
+def test_kernels_that_fail_are_done_without(
+    vip_model: Any, asks: list[Any], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request fails because of them: in answers, in prompts, when they are first looked for."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    for name in ("paged_step", "rotate_and_store", "rows"):
+        steps = launched(monkeypatch)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"vip_llava.kernels.plain.{name}", refuse)
+            engine = engine_of(vip_model)
+            handles = [submit(engine, asks[which]) for which in (0, 1, 3)]
+            with pytest.warns(UserWarning, match="RuntimeError: no compiler"):
+                handles[0].result()
+            for which, handle in zip((0, 1, 3), handles, strict=True):
+                assert list(handle.result().tokens) == expected[which]
+            steps.clear()
+            assert list(submit(engine, asks[4]).result().tokens) == expected[4]
+        assert (steps, engine.stats().recordings > 0) == ([], True)
+        assert "no compiler" in engine.stats().closed
+    with monkeypatch.context() as patch:
+        patch.setattr("vip_llava.engine.paths.for_device", refuse)
+        engine = engine_of(vip_model)
+        with pytest.warns(UserWarning, match="fused kernels are not used: RuntimeError"):
+            assert list(submit(engine, asks[0]).result().tokens) == expected[0]
+    with monkeypatch.context() as patch:
+        patch.setattr("vip_llava.kernels.plain.paged_step", refuse)
+        engine = engine_of(vip_model)
+        with pytest.warns(UserWarning, match="without recorded steps: RuntimeError"):
+            engine.warm_up()
+        assert list(submit(engine, asks[0]).result().tokens) == expected[0]
 
 
 def test_outputs_that_are_no_numbers_end_their_request_alone(

@@ -157,6 +157,7 @@ class Engine(Steps):
                 captured_steps=self._captured_steps,
                 recordings=sum(recorder.count for recorder in recorders),
                 recording_seconds=sum(recorder.seconds for recorder in recorders),
+                closed=self._paths.closed or self._vision.closed,
             )
 
     def forget(self) -> None:
@@ -172,10 +173,7 @@ class Engine(Steps):
         """
         began = time.perf_counter()
         with self._turn, torch.inference_mode(), on(self._model.device):
-            self._look()
-            self._vision.warm_up()
-            if self._paths.decode is not None:
-                self._paths.decode.warm_up()
+            self._warm_up()
         return time.perf_counter() - began
 
     def start(self) -> None:

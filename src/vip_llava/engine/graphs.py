@@ -53,7 +53,11 @@ class Recorder:
     def record(self, work: Callable[[], Tensor]) -> Recording:
         """Run `work` a few times and keep it. It must wait for nothing and read no host memory."""
         began = time.perf_counter()
-        made = self._captured(work) if self.device.type == "cuda" else work
+        made = work
+        if self.device.type == "cuda":
+            made = self._captured(work)
+        else:
+            work()
         self.count += 1
         self.seconds += time.perf_counter() - began
         return Recording(made)
@@ -64,18 +68,26 @@ class Recorder:
                 self._pool = torch.cuda.graph_pool_handle()
                 # One for all: memory of the pool belongs to the stream that it was used on.
                 self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            # Kernels are compiled and libraries set up before, which can't be recorded.
-            self._side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._side):
-                for _ in range(_WARM_UPS):
-                    work()
-            torch.cuda.current_stream().wait_stream(self._side)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may use CUDA meanwhile, for another model say.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
-            ):
-                result = work()
+            before = torch.cuda.current_stream()
+            try:
+                return self._on_side(work, before)
+            finally:
+                # A recording that fails would leave its stream behind as the current one.
+                torch.cuda.set_stream(before)
+
+    def _on_side(self, work: Callable[[], Tensor], before: Any) -> Callable[[], Tensor]:
+        # Kernels are compiled and libraries set up before, which can't be recorded.
+        self._side.wait_stream(before)
+        with torch.cuda.stream(self._side):
+            for _ in range(_WARM_UPS):
+                work()
+        before.wait_stream(self._side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use CUDA meanwhile, for another model say.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+        ):
+            result = work()
 
         def again() -> Tensor:
             graph.replay()

@@ -54,6 +54,8 @@ class Paths:
         """Embeddings [1, N, C] of a step to hidden states [N, C]; None: ask the model itself."""
         self.decode: DecodeStep | None = None
         """For requests with one new token each; None: they go like all others."""
+        self.closed = ""
+        """Why a faster way was closed that had been open."""
         self._identity: tuple[int, ...] = ()
 
     def look(self) -> None:
@@ -63,34 +65,61 @@ class Paths:
             if identity != self._identity:
                 self._open(identity)
             return
-        decoder = self._model.get_decoder()
-        self.layers = LeanLlama(decoder) if LeanLlama.fits(decoder) else None
+        self._open_lean()
         self.decode, self._identity = None, ()
 
     def close_recorded(self, error: BaseException) -> None:
-        """A recorded step failed: do without, until weights change, or memory may be free again."""
+        """A recorded step failed: do without. Where memory was short it may be tried again."""
         self.decode = None
         if isinstance(error, torch.OutOfMemoryError):
             self._identity = ()
         else:
-            warnings.warn(f"answers go on without recorded steps: {error}", stacklevel=2)
+            self._tell("answers go on without recorded steps", error)
+
+    def close_fused(self, error: BaseException) -> bool:
+        """The layers failed; whether there is another way to call them, which is open now."""
+        if not isinstance(self.layers, FusedLlama) or isinstance(error, torch.OutOfMemoryError):
+            return False
+        self.decode = None
+        self._open_lean()
+        self._tell("the fused kernels are not used any more", error)
+        return True
 
     def _open(self, identity: tuple[int, ...]) -> None:
-        device = self._model.device
         self.decode = None  # its memory may be used for the new one
+        self._open_lean()
+        self._identity = identity
+        try:
+            self._open_fused()
+        except torch.OutOfMemoryError:
+            self._identity = ()
+        except Exception as error:
+            self._tell("the fused kernels are not used", error)
+
+    def _open_fused(self) -> None:
+        device = self._model.device
         self.recorder = Recorder(device, self.recorder)
         kernels = for_device(device)
+        if device.type == "cuda" and not kernels.CAPTURABLE:
+            return
         text: Any = self._model.config.get_text_config()
         positions = min(text.max_position_embeddings, self._memory.places)
         fused = FusedLlama(self._model, kernels, self._memory, positions)
         self._memory.claim(fused.bytes_per_place, device)
-        self.layers, self._identity = fused, identity
-        if device.type != "cuda" or kernels.CAPTURABLE:
-            self.decode = DecodeStep(
-                fused,
-                self._memory,
-                self.recorder,
-                most=self._most,
-                positions=positions,
-                banned=self._banned,
-            )
+        self.layers = fused
+        self.decode = DecodeStep(
+            fused,
+            self._memory,
+            self.recorder,
+            most=self._most,
+            positions=positions,
+            banned=self._banned,
+        )
+
+    def _open_lean(self) -> None:
+        decoder = self._model.get_decoder()
+        self.layers = LeanLlama(decoder) if LeanLlama.fits(decoder) else None
+
+    def _tell(self, what: str, error: BaseException) -> None:
+        self.closed = f"{what}: {type(error).__name__}: {error}"
+        warnings.warn(self.closed, stacklevel=2)

@@ -59,8 +59,15 @@ class Runner:
 
     def _decode(self, embeds: Tensor, step: StepPlan) -> Tensor:
         """Embeddings [1, N, C] to the last hidden states [N, C], through all layers."""
-        if self._paths is not None and self._paths.layers is not None:
-            return self._paths.layers(embeds, step)
+        paths = self._paths
+        if paths is not None and paths.layers is not None:
+            try:
+                return paths.layers(embeds, step)
+            except Exception as error:
+                # Feeding the same again does no harm.
+                if not paths.close_fused(error):
+                    raise
+            return self._decode(embeds, step)
         decoder = self._model.get_decoder()
         with paged(decoder):
             output = decoder(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -119,6 +120,19 @@ class Steps:
             self._vision.look()
             self._looked = True
         self._seen = seen
+
+    def _warm_up(self) -> None:
+        """Make the recordings that would else be made when they are first needed."""
+        self._look()
+        with suppress(Exception):  # whoever brings a picture will be told
+            self._vision.warm_up()
+        decode = self._paths.decode
+        if decode is not None:
+            try:
+                decode.warm_up()
+            except Exception as error:
+                self._paths.close_recorded(error)
+                self._looked = False
 
     def _launch(self, rows: list[Row], before: Flight | None = None) -> Flight | None:
         """Start a recorded step for those that can have one; None where nobody can."""

@@ -82,6 +82,8 @@ class EngineStats:
     """Made so far, for numbers of requests and of pictures."""
     recording_seconds: float = 0.0
     """What making them took."""
+    closed: str = ""
+    """Why recordings or fused kernels are done without, if they failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ class VisionCache:
         self._identity: tuple[int, ...] = ()
         self._recordings: dict[tuple[int, ...], tuple[Tensor, Recording]] = {}
         self.recorder = Recorder(model.device)
+        self.closed = ""
+        """Why encodings are not recorded, if that failed."""
         self._max_bytes = max_bytes
         self._max_views = max_views
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
@@ -151,7 +153,9 @@ class VisionCache:
             # What can't be recorded may still run; what can't run fails below.
             self._recorded = self._captured = False
             features = self._features(pixels)
-            warnings.warn(f"pictures are encoded without recordings: {error}", stacklevel=2)
+            why = f"pictures are encoded without recordings: {type(error).__name__}: {error}"
+            warnings.warn(why, stacklevel=2)
+            self.closed = why
             return features
 
     def _features(self, pixels: Tensor) -> Tensor:
