@@ -22,8 +22,8 @@ from vip_llava.model.quantize import Quantization, quantize_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
-COUNT = 24
-LENGTHS = (30, 1, 200, 7, 64, 65, 16, 17, 90, 3, 41, 128)
+COUNT = 12
+LENGTHS = (30, 1, 200, 7, 65, 90)
 
 
 def llava(width: int, heads: int, held: int, inner: int, rows: int, kind: torch.dtype) -> Any:
@@ -38,11 +38,12 @@ def llava(width: int, heads: int, held: int, inner: int, rows: int, kind: torch.
     )  # fmt: skip
     torch.manual_seed(0)
     config = VipLlavaConfig(vision_config=tower, text_config=text, image_token_index=rows - 1)
-    model: Any = VipLlavaForConditionalGeneration(config)
+    with torch.device("cuda"):
+        model: Any = VipLlavaForConditionalGeneration(config)
     with torch.no_grad():
         # Larger than usual, so that the most probable token is so by far.
         model.lm_head.weight.mul_(6)
-    return model.to("cuda", kind).eval()
+    return model.to(kind).eval()
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +96,12 @@ def same(mine: list[Generated], theirs: list[Generated], near: float) -> None:
     assert agreed > 0.5 * sum(len(one.tokens) for one in mine)
 
 
-@pytest.mark.parametrize("bits", [None, 8, 4])
-@pytest.mark.parametrize(("name", "near"), [("tiny", 1e-3), ("wide", 0.6)])
+@pytest.mark.parametrize(
+    ("name", "bits", "near"),
+    [("tiny", None, 1e-3), ("wide", None, 0.6), ("wide", 8, 0.6), ("wide", 4, 0.6)],
+)
 def test_captured_says_what_the_ordinary_way_says(
-    name: str, near: float, bits: Any, request: Any
+    name: str, bits: Any, near: float, request: Any
 ) -> None:
     model = request.getfixturevalue(name)
     if bits:
@@ -106,10 +109,10 @@ def test_captured_says_what_the_ordinary_way_says(
         quantize_model(model, Quantization(bits))
     asks = [prompt(model, length) for length in LENGTHS]
     ordinary = answers(engine_of(model, False), asks, logprobs=5)
-    for given in ({}, {"max_running": 3}, {"step_tokens": 70}):
-        engine = engine_of(model, **given)
-        same(answers(engine, asks, logprobs=5), ordinary, near)
-        assert engine.stats().captured_steps > COUNT - 2
+    engine = engine_of(model, max_running=2 if bits else 4, step_tokens=70)
+    same(answers(engine, asks, logprobs=5), ordinary, near)
+    stats = engine.stats()
+    assert (stats.captured_steps > COUNT, stats.closed) == (True, "")
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 5}])
@@ -118,7 +121,7 @@ def test_what_runs_ahead_says_the_same(wide: Any, params: dict[str, Any]) -> Non
     asks = [prompt(wide, length) for length in LENGTHS]
     engine = engine_of(wide, prefix_tokens=0)
     calm = [answer.tokens for answer in answers(engine, asks, logprobs=0, **params)]
-    for _ in range(5):
+    for _ in range(3):
         assert [answer.tokens for answer in answers(engine, asks, **params)] == calm
 
 
@@ -145,11 +148,11 @@ def test_comings_and_goings_change_nothing(tiny: Any) -> None:
     """Little memory, cancels, stops, others coming late, one thread driving and one asking."""
     asks = [prompt(tiny, length) for length in LENGTHS]
     alone = [answers(engine_of(tiny), [ask])[0].tokens for ask in asks]
-    engine = engine_of(tiny, kv_tokens=704, max_running=5, prefix_tokens=0, step_tokens=100)
+    engine = engine_of(tiny, kv_tokens=400, max_running=4, prefix_tokens=0, step_tokens=100)
     sampling = SamplingParams(max_new_tokens=COUNT)
     engine.start()
     try:
-        for turn in range(6):
+        for turn in range(4):
             handles = [engine.submit(*ask, sampling) for ask in asks]
             for number in range(turn, len(handles), 5):
                 next(handles[number])
@@ -172,8 +175,8 @@ def test_memory_that_grows_is_recorded_anew(tiny: Any, monkeypatch: pytest.Monke
     for _ in range(5):
         engine.step()
     small = engine.stats().kv_bytes
-    more = [answer.tokens for answer in answers(engine, asks * 3)]
-    assert more == alone * 3
+    more = [answer.tokens for answer in answers(engine, asks * 4)]
+    assert more == alone * 4
     assert first.result().tokens == alone[0]
     assert engine.stats().kv_bytes > small
 
@@ -211,9 +214,9 @@ def test_others_may_use_the_gpu_meanwhile(tiny: Any) -> None:
     thread.start()
     try:
         for _ in range(3):
-            engine = engine_of(tiny)
+            engine = engine_of(tiny, max_running=4)
             engine.warm_up()
-            assert engine.stats().recordings == 9 + 1
+            assert (engine.stats().recordings, engine.stats().closed) == (3 + 1, "")
     finally:
         over.set()
         thread.join()

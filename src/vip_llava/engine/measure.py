@@ -82,7 +82,7 @@ def _decode(subject: Subject, load: Load) -> list[Figure]:
         _, first, *_, last = watch.times  # the prompt comes before the first token
         return (load.new_tokens - 1) / (last - first)
 
-    engine = subject.engine()
+    engine = subject.engine(max_running=1)
     engine.warm_up()
 
     def ours(seed: int) -> float:
@@ -99,7 +99,7 @@ def _decode(subject: Subject, load: Load) -> list[Figure]:
 
 def _first_token(subject: Subject, load: Load) -> list[Figure]:
     """A new picture and its question, to the first token."""
-    engine = subject.engine()
+    engine = subject.engine(max_running=1)
     engine.warm_up()
 
     def plain(seed: int) -> float:
@@ -119,7 +119,7 @@ def _many(subject: Subject, load: Load) -> list[Figure]:
 
     def plainly(batch: int) -> float:
         # Of those who are answered one by one a few tell enough.
-        asked = made[: 8 if batch == 1 else None]
+        asked = made[: 4 if batch == 1 else None]
 
         def run() -> None:
             for start in range(0, len(asked), batch):
@@ -164,7 +164,7 @@ def _recordings(engine: Engine) -> list[Figure]:
 
 def _second_turn(subject: Subject, load: Load) -> list[Figure]:
     """The next question about the same picture, to its first token; the engine's first beside."""
-    engine = subject.engine()
+    engine = subject.engine(max_running=1)
     engine.warm_up()
     first: list[float] = []
     name = "first token, second turn"
