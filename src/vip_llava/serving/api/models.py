@@ -101,6 +101,7 @@ class Models:
         with self._lock:
             self._started = True
             for assistant in self._open.values():
+                assistant.engine.warm_up()
                 assistant.engine.start()
         if self._loaders:
             self._loading = threading.Thread(target=self._load, name="vip-llava-load", daemon=True)
@@ -117,6 +118,8 @@ class Models:
         for name, loader in self._loaders.items():
             try:
                 assistant = loader()
+                # What is recorded on a GPU is recorded before anybody waits for it.
+                assistant.engine.warm_up()
             except Exception as error:
                 self._on_failure(error)
                 return
