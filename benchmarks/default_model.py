@@ -1,7 +1,8 @@
 """How long the default model takes to answer, and how much memory: cold and warm.
 
 Cold: whole processes of `vip-llava ask` with a ten-token limit, from start to exit. Warm: the same
-question again in one process that holds the model. The targets: a ten-token answer in at most 12 s
+question again in one process that holds the model. Beside: the same prompt, picture and number of tokens by
+transformers' own `generate` on float32 weights, by turns with `ask` in one process. The targets: a ten-token answer in at most 12 s
 cold and 3 s warm on two cores of a processor without a GPU, at most 1.6 GB resident.
 
     python benchmarks/default_model.py [--runs 5] [--write NAME_OF_HARDWARE]
@@ -59,6 +60,30 @@ def warm(runs: int) -> tuple[list[float], list[int], float]:
     return seconds[1:], tokens[1:], peak
 
 
+def beside(runs: int) -> list[tuple[float, float]]:
+    """Seconds of `ask` and of transformers' generate on float32 weights, with as many tokens."""
+    import torch
+
+    from vip_llava import Box, load
+
+    ours, plain = load(), load(dtype="float32")
+    model, processor = plain.model, plain.processor
+    request = {"picture": PHOTO, "question": QUESTION, "regions": Box(*BOX)}
+    pairs = []
+    for _ in range(runs + 1):
+        began = time.perf_counter()
+        answer = ours.ask(PHOTO, QUESTION, Box(*BOX), max_new_tokens=TOKENS)
+        middle = time.perf_counter()
+        ours.engine.forget()  # nothing is kept from one run to the next
+        count = answer.usage.completion_tokens + (answer.finish_reason == "stop")
+        began_plain = time.perf_counter()
+        inputs = processor([plain.prepare(request).conversation])
+        with torch.inference_mode():
+            model.generate(**inputs, max_new_tokens=count, do_sample=False)
+        pairs.append((middle - began, time.perf_counter() - began_plain))
+    return pairs[1:]
+
+
 def _middle(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
@@ -71,6 +96,8 @@ def main() -> None:
     given = parser.parse_args()
     cold_runs = cold(given.runs)
     warm_seconds, tokens, warm_peak = warm(given.runs)
+    pairs = beside(given.runs)
+    ratio = statistics.median(theirs / mine for mine, theirs in pairs)
     import torch
     import transformers
 
@@ -79,7 +106,7 @@ def main() -> None:
         "",
         f"{TOKENS} tokens about one box on a 451 x 300 photo; median (smallest to largest) of {given.runs} runs, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, float32. Generated: {min(tokens)} to {max(tokens)} tokens.",
+        f"transformers {transformers.__version__}, float16 weights in float32 arithmetic. Generated: {min(tokens)} to {max(tokens)} tokens.",
         "",
         f"Command: `python benchmarks/default_model.py --runs {given.runs}`.",
         "",
@@ -87,6 +114,9 @@ def main() -> None:
         "|---|---|---|",
         f"| cold: whole process, seconds | {_middle([s for s, _ in cold_runs])} | 12 |",
         f"| warm: one answer, seconds | {_middle(warm_seconds)} | 3 |",
+        f"| beside: `ask`, seconds | {_middle([mine for mine, _ in pairs])} | |",
+        f"| beside: transformers' generate, float32 | {_middle([t for _, t in pairs])} | |",
+        f"| generate over `ask`, middle of the runs | {ratio:.2f} | 2 |",
         f"| largest resident size, cold, MB | {max(m for _, m in cold_runs):.0f} | 1600 |",
         f"| largest resident size, warm, MB | {warm_peak:.0f} | 1600 |",
     ]
