@@ -12,6 +12,7 @@ import torch
 from vip_llava.engine.ceilings import ceilings, first_token_work, peak_bytes, step_bytes
 from vip_llava.engine.measure import WORKLOADS, Figure, Load, measure
 from vip_llava.engine.subject import Subject, random_subject
+from vip_llava.model.half import can_halve, halve
 from vip_llava.model.quantize import Quantization, quantize_model
 
 SMALL = Load(text_tokens=8, new_tokens=4, askers=3, batch=2, runs=2)
@@ -79,6 +80,11 @@ def test_work_is_counted_in_weights(subject: Subject) -> None:
     projector = 5 * 64 * 64 + 64 * 64
     expected = 2 * (16 * (tower + projector) + 80 * layers + head)
     assert first_token_work(model, 80, 16) == expected
+    if can_halve(torch.device("cpu")):
+        half = copy.deepcopy(model)
+        halve(half)
+        assert step_bytes(half) == 2 * (layers + head) + norms + other
+        assert first_token_work(half, 80, 16) == expected
     quantize_model(model, Quantization(8))
     scales = 2 * (5 * 64 + 2 * 128)
     assert step_bytes(model) == layers + 4 * (head + scales) + norms + other

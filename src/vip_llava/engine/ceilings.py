@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vip_llava.model.half import HalfLinear
+
 __all__ = ["Ceilings", "ceilings", "finished", "first_token_work", "peak_bytes", "step_bytes"]
 
 
@@ -74,7 +76,10 @@ def step_bytes(model: Any) -> int:
     table = {tensor.data_ptr() for tensor in model.get_input_embeddings().parameters()}
     read = {t.data_ptr(): t for t in (*body.parameters(), *body.buffers())}
     rest = [tensor for place, tensor in read.items() if place not in table]
-    return sum(t.numel() * t.element_size() for t in (*rest, *head.parameters()))
+    known = sum(t.numel() * t.element_size() for t in (*rest, *head.parameters()))
+    # Those hold their weights where torch does not see them.
+    halves = [one for one in (*body.modules(), *head.modules()) if isinstance(one, HalfLinear)]
+    return known + sum(2 * one.in_features * one.out_features for one in halves)
 
 
 def first_token_work(model: Any, tokens: int, view_tokens: int) -> float:
