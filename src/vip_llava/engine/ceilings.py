@@ -78,8 +78,10 @@ def step_bytes(model: Any) -> int:
     rest = [tensor for place, tensor in read.items() if place not in table]
     known = sum(t.numel() * t.element_size() for t in (*rest, *head.parameters()))
     # Those hold their weights where torch does not see them.
-    halves = [one for one in (*body.modules(), *head.modules()) if isinstance(one, HalfLinear)]
-    return known + sum(2 * one.in_features * one.out_features for one in halves)
+    halves: list[Any] = [
+        one for one in (*body.modules(), *head.modules()) if isinstance(one, HalfLinear)
+    ]
+    return int(known + sum(2 * one.in_features * one.out_features for one in halves))
 
 
 def first_token_work(model: Any, tokens: int, view_tokens: int) -> float:
