@@ -21,33 +21,45 @@ import torch
 
 from kernels import TINY, Case, Requests, Size, microseconds, numbers, products, random
 from vip_llava.kernels import fused, plain
-from vip_llava.kernels.fused import attention, choices
+from vip_llava.kernels.fused import choices
 
 WORKERS = 12
 
 
+# Outputs, inputs, warps, stages; outputs are those of both matrices where there are two.
+VECTORS = {
+    16: [
+        (4, 1024, 4, 3), (8, 1024, 4, 1), (8, 512, 4, 1), (8, 512, 4, 4), (16, 256, 4, 4),
+        (16, 512, 4, 3), (8, 1024, 8, 3), (4, 2048, 4, 1), (4, 512, 2, 4), (16, 1024, 8, 3),
+    ],
+    8: [
+        (8, 2048, 4, 1), (16, 512, 2, 1), (4, 2048, 4, 1), (4, 1024, 2, 1), (16, 1024, 4, 1),
+        (8, 1024, 2, 3), (8, 512, 2, 1), (8, 1024, 4, 1),
+    ],
+    4: [
+        (8, 1024, 2, 1), (16, 512, 2, 1), (16, 1024, 2, 1), (16, 1024, 4, 1), (4, 4096, 4, 1),
+        (8, 4096, 4, 1), (8, 2048, 2, 1), (32, 256, 2, 1), (4, 2048, 2, 1),
+    ],
+}  # fmt: skip
+AHEAD = {16: (0, 1024, 4096), 8: (0, 4096), 4: (0, 4096)}
+
+
 def vector_layouts(bits: int, gated: bool) -> Iterator[choices.VectorSetting]:
     share = 2 if gated else 1
-    if bits == 4:
-        for outputs, inputs, warps, stages in itertools.product(
-            (8, 16, 32, 64), (256, 512, 1024, 2048, 4096), (2, 4, 8), (1, 3)
-        ):
-            if 4 <= outputs * inputs // (256 * warps) <= 32:
-                yield choices.VectorSetting(outputs // share, inputs, warps, stages)
-        return
-    for outputs, inputs, warps, stages in itertools.product(
-        (4, 8, 16), (512, 1024, 2048), (4, 8), (1, 3)
-    ):
-        if 4096 <= outputs * inputs <= 2048 * warps * (16 // bits):
-            yield choices.VectorSetting(outputs // share, inputs, warps, stages)
+    usual = choices._VECTOR[bits, gated]
+    first = (usual.outputs * share, usual.inputs, usual.warps, usual.stages)
+    for at, (outputs, inputs, warps, stages) in enumerate([first, *VECTORS[bits]]):
+        for ahead in AHEAD[bits] if at == 0 else AHEAD[bits][1:2]:
+            yield choices.VectorSetting(outputs // share, inputs, warps, stages, ahead)
 
 
 def matrix_layouts(bits: int, gated: bool) -> Iterator[choices.MatrixSetting]:
+    share = 2 if gated else 1
     for outputs, inputs, warps, stages in itertools.product(
-        (16, 32, 64, 128), (64, 128, 256), (4, 8), (2, 3, 5)
+        (32, 64, 128), (64, 128, 256), (4, 8), (2, 4)
     ):
-        if outputs * inputs <= 1024 * warps * (2 if gated else 4):
-            yield choices.MatrixSetting(outputs, inputs, warps, stages)
+        if 4096 <= outputs * inputs <= 4096 * warps:
+            yield choices.MatrixSetting(outputs // share, inputs, warps, stages)
 
 
 def try_products(size: Size, bits: int, rows: int, names: list[str], part: int) -> Iterator[str]:
@@ -77,31 +89,35 @@ def try_products(size: Size, bits: int, rows: int, names: list[str], part: int) 
                 found.append((float("inf"), f"{layout}: {type(error).__name__}"))
         setattr(choices, name, usual)
         choices.MATRIX_ROWS.update(most)
-        for took, layout in sorted(found)[: 4 if part < 0 else 0]:
+        for took, layout in sorted(found)[: 5 if part < 0 else 0]:
             yield f"{product.name:8} {bits:2} {rows:3} {took:7.1f} us {case.bytes / took / 1e3:5.0f} GB/s  {layout}"
         now = [took for took, layout in found if layout == "as it is"]
         if now:
             yield f"{product.name:8} {bits:2} {rows:3} {now[0]:7.1f} us now; {len(found)} tried"
 
 
+ATTENTIONS = [
+    (16, 4, 2, None), (32, 4, 1, None), (32, 4, 2, None), (64, 4, 1, None), (64, 8, 1, None),
+    (64, 8, 1, 8), (32, 4, 1, 8), (128, 8, 1, 8), (32, 8, 1, None),
+]  # fmt: skip
+
+
 def try_attention(size: Size, rows: int, part: int) -> Iterator[str]:
     requests = Requests(size, rows, max(2, min(16, 1 + size.cold // (rows * 11 << 20))))
     layers = len(requests.memory)
     qkv = random(size, rows, (size.heads + 2 * size.held) * size.head)
-    usual, found = vars(attention.ATTENTION_ONE).copy(), []
-    tried = list(itertools.product((16, 32, 64), (1, 2, 4), (1, 2, 3), (None, 1, 2, 4, 8)))
-    tried = [one for one in tried if one[0] * 4 >= 16 * one[1] and (rows < 16 or one[3] != 8)]
-    for tile, warps, stages, parts in tried[part::WORKERS] if part >= 0 else tried:
-        vars(attention.ATTENTION_ONE).update(tile=tile, warps=warps, stages=stages, parts=parts)
+    usual, found = choices.attention_setting, []
+    for layout in ATTENTIONS[part::WORKERS] if part >= 0 else ATTENTIONS:
+        setting = choices.AttentionSetting(*layout)
+        choices.attention_setting = lambda *_, setting=setting: setting
         if part >= 0:
             requests.step(fused, 0, qkv)
             continue
         order = [partial(requests.step, fused, at % layers, qkv) for at in range(max(8, layers))]
-        found.append((microseconds(size, order, 7), (tile, warps, stages, parts)))
-    vars(attention.ATTENTION_ONE).update(usual)
-    for took, layout in sorted(found, key=lambda one: one[0])[:5]:
-        rate = requests.bytes / took / 1e3
-        yield f"paged    {rows:3} {took:7.1f} us {rate:5.0f} GB/s  tile, warps, stages, parts {layout}"
+        found.append((microseconds(size, order, 7), str(setting)))
+    choices.attention_setting = usual
+    for took, text in sorted(found)[:4]:
+        yield f"paged    {rows:3} {took:7.1f} us {requests.bytes / took / 1e3:5.0f} GB/s  {text}"
 
 
 @torch.inference_mode()

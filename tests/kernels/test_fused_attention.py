@@ -104,13 +104,11 @@ def test_a_step_stores_and_attends(
 def test_parts_make_no_difference(
     fused: Any, make: Any, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    from vip_llava.kernels.fused import attention
+    from vip_llava.kernels.fused import choices
 
-    for setting, (heads, held, width) in (
-        (attention.ATTENTION_ONE, HEADS[0]),
-        (attention.ATTENTION_GROUP, HEADS[1]),
-    ):
-        monkeypatch.setattr(setting, "parts", parts)
+    for tile, (heads, held, width) in ((16, HEADS[0]), (32, HEADS[1])):
+        setting = choices.AttentionSetting(tile, 4, 2, parts)
+        monkeypatch.setattr(choices, "attention_setting", lambda *_, setting=setting: setting)
         memory = Memory(make, held, width, torch.float32)
         query, _, _ = states(make, heads, held, width, torch.float32)
         arguments = (memory.keys, memory.values, memory.table, memory.lengths, 0.3)

@@ -10,13 +10,12 @@ of a request, S parts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from vip_llava.kernels.fused import choices
 from vip_llava.kernels.fused.lang import product, release_next, turned, wait_previous
 from vip_llava.kernels.fused.setting import options, power_of_two, processors
 from vip_llava.kernels.values import BLOCK_TOKENS
@@ -25,22 +24,6 @@ __all__ = ["paged_decode", "paged_step"]
 
 _NEVER = tl.constexpr(-1.0e30)
 """Stands for minus infinity: differences of it are numbers."""
-
-
-@dataclass
-class AttentionSetting:
-    """How a kernel is laid out on the device; the values were found by measuring."""
-
-    tile: int
-    """Tokens that are looked at together."""
-    warps: int
-    stages: int
-    parts: int | None = None
-    """Into how many a text is split; by the number of requests if not given."""
-
-
-ATTENTION_ONE = AttentionSetting(tile=32, warps=4, stages=2)
-ATTENTION_GROUP = AttentionSetting(tile=64, warps=4, stages=2)
 
 
 @triton.jit
@@ -233,7 +216,7 @@ def _attend(
     keys, values = memory
     held = keys.shape[1]
     key, value, cos, sin, places = new or (query, query, query, query, lengths)
-    setting = ATTENTION_ONE if heads == held else ATTENTION_GROUP
+    setting = choices.attention_setting(requests * held, heads > held)
     room = table.shape[1] * BLOCK_TOKENS
     parts = setting.parts or _parts(requests, held, room, setting.tile, query.device)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)

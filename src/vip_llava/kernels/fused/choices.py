@@ -1,31 +1,41 @@
-"""Which layout a product runs in: a small table, found by measuring (benchmarks/kernels.py).
+"""Which layout a kernel runs in: small tables, found by measuring on an H200.
 
-Keys are what a product is: bits of a weight, rows, outputs and inputs. What is not in the table
-runs as its nearest relation does.
+`benchmarks/kernel_layouts.py` tries others. What is not in a table runs as its nearest relation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["MATRIX_ROWS", "MatrixSetting", "VectorSetting", "matrix_setting", "vector_setting"]
+__all__ = [
+    "MATRIX_ROWS",
+    "AttentionSetting",
+    "MatrixSetting",
+    "VectorSetting",
+    "attention_setting",
+    "matrix_setting",
+    "vector_setting",
+]
 
-MATRIX_ROWS = {16: 16, 8: 64, 4: 64}
-"""Up to how many rows products with weights of so many bits are made here."""
+MATRIX_ROWS = {16: 1, 8: 64, 4: 64}
+"""Up to how many rows products with weights of so many bits are made here.
+
+Where weights are not small the library is as fast for several rows.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorSetting:
     """Outputs of a program, inputs read at a time, warps, and steps read ahead.
 
-    `ahead`: all weights of a program are asked for before anything else.
+    `ahead`: so many columns of a program's weights are asked for before anything else.
     """
 
     outputs: int
     inputs: int
     warps: int = 4
     stages: int = 1
-    ahead: bool = True
+    ahead: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +46,55 @@ class MatrixSetting:
     inputs: int
     warps: int = 4
     stages: int = 4
-    ahead: bool = True
+    ahead: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSetting:
+    """Tokens looked at together, warps, and steps read ahead.
+
+    `parts`: into how many a text is split; by the number of programs if not given.
+    """
+
+    tile: int
+    warps: int
+    stages: int
+    parts: int | None = None
+
+
+# By bits, and whether two matrices are read at once.
+_VECTOR = {
+    (16, False): VectorSetting(8, 1024, 4, 3),
+    (16, True): VectorSetting(4, 1024, 4, 3),
+    (8, False): VectorSetting(8, 1024, 2, ahead=4096),
+    (8, True): VectorSetting(4, 1024, 2, ahead=4096),
+    (4, False): VectorSetting(8, 2048, 4, ahead=4096),
+    (4, True): VectorSetting(4, 2048, 4, ahead=4096),
+}
+# Where the inputs are no multiple of what is read at a time.
+_VECTOR_ODD = {(16, False): VectorSetting(8, 512, 4, 3)}
 
 
 def vector_setting(bits: int, outputs: int, inputs: int, gated: bool) -> VectorSetting:
     """For one row. `outputs` of all matrices together; `gated`: of each of the two."""
-    if bits == 4:
-        return VectorSetting(16 if gated else 32, 256)
-    size = 1024 if inputs >= 1024 else 1 << max(4, inputs.bit_length() - 1)
-    if bits == 8:
-        return VectorSetting(4 if gated else 8, size, stages=3)
-    return VectorSetting(4 if gated else 8, size, stages=3)
+    setting = _VECTOR[bits, gated]
+    if inputs % setting.inputs:
+        setting = _VECTOR_ODD.get((bits, gated), setting)
+    most = 1 << (inputs - 1).bit_length()
+    return setting if setting.inputs <= most else replace(setting, inputs=most)
 
 
 def matrix_setting(bits: int, rows: int, outputs: int, inputs: int, gated: bool) -> MatrixSetting:
     """For several rows."""
-    size = max(16, min(128, 1 << (inputs.bit_length() - 1)))
     if bits == 4:
         return MatrixSetting(32, 256, stages=2)
+    size = max(16, min(128, 1 << (inputs.bit_length() - 1)))
     return MatrixSetting(32 if gated or outputs < 8192 else 64, size, stages=4)
+
+
+def attention_setting(programs: int, grouped: bool) -> AttentionSetting:
+    """For so many requests times key heads; `grouped`: several query heads share one."""
+    if grouped:
+        return AttentionSetting(tile=64, warps=4, stages=2)
+    # Few have to be quick, many have to read much.
+    return AttentionSetting(64, 8, 1) if programs < 256 else AttentionSetting(32, 4, 2)

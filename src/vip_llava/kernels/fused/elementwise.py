@@ -98,18 +98,19 @@ def _rotate(
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, DP)
     inside = d < D
+    turns = row * D
     if head < Q:
-        states = turned(q, cos + row * D, sin + row * D, row * q_row + head * D, d, D, inside)
-        tl.store(out + (row * Q + head) * D + d, states.to(out.dtype.element_ty), mask=inside)
+        query = turned(q, cos + turns, sin + turns, row * q_row + head * D, d, D, inside)
+        tl.store(out + (row * Q + head) * D + d, query.to(out.dtype.element_ty), mask=inside)
     else:
         held = head - Q
         place = tl.load(places + row).to(tl.int64)
         to = (place * H + held) * D + d
         writes = inside & (place >= 0)
-        states = turned(k, cos + row * D, sin + row * D, row * k_row + held * D, d, D, inside)
-        tl.store(keys + to, states.to(keys.dtype.element_ty), mask=writes)
-        states = tl.load(v + row * v_row + held * D + d, mask=inside, other=0.0)
-        tl.store(values + to, states.to(values.dtype.element_ty), mask=writes)
+        key = turned(k, cos + turns, sin + turns, row * k_row + held * D, d, D, inside)
+        tl.store(keys + to, key.to(keys.dtype.element_ty), mask=writes)
+        value = tl.load(v + row * v_row + held * D + d, mask=inside, other=0.0)
+        tl.store(values + to, value.to(values.dtype.element_ty), mask=writes)
 
 
 def rotate_and_store(

@@ -20,6 +20,10 @@ __all__ = [
     "which",
 ]
 
+EVEN_MORE = tl.constexpr(128.0)
+ODD_MORE = tl.constexpr(2048.0)
+"""By how much `level` is more than the level, for even and for odd places in the word."""
+BYTE_MORE = tl.constexpr(32768.0 + 128.0)
 _WIDE = tl.constexpr(INTERPRETED)
 
 
@@ -41,19 +45,24 @@ def wait_previous(OVERLAP: tl.constexpr):
 
 
 @triton.jit
-def ahead(base, first, outputs, K: tl.constexpr, BN: tl.constexpr, PIECES: tl.constexpr):
-    """Have BN rows of K elements brought near (into the L2 cache), so many pieces at once.
+def ahead(
+    base, first, outputs, K: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    """Have the first columns of BN rows of K elements brought near (into the L2 cache).
 
-    Reads nothing into registers, so it may be far ahead. A piece has a multiple of 16 bytes.
+    Reads nothing into registers, so it may be far ahead. PIECES is a multiple of BN; each of them
+    has a multiple of 16 bytes.
     """
-    size: tl.constexpr = BN * K // PIECES
+    each: tl.constexpr = PIECES // BN
+    size: tl.constexpr = COLUMNS // each
     item: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
-    at = first.to(tl.int64) * K + tl.arange(0, PIECES) * size
-    at = tl.minimum(at, outputs.to(tl.int64) * K - size)
+    piece = tl.arange(0, PIECES)
+    row = tl.minimum(first + piece // each, outputs - 1).to(tl.int64)
     tl.inline_asm_elementwise(
         "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
         "=r,l,r",
-        [base + at, tl.full((PIECES,), size * item, tl.int32)],
+        [base + row * K + piece % each * size, tl.full((PIECES,), size * item, tl.int32)],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
@@ -123,3 +132,55 @@ def as_type(weight, kind: tl.constexpr):
     if _WIDE:
         weight = weight.to(tl.float32)
     return weight.to(kind)
+
+
+@triton.jit
+def level(word, j: tl.constexpr):
+    """Four bits of each 32-bit word as float32, more by `EVEN_MORE` or `ODD_MORE`.
+
+    The bits become a part of the mantissa of a larger number: one logical operation, a shift for
+    half of the bits, and no conversion, which would take as long as several of them.
+    """
+    if j % 2 == 0:
+        word = word << (16 - 4 * j) if j < 4 else word >> (4 * j - 16)
+        return _in_mantissa(word, 0x000F0000, 0x43000000)
+    word = word << (12 - 4 * j) if j < 3 else word >> (4 * j - 12)
+    return _in_mantissa(word, 0x0000F000, 0x45000000)
+
+
+@triton.jit
+def _in_mantissa(word, MASK: tl.constexpr, NUMBER: tl.constexpr):
+    if _WIDE:
+        bits = (word & MASK) | NUMBER
+    else:
+        # The compiler would make two operations of it.
+        bits = tl.inline_asm_elementwise(
+            "lop3.b32 $0, $1, $2, $3, 0xEA;",
+            "=r,r,r,r",
+            [word, tl.full(word.shape, MASK, tl.int32), tl.full(word.shape, NUMBER, tl.int32)],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def signed_byte(word, j: tl.constexpr):
+    """A byte of each 32-bit word, whose highest bits were turned over, plus `BYTE_MORE`: float32."""
+    if _WIDE:
+        bits = ((word >> (8 * j)) & 255) << 8 | 0x47000000
+    else:
+        bits = tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, $2, $3;",
+            "=r,r,r,r",
+            [
+                word,
+                tl.full(word.shape, 0x47000000, tl.int32),
+                tl.full(word.shape, 0x7404 + 16 * j, tl.int32),
+            ],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+    return bits.to(tl.float32, bitcast=True)

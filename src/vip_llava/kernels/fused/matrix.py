@@ -13,16 +13,19 @@ import triton
 import triton.language as tl
 
 from vip_llava.kernels.fused.lang import (
+    EVEN_MORE,
+    ODD_MORE,
     ahead,
     as_type,
     choose,
+    level,
     product,
     release_next,
     silu,
     wait_previous,
     which,
 )
-from vip_llava.kernels.fused.vector import levels, scaled
+from vip_llava.kernels.fused.vector import scaled
 
 __all__ = ["matrix", "matrix_int4"]
 
@@ -45,15 +48,15 @@ def matrix(
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     BITS: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, PIECES: tl.constexpr,
+    OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] times up to three matrices of 16 (or 32) or 8 bits; GATED as in `vector`."""
     release_next(OVERLAP)
     w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
     if PIECES:
-        ahead(w, first, outputs, K, BN, PIECES)
+        ahead(w, first, outputs, K, COLUMNS, BN, PIECES)
         if GATED:
-            ahead(w1, first, outputs, K, BN, PIECES)
+            ahead(w1, first, outputs, K, COLUMNS, BN, PIECES)
     wait_previous(OVERLAP)
     row, m = first + tl.arange(0, BN), tl.arange(0, BM)
     at = tl.minimum(row, outputs - 1)
@@ -83,10 +86,10 @@ def matrix(
 
 
 @triton.jit
-def _widened(word, scale, lowest, j: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def _widened(word, scale, low, j: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """Weights [BN, BK] at four bits of words [BN, groups, 4]; their groups' values [BN, groups, 1]."""
-    # Levels come 16 too high, which `lowest` knows.
-    return tl.reshape(levels(word, j) * scale + lowest, (BN, BK))
+    more: tl.constexpr = ODD_MORE if j % 2 else EVEN_MORE
+    return tl.reshape((level(word, j) - more) * scale + low, (BN, BK))
 
 
 @triton.jit
@@ -95,15 +98,15 @@ def matrix_int4(
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, STAGES: tl.constexpr,
     GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, PIECES: tl.constexpr,
+    OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] times up to three matrices of 4 bits in groups of 32, eight products at a time."""
     release_next(OVERLAP)
     w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
     if PIECES:
-        ahead(w, first, outputs, K // 8, BN, PIECES)
+        ahead(w, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
         if GATED:
-            ahead(w1, first, outputs, K // 8, BN, PIECES)
+            ahead(w1, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
     wait_previous(OVERLAP)
     s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
     GROUPS: tl.constexpr = K // 32
@@ -122,11 +125,11 @@ def matrix_int4(
         there = (g < GROUPS)[None, :, None]
         word = tl.load(w + group * 4 + part[None, None, :], mask=there, other=0)
         scale = tl.load(s + group, mask=there, other=0.0).to(tl.float32)
-        lowest = tl.load(low + group, mask=there, other=0.0).to(tl.float32) - 16.0 * scale
+        lowest = tl.load(low + group, mask=there, other=0.0).to(tl.float32)
         if GATED:
             word_1 = tl.load(w1 + group * 4 + part[None, None, :], mask=there, other=0)
             scale_1 = tl.load(s1 + group, mask=there, other=0.0).to(tl.float32)
-            lowest_1 = tl.load(l1 + group, mask=there, other=0.0).to(tl.float32) - 16.0 * scale_1
+            lowest_1 = tl.load(l1 + group, mask=there, other=0.0).to(tl.float32)
         for pair in tl.static_range(4):
             k = g0 * 32 + input_of + 8 * pair
             some = tl.load(x + begin[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)

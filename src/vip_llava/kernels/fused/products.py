@@ -19,7 +19,8 @@ from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting
 from vip_llava.kernels.fused.elementwise import rms_norm, silu_and_mul
 from vip_llava.kernels.fused.matrix import matrix, matrix_int4
 from vip_llava.kernels.fused.setting import options, overlapping, power_of_two
-from vip_llava.kernels.fused.vector import vector, vector_int4
+from vip_llava.kernels.fused.vector import vector
+from vip_llava.kernels.fused.words import vector_int4, vector_int8
 from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
 
 __all__ = ["gated_rows", "int4_rows", "int8_rows", "linear_rows", "rows"]
@@ -115,20 +116,29 @@ def _whole(stored: Tensor) -> bool:
     return stored.is_contiguous() and stored.data_ptr() % 16 == 0
 
 
+def _stored(matrix: Matrix, as_words: bool) -> Tensor:
+    """The weights as a kernel reads them: words of 32 bits, or elements."""
+    if isinstance(matrix, Int4):
+        return matrix.packed.view(torch.int32)
+    if isinstance(matrix, Int8) and as_words:
+        return matrix.weight.view(torch.int32)
+    return matrix.weight
+
+
 def _three(tensors: Sequence[Tensor | None], other: Tensor) -> list[Tensor]:
     """Filled up to three with something that has an address; it is not read."""
     found = [other if tensor is None else tensor for tensor in tensors]
     return found + [found[0]] * (3 - len(found))
 
 
-def _pieces(
-    setting: VectorSetting | MatrixSetting, bits: int, inputs: int, least: int, x: Tensor
-) -> int:
-    """Into how many a program's weights are cut to be asked for ahead; 0: they are not."""
-    pieces = 32 * setting.warps
-    size = setting.outputs * inputs * (8 * x.element_size() if bits == 16 else bits) // 8
-    fits = size % (16 * pieces) == 0 and least >= setting.outputs
-    return pieces if setting.ahead and overlapping(x.device) and fits else 0
+def _ahead(setting: VectorSetting | MatrixSetting, bits: int, x: Tensor) -> dict[str, int]:
+    """How much of a program's weights is asked for ahead: nothing, or the first columns of each."""
+    pieces, columns = 32 * setting.warps, min(setting.ahead, x.shape[1])
+    size = columns * setting.outputs * (8 * x.element_size() if bits == 16 else bits) // 8
+    fits = pieces % setting.outputs == 0 and size > 0 and size % (16 * pieces) == 0
+    if not fits or not overlapping(x.device):
+        return {"PIECES": 0, "COLUMNS": 0}
+    return {"PIECES": pieces, "COLUMNS": columns}
 
 
 def _launch(
@@ -142,6 +152,7 @@ def _launch(
     if norm is not None and len(x) > 1:  # many rows would be normed anew by every program
         x, norm = rms_norm(x, norm.weight, norm.eps), None
     anything: Any = matrices
+    single = len(x) == 1
     sizes = [len(one.scale if bits == 4 else one.weight) for one in anything]
     if gated:
         sizes = sizes[:1]
@@ -150,8 +161,8 @@ def _launch(
     n0, n1, n2 = (*sizes, 0, 0)[:3]
     pointers = [
         x,
-        *_three([m.packed.view(torch.int32) if bits == 4 else m.weight for m in anything], x),
-        *_three([None if bits == 16 else m.scale for m in anything], x),
+        *_three([_stored(m, single) for m in anything], x),
+        *([] if bits == 16 and single else _three([getattr(m, "scale", x) for m in anything], x)),
         *(_three([m.low for m in anything], x) if bits == 4 else []),
         *_three([m.bias for m in anything], x),
     ]
@@ -162,9 +173,9 @@ def _launch(
         **options(x.device),
     }  # fmt: skip
     setting: VectorSetting | MatrixSetting
-    if len(x) == 1:
+    if single:
         setting = choices.vector_setting(bits, outputs, inputs, gated)
-        kernel = vector_int4 if bits == 4 else vector
+        kernel = {16: vector, 8: vector_int8, 4: vector_int4}[bits]
         flags["NORM"] = norm is not None
         weight, eps = (x, 0.0) if norm is None else (norm.weight, norm.eps)
         rest: tuple[Any, ...] = (weight, more, out, eps)
@@ -173,8 +184,10 @@ def _launch(
         kernel = matrix_int4 if bits == 4 else matrix
         flags["BM"] = max(16, power_of_two(len(x)))
         rest = (more, out, x.stride(0), len(x))
-    flags |= {"BG": setting.inputs // 32} if bits == 4 else {"BK": setting.inputs, "BITS": bits}
-    flags["PIECES"] = _pieces(setting, bits, inputs, min(sizes), x)
+        flags |= {} if bits == 4 else {"BITS": bits}
+    group = {16: 1, 8: 8 if single else 1, 4: 32}[bits]
+    flags["BK" if group == 1 else "BG"] = setting.inputs // group
+    flags |= _ahead(setting, bits, x)
     tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
     kernel[(tiles,)](
         *pointers,
