@@ -26,31 +26,29 @@ from vip_llava.kernels.fused import choices
 WORKERS = 12
 
 
-# Outputs, inputs, warps, stages; outputs are those of both matrices where there are two.
+# Outputs, inputs, warps; outputs are those of both matrices where there are two.
 VECTORS = {
     16: [
-        (4, 1024, 4, 3), (8, 1024, 4, 1), (8, 512, 4, 1), (8, 512, 4, 4), (16, 256, 4, 4),
-        (16, 512, 4, 3), (8, 1024, 8, 3), (4, 2048, 4, 1), (4, 512, 2, 4), (16, 1024, 8, 3),
+        (4, 4096, 8), (4, 4096, 4), (2, 4096, 4), (4, 2048, 4), (8, 2048, 8), (8, 4096, 8),
+        (8, 1024, 4), (2, 4096, 8), (4, 2048, 8),
     ],
     8: [
-        (8, 2048, 4, 1), (16, 512, 2, 1), (4, 2048, 4, 1), (4, 1024, 2, 1), (16, 1024, 4, 1),
-        (8, 1024, 2, 3), (8, 512, 2, 1), (8, 1024, 4, 1),
+        (8, 1024, 2), (8, 1024, 4), (4, 4096, 8), (4, 2048, 4), (16, 512, 2), (8, 512, 1),
+        (8, 2048, 4), (4, 1024, 2), (16, 1024, 4),
     ],
     4: [
-        (8, 1024, 2, 1), (16, 512, 2, 1), (16, 1024, 2, 1), (16, 1024, 4, 1), (4, 4096, 4, 1),
-        (8, 4096, 4, 1), (8, 2048, 2, 1), (32, 256, 2, 1), (4, 2048, 2, 1),
+        (8, 2048, 4), (8, 1024, 2), (16, 512, 2), (16, 1024, 2), (16, 1024, 4), (4, 4096, 4),
+        (32, 256, 2), (4, 2048, 2), (32, 512, 4),
     ],
 }  # fmt: skip
-AHEAD = {16: (0, 1024, 4096), 8: (0, 4096), 4: (0, 4096)}
+AHEAD = {16: (0, 2048), 8: (4096, 0), 4: (4096, 0)}
 
 
 def vector_layouts(bits: int, gated: bool) -> Iterator[choices.VectorSetting]:
     share = 2 if gated else 1
-    usual = choices._VECTOR[bits, gated]
-    first = (usual.outputs * share, usual.inputs, usual.warps, usual.stages)
-    for at, (outputs, inputs, warps, stages) in enumerate([first, *VECTORS[bits]]):
-        for ahead in AHEAD[bits] if at == 0 else AHEAD[bits][1:2]:
-            yield choices.VectorSetting(outputs // share, inputs, warps, stages, ahead)
+    for at, (outputs, inputs, warps) in enumerate(VECTORS[bits]):
+        for ahead in AHEAD[bits] if at == 0 else AHEAD[bits][:1]:
+            yield choices.VectorSetting(outputs // share, inputs, warps, ahead)
 
 
 def matrix_layouts(bits: int, gated: bool) -> Iterator[choices.MatrixSetting]:

@@ -26,21 +26,20 @@ Where weights are not small the library is as fast for several rows.
 
 @dataclass(frozen=True, slots=True)
 class VectorSetting:
-    """Outputs of a program, inputs read at a time, warps, and steps read ahead.
+    """Outputs of a program, inputs read at a time, and warps.
 
     `ahead`: so many columns of a program's weights are asked for before anything else.
     """
 
     outputs: int
     inputs: int
-    warps: int = 4
-    stages: int = 1
-    ahead: int = 1024
+    warps: int
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixSetting:
-    """The same for several rows."""
+    """The same for several rows, and steps read ahead."""
 
     outputs: int
     inputs: int
@@ -64,22 +63,18 @@ class AttentionSetting:
 
 # By bits, and whether two matrices are read at once.
 _VECTOR = {
-    (16, False): VectorSetting(8, 1024, 4, 3),
-    (16, True): VectorSetting(4, 1024, 4, 3),
+    (16, False): VectorSetting(4, 4096, 8),
+    (16, True): VectorSetting(2, 4096, 8),
     (8, False): VectorSetting(8, 1024, 2, ahead=4096),
     (8, True): VectorSetting(4, 1024, 2, ahead=4096),
     (4, False): VectorSetting(8, 2048, 4, ahead=4096),
     (4, True): VectorSetting(4, 2048, 4, ahead=4096),
 }
-# Where the inputs are no multiple of what is read at a time.
-_VECTOR_ODD = {(16, False): VectorSetting(8, 512, 4, 3)}
 
 
 def vector_setting(bits: int, outputs: int, inputs: int, gated: bool) -> VectorSetting:
     """For one row. `outputs` of all matrices together; `gated`: of each of the two."""
     setting = _VECTOR[bits, gated]
-    if inputs % setting.inputs:
-        setting = _VECTOR_ODD.get((bits, gated), setting)
     most = 1 << (inputs - 1).bit_length()
     return setting if setting.inputs <= most else replace(setting, inputs=most)
 

@@ -176,7 +176,7 @@ def _launch(
     if single:
         setting = choices.vector_setting(bits, outputs, inputs, gated)
         kernel = {16: vector, 8: vector_int8, 4: vector_int4}[bits]
-        flags["NORM"] = norm is not None
+        flags |= {"NORM": norm is not None}
         weight, eps = (x, 0.0) if norm is None else (norm.weight, norm.eps)
         rest: tuple[Any, ...] = (weight, more, out, eps)
     else:
@@ -184,7 +184,7 @@ def _launch(
         kernel = matrix_int4 if bits == 4 else matrix
         flags["BM"] = max(16, power_of_two(len(x)))
         rest = (more, out, x.stride(0), len(x))
-        flags |= {} if bits == 4 else {"BITS": bits}
+        flags |= {"STAGES": setting.stages} | ({} if bits == 4 else {"BITS": bits})
     group = {16: 1, 8: 8 if single else 1, 4: 32}[bits]
     flags["BK" if group == 1 else "BG"] = setting.inputs // group
     flags |= _ahead(setting, bits, x)
@@ -193,7 +193,6 @@ def _launch(
         *pointers,
         *rest,
         BN=setting.outputs,
-        STAGES=setting.stages,
         num_warps=setting.warps,
         **flags,
     )

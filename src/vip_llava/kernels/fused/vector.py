@@ -1,6 +1,8 @@
 """Products of one row with weights: each weight is read once, multiplied and forgotten.
 
-The time is that of reading weights, so nothing else may wait for memory: the norm before a product
+The time is that of reading weights, so nothing else may wait for memory: a program has its first
+weights on the way before it waits for the kernel before it, and its next ones before it multiplies
+what has come. The norm before a product
 is done on the way (its sum of squares is ready when the product is), as are the gate, the bias and
 the sum after it. All sums are in float32 and in a fixed order.
 
@@ -52,7 +54,7 @@ def finish(total, row, outputs, before, residual, out, RESIDUAL: tl.constexpr):
 def vector(
     x, w0, w1, w2, b0, b1, b2, norm, residual, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -66,35 +68,39 @@ def vector(
         ahead(w, first, outputs, K, COLUMNS, BN, PIECES)
         if GATED:
             ahead(w1, first, outputs, K, COLUMNS, BN, PIECES)
-    wait_previous(OVERLAP)
     row = first + tl.arange(0, BN)
     # Rows beyond the end read the last one again, which is cheaper than a mask.
     at = tl.minimum(row, outputs - 1)
     start = at.to(tl.int64) * K
-    total = tl.zeros((BN, BK), tl.float32)
-    second = tl.zeros((BN, BK), tl.float32)
+    k = tl.arange(0, BK)
+    where = start[:, None] + k[None, :]
+    weight = tl.load(w + where, mask=(k < K)[None, :], other=0)
+    if GATED:
+        weight_1 = tl.load(w1 + where, mask=(k < K)[None, :], other=0)
+    wait_previous(OVERLAP)
+    total = tl.zeros((BN,), tl.float32)
+    second = tl.zeros((BN,), tl.float32)
     squares = tl.zeros((BK,), tl.float32)
-    for k0 in tl.range(0, K, BK, num_stages=STAGES):
-        k = k0 + tl.arange(0, BK)
-        where = start[:, None] + k[None, :]
-        if K % BK == 0:
-            part = tl.load(x + k).to(tl.float32)
-            weight = tl.load(w + where).to(tl.float32)
-        else:
-            part = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
-            weight = tl.load(w + where, mask=(k < K)[None, :], other=0).to(tl.float32)
+    for k0 in tl.static_range(0, K, BK):
+        part = tl.load(x + k0 + k, mask=k0 + k < K, other=0.0).to(tl.float32)
         if NORM:
             squares += part * part
-            part *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-        total += weight * part[None, :]
+            part *= tl.load(norm + k0 + k, mask=k0 + k < K, other=0.0).to(tl.float32)
+        this = weight.to(tl.float32) * part[None, :]
+        if k0 + BK < K:
+            more = (k0 + BK + k < K)[None, :]
+            weight = tl.load(w + where + (k0 + BK), mask=more, other=0)
+        total += tl.sum(this, axis=1)
         if GATED:
-            weight = tl.load(w1 + where, mask=(k < K)[None, :], other=0).to(tl.float32)
-            second += weight * part[None, :]
+            this = weight_1.to(tl.float32) * part[None, :]
+            if k0 + BK < K:
+                weight_1 = tl.load(w1 + where + (k0 + BK), mask=more, other=0)
+            second += tl.sum(this, axis=1)
     root = 1.0
     if NORM:
         root = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / K + eps)
-    found = scaled(tl.sum(total, axis=1) * root, w, at, choose(b0, b1, b2, number), 16, BIAS)
+    found = scaled(total * root, w, at, choose(b0, b1, b2, number), 16, BIAS)
     if GATED:
-        up = scaled(tl.sum(second, axis=1) * root, w1, at, b1, 16, BIAS)
+        up = scaled(second * root, w1, at, b1, 16, BIAS)
         found = silu(found) * up
     finish(found, row, outputs, before, residual, out, RESIDUAL)

@@ -39,10 +39,20 @@ def _root(squares, K: tl.constexpr, eps, NORM: tl.constexpr):
 
 
 @triton.jit
+def _bytes(word, x0, x1, x2, x3):
+    """Sums [BN, BG] of the bytes of words [BN, BG, 2], each `BYTE_MORE` too high, times inputs."""
+    word = word ^ -0x7F7F7F80  # the highest bit of each byte: signed numbers from 0 on
+    products = signed_byte(word, 0) * x0[None, :, :] + signed_byte(word, 1) * x1[None, :, :]
+    products += signed_byte(word, 2) * x2[None, :, :]
+    products += signed_byte(word, 3) * x3[None, :, :]
+    return tl.sum(products, axis=2)
+
+
+@triton.jit
 def vector_int8(
     x, w0, w1, w2, s0, s1, s2, b0, b1, b2, norm, residual, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
-    BN: tl.constexpr, BG: tl.constexpr, STAGES: tl.constexpr,
+    BN: tl.constexpr, BG: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -53,40 +63,39 @@ def vector_int8(
         ahead(w, first, outputs, K // 4, COLUMNS // 4, BN, PIECES)
         if GATED:
             ahead(w1, first, outputs, K // 4, COLUMNS // 4, BN, PIECES)
-    wait_previous(OVERLAP)
     GROUPS: tl.constexpr = K // 8
     row = first + tl.arange(0, BN)
     # Rows beyond the end read the last one again, which is cheaper than a mask.
     at = tl.minimum(row, outputs - 1)
     start = at.to(tl.int64) * GROUPS
     two, eight = tl.arange(0, 2), tl.arange(0, 8)
+    g = tl.arange(0, BG)
+    here = (start[:, None] + g[None, :])[:, :, None] * 2 + two[None, None, :]
+    word = tl.load(w + here, mask=(g < GROUPS)[None, :, None], other=0)
+    if GATED:
+        word_1 = tl.load(w1 + here, mask=(g < GROUPS)[None, :, None], other=0)
+    wait_previous(OVERLAP)
     total = tl.zeros((BN, BG), tl.float32)
     second = tl.zeros((BN, BG), tl.float32)
     squares = tl.zeros((BG, 8), tl.float32)
-    for g0 in tl.range(0, GROUPS, BG, num_stages=STAGES):
-        g = g0 + tl.arange(0, BG)
-        there = g < GROUPS
-        word_at = (start[:, None] + g[None, :])[:, :, None] * 2 + two[None, None, :]
-        word = tl.load(w + word_at, mask=there[None, :, None], other=0) ^ -0x7F7F7F80
-        k = g[:, None] * 8 + eight[None, :]
-        values = tl.load(x + k, mask=there[:, None], other=0.0).to(tl.float32)
+    for g0 in tl.range(0, GROUPS, BG):
+        k = (g0 + g)[:, None] * 8 + eight[None, :]
+        values = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
         if NORM:
             squares += values * values
-            values *= tl.load(norm + k, mask=there[:, None], other=0.0).to(tl.float32)
+            values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
         evens, odds = tl.split(tl.reshape(values, (BG, 2, 2, 2)))
         x0, x2 = tl.split(evens)
         x1, x3 = tl.split(odds)
         more = tl.sum(x0 + x1 + x2 + x3, axis=1) * BYTE_MORE
-        products = signed_byte(word, 0) * x0[None, :, :] + signed_byte(word, 1) * x1[None, :, :]
-        products += signed_byte(word, 2) * x2[None, :, :]
-        products += signed_byte(word, 3) * x3[None, :, :]
-        total += tl.sum(products, axis=2) - more[None, :]
+        this = word
+        further = (g0 + BG + g < GROUPS)[None, :, None]
+        word = tl.load(w + here + (g0 + BG) * 2, mask=further, other=0)
+        total += _bytes(this, x0, x1, x2, x3) - more[None, :]
         if GATED:
-            word = tl.load(w1 + word_at, mask=there[None, :, None], other=0) ^ -0x7F7F7F80
-            products = signed_byte(word, 0) * x0[None, :, :] + signed_byte(word, 1) * x1[None, :, :]
-            products += signed_byte(word, 2) * x2[None, :, :]
-            products += signed_byte(word, 3) * x3[None, :, :]
-            second += tl.sum(products, axis=2) - more[None, :]
+            this = word_1
+            word_1 = tl.load(w1 + here + (g0 + BG) * 2, mask=further, other=0)
+            second += _bytes(this, x0, x1, x2, x3) - more[None, :]
     root = _root(squares, K, eps, NORM)
     s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
     found = scaled(tl.sum(total, axis=1) * root, s, at, b, 8, BIAS)
@@ -107,7 +116,7 @@ def _grouped(products, s, low, where, mask, x_sum, x_more):
 def vector_int4(
     x, w0, w1, w2, s0, s1, s2, l0, l1, l2, b0, b1, b2, norm, residual, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
-    BN: tl.constexpr, BG: tl.constexpr, STAGES: tl.constexpr,
+    BN: tl.constexpr, BG: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -121,47 +130,53 @@ def vector_int4(
         ahead(w, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
         if GATED:
             ahead(w1, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
-    wait_previous(OVERLAP)
     s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
     GROUPS: tl.constexpr = K // 32
     row = first + tl.arange(0, BN)
     at = tl.minimum(row, outputs - 1)
     start = at.to(tl.int64) * GROUPS
     part, eight = tl.arange(0, 4), tl.arange(0, 8)
+    g = tl.arange(0, BG)
+    here = (start[:, None] + g[None, :])[:, :, None] * 4 + part[None, None, :]
+    word = tl.load(w + here, mask=(g < GROUPS)[None, :, None], other=0)
+    if GATED:
+        word_1 = tl.load(w1 + here, mask=(g < GROUPS)[None, :, None], other=0)
+    wait_previous(OVERLAP)
     total = tl.zeros((BN, BG), tl.float32)
     second = tl.zeros((BN, BG), tl.float32)
     squares = tl.zeros((BG, 8), tl.float32)
-    for g0 in tl.range(0, GROUPS, BG, num_stages=STAGES):
-        g = g0 + tl.arange(0, BG)
-        there = g < GROUPS
-        group = start[:, None] + g[None, :]
-        word_at = group[:, :, None] * 4 + part[None, None, :]
-        word = tl.load(w + word_at, mask=there[None, :, None], other=0)
+    for g0 in tl.range(0, GROUPS, BG):
+        there = (g0 + g < GROUPS)[None, :]
+        group = start[:, None] + (g0 + g)[None, :]
+        this = word
+        further = (g0 + BG + g < GROUPS)[None, :, None]
+        word = tl.load(w + here + (g0 + BG) * 4, mask=further, other=0)
+        if GATED:
+            this_1 = word_1
+            word_1 = tl.load(w1 + here + (g0 + BG) * 4, mask=further, other=0)
+            products_1 = tl.zeros((BN, BG, 4), tl.float32)
         products = tl.zeros((BN, BG, 4), tl.float32)
         evens = tl.zeros((BG, 4), tl.float32)
         odds = tl.zeros((BG, 4), tl.float32)
-        if GATED:
-            other_word = tl.load(w1 + word_at, mask=there[None, :, None], other=0)
-            others = tl.zeros((BN, BG, 4), tl.float32)
         for pair in tl.static_range(4):
-            k = g[:, None] * 32 + 8 * pair + eight[None, :]
-            values = tl.load(x + k, mask=there[:, None], other=0.0).to(tl.float32)
+            k = (g0 + g)[:, None] * 32 + 8 * pair + eight[None, :]
+            values = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
             if NORM:
                 squares += values * values
-                values *= tl.load(norm + k, mask=there[:, None], other=0.0).to(tl.float32)
+                values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
             even, odd = tl.split(tl.reshape(values, (BG, 4, 2)))
             evens += even
             odds += odd
-            products += level(word, 2 * pair) * even[None, :, :]
-            products += level(word, 2 * pair + 1) * odd[None, :, :]
+            products += level(this, 2 * pair) * even[None, :, :]
+            products += level(this, 2 * pair + 1) * odd[None, :, :]
             if GATED:
-                others += level(other_word, 2 * pair) * even[None, :, :]
-                others += level(other_word, 2 * pair + 1) * odd[None, :, :]
+                products_1 += level(this_1, 2 * pair) * even[None, :, :]
+                products_1 += level(this_1, 2 * pair + 1) * odd[None, :, :]
         x_sum = tl.sum(evens + odds, axis=1)
         x_more = tl.sum(evens * EVEN_MORE + odds * ODD_MORE, axis=1)
-        total += _grouped(products, s, low, group, there[None, :], x_sum, x_more)
+        total += _grouped(products, s, low, group, there, x_sum, x_more)
         if GATED:
-            second += _grouped(others, s1, l1, group, there[None, :], x_sum, x_more)
+            second += _grouped(products_1, s1, l1, group, there, x_sum, x_more)
     root = _root(squares, K, eps, NORM)
     found = tl.sum(total, axis=1) * root
     found = scaled(found, s, at, choose(b0, b1, b2, number), 4, BIAS)
