@@ -67,18 +67,13 @@ def _attend_one(
         writes = inside & owns & (home >= 0)
         tl.store(keys + to, new_key, mask=writes)
         tl.store(values + to, new_value.to(values.dtype.element_ty), mask=writes)
-        mine = owns & (slot == 0)
-        own = tl.sum(new_key.to(tl.float32) * asked, axis=0)
-        high = tl.where(mine, own, _NEVER)
-        total = tl.where(mine, 1.0, 0.0)
-        found = tl.where(mine[:, None], new_value.to(tl.float32)[None, :], 0.0)
         end = tl.minimum(end, length - 1)
     else:
         asked = tl.load(q + row * q_row + head * D + d, mask=inside, other=0.0).to(tl.float32)
         asked = asked * scale
-        high = tl.full((BL,), _NEVER, tl.float32)
-        total = tl.zeros((BL,), tl.float32)
-        found = tl.zeros((BL, DP), tl.float32)
+    high = tl.full((BL,), _NEVER, tl.float32)
+    total = tl.zeros((BL,), tl.float32)
+    found = tl.zeros((BL, DP), tl.float32)
     for at in tl.range(begin, end, BL, num_stages=STAGES):
         token = at + slot
         seen = (token >= first) & (token < end)
@@ -94,6 +89,16 @@ def _attend_one(
         share = tl.where(seen, tl.exp(score - higher), 0.0)
         total = total * fade + share
         found = found * fade[:, None] + share[:, None] * value
+        high = higher
+    if NEW:
+        # Last, so that nothing of it comes before the reading of what is there.
+        mine = owns & (slot == 0)
+        own = tl.where(mine, tl.sum(new_key.to(tl.float32) * asked, axis=0), _NEVER)
+        higher = tl.maximum(high, own)
+        fade = tl.exp(high - higher)
+        share = tl.where(mine, tl.exp(own - higher), 0.0)
+        total = total * fade + share
+        found = found * fade[:, None] + share[:, None] * new_value.to(tl.float32)[None, :]
         high = higher
     top = tl.max(high, axis=0)
     fade = tl.exp(high - top)
