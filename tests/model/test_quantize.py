@@ -126,3 +126,25 @@ def test_what_can_not_be_quantized(tiny_model_folder: Path) -> None:
     model: Any = load_weights(tiny_model_folder, device="cpu", quantization="8bit")
     with pytest.raises(QuantizationError, match="no linear layers"):
         quantize_model(model, Quantization(8))
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+def test_a_kernel_that_fails_is_not_used_again(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        asked = 0
+
+        def rows(self, *_: Any) -> torch.Tensor:
+            self.asked += 1
+            raise RuntimeError("no compiler")
+
+    broken = Broken()
+    layer, x = kind(nn.Linear(64, 5)), torch.randn(2, 3, 64)
+    wanted = layer(x)
+    monkeypatch.setattr("vip_llava.model.quantize.for_device", lambda _: broken)
+    with pytest.warns(UserWarning, match="no compiler"):
+        assert torch.equal(layer(x), wanted)
+    assert torch.equal(layer(x), wanted)
+    assert broken.asked == 1
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None

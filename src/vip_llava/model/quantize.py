@@ -10,6 +10,7 @@ It knows modules, not files.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -63,7 +64,36 @@ def parse_quantization(value: str | int | None, device: torch.device) -> Quantiz
     return Quantization(bits, "bitsandbytes" if fast else "torch")
 
 
-class Int8Linear(nn.Module):
+class _SmallLinear(nn.Module):
+    """A linear layer with small weights: [..., in] -> [..., out] in the type of its input."""
+
+    _plainly = False
+
+    @property
+    def matrix(self) -> Int8 | Int4:
+        """The weights as kernels take them."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output in the type of `x`; gradients reach it by the plain way alone."""
+        rows = x.reshape(-1, x.shape[-1])
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        kernels = for_device(x.device)
+        found: torch.Tensor | None = None
+        if not (kernels is plain or self._plainly or differentiable or len(rows) > _FEW_ROWS):
+            try:
+                found = kernels.rows(rows, [self.matrix])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a compiler may say: the plain way is always there
+                warnings.warn(f"a kernel failed and is not used again: {error}", stacklevel=2)
+                self._plainly = True
+        if found is None:
+            found = plain.rows(rows, [self.matrix])
+        return found.view(*x.shape[:-1], found.shape[-1])
+
+
+class Int8Linear(_SmallLinear):
     """A linear layer with int8 weights and one scale for each output: [..., in] -> [..., out].
 
     Error: each weight is off by at most half a step, `max(|row|) / 254`, so an output is off by at
@@ -92,12 +122,8 @@ class Int8Linear(nn.Module):
         """The weights that the layer computes with, [out, in]."""
         return plain.dequantized(self.matrix)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output in the type of `x`."""
-        return _product(x, self.matrix)
 
-
-class Int4Linear(nn.Module):
+class Int4Linear(_SmallLinear):
     """A linear layer with 4-bit weights, two in a byte, in groups of 32 inputs with range each.
 
     Error: each weight is off by at most half a step, `(max(group) - min(group)) / 30`, so an
@@ -135,19 +161,6 @@ class Int4Linear(nn.Module):
     def dequantized(self) -> torch.Tensor:
         """The weights that the layer computes with, [out, in]."""
         return plain.dequantized(self.matrix)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output in the type of `x`."""
-        return _product(x, self.matrix)
-
-
-def _product(x: torch.Tensor, matrix: Int8 | Int4) -> torch.Tensor:
-    """x [..., in] to [..., out]; gradients reach `x` by the plain way alone."""
-    few = x.numel() <= _FEW_ROWS * x.shape[-1]
-    differentiable = torch.is_grad_enabled() and x.requires_grad
-    kernels = for_device(x.device) if few and not differentiable else plain
-    found = kernels.rows(x.reshape(-1, x.shape[-1]), [matrix])
-    return found.view(*x.shape[:-1], -1)
 
 
 def quantize_model(
