@@ -221,7 +221,7 @@ def _attend(
     keys, values = memory
     held = keys.shape[1]
     key, value, cos, sin, places = new or (query, query, query, query, lengths)
-    setting = choices.attention_setting(requests * held, heads > held)
+    setting = choices.attention_setting(heads > held)
     room = table.shape[1] * BLOCK_TOKENS
     parts = setting.parts or _parts(requests, held, room, setting.tile, query.device)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)

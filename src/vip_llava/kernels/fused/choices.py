@@ -61,12 +61,13 @@ class AttentionSetting:
     parts: int | None = None
 
 
+_ALL = 1 << 30
 # By bits, and whether two matrices are read at once.
 _VECTOR = {
     (16, False): VectorSetting(4, 4096, 8),
     (16, True): VectorSetting(2, 4096, 8),
-    (8, False): VectorSetting(8, 1024, 2, ahead=4096),
-    (8, True): VectorSetting(4, 1024, 2, ahead=4096),
+    (8, False): VectorSetting(8, 1024, 4, ahead=_ALL),
+    (8, True): VectorSetting(4, 1024, 4, ahead=_ALL),
     (4, False): VectorSetting(8, 2048, 4, ahead=4096),
     (4, True): VectorSetting(4, 2048, 4, ahead=4096),
 }
@@ -87,9 +88,8 @@ def matrix_setting(bits: int, rows: int, outputs: int, inputs: int, gated: bool)
     return MatrixSetting(32 if gated or outputs < 8192 else 64, size, stages=4)
 
 
-def attention_setting(programs: int, grouped: bool) -> AttentionSetting:
-    """For so many requests times key heads; `grouped`: several query heads share one."""
+def attention_setting(grouped: bool) -> AttentionSetting:
+    """`grouped`: several query heads share a key head."""
     if grouped:
         return AttentionSetting(tile=64, warps=4, stages=2)
-    # Few have to be quick, many have to read much.
-    return AttentionSetting(64, 8, 1) if programs < 256 else AttentionSetting(32, 4, 2)
+    return AttentionSetting(tile=32, warps=4, stages=2)

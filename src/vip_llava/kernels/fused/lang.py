@@ -23,7 +23,6 @@ __all__ = [
 EVEN_MORE = tl.constexpr(128.0)
 ODD_MORE = tl.constexpr(2048.0)
 """By how much `level` is more than the level, for even and for odd places in the word."""
-BYTE_MORE = tl.constexpr(32768.0 + 128.0)
 _WIDE = tl.constexpr(INTERPRETED)
 
 
@@ -158,27 +157,6 @@ def _in_mantissa(word, MASK: tl.constexpr, NUMBER: tl.constexpr):
             "lop3.b32 $0, $1, $2, $3, 0xEA;",
             "=r,r,r,r",
             [word, tl.full(word.shape, MASK, tl.int32), tl.full(word.shape, NUMBER, tl.int32)],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def signed_byte(word, j: tl.constexpr):
-    """A byte of each 32-bit word, whose highest bits were turned over, plus `BYTE_MORE`: float32."""
-    if _WIDE:
-        bits = ((word >> (8 * j)) & 255) << 8 | 0x47000000
-    else:
-        bits = tl.inline_asm_elementwise(
-            "prmt.b32 $0, $1, $2, $3;",
-            "=r,r,r,r",
-            [
-                word,
-                tl.full(word.shape, 0x47000000, tl.int32),
-                tl.full(word.shape, 0x7404 + 16 * j, tl.int32),
-            ],
             dtype=tl.int32,
             is_pure=True,
             pack=1,

@@ -19,8 +19,8 @@ from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting
 from vip_llava.kernels.fused.elementwise import rms_norm, silu_and_mul
 from vip_llava.kernels.fused.matrix import matrix, matrix_int4
 from vip_llava.kernels.fused.setting import options, overlapping, power_of_two
-from vip_llava.kernels.fused.vector import vector
-from vip_llava.kernels.fused.words import vector_int4, vector_int8
+from vip_llava.kernels.fused.vector import vector, vector_int8
+from vip_llava.kernels.fused.words import vector_int4
 from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
 
 __all__ = ["gated_rows", "int4_rows", "int8_rows", "linear_rows", "rows"]
@@ -116,15 +116,6 @@ def _whole(stored: Tensor) -> bool:
     return stored.is_contiguous() and stored.data_ptr() % 16 == 0
 
 
-def _stored(matrix: Matrix, as_words: bool) -> Tensor:
-    """The weights as a kernel reads them: words of 32 bits, or elements."""
-    if isinstance(matrix, Int4):
-        return matrix.packed.view(torch.int32)
-    if isinstance(matrix, Int8) and as_words:
-        return matrix.weight.view(torch.int32)
-    return matrix.weight
-
-
 def _three(tensors: Sequence[Tensor | None], other: Tensor) -> list[Tensor]:
     """Filled up to three with something that has an address; it is not read."""
     found = [other if tensor is None else tensor for tensor in tensors]
@@ -161,7 +152,7 @@ def _launch(
     n0, n1, n2 = (*sizes, 0, 0)[:3]
     pointers = [
         x,
-        *_three([_stored(m, single) for m in anything], x),
+        *_three([m.packed.view(torch.int32) if bits == 4 else m.weight for m in anything], x),
         *([] if bits == 16 and single else _three([getattr(m, "scale", x) for m in anything], x)),
         *(_three([m.low for m in anything], x) if bits == 4 else []),
         *_three([m.bias for m in anything], x),
@@ -185,8 +176,7 @@ def _launch(
         flags["BM"] = max(16, power_of_two(len(x)))
         rest = (more, out, x.stride(0), len(x))
         flags |= {"STAGES": setting.stages} | ({} if bits == 4 else {"BITS": bits})
-    group = {16: 1, 8: 8 if single else 1, 4: 32}[bits]
-    flags["BK" if group == 1 else "BG"] = setting.inputs // group
+    flags |= {"BG": setting.inputs // 32} if bits == 4 else {"BK": setting.inputs}
     flags |= _ahead(setting, bits, x)
     tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
     kernel[(tiles,)](

@@ -1,12 +1,11 @@
-"""Products of one row with weights of 8 and 4 bits, read as 32-bit words.
+"""Products of one row with weights of 4 bits, read as 32-bit words.
 
-Reading is so fast that every operation on a weight counts. Weights become float32 by one logical
-operation each: their bits are put into the mantissa of a larger number, and what that is too much is
-known from sums of the row, which all outputs share. The norm, the gate, the bias and the sum after a
-product are done on the way, as in `vector`.
+Every operation on a weight counts. Weights become float32 by one logical operation each: their bits
+are put into the mantissa of a larger number, and what that is too much is known from sums of the
+row, which all outputs share. The norm, the gate, the bias and the sum after a product are done on
+the way, as in `vector`.
 
-Shape letters as there; BG groups of inputs (of 8 for 8 bits, of 32 for 4 bits) are read at a time,
-each by one thread.
+Shape letters as there; BG groups of 32 inputs are read at a time, each by one thread.
 """
 
 from __future__ import annotations
@@ -15,93 +14,19 @@ import triton
 import triton.language as tl
 
 from vip_llava.kernels.fused.lang import (
-    BYTE_MORE,
     EVEN_MORE,
     ODD_MORE,
     ahead,
     choose,
     level,
     release_next,
-    signed_byte,
     silu,
     wait_previous,
     which,
 )
 from vip_llava.kernels.fused.vector import finish, scaled
 
-__all__ = ["vector_int4", "vector_int8"]
-
-
-@triton.jit
-def _root(squares, K: tl.constexpr, eps, NORM: tl.constexpr):
-    """What the norm multiplies by, from squares [BG, 8] of all inputs."""
-    return 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / K + eps) if NORM else 1.0
-
-
-@triton.jit
-def _bytes(word, x0, x1, x2, x3):
-    """Sums [BN, BG] of the bytes of words [BN, BG, 2], each `BYTE_MORE` too high, times inputs."""
-    word = word ^ -0x7F7F7F80  # the highest bit of each byte: signed numbers from 0 on
-    products = signed_byte(word, 0) * x0[None, :, :] + signed_byte(word, 1) * x1[None, :, :]
-    products += signed_byte(word, 2) * x2[None, :, :]
-    products += signed_byte(word, 3) * x3[None, :, :]
-    return tl.sum(products, axis=2)
-
-
-@triton.jit
-def vector_int8(
-    x, w0, w1, w2, s0, s1, s2, b0, b1, b2, norm, residual, out, eps,
-    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
-    BN: tl.constexpr, BG: tl.constexpr,
-    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """x [K] times up to three matrices of 8 bits; words w0, w1, w2 are int32 [N, K/4]."""
-    release_next(OVERLAP)
-    w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
-    if PIECES:
-        ahead(w, first, outputs, K // 4, COLUMNS // 4, BN, PIECES)
-        if GATED:
-            ahead(w1, first, outputs, K // 4, COLUMNS // 4, BN, PIECES)
-    GROUPS: tl.constexpr = K // 8
-    row = first + tl.arange(0, BN)
-    # Rows beyond the end read the last one again, which is cheaper than a mask.
-    at = tl.minimum(row, outputs - 1)
-    start = at.to(tl.int64) * GROUPS
-    two, eight = tl.arange(0, 2), tl.arange(0, 8)
-    g = tl.arange(0, BG)
-    here = (start[:, None] + g[None, :])[:, :, None] * 2 + two[None, None, :]
-    word = tl.load(w + here, mask=(g < GROUPS)[None, :, None], other=0)
-    if GATED:
-        word_1 = tl.load(w1 + here, mask=(g < GROUPS)[None, :, None], other=0)
-    wait_previous(OVERLAP)
-    total = tl.zeros((BN, BG), tl.float32)
-    second = tl.zeros((BN, BG), tl.float32)
-    squares = tl.zeros((BG, 8), tl.float32)
-    for g0 in tl.range(0, GROUPS, BG):
-        k = (g0 + g)[:, None] * 8 + eight[None, :]
-        values = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
-        if NORM:
-            squares += values * values
-            values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-        evens, odds = tl.split(tl.reshape(values, (BG, 2, 2, 2)))
-        x0, x2 = tl.split(evens)
-        x1, x3 = tl.split(odds)
-        more = tl.sum(x0 + x1 + x2 + x3, axis=1) * BYTE_MORE
-        this = word
-        further = (g0 + BG + g < GROUPS)[None, :, None]
-        word = tl.load(w + here + (g0 + BG) * 2, mask=further, other=0)
-        total += _bytes(this, x0, x1, x2, x3) - more[None, :]
-        if GATED:
-            this = word_1
-            word_1 = tl.load(w1 + here + (g0 + BG) * 2, mask=further, other=0)
-            second += _bytes(this, x0, x1, x2, x3) - more[None, :]
-    root = _root(squares, K, eps, NORM)
-    s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
-    found = scaled(tl.sum(total, axis=1) * root, s, at, b, 8, BIAS)
-    if GATED:
-        found = silu(found) * scaled(tl.sum(second, axis=1) * root, s1, at, b1, 8, BIAS)
-    finish(found, row, outputs, before, residual, out, RESIDUAL)
+__all__ = ["vector_int4"]
 
 
 @triton.jit
@@ -177,7 +102,9 @@ def vector_int4(
         total += _grouped(products, s, low, group, there, x_sum, x_more)
         if GATED:
             second += _grouped(products_1, s1, l1, group, there, x_sum, x_more)
-    root = _root(squares, K, eps, NORM)
+    root = 1.0
+    if NORM:
+        root = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / K + eps)
     found = tl.sum(total, axis=1) * root
     found = scaled(found, s, at, choose(b0, b1, b2, number), 4, BIAS)
     if GATED:
