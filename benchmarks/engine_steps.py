@@ -1,0 +1,186 @@
+"""Where the time of the engine's steps goes on a GPU: recorded steps, prompts, pictures, the host.
+
+    python benchmarks/engine_steps.py [--tiny]
+
+A 7B model with random weights, first in bfloat16, then with small weights; under a minute on an
+H200. `--tiny` runs the same on a CPU with a tiny model, where the figures mean nothing. It looks
+inside the engine, so it may have to follow changes there. The table is on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vip_llava.engine import Engine, SamplingParams
+from vip_llava.engine.captured import _parted
+from vip_llava.engine.ceilings import Ceilings, ceilings, finished, peak_bytes, step_bytes
+from vip_llava.engine.portrait import portrait
+from vip_llava.engine.subject import Subject, random_subject
+from vip_llava.engine.vision import view_digests
+from vip_llava.model.quantize import Quantization, quantize_model
+
+TEXT = 64
+ASKERS = 64
+
+
+def say(what: str, value: float, unit: str, note: str = "") -> None:
+    """One row of the table, at once."""
+    print(f"| {what} | {value:.4g} | {unit} | {note} |", flush=True)
+
+
+def middle_ms(device: torch.device, work: Callable[[], object], times: int = 20) -> float:
+    """Milliseconds of `work`, repeated without waiting in between; the middle of five such rows."""
+    work()
+    found = []
+    for _ in range(5):
+        finished(device)
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        finished(device)
+        found.append(1e3 * (time.perf_counter() - began) / times)
+    return statistics.median(found)
+
+
+def engine_of(subject: Subject, most: int) -> Engine:
+    """One with room for so many askers."""
+    tokens = subject.tokens_per_view + TEXT + 160
+    return subject.engine(
+        captured=True, kv_tokens=most * tokens, max_running=most, step_tokens=max(1024, most + 1)
+    )
+
+
+@torch.inference_mode()
+def replays(
+    name: str, subject: Subject, engine: Engine, sizes: tuple[int, ...], best: Ceilings
+) -> None:
+    """Recorded steps of so many requests, each in the middle of its text."""
+    device = subject.model.device
+    step: Any = engine._paths.decode
+    if step is None:
+        raise SystemExit(
+            f"nothing is recorded: {engine.stats().closed or 'the model does not fit'}"
+        )
+    memory = engine._memory
+    length = subject.tokens_per_view + TEXT + 60
+    memory.reach(memory.places)
+    step._llama.lay_out()
+    for keys, values in memory._layers.values():
+        keys.normal_()
+        values.normal_()
+    for size in sizes:
+        again = step._recording(size)
+        fields, table, _ = _parted(step._numbers[step._top :], size, step._width)
+        per = -(-(length + 1) // 16)
+        blocks = torch.arange(size * per, dtype=torch.int32, device=device).view(size, per)
+        table[:, :per] = blocks
+        fields[0], fields[2], fields[4] = 5, length, length + 1
+        fields[1] = torch.arange(step._top, step._top + size, device=device)
+        fields[3] = blocks[:, length // 16] * 16 + length % 16
+        took = middle_ms(device, again)
+        read = step_bytes(subject.model) + size * length * step._llama.bytes_per_place
+        rate = read / took / 1e6
+        note = f"{rate:.0f} GB/s, {100 * rate / best.copy_gigabytes:.0f} % of a copy"
+        say(f"{name}: recorded step of {size}, {length} tokens each", took, "ms", note)
+
+
+def decode(name: str, subject: Subject, engine: Engine, **params: Any) -> None:
+    """One asker, a hundred tokens, through the whole engine."""
+    rates = []
+    for seed in range(4):
+        sampling = SamplingParams(max_new_tokens=100, **params)
+        answer = engine.submit(*subject.prompt(50 + seed, TEXT), sampling).result()
+        rates.append((len(answer.tokens) - 1) / answer.decode_seconds)
+    say(name, statistics.median(rates[1:]), "tokens/s", f"lowest {min(rates[1:]):.1f}")
+
+
+@torch.inference_mode()
+def first_token(subject: Subject, engine: Engine) -> None:
+    """A new picture and its question, whole and in parts."""
+    device, model = subject.model.device, subject.model
+    found = []
+    for seed in range(7):
+        asked = subject.prompt(900 + seed, TEXT)
+        finished(device)
+        began = time.perf_counter()
+        engine.submit(*asked, SamplingParams(max_new_tokens=1)).result()
+        found.append(1e3 * (time.perf_counter() - began))
+    say("first token, new picture", statistics.median(found[2:]), "ms")
+    _, pixels = subject.prompt(1, TEXT)
+    say("of it: hash of the picture", middle_ms(device, lambda: view_digests(pixels)), "ms", "host")
+    say("of it: portrait of the model", middle_ms(device, lambda: portrait(model)), "ms", "host")
+    for count in (1, 2, 8):
+        views = pixels.repeat(count, 1, 1, 1)
+        took = middle_ms(device, lambda views=views: engine._vision._run(views), 5)  # type: ignore[misc]
+        say(f"pictures encoded together: {count}", took, "ms", "recorded")
+    handle = engine.submit(*subject.prompt(77, TEXT), SamplingParams(max_new_tokens=1))
+    engine._receive()
+    chosen = engine._with_features(engine._scheduler.plan())
+    took = middle_ms(device, lambda: engine._runner(chosen), 5)
+    say(f"a prompt of {chosen[0][1]} tokens, with its logits", took, "ms", "not recorded")
+    began = time.perf_counter()
+    engine._runner(chosen)
+    say("of it: until all of it is launched", 1e3 * (time.perf_counter() - began), "ms", "host")
+    handle.cancel()
+
+
+def many(subject: Subject, engine: Engine) -> None:
+    """Many askers at once, each with a picture of its own; the first turn warms up."""
+    for turn in range(2):
+        engine.forget()
+        asked = [subject.prompt(2000 + 100 * turn + number, TEXT) for number in range(ASKERS)]
+        finished(subject.model.device)
+        began, steps = time.perf_counter(), engine.stats().steps
+        handles = [engine.submit(*one, SamplingParams(max_new_tokens=100)) for one in asked]
+        while not all(handle._row.first_token_at for handle in handles):
+            engine.step()
+        read, made = time.perf_counter(), engine.stats().steps
+        for handle in handles:
+            handle.result()
+        ended = time.perf_counter()
+    note = (
+        f"all first tokens after {read - began:.2f} s ({made - steps} steps), "
+        f"the rest in {ended - read:.2f} s ({engine.stats().steps - made} steps)"
+    )
+    say(f"{ASKERS} askers, 100 tokens each", ASKERS / (ended - began), "requests/s", note)
+
+
+def measure(tiny: bool) -> None:
+    """All of it."""
+    device = torch.device("cpu" if tiny else "cuda")
+    subject = random_subject("tiny" if tiny else "7b", device)
+    best = ceilings(device, subject.model.dtype)
+    print("| what | value | unit | |\n|---|---|---|---|")
+    say("a copy of 2 GB", best.copy_gigabytes, "GB/s")
+    say("a product of 8192 squares", best.product_teraflops, "TFLOP/s")
+    kind = str(subject.model.dtype).removeprefix("torch.")
+    engine = engine_of(subject, ASKERS)
+    say(f"{kind}: recordings made", engine.warm_up(), "s", f"{engine.stats().recordings} of them")
+    replays(kind, subject, engine, (1, 8, ASKERS), best)
+    decode(f"{kind}: one asker", subject, engine)
+    decode(f"{kind}: one asker, probabilities told (no step ahead)", subject, engine, logprobs=0)
+    decode(f"{kind}: one asker, temperature 0.2", subject, engine, temperature=0.2, seed=1)
+    first_token(subject, engine)
+    many(subject, engine)
+    say("most memory held", peak_bytes(device) / 1e9, "GB")
+    for bits in (8, 4):
+        small = dataclasses.replace(subject, model=copy.deepcopy(subject.model))
+        quantize_model(small.model, Quantization(bits))
+        engine = engine_of(small, 1)
+        engine.warm_up()
+        replays(f"{bits} bits", small, engine, (1,), best)
+        decode(f"{bits} bits: one asker", small, engine)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
+    measure(parser.parse_args().tiny)
