@@ -64,7 +64,7 @@ def _attend_one(
         owns = (begin < length) & (end == length)
         home = tl.load(places + row).to(tl.int64)
         to = (home * H + head) * D + d
-        writes = inside & owns & (home >= 0)
+        writes = tl.where(owns & (home >= 0), inside, d < 0)
         tl.store(keys + to, new_key, mask=writes)
         tl.store(values + to, new_value.to(values.dtype.element_ty), mask=writes)
         end = tl.minimum(end, length - 1)
@@ -145,7 +145,7 @@ def _attend_group(
         owns = (begin < length) & (end == length)
         home = tl.load(places + row).to(tl.int64)
         to = (home * H + held) * D + d
-        writes = inside & owns & (home >= 0)
+        writes = tl.where(owns & (home >= 0), inside, d < 0)
         tl.store(keys + to, new_key, mask=writes)
         tl.store(values + to, new_value.to(values.dtype.element_ty), mask=writes)
         own = tl.sum(asked.to(tl.float32) * new_key.to(tl.float32)[None, :], axis=1) * scale

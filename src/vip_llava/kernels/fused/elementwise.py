@@ -106,7 +106,8 @@ def _rotate(
         held = head - Q
         place = tl.load(places + row).to(tl.int64)
         to = (place * H + held) * D + d
-        writes = inside & (place >= 0)
+        # Not `inside & (...)`: an interpreter of Triton 3.9 makes numbers of a block and a scalar.
+        writes = tl.where(place >= 0, inside, d < 0)
         key = turned(k, cos + turns, sin + turns, row * k_row + held * D, d, D, inside)
         tl.store(keys + to, key.to(keys.dtype.element_ty), mask=writes)
         value = tl.load(v + row * v_row + held * D + d, mask=inside, other=0.0)
