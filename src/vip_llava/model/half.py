@@ -9,6 +9,7 @@ It knows modules, not files.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ class HalfLinear(nn.Module):
         self._copy = copy
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float().contiguous()
-        if not bool((weight.abs() <= _LARGEST).all()):
+        low, high = (float(value) for value in weight.aminmax())
+        if not (low >= -_LARGEST and high <= _LARGEST):  # NaN fails every comparison
             raise ValueError(f"a weight is not within {_LARGEST:g}, which float16 can hold")
         bias = None if linear.bias is None else linear.bias.detach().float()
         self._packed: Any = torch.ops.quantized.linear_prepack_fp16(weight, bias)
@@ -72,9 +74,15 @@ def halve(model: PreTrainedModel) -> None:
     """
     body: Any = model
     decoder = body.get_decoder()
-    for name, layer in list(decoder.named_modules()):
-        if isinstance(layer, nn.Linear):
-            decoder.set_submodule(name, HalfLinear(layer))
+    names = [name for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)]
+
+    def replace(name: str) -> None:
+        # Nobody else holds the layer: its float32 weights go at once.
+        decoder.set_submodule(name, HalfLinear(decoder.get_submodule(name)))
+
+    # torch packs a layer on one core.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(replace, names))
     head = body.get_output_embeddings()
     shared = head.weight is body.get_input_embeddings().weight
     body.set_output_embeddings(HalfLinear(head, copy=shared))
