@@ -43,32 +43,6 @@ class Kernels(Protocol):
     def gated_rows(self, x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) -> Tensor:
         """silu(x gate) * (x up): [M, K] -> [M, N]."""
 
-    def linear_rows(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        """x [M, K] times weight [N, K], plus bias [N] and residual [M, N]: [M, N]."""
-
-    def int8_rows(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        scale: Tensor,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """The same for int8 weights [N, K] with one scale [N] for each output."""
-
-    def int4_rows(
-        self,
-        x: Tensor,
-        packed: Tensor,
-        scale: Tensor,
-        low: Tensor,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """The same for 4-bit weights, as `Int4` holds them."""
-
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Rows [M, K] over their root mean square, times weight [K]."""
 

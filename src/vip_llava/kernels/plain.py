@@ -19,9 +19,6 @@ __all__ = [
     "add_rms_norm",
     "dequantized",
     "gated_rows",
-    "int4_rows",
-    "int8_rows",
-    "linear_rows",
     "packed_levels",
     "paged_decode",
     "paged_step",
@@ -55,36 +52,6 @@ def gated_rows(x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) ->
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
     return F.silu(_product(x, gate)) * _product(x, up)
-
-
-def linear_rows(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """x [M, K] times weight [N, K], plus bias [N] and residual [M, N]: [M, N]."""
-    return rows(x, [Dense(weight, bias)], residual)
-
-
-def int8_rows(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """The same for int8 weights [N, K] with one scale [N] for each output."""
-    return rows(x, [Int8(weight, scale, bias)], residual)
-
-
-def int4_rows(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """The same for 4-bit weights, as `Int4` holds them."""
-    return rows(x, [Int4(packed, scale, low, bias)], residual)
 
 
 def dequantized(matrix: Int8 | Int4) -> Tensor:

@@ -6,15 +6,16 @@ mark is never mirrored or tinted. All randomness comes from the generator that i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from vip_llava.data.scenes.photos import Rectangle, Thing
 
-_GRAIN = np.random.default_rng(0).standard_normal(2**21, dtype=np.float32)
 _VISIBLE = 0.5  # a thing of which less than this share is left is no longer known
 
 
@@ -164,8 +165,15 @@ def _harsh(view: Image.Image, rng: np.random.Generator, settings: AugmentSetting
     if chances[3] < 0.35:
         pixels = np.asarray(view, np.int16)
         # One table of random numbers, read from a random place: as good, and ten times faster.
-        start = int(rng.integers(len(_GRAIN) - pixels.size)) if pixels.size < len(_GRAIN) else 0
-        grain = np.resize(_GRAIN[start : start + pixels.size], pixels.shape)
+        table = _grain()
+        start = int(rng.integers(len(table) - pixels.size)) if pixels.size < len(table) else 0
+        grain = np.resize(table[start : start + pixels.size], pixels.shape)
         grain = grain * np.float32(rng.uniform(*settings.grain))
         view = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
     return view
+
+
+@functools.cache
+def _grain() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """8 MB of normal random numbers, made when a view first needs them."""
+    return np.random.default_rng(0).standard_normal(2**21, dtype=np.float32)

@@ -14,9 +14,6 @@ from vip_llava.kernels.fused.elementwise import (
 )
 from vip_llava.kernels.fused.products import (
     gated_rows,
-    int4_rows,
-    int8_rows,
-    linear_rows,
     rows,
 )
 
@@ -24,9 +21,6 @@ __all__ = [
     "CAPTURABLE",
     "add_rms_norm",
     "gated_rows",
-    "int4_rows",
-    "int8_rows",
-    "linear_rows",
     "paged_decode",
     "paged_step",
     "rms_norm",

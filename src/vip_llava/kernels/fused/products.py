@@ -23,7 +23,7 @@ from vip_llava.kernels.fused.vector import vector, vector_int8
 from vip_llava.kernels.fused.words import vector_int4
 from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
 
-__all__ = ["gated_rows", "int4_rows", "int8_rows", "linear_rows", "rows"]
+__all__ = ["gated_rows", "rows"]
 
 
 def rows(
@@ -50,36 +50,6 @@ def gated_rows(x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) ->
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
     return silu_and_mul(_by_library(x, [gate, up], None))
-
-
-def linear_rows(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """x [M, K] times weight [N, K], plus bias [N] and residual [M, N]: [M, N]."""
-    return rows(x, [Dense(weight, bias)], residual)
-
-
-def int8_rows(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """The same for int8 weights [N, K] with one scale [N] for each output."""
-    return rows(x, [Int8(weight, scale, bias)], residual)
-
-
-def int4_rows(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """The same for 4-bit weights, as `Int4` holds them."""
-    return rows(x, [Int4(packed, scale, low, bias)], residual)
 
 
 def _by_library(x: Tensor, matrices: Sequence[Matrix], residual: Tensor | None) -> Tensor:
