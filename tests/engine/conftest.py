@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -19,7 +20,8 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.engine import Engine, EngineSettings
+from vip_llava.engine import Engine, EngineSettings, SamplingParams
+from vip_llava.errors import RequestError
 
 IMAGE = 99
 VIEW_TOKENS = 4
@@ -140,5 +142,39 @@ def plain_greedy() -> Callable[..., list[int]]:
                 )
             known[key] = found[0, len(ask.ids) :].tolist()
         return known[key]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cancel_storm() -> Callable[..., None]:
+    """`cancel_storm(engine, asks, expected, data, most)`: eight requests, of which some are given up
+    at any time, with up to `most` steps before each; the others must say what is expected."""
+
+    def run(
+        engine: Engine, asks: list[Ask], expected: list[list[int]], data: st.DataObject, most: int
+    ) -> None:
+        params = SamplingParams(max_new_tokens=len(expected[0]))
+        order = (0, 1, 5, 3, 4, 2, 6, 1)
+        given = [(at, engine.submit(asks[at].ids, asks[at].pixels, params)) for at in order]
+        numbers = st.integers(0, len(given) - 1)
+        cancelled: set[int] = set()
+        for number in data.draw(st.lists(numbers, max_size=7), label="cancelled"):
+            for _ in range(data.draw(st.integers(0, most), label="steps")):
+                engine.step()
+            handle = given[number][1]
+            if not handle.done:
+                cancelled.add(number)
+            handle.cancel()
+            assert handle.done
+            holding = engine._scheduler.running
+            assert engine.stats().kv_tokens_used <= 16 * sum(len(row.blocks) for row in holding)
+        for number, (which, handle) in enumerate(given):
+            if number in cancelled:
+                with pytest.raises(RequestError, match="cancelled"):
+                    handle.result()
+            else:
+                assert list(handle.result().tokens) == expected[which]
+        assert engine.stats().kv_tokens_used == 0
 
     return run

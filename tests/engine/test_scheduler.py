@@ -192,29 +192,14 @@ def test_any_arrival_gives_what_each_gets_alone(
 @QUICK
 @given(data=st.data())
 def test_a_storm_of_cancellations_hurts_nobody_else(
-    vip_model: Any, asks: list[Any], expected: list[list[int]], data: st.DataObject
+    vip_model: Any,
+    asks: list[Any],
+    expected: list[list[int]],
+    cancel_storm: Any,
+    data: st.DataObject,
 ) -> None:
     engine = engine_of(vip_model, step_tokens=8, max_running=4, kv_tokens=160)
-    given = [(which, submit(engine, asks[which])) for which in (0, 1, 5, 3, 4, 2, 6, 1)]
-    numbers = st.integers(0, len(given) - 1)
-    cancelled: set[int] = set()
-    for number in data.draw(st.lists(numbers, max_size=7), label="cancelled"):
-        for _ in range(data.draw(st.integers(0, 3), label="steps")):
-            engine.step()
-        handle = given[number][1]
-        if not handle.done:
-            cancelled.add(number)
-        handle.cancel()
-        assert handle.done
-        holding = engine._scheduler.running
-        assert engine.stats().kv_tokens_used <= 16 * sum(len(row.blocks) for row in holding)
-    for number, (which, handle) in enumerate(given):
-        if number in cancelled:
-            with pytest.raises(RequestError, match="cancelled"):
-                handle.result()
-        else:
-            assert list(handle.result().tokens) == expected[which]
-    assert engine.stats().kv_tokens_used == 0
+    cancel_storm(engine, asks, expected, data, 3)
 
 
 def test_the_memory_of_a_cancelled_request_is_free_at_once(vip_model: Any, asks: list[Any]) -> None:
