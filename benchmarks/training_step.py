@@ -1,22 +1,30 @@
-"""Training steps of the plain way and of ours, side by side in one process, on ragged rows.
+"""Training steps of the plain way and of ours, side by side in one process.
 
 Plain: transformers' own model, rows in random order padded to the longest of a batch, logits of all
 positions in float32, every layer recomputed. Ours: rows packed, attention by borders, the loss of
-supervised positions only, the frozen tower without a graph and ended at the deepest layer used.
-Same random weights, same rows, same AdamW (with a rate of 0, so that the weights stay the same and
-the losses can be compared afterwards).
+supervised positions only, the frozen tower without a graph and ended at the deepest layer used,
+layers compiled and none of them recomputed if memory allows. Same random weights, same rows, same
+AdamW (with a rate of 0, so that the weights stay the same and the losses can be compared afterwards).
 
-    python benchmarks/training_step.py [--stage 2] [--rows 256] [--tokens 16384] [--keep-layers 0.25]
-    python benchmarks/training_step.py --tiny      # a few seconds on a CPU; shows that it runs
+    python benchmarks/training_step.py [--case stage1 --case stage2 ...] [--write NAME]
+    python benchmarks/training_step.py --tiny      # a minute on a CPU; shows that it runs
+
+Cases: `stage1`, projector alone, 32 rows of 624 tokens a step, also with the tower's outputs cached;
+`stage2`, projector and language model, 16 rows of 832 tokens; `ragged`, the same for rows of 40 to
+1,276 tokens, two fifths of them text alone; `curves`, the losses of 12 steps that do learn (4 layers);
+`qlora`, adapters on a base of 4 bits: its memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,23 +40,25 @@ from vip_llava.data.batches import PackedCollator, PaddedCollator
 from vip_llava.data.packing import PackedBatches
 from vip_llava.data.samples import Sample
 from vip_llava.model.towers import used_states
+from vip_llava.training.adapters import add_adapter
 from vip_llava.training.attention import use_packed_attention
 from vip_llava.training.losses import compute_loss_inside
 from vip_llava.training.parts import choose_trainable, feature_layers
-from vip_llava.training.vision import read_views
+from vip_llava.training.recipes.recipe import Adapter
+from vip_llava.training.vision import read_views, tower_features
 
+RESULTS = Path(__file__).parent / "results"
 PARTS = {1: ("projector",), 2: ("projector", "language")}
-NOT_FOR_THE_MODEL = ("bad", "num_items")
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model and the lengths of its rows."""
+    """A model, and how its rows are scaled down with it."""
 
     text: dict[str, int]
     vision: dict[str, int]
-    shortest: int
-    longest: int
+    scale: float = 1.0
 
     @property
     def view_tokens(self) -> int:
@@ -64,7 +74,6 @@ BIG = Size(
         "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
         "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
     },
-    40, 700,
 )  # fmt: skip
 TINY = Size(
     {
@@ -75,22 +84,175 @@ TINY = Size(
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 12,
         "num_attention_heads": 4, "image_size": 56, "patch_size": 14,
     },
-    6, 60,
+    1 / 36,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows of a stage: tokens of their texts from `shortest` to `longest`, so many in a plain step."""
+
+    stage: int
+    batch: int
+    rows: int
+    shortest: int
+    longest: int
+    pictured: float = 1.0
+
+
+CASES = {
+    "stage1": Case(1, 32, 128, 48, 48),
+    "stage2": Case(2, 16, 96, 256, 256),
+    "ragged": Case(2, 16, 160, 40, 700, 0.6),
+    "curves": Case(2, 8, 96, 40, 700, 0.6),
+    "qlora": Case(2, 16, 32, 256, 256),
+}
 
 
 @dataclass(frozen=True)
 class Measured:
     """One way: rows and tokens (without padding) a second, GiB at the peak, loss over all rows."""
 
+    case: str
+    way: str
     rows: float
     tokens: float
     memory: float
     loss: float
 
 
+class Bench:
+    """The cases on one device; `found` and `told` fill up as they are done."""
+
+    def __init__(self, size: Size, device: str, compiled: bool) -> None:
+        self.size, self.device, self.compiled = size, device, compiled
+        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.found: list[Measured] = []
+        self.told: list[str] = []
+
+    def run(self, name: str) -> None:
+        """One case; what fails is told, and what was measured before it stays."""
+        try:
+            runs: dict[str, Callable[[str, Case], None]] = {
+                "curves": self.curves,
+                "qlora": self.qlora,
+            }
+            runs.get(name, self.compare)(name, CASES[name])
+        except Exception as error:
+            traceback.print_exc()
+            self.told.append(f"{name}: {type(error).__name__}: {error}"[:300])
+        self.clear()
+
+    def clear(self) -> None:
+        """Give memory back, and forget what was compiled for a model that is gone."""
+        gc.collect()
+        torch._dynamo.reset()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def compare(self, name: str, case: Case) -> None:
+        """Plain and ours on one model; in stage 1 ours also with cached features."""
+        model = build(self.size, self.device, self.dtype, case.stage)
+        samples = make_samples(self.size, case)
+        plain = self.measure(model, padded(samples, case.batch), samples, name, "plain")
+        switch(model, self.compiled)
+        # As many tokens a step as plain steps have on average.
+        most = case.batch * sum(sample.length for sample in samples) // len(samples)
+        batches = packed(samples, most)
+        ours = self.with_memory(model, batches, samples, name, "ours")
+        if case.stage == 1:
+            with_features = [cached(model, batch) for batch in batches]
+            self.with_memory(model, with_features, samples, name, "ours, cached")
+        distance = abs(plain.loss - ours.loss) / plain.loss
+        self.told.append(f"{name}: losses of plain and ours differ by {distance:.1e}")
+
+    def with_memory(
+        self, model: Any, batches: list[Batch], samples: list[Sample], name: str, way: str
+    ) -> Measured:
+        """As many layers kept, not recomputed, as memory allows."""
+        layers = model.get_decoder().layers
+        for share in (1.0, 0.75, 0.5, 0.25, 0.0):
+            for number, layer in enumerate(layers):
+                layer.gradient_checkpointing = number >= round(share * len(layers))
+            try:
+                return self.measure(model, batches, samples, name, f"{way} ({share:.0%} kept)")
+            except torch.OutOfMemoryError:
+                model.zero_grad(set_to_none=True)
+            self.clear()
+        raise torch.OutOfMemoryError("not even with all layers recomputed")
+
+    def measure(
+        self, model: Any, batches: Sequence[Batch], samples: list[Sample], name: str, way: str
+    ) -> Measured:
+        """A warm pass over the two largest batches, then a timed one over all, a step for each."""
+        optimizer = adamw(model, 0.0)
+        ready = [on_device(batch, model) for batch in batches]
+        began = time.perf_counter()
+        for batch in sorted(ready, key=lambda batch: -batch["input_ids"].numel())[:2]:
+            one_step(model, batch, optimizer)
+        self.wait()
+        warm = time.perf_counter() - began
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        losses = [one_step(model, batch, optimizer) for batch in ready]
+        self.wait()
+        seconds = time.perf_counter() - began
+        peak = torch.cuda.max_memory_allocated() / 2**30 if self.device == "cuda" else float("nan")
+        counts = [batch["num_items"] for batch in batches]
+        total = sum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
+        tokens = sum(sample.length for sample in samples)
+        made = Measured(
+            name, way, len(samples) / seconds, tokens / seconds, peak, total / sum(counts)
+        )
+        self.found.append(made)
+        print(f"{line(made)}   warm-up {warm:.1f} s", flush=True)
+        return made
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def curves(self, name: str, case: Case) -> None:
+        """Steps that learn, with the same rows in each step both ways, from the same weights."""
+        small = Size({**self.size.text, "num_hidden_layers": 4}, self.size.vision, self.size.scale)
+        samples = make_samples(small, case)
+        groups = [samples[at : at + case.batch] for at in range(0, len(samples), case.batch)]
+        collators: dict[str, Any] = {"plain": PaddedCollator(0), "ours": PackedCollator(0)}
+        losses = {}
+        for way, collate in collators.items():
+            model = build(small, self.device, self.dtype, case.stage)
+            if way == "ours":
+                switch(model, self.compiled)
+            optimizer = adamw(model, 1e-4)
+            batches = (on_device(collate(rows), model) for rows in groups)
+            losses[way] = [one_step(model, batch, optimizer).item() for batch in batches]
+            del model, optimizer
+            self.clear()
+        pairs = list(zip(losses["plain"], losses["ours"], strict=True))
+        distance = max(abs(a - b) / a for a, b in pairs)
+        first, last = pairs[0][0], pairs[-1][0]
+        self.told.append(
+            f"{name}: the loss goes from {first:.3f} to {last:.3f} in {len(pairs)} steps; "
+            f"ours is never further from plain than {distance:.1e} of it"
+        )
+
+    def qlora(self, name: str, case: Case) -> None:
+        """Adapters of rank 128 on a base of 4 bits, rows of 832 tokens, every layer recomputed."""
+        model = build(self.size, self.device, self.dtype, case.stage)
+        settings = Adapter(kind="qlora", bits=4, rank=128, alpha=256)
+        add_adapter(model, settings, device=torch.device(self.device))
+        kind = type(model.get_decoder().layers[0].mlp.down_proj.get_base_layer())
+        model.enable_input_require_grads()
+        switch(model, compiled=False)
+        samples = make_samples(self.size, case)
+        batches = packed(samples, case.batch * samples[0].length)
+        way = f"ours ({kind.__module__.split('.')[0]} {kind.__name__})"
+        self.measure(model, batches, samples, name, way)
+
+
 def build(size: Size, device: str, dtype: torch.dtype, stage: int) -> Any:
-    """A random five-layer VipLlava in training mode; the tower is frozen."""
+    """A random five-layer VipLlava in training mode, every layer recomputed; the tower is frozen."""
     text = LlamaConfig(**size.text, max_position_embeddings=4096)
     config = VipLlavaConfig(
         vision_config=CLIPVisionConfig(**size.vision),
@@ -112,71 +274,65 @@ def build(size: Size, device: str, dtype: torch.dtype, stage: int) -> Any:
     return model.train()
 
 
-def make_samples(size: Size, count: int, pictured: float, seed: int = 0) -> list[Sample]:
-    """Rows as a mix has them: most with one picture, the others text; a fifth of the text is learned."""
+def make_samples(size: Size, case: Case, seed: int = 0) -> list[Sample]:
+    """Rows as a mix has them: some with one picture, others text; a fifth of the text is learned."""
     generator = torch.Generator().manual_seed(seed)
     image = size.text["vocab_size"] - 1
+    shortest, longest = (max(round(size.scale * n), 3) for n in (case.shortest, case.longest))
     samples = []
-    for number in range(count):
+    for number in range(case.rows):
         # Short ones are more frequent.
         share = torch.rand((), generator=generator).item() ** 2
-        length = size.shortest + round(share * (size.longest - size.shortest))
+        length = shortest + round(share * (longest - shortest))
         ids = torch.randint(1, image, (length,), generator=generator).tolist()
         learned = max(length // 5, 1)
         pixels = None
-        if number < pictured * count:
+        if number < case.pictured * case.rows:
             ids[1:1] = [image] * size.view_tokens
             side = size.vision["image_size"]
             pixels = torch.randn(1, 3, side, side, generator=generator)
         labels = [-100] * (len(ids) - learned) + ids[-learned:]
         samples.append(Sample(str(number), ids, labels, pixels))
-    order = torch.randperm(count, generator=generator).tolist()
+    order = torch.randperm(case.rows, generator=generator).tolist()
     return [samples[place] for place in order]
 
 
-def on_device(batch: dict[str, Any], model: Any) -> dict[str, Any]:
-    moved = {
-        key: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-        if key not in NOT_FOR_THE_MODEL
-    }
-    if "pixel_values" in moved:
-        moved["pixel_values"] = moved["pixel_values"].to(model.dtype)
-    return moved
+def padded(samples: list[Sample], batch: int) -> list[Batch]:
+    collate: Any = PaddedCollator(0)
+    return [collate(samples[at : at + batch]) for at in range(0, len(samples), batch)]
 
 
-def synchronize(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+def packed(samples: list[Sample], tokens: int) -> list[Batch]:
+    collate: Any = PackedCollator(0, tokens)
+    packs = PackedBatches([sample.length for sample in samples], tokens)
+    return [collate([samples[row] for row in rows]) for rows in packs.batches(0)]
 
 
-def measure(model: Any, batches: Sequence[dict[str, Any]], samples: list[Sample]) -> Measured:
-    """One warm pass over two batches, then one timed pass over all, a step for each batch."""
+def cached(model: Any, batch: Batch) -> Batch:
+    """The batch with what the tower makes of its pictures in the place of them."""
+    with torch.no_grad():
+        features = tower_features(model, batch["pixel_values"].to(model.device))
+    return {**batch, "pixel_values": {"features": features}}
+
+
+def on_device(batch: Batch, model: Any) -> Batch:
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(one) for key, one in value.items()}
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.to(model.device)
+        return value.to(model.dtype) if value.is_floating_point() else value
+
+    return {key: moved(value) for key, value in batch.items() if key not in ("bad", "num_items")}
+
+
+def adamw(model: Any, rate: float) -> torch.optim.Optimizer:
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    cuda = model.device.type == "cuda"
-    optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=0.0, fused=cuda)
-    ready = [on_device(batch, model) for batch in batches]
-
-    def step(batch: dict[str, Any]) -> torch.Tensor:
-        return one_step(model, batch, optimizer)
-
-    for batch in sorted(ready, key=lambda batch: -batch["input_ids"].numel())[:2]:
-        step(batch)
-    synchronize(model)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
-    losses = [step(batch) for batch in ready]
-    synchronize(model)
-    seconds = time.perf_counter() - started
-    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else float("nan")
-    counts = [batch["num_items"] for batch in batches]
-    total = sum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
-    tokens = sum(sample.length for sample in samples)
-    return Measured(len(samples) / seconds, tokens / seconds, peak, total / sum(counts))
+    return torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=model.device.type == "cuda")
 
 
-def one_step(model: Any, batch: dict[str, Any], optimizer: torch.optim.Optimizer) -> torch.Tensor:
+def one_step(model: Any, batch: Batch, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     loss: torch.Tensor = model(**batch, use_cache=False).loss
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -195,82 +351,55 @@ def stop_tower(model: Any) -> None:
     setattr(config, name or "vision_feature_layers", list(states))
 
 
-def switch(model: Any, keep: float, compiled: bool) -> None:
+def switch(model: Any, compiled: bool) -> None:
     """From the plain way to ours; there is no way back."""
     read_views(model)
     stop_tower(model)
     compute_loss_inside(model)
     use_packed_attention(model)
-    layers = model.get_decoder().layers
-    for layer in layers[: round(keep * len(layers))]:
-        layer.gradient_checkpointing = False
     if compiled:
-        for layer in layers:
-            layer.compile(dynamic=True)
+        for layer in model.get_decoder().layers:
+            layer.compile(dynamic=None)
 
 
-def compare(given: argparse.Namespace) -> tuple[Measured, Measured]:
-    size = TINY if given.tiny else BIG
-    device = "cuda" if torch.cuda.is_available() and not given.tiny else "cpu"
-    model = build(size, device, torch.float32 if given.tiny else torch.bfloat16, given.stage)
-    samples = make_samples(size, given.rows, given.pictured)
-    pad = PaddedCollator(0)
-    starts = range(0, len(samples), given.batch)
-    padded = [pad(samples[start : start + given.batch]) for start in starts]
-    plain = measure(model, padded, samples)
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    switch(model, given.keep_layers, given.compile)
-    packs = PackedBatches([sample.length for sample in samples], given.tokens)
-    collate = PackedCollator(0, given.tokens)
-    packed = [collate([samples[row] for row in rows]) for rows in packs.batches(0)]
-    return plain, measure(model, packed, samples)
-
-
-def report(given: argparse.Namespace, plain: Measured, ours: Measured) -> str:
-    cuda = torch.cuda.is_available() and not given.tiny
-    where = torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})"
-    lines = [
-        f"{where}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"stage {given.stage}, {given.rows} rows, {given.pictured:.0%} with a picture",
-        f"plain: {given.batch} padded rows a step; "
-        f"ours: {given.tokens} tokens a step, {given.keep_layers:.0%} of layers not recomputed",
-        f"{'':8}{'rows/s':>10}{'tokens/s':>12}{'peak GiB':>10}{'loss':>12}",
-    ]
-    for name, found in (("plain", plain), ("ours", ours)):
-        numbers = (
-            f"{found.rows:>10.2f}{found.tokens:>12.0f}{found.memory:>10.1f}{found.loss:>12.6f}"
-        )
-        lines.append(f"{name:8}{numbers}")
-    distance = abs(plain.loss - ours.loss) / plain.loss
-    lines.append(
-        f"{ours.rows / plain.rows:.2f} times the rows a second; losses differ by {distance:.1e}"
+def line(found: Measured) -> str:
+    return (
+        f"{found.case:8}{found.way:28}{found.rows:>9.2f}{found.tokens:>10.0f}"
+        f"{found.memory:>10.1f}{found.loss:>12.5f}"
     )
-    return "\n".join(lines)
+
+
+def report(bench: Bench) -> Iterator[str]:
+    cuda = bench.device == "cuda"
+    where = torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})"
+    yield f"{where}, torch {torch.__version__}, transformers {transformers.__version__}"
+    yield f"{'case':8}{'way':28}{'rows/s':>9}{'tokens/s':>10}{'peak GiB':>10}{'loss':>12}{'x plain':>9}"
+    plain = {found.case: found.rows for found in bench.found if found.way == "plain"}
+    for found in bench.found:
+        times = found.rows / plain[found.case] if found.case in plain else float("nan")
+        yield f"{line(found)}{times:>9.2f}"
+    yield from bench.told
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure, print and perhaps write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
-    parser.add_argument("--stage", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--rows", type=int, help="rows (256; tiny 24)")
-    parser.add_argument("--batch", type=int, help="rows of a padded batch (16; tiny 4)")
-    parser.add_argument("--tokens", type=int, help="tokens of a packed batch (16384; tiny 256)")
     parser.add_argument(
-        "--pictured", type=float, help="share of rows with a picture (stage 1: 1, stage 2: 0.6)"
+        "--case", action="append", choices=list(CASES), help="all of them without it"
     )
-    parser.add_argument(
-        "--keep-layers", type=float, default=0.0, help="share of layers that ours doesn't recompute"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile ours' decoder layers")
+    parser.add_argument("--eager", action="store_true", help="don't compile ours")
+    parser.add_argument("--write", metavar="NAME", help="write results/training-step_NAME.md")
     given = parser.parse_args(arguments)
-    if given.pictured is None:
-        given.pictured = {1: 1.0, 2: 0.6}[given.stage]
-    usual = (24, 4, 256) if given.tiny else (256, 16, 16384)
-    for name, value in zip(("rows", "batch", "tokens"), usual, strict=True):
-        setattr(given, name, getattr(given, name) or value)
-    print(report(given, *compare(given)))
+    device = "cuda" if torch.cuda.is_available() and not given.tiny else "cpu"
+    bench = Bench(TINY if given.tiny else BIG, device, not given.eager)
+    for name in given.case or CASES:
+        bench.run(name)
+    text = "\n".join(report(bench))
+    print(text)
+    if given.write:
+        path = RESULTS / f"training-step_{given.write}.md"
+        path.write_text(f"# Training steps\n\n```text\n{text}\n```\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -253,13 +253,17 @@ def test_the_kernel_is_for_half_precision_on_cuda_only(monkeypatch: pytest.Monke
         )
         return attention._kernel_fits(query, dropout)
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(major=9)
+    )
     assert fits("cuda", torch.bfloat16) == (attention._kernel() is not None)
     assert not fits("cpu", torch.bfloat16)
     assert not fits("cuda", torch.float32)
     assert not fits("cuda", torch.bfloat16, 512)
     assert not fits("cuda", torch.bfloat16, dropout=0.1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(major=7)
+    )
     assert not fits("cuda", torch.bfloat16)
 
 

@@ -31,12 +31,25 @@ def benchmark() -> Iterator[Any]:
     del sys.modules[spec.name]
 
 
-@pytest.mark.parametrize("stage", ["1", "2"])
-def test_it_runs(benchmark: Any, capsys: pytest.CaptureFixture[str], stage: str) -> None:
-    benchmark.main(["--tiny", "--stage", stage, "--rows", "8"])
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert "times the rows a second" in last
-    assert float(last.split()[-1]) < 1e-5
+def test_it_runs(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    names = list(benchmark.CASES)
+    benchmark.main(["--tiny", "--eager", *(f"--case={name}" for name in names)])
+    told = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split(":")[0] for line in told] == names[
+        :4
+    ]  # the losses of all that have two ways
+    differences = [float(line.removesuffix(" of it").split()[-1]) for line in told]
+    assert max(differences) < 1e-5
+
+
+def test_what_fails_does_not_stop_the_rest(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "add_adapter", lambda *_args, **_options: 1 / 0)
+    benchmark.main(["--tiny", "--eager", "--case=qlora", "--case=curves"])
+    told = capsys.readouterr().out.splitlines()[-2:]
+    assert told[0] == "qlora: ZeroDivisionError: division by zero"
+    assert told[1].startswith("curves: the loss goes from ")
 
 
 def test_the_fast_way_computes_the_same(benchmark: Any) -> None:
@@ -45,7 +58,7 @@ def test_the_fast_way_computes_the_same(benchmark: Any) -> None:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.3)  # wide enough for every picture and row to matter
-    samples = benchmark.make_samples(benchmark.TINY, 6, 0.5)
+    samples = benchmark.make_samples(benchmark.TINY, benchmark.Case(2, 2, 6, 40, 700, 0.5))
     batches = [
         benchmark.on_device(collator(samples), model)
         for collator in (benchmark.PaddedCollator(0), benchmark.PackedCollator(0))
@@ -53,7 +66,7 @@ def test_the_fast_way_computes_the_same(benchmark: Any) -> None:
     found = []
     for fast, batch in zip((False, True), batches, strict=True):
         if fast:
-            benchmark.switch(model, 0.5, False)
+            benchmark.switch(model, compiled=False)
         model.zero_grad()
         loss = model(**batch, use_cache=False).loss
         loss.backward()

@@ -12,7 +12,6 @@ This module knows transformers' attention interface. It knows no data, no loss a
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
 from collections.abc import Callable
@@ -123,14 +122,21 @@ def _mask(
     return mask
 
 
-@functools.cache
-def _kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
-    """torch's variable-length attention and the names of its settings, where torch has it."""
+def _found_kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+
+
+# Looked up once and outside of layers, because those may be compiled.
+_KERNEL = _found_kernel()
+
+
+def _kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
+    """torch's variable-length attention and the names of its settings, where torch has it."""
+    return _KERNEL
 
 
 def _kernel_fits(query: Tensor, dropout: float) -> bool:
@@ -139,7 +145,8 @@ def _kernel_fits(query: Tensor, dropout: float) -> bool:
         and query.dtype in _KERNEL_TYPES
         and query.shape[-1] <= _LARGEST_HEAD
         and dropout == 0.0
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        # Of the functions that say it, the one that doesn't cut a compiled layer in two.
+        and torch.cuda.get_device_properties(query.device).major >= 8
         and _kernel() is not None
     )
 
