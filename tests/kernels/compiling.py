@@ -105,6 +105,9 @@ def attention(dtype: torch.dtype) -> None:
         fused.paged_step(*new, table, lengths, 0.1)
         fused.paged_step(*new[:-1], places.long(), table, lengths, 0.1, 64)
         fused.rotate_and_store(*new)
+        span = torch.zeros(2, dtype=torch.int32)
+        fused.paged_prompt(q, keys, values, table[0], span, 0.1)
+        fused.paged_prompt(q, keys, values, table[0], span, 0.1, 64)
         if rows < 64:
             fused.paged_decode(q, keys, values, table, lengths, 0.1)
 

@@ -143,3 +143,28 @@ def test_rotation(fused: Any, make: Any, heads: int, held: int, width: int) -> N
         found.append((turned, keys, values))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", list(CLOSE))
+@pytest.mark.parametrize(("heads", "held", "width"), HEADS)
+def test_new_tokens_of_a_text(
+    fused: Any, make: Any, heads: int, held: int, width: int, dtype: torch.dtype
+) -> None:
+    """Whole texts and the rest of texts, in scattered blocks, filled up with what sees nothing new."""
+    memory = Memory(make, held, width, dtype)
+    for row, start, count, window in (
+        (4, 0, 150, None), (4, 50, 90, None), (4, 149, 40, 30), (1, 0, 70, 5), (1, 20, 17, None),
+    ):  # fmt: skip
+        span = torch.tensor([start, LENGTHS[row]], dtype=torch.int32, device=make.device)
+        query = make.randn(count, heads + 1, width, dtype=dtype)[:, 1:]
+        arguments = (memory.keys, memory.values, memory.table[row], span, 0.3, window)
+        found = fused.paged_prompt(query, *arguments)
+        new = min(count, LENGTHS[row] - start)
+        assert bool(found.isfinite().all())
+        wanted = plain.paged_prompt(query, *arguments)[:new]
+        torch.testing.assert_close(found[:new], wanted, rtol=CLOSE[dtype], atol=CLOSE[dtype])
+        # Token by token it is what a step of answers finds.
+        lengths = torch.arange(start + 1, start + new + 1, dtype=torch.int32, device=make.device)
+        table = memory.table[row].expand(new, -1)
+        alone = plain.paged_decode(query[:new], *arguments[:2], table, lengths, 0.3, window)
+        torch.testing.assert_close(wanted, alone, rtol=CLOSE[dtype], atol=CLOSE[dtype])

@@ -79,6 +79,18 @@ class Kernels(Protocol):
     ) -> Tensor:
         """Attention of one new token of each request over its own places: [R, Q, D]."""
 
+    def paged_prompt(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        table: Tensor,
+        span: Tensor,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Attention of new tokens of one text, whose keys and values are stored: [N, Q, D]."""
+
     def paged_step(
         self,
         q: Tensor,

@@ -21,6 +21,7 @@ __all__ = [
     "gated_rows",
     "packed_levels",
     "paged_decode",
+    "paged_prompt",
     "paged_step",
     "rms_norm",
     "rotate_and_store",
@@ -175,6 +176,43 @@ def paged_decode(
         asked, found_keys, found_values, attn_mask=mask, scale=scale
     )
     return found.reshape(requests, heads, width)
+
+
+def paged_prompt(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    span: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of new tokens of one text, whose keys and values are stored: query [N, Q, D].
+
+    keys, values: [P, H, D]. table: int32 [W], the text's blocks in order. span: int32 [2], tokens
+    before the new ones and all tokens; each sees itself and all before it. Queries beyond the end
+    fill up, and what is found for them means nothing. Returns [N, Q, D].
+    """
+    count, heads, _ = query.shape
+    start, length = span.long()
+    at = torch.arange(len(table) * BLOCK_TOKENS, device=table.device)
+    there = at < length
+    places = torch.where(there, table.long()[at // BLOCK_TOKENS] * BLOCK_TOKENS, 0)
+    places = places + at % BLOCK_TOKENS * there
+    behind = (start + torch.arange(count, device=table.device)).unsqueeze(1) - at
+    seen = (behind >= 0) & there
+    if window is not None:
+        seen &= behind < window
+    shared = heads // keys.shape[1]
+    found_keys, found_values = (
+        memory[places].masked_fill(~there.view(-1, 1, 1), 0).repeat_interleave(shared, dim=1)
+        for memory in (keys, values)
+    )
+    found = F.scaled_dot_product_attention(
+        query.transpose(0, 1), found_keys.transpose(0, 1), found_values.transpose(0, 1),
+        attn_mask=seen, scale=scale,
+    )  # fmt: skip
+    return found.transpose(0, 1)
 
 
 def paged_step(

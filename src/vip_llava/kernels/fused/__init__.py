@@ -16,12 +16,14 @@ from vip_llava.kernels.fused.products import (
     gated_rows,
     rows,
 )
+from vip_llava.kernels.fused.prompts import paged_prompt
 
 __all__ = [
     "CAPTURABLE",
     "add_rms_norm",
     "gated_rows",
     "paged_decode",
+    "paged_prompt",
     "paged_step",
     "rms_norm",
     "rotate_and_store",

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vip_llava.kernels.fused.lang import release_next, silu, turned, wait_previous
+from vip_llava.kernels.fused.lang import release_next, silu, wait_previous
 from vip_llava.kernels.fused.setting import options, power_of_two
 
 __all__ = ["add_rms_norm", "rms_norm", "rotate_and_store", "silu_and_mul"]
@@ -89,29 +89,63 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 @triton.jit
 def _rotate(
     q, k, v, cos, sin, keys, values, places, out, q_row, k_row, v_row,
-    Q: tl.constexpr, H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    Q: tl.constexpr, H: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """A program turns one query head, or one key head and stores it with its value."""
+    """A program takes BH heads of a token: it turns those of the query, turns and stores those of
+    the key, or stores those of the value. Both halves of a head are read once."""
     release_next(OVERLAP)
     wait_previous(OVERLAP)
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    d = tl.arange(0, DP)
-    inside = d < D
-    turns = row * D
-    if head < Q:
-        query = turned(q, cos + turns, sin + turns, row * q_row + head * D, d, D, inside)
-        tl.store(out + (row * Q + head) * D + d, query.to(out.dtype.element_ty), mask=inside)
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    asked: tl.constexpr = (Q + BH - 1) // BH
+    held: tl.constexpr = (H + BH - 1) // BH
+    b, d = tl.arange(0, BH), tl.arange(0, HALF)
+    half: tl.constexpr = D // 2
+    inside = d < half
+    if part < asked:
+        head = part * BH + b
+        mask = (head < Q)[:, None] & inside[None, :]
+        low, high = _turned_halves(
+            q + row * q_row + head[:, None] * D, cos + row * D, sin + row * D, d, half, mask
+        )
+        to = out + (row * Q + head[:, None]) * D + d[None, :]
+        tl.store(to, low.to(out.dtype.element_ty), mask=mask)
+        tl.store(to + half, high.to(out.dtype.element_ty), mask=mask)
     else:
-        held = head - Q
         place = tl.load(places + row).to(tl.int64)
-        to = (place * H + held) * D + d
-        # Not `inside & (...)`: an interpreter of Triton 3.9 makes numbers of a block and a scalar.
-        writes = tl.where(place >= 0, inside, d < 0)
-        key = turned(k, cos + turns, sin + turns, row * k_row + held * D, d, D, inside)
-        tl.store(keys + to, key.to(keys.dtype.element_ty), mask=writes)
-        value = tl.load(v + row * v_row + held * D + d, mask=inside, other=0.0)
-        tl.store(values + to, value.to(values.dtype.element_ty), mask=writes)
+        if part < asked + held:
+            head = (part - asked) * BH + b
+            # Not `(...) & (place >= 0)`: an interpreter of Triton 3.9 makes numbers of a block and
+            # a scalar.
+            mask = tl.where(place >= 0, head < H, b < 0)[:, None] & inside[None, :]
+            low, high = _turned_halves(
+                k + row * k_row + head[:, None] * D, cos + row * D, sin + row * D, d, half, mask
+            )
+            to = keys + (place * H + head[:, None]) * D + d[None, :]
+            tl.store(to, low.to(keys.dtype.element_ty), mask=mask)
+            tl.store(to + half, high.to(keys.dtype.element_ty), mask=mask)
+        else:
+            head = (part - asked - held) * BH + b
+            mask = tl.where(place >= 0, head < H, b < 0)[:, None] & inside[None, :]
+            source = v + row * v_row + head[:, None] * D + d[None, :]
+            to = values + (place * H + head[:, None]) * D + d[None, :]
+            low = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+            high = tl.load(source + half, mask=mask, other=0.0).to(tl.float32)
+            tl.store(to, low.to(values.dtype.element_ty), mask=mask)
+            tl.store(to + half, high.to(values.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _turned_halves(states, cos, sin, d, half: tl.constexpr, mask):
+    """Heads at `states` [BH, 1], turned by their positions: both halves, in float32."""
+    inside = d < half
+    low = tl.load(states + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    high = tl.load(states + half + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    c = tl.load(cos + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+    s = tl.load(sin + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+    c_high = tl.load(cos + half + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+    s_high = tl.load(sin + half + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return low * c - high * s, high * c_high + low * s_high
 
 
 def rotate_and_store(
@@ -128,8 +162,11 @@ def rotate_and_store(
     requests, heads, width = q.shape
     held = k.shape[1]
     out = q.new_empty(q.shape)
-    _rotate[(requests, heads + held)](
+    together = min(16, power_of_two(heads))
+    parts = triton.cdiv(heads, together) + 2 * triton.cdiv(held, together)
+    _rotate[(requests, parts)](
         q, k, v, cos, sin, keys, values, places, out, q.stride(0), k.stride(0), v.stride(0),
-        Q=heads, H=held, D=width, DP=power_of_two(width), num_warps=1, **options(q.device),
+        Q=heads, H=held, D=width, HALF=power_of_two(width // 2), BH=together, num_warps=4,
+        **options(q.device),
     )  # fmt: skip
     return out
