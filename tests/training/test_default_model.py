@@ -84,9 +84,15 @@ def test_batch_sizes_are_scaled() -> None:
     shares = mix_settings(RunSettings(steps=1, mosaic_share=0.5, single_share=0.25))
     assert (shares.mosaic_share, shares.single_share) == (0.5, 0.25)
     assert shares.shares == pytest.approx(MixSettings().shares)
-    changed = RunSettings(steps=1, one_share=0.83, focal_scale=0.8, label_power=-0.25)
-    assert mix_settings(changed).shares["whole"] == pytest.approx(0.07)
-    assert sum(mix_settings(changed).shares.values()) == pytest.approx(1)
+    changed = RunSettings(
+        steps=1,
+        shares={"one": 0.5, "four": 0.5},
+        shape_weights={"arrow": 2.0},
+        focal_scale=0.8,
+        label_power=-0.25,
+    )
+    assert mix_settings(changed).shares == {"one": 0.5, "four": 0.5}
+    assert mix_settings(changed).shape_weights == {"arrow": 2.0}
     assert mix_settings(changed).focal_scale == pytest.approx((0.6, 1.1))
     assert mix_settings(changed).label_power == -0.25
     assert focal_settings(changed) == FocalSettings(0.8, named=False)

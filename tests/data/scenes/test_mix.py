@@ -75,6 +75,11 @@ def test_a_batch_depends_on_seed_and_number_alone(make_mix: MakeMix) -> None:
     assert all(not np.array_equal(base["views"], each["views"]) for each in different)
 
 
+def questions(text: str) -> list[str]:
+    """What is asked in a conversation of the ChatML template."""
+    return [part.split("assistant")[0] for part in text.split("user")[1:]]
+
+
 def test_kinds_come_by_their_shares(make_mix: MakeMix) -> None:
     mix = make_mix(settings={"shares": {"one": 3.0, "two": 1.0}})
     kinds = [mix.kind_of(number) for number in range(400)]
@@ -94,12 +99,32 @@ def test_shapes_and_supervision(make_mix: MakeMix, lite_processor: Processor, ki
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         learned = np.flatnonzero(labels != IGNORED)
         assert len(learned) > 1 and (ids[learned] == labels[learned]).all()
-        assert (np.diff(learned) == 1).all()  # one answer, in one piece
-        before = lite_processor.tokenizer.decode(ids[: learned[0]].tolist())
-        assert before.rstrip().endswith("assistant")
-        assert labels[learned[-1]] in lite_processor.stop_ids
-        assert "assistant" not in lite_processor.decode(labels[learned].tolist())
-    assert (batch["classes"] != IGNORED).all() == (kind == "one")
+        answers = np.split(learned, np.flatnonzero(np.diff(learned) > 1) + 1)
+        assert 1 <= len(answers) <= mix.settings.turns[kind]
+        for answer in answers:  # each in one piece
+            before = lite_processor.tokenizer.decode(ids[: answer[0]].tolist())
+            assert before.rstrip().endswith("assistant")
+            assert labels[answer[-1]] in lite_processor.stop_ids
+            assert "assistant" not in lite_processor.decode(labels[answer].tolist())
+    assert batch["classes"].shape == (rows, VIEWS[kind] - 1)
+
+
+@pytest.mark.parametrize("kind", ["two", "four"])
+def test_several_questions_are_asked_about_several_marks(make_mix: MakeMix, kind: str) -> None:
+    def answers(room: int) -> tuple[Any, list[int]]:
+        mix = make_mix(kind, settings={"text_tokens": {kind: room}})
+        batch = mix.batch(0)
+        starts = (batch["labels"] != IGNORED) & (np.roll(batch["labels"], 1, axis=1) == IGNORED)
+        return batch, starts.sum(1).tolist()
+
+    ample, many = answers(500)
+    assert max(many) > 1
+    # No question comes twice, and what has no room is left off whole.
+    texts = [make_mix(kind).processor.decode(ids) for ids in ample["input_ids"]]
+    assert all(len(set(parts)) == len(parts) for parts in (questions(text) for text in texts))
+    few, fewer = answers(160)
+    assert 1 <= min(fewer) <= max(fewer) <= max(many) and sum(fewer) < sum(many)
+    assert few["input_ids"].shape[1] < ample["input_ids"].shape[1]
 
 
 def test_the_class_is_that_of_the_marked_thing(make_mix: MakeMix) -> None:
@@ -116,7 +141,18 @@ def test_the_class_is_that_of_the_marked_thing(make_mix: MakeMix) -> None:
 
     mix._scene = watched  # type: ignore[method-assign]
     batch = mix.batch(0)
-    assert {mix.classes[number] for number in batch["classes"]} <= found
+    assert {mix.classes[number] for number in batch["classes"][:, 0]} <= found
+
+
+def test_the_classes_of_several_are_in_the_order_of_their_views(make_mix: MakeMix) -> None:
+    mix = make_mix("four")
+    row = mix._row("four", np.random.default_rng(5))
+    scenes = []
+    scene = mix._scene
+    mix._scene = lambda kind, rng: scenes.append(scene(kind, rng)) or scenes[-1]  # type: ignore[method-assign, func-returns-value]
+    again = mix._row("four", np.random.default_rng(5))
+    assert row[3] == again[3] == [mix.class_of[thing.label] for thing in scenes[-1].marked]
+    assert len(set(row[3])) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ drawn, captions, presence). It deliberately does not know the model or the devic
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,8 +32,8 @@ from vip_llava.regions import Region, draw
 from vip_llava.regions.phrases import expand
 
 IGNORED = -100
-Row = tuple[list[Image.Image], list[int], list[int], int]
-"""Views, ids, labels and the class of the one marked thing (or IGNORED)."""
+Row = tuple[list[Image.Image], list[int], list[int], list[int]]
+"""Views, ids, labels and the class of the thing in each focal view."""
 VIEWS = {"whole": 1, "one": 2, "two": 3, "four": 5}
 MARKED = {"whole": 1, "one": 1, "two": 2, "four": 4}
 
@@ -46,16 +46,19 @@ class MixSettings:
         default_factory=lambda: {"one": 0.66, "whole": 0.14, "two": 0.10, "four": 0.10}
     )
     rows: dict[str, int] = field(
-        default_factory=lambda: {"one": 256, "whole": 448, "two": 160, "four": 96}
+        default_factory=lambda: {"one": 256, "whole": 448, "two": 144, "four": 80}
     )
     text_tokens: dict[str, int] = field(
-        default_factory=lambda: {"one": 62, "whole": 63, "two": 61, "four": 123}
+        default_factory=lambda: {"one": 62, "whole": 63, "two": 151, "four": 293}
     )
+    turns: dict[str, int] = field(
+        default_factory=lambda: {"one": 1, "whole": 1, "two": 3, "four": 4}
+    )
+    """Questions about one scene, as far as there is room for them."""
     caption_tokens: tuple[int, int] = (30, 46)
     """Room for the words in front of each focal view, where the views are named: without and with ranks."""
-    arrow_weight: float = 1.0
-    point_weight: float = 1.0
-    """How often arrows and points come, against any other shape."""
+    shape_weights: Mapping[str, float] = field(default_factory=dict)
+    """How often a shape comes against the others, where that is not once."""
     mosaic_share: float = 0.18
     single_share: float = 0.10
     label_power: float = -0.5
@@ -109,9 +112,9 @@ class RegionMix:
         return kinds[int(rng.choice(len(kinds), p=chances / chances.sum()))]
 
     def batch(self, number: int) -> dict[str, Any]:
-        """Batch `number`: `views` uint8 [B, V, S, S, 3], `input_ids`, `labels` int64 [B, T], `classes` [B].
+        """Batch `number`: `views` uint8 [B, V, S, S, 3], `input_ids` and `labels` int64 [B, T].
 
-        `classes` is the class of the one marked thing, or -100; padding is on the right.
+        `classes` [B, V - 1]: those of the things in the focal views. Padding is on the right.
         """
         kind = self.kind_of(number)
         rng = np.random.default_rng((self.seed, number, 1))
@@ -121,12 +124,12 @@ class RegionMix:
         ids = np.full((len(rows), length), self.processor.pad_id, np.int64)
         labels = np.full((len(rows), length), IGNORED, np.int64)
         views = np.empty((len(rows), VIEWS[kind], side, side, 3), np.uint8)
-        classes = np.full(len(rows), IGNORED, np.int64)
-        for i, (row_views, row_ids, row_labels, row_class) in enumerate(rows):
+        classes = np.empty((len(rows), VIEWS[kind] - 1), np.int64)
+        for i, (row_views, row_ids, row_labels, row_classes) in enumerate(rows):
             ids[i, : len(row_ids)] = row_ids
             labels[i, : len(row_labels)] = row_labels
             views[i] = [np.asarray(v) for v in row_views]
-            classes[i] = row_class
+            classes[i] = row_classes
         return {
             "kind": kind,
             "views": views,
@@ -140,32 +143,44 @@ class RegionMix:
         # mistake in a task shows as an error instead of a hang.
         for _ in range(200):
             scene = self._scene(kind, rng)
-            exchange = self._exchange(kind, scene, rng) if scene is not None else None
-            if scene is None or exchange is None:
+            if scene is None:
                 continue
-            row = self._encoded(kind, scene, exchange, rng)
+            turns = [self._exchange(kind, scene, rng) for _ in range(self.settings.turns[kind])]
+            # One question twice would be answered by looking back.
+            exchanges = list({turn[0]: turn for turn in turns if turn is not None}.values())
+            row = self._encoded(kind, scene, exchanges, rng) if exchanges else None
             if row is not None:
                 return row
         raise RuntimeError(f"no scene of kind {kind!r} could be made in 200 tries")
 
     def _encoded(
-        self, kind: str, scene: Scene, exchange: Exchange, rng: np.random.Generator
+        self, kind: str, scene: Scene, exchanges: Sequence[Exchange], rng: np.random.Generator
     ) -> Row | None:
-        """The row of a scene and what is said about it; None where it can't be drawn or is too long."""
+        """The row of a scene and as much of what is said about it as there is room for.
+
+        None where it can't be drawn, or not even one question fits.
+        """
         try:
             picture = draw(scene.picture, scene.regions) if scene.regions else scene.picture
         except RegionError:  # a random mark that would not be seen: its line is off the picture
             return None
-        question, answer = (expand(text, scene.regions) for text in exchange)
-        messages = (Message("user", question), Message("assistant", answer))
         shown = () if kind == "whole" else scene.regions
-        ids, labels = self.processor.encode_training(Conversation(messages, picture, shown))
-        if len(ids) > self._length(kind):
+        spoken = [[expand(text, scene.regions) for text in turn] for turn in exchanges]
+        for count in range(len(spoken), 0, -1):
+            messages = tuple(
+                Message(role, text)
+                for turn in spoken[:count]
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            )
+            conversation = Conversation(messages, picture, shown)
+            ids, labels = self.processor.encode_training(conversation)
+            if len(ids) <= self._length(kind):
+                break
+        else:
             return None
         views = [self.processor.geometry.fit(picture)]
         views += [self._focal_view(scene.picture, picture, shown, region, rng) for region in shown]
-        single = len(scene.marked) == 1 and kind == "one"
-        return views, ids, labels, self.class_of[scene.marked[0].label] if single else IGNORED
+        return views, ids, labels, [self.class_of[t.label] for t in scene.marked[: len(shown)]]
 
     def _length(self, kind: str) -> int:
         """Tokens of a row of this kind, its views included."""
@@ -254,8 +269,8 @@ class RegionMix:
         marked = tuple(things[c] for c in chosen)
         order = rng.permutation(len(marked))  # the first region is not always the first one chosen
         marked = tuple(marked[i] for i in order)
-        weights = {"arrow": self.settings.arrow_weight, "point": self.settings.point_weight}
-        return Scene(picture, tuple(things), marked, mark(marked, picture.size, rng, weights))
+        regions = mark(marked, picture.size, rng, self.settings.shape_weights)
+        return Scene(picture, tuple(things), marked, regions)
 
     def _exchange(self, kind: str, scene: Scene, rng: np.random.Generator) -> Exchange | None:
         tasks = self._tasks(kind)

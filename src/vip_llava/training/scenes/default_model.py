@@ -82,18 +82,14 @@ def mix_settings(settings: RunSettings) -> MixSettings:
     """The mix's own settings with the run's shares and batch sizes."""
     own = MixSettings()
     rows = {k: max(round(v * settings.rows_scale), 1) for k, v in own.rows.items()}
-    # The other kinds keep their proportions in what is left.
-    rest = sum(v for k, v in own.shares.items() if k != "one")
-    shares = {k: v / rest * (1 - settings.one_share) for k, v in own.shares.items()}
     low, high = (settings.focal_scale / FOCAL.scale * v for v in own.focal_scale)
     return MixSettings(
-        shares={**shares, "one": settings.one_share},
+        shares=dict(settings.shares),
         rows=rows,
         mosaic_share=settings.mosaic_share,
         single_share=settings.single_share,
         label_power=settings.label_power,
-        arrow_weight=settings.arrow_weight,
-        point_weight=settings.point_weight,
+        shape_weights=dict(settings.shape_weights),
         focal_scale=(low, high),
         augment=replace(own.augment, harsh_share=settings.harsh_share),
     )

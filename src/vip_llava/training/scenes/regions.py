@@ -188,15 +188,13 @@ class RegionTrainer:
         answer = self._answer_loss(hidden, batch["labels"])
         if count < 2:
             return answer, answer.new_zeros(())
-        focal = features.view(rows, count, *features.shape[1:])[:, 1, -1]
+        focal = features.view(rows, count, *features.shape[1:])[:, 1:, -1]
         classes = F.cross_entropy(
-            self.classifier(focal).float(),
-            batch["classes"],
-            ignore_index=IGNORED,
-            reduction="sum",
+            self.classifier(focal).float().flatten(0, 1),
+            batch["classes"].flatten(),
             label_smoothing=self.settings.smoothing,
         )
-        return answer, classes / (batch["classes"] != IGNORED).sum().clamp(min=1)
+        return answer, classes
 
     def _dropped(self, features: Tensor, views: int) -> Tensor:
         """Features [N, K, C] with some tokens, and some whole views beside a focal one, set to 0."""

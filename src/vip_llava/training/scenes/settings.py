@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vip_llava.errors import DataError, MissingExtraError
+
+_Shape = Literal["box", "ellipse", "triangle", "point", "scribble", "contour", "mask", "arrow"]
+_Weight = Annotated[float, Field(ge=0)]
 
 
 class RunSettings(BaseModel):
@@ -50,16 +53,18 @@ class RunSettings(BaseModel):
     drop_token: float = Field(0.0, description="share of picture tokens blanked", ge=0, lt=1)
     mosaic_share: float = Field(0.18, description="share of mosaics", ge=0, le=1)
     single_share: float = Field(0.10, description="share of photos of one thing", ge=0, le=1)
-    arrow_weight: float = Field(1.0, description="how often arrows come, against a box", ge=0)
-    point_weight: float = Field(1.0, description="how often points come, against a box", ge=0)
+    shape_weights: dict[_Shape, _Weight] = Field(
+        default_factory=dict, description="how often a shape comes, where that is not once"
+    )
     harsh_share: float = Field(
         0.0, description="share of scenes that are tinted, blurred, grey or grainy", ge=0, le=1
     )
     label_power: float = Field(
         -0.5, description="things are drawn by the count of their label to this power", ge=-1, le=0
     )
-    one_share: float = Field(
-        0.66, description="share of batches about one marked thing", gt=0, lt=1
+    shares: dict[Literal["one", "two", "four", "whole"], _Weight] = Field(
+        default_factory=lambda: {"one": 0.66, "two": 0.10, "four": 0.10, "whole": 0.14},
+        description="of batches about one, two or four marked things, and about whole pictures",
     )
     focal_scale: float = Field(
         1.6, description="side of a focal view over the thing's longer side", gt=0
