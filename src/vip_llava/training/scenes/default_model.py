@@ -84,12 +84,12 @@ def mix_settings(settings: RunSettings) -> MixSettings:
     rows = {k: max(round(v * settings.rows_scale), 1) for k, v in own.rows.items()}
     low, high = (settings.focal_scale / FOCAL.scale * v for v in own.focal_scale)
     return MixSettings(
-        shares=dict(settings.shares),
+        shares={str(k): v for k, v in settings.shares.items()},
         rows=rows,
         mosaic_share=settings.mosaic_share,
         single_share=settings.single_share,
         label_power=settings.label_power,
-        shape_weights=dict(settings.shape_weights),
+        shape_weights={str(k): v for k, v in settings.shape_weights.items()},
         focal_scale=(low, high),
         augment=replace(own.augment, harsh_share=settings.harsh_share),
     )
