@@ -167,12 +167,10 @@ class RegionMix:
         shown = () if kind == "whole" else scene.regions
         spoken = [[expand(text, scene.regions) for text in turn] for turn in exchanges]
         for count in range(len(spoken), 0, -1):
-            messages = tuple(
-                Message(role, text)
-                for turn in spoken[:count]
-                for role, text in zip(("user", "assistant"), turn, strict=True)
-            )
-            conversation = Conversation(messages, picture, shown)
+            messages: list[Message] = []
+            for question, answer in spoken[:count]:
+                messages += (Message("user", question), Message("assistant", answer))
+            conversation = Conversation(tuple(messages), picture, shown)
             ids, labels = self.processor.encode_training(conversation)
             if len(ids) <= self._length(kind):
                 break

@@ -54,7 +54,7 @@ class RunSettings(BaseModel):
     mosaic_share: float = Field(0.18, description="share of mosaics", ge=0, le=1)
     single_share: float = Field(0.10, description="share of photos of one thing", ge=0, le=1)
     shape_weights: dict[_Shape, _Weight] = Field(
-        default_factory=dict, description="how often a shape comes, where that is not once"
+        {}, description="how often a shape comes, where that is not once"
     )
     harsh_share: float = Field(
         0.0, description="share of scenes that are tinted, blurred, grey or grainy", ge=0, le=1
@@ -63,7 +63,7 @@ class RunSettings(BaseModel):
         -0.5, description="things are drawn by the count of their label to this power", ge=-1, le=0
     )
     shares: dict[Literal["one", "two", "four", "whole"], _Weight] = Field(
-        default_factory=lambda: {"one": 0.66, "two": 0.10, "four": 0.10, "whole": 0.14},
+        {"one": 0.66, "two": 0.10, "four": 0.10, "whole": 0.14},
         description="of batches about one, two or four marked things, and about whole pictures",
     )
     focal_scale: float = Field(
