@@ -73,7 +73,8 @@ def test_together_equals_the_generate_of_transformers(
     assert [ahead for _, ahead in steps] == [False] * 2 + [True] * 18
     stats = engine.stats()
     assert (stats.steps, stats.captured_steps, stats.kv_tokens_used) == (20, 20, 0)
-    assert stats.recordings == 3 + 1  # of 1, 4 and 2 requests; of four views
+    # Of 1, 4 and 2 requests; of 16 and 32 new tokens, met twice each; of four views.
+    assert stats.recordings == 3 + 2 + 1
 
 
 DRAWN: dict[int, dict[str, Any]] = {
@@ -292,6 +293,10 @@ def test_changed_and_replaced_weights_are_noticed(vip_model: Any, asks: list[Any
         fresh = submit(engine_of(model, captured=False), asks[1]).result()
         return bool(submit(engine, asks[1]).result().tokens == fresh.tokens)
 
+    for _ in range(2):  # until all sizes are recorded: of the prompt, and of what is new of it
+        assert right()
+        assert right()
+        engine.forget()
     assert right()
     made = engine.stats().recordings
     before = submit(engine, asks[1]).result().tokens
@@ -430,10 +435,11 @@ def test_recordings_can_be_made_ahead(vip_model: Any, asks: list[Any]) -> None:
     engine = engine_of(vip_model, max_running=20)
     assert engine.warm_up() > 0
     stats = engine.stats()
-    assert stats.recordings == 6 + 1  # 1, 2, 4, 8, 16, 24 requests; one view
+    # 1, 2, 4, 8, 16, 24 requests; one view; 32, 64 and 128 new tokens.
+    assert stats.recordings == 6 + 1 + 3
     assert stats.recording_seconds > 0
-    submit(engine, asks[0]).result()
-    assert engine.stats().recordings == 7
+    submit(engine, asks[4]).result()
+    assert engine.stats().recordings == 10
     ordinary = engine_of(vip_model, captured=False)
     ordinary.warm_up()
     assert ordinary.stats().recordings == 0

@@ -420,9 +420,9 @@ def test_on_a_cpu_prompts_are_read_one_after_the_other(
     assert [bool(handle._row.tokens) for handle in handles] == [True] * 3 + [False] * 5
     assert engine.stats().running == 4
     settings = EngineSettings()
-    assert (settings.step("cpu"), settings.step("cuda")) == (256, 1024)
-    assert EngineSettings(max_running=300).step("cpu") == 301
-    assert EngineSettings(step_tokens=70).step("cpu") == 70
+    assert (settings.step("cpu"), settings.step("cuda")) == ((256, 256), (1024, 4096))
+    assert EngineSettings(max_running=300).step("cpu") == (301, 301)
+    assert EngineSettings(step_tokens=70).step("cuda") == (70, 70)
 
 
 def test_a_request_taken_in_by_a_cancelling_thread_runs(

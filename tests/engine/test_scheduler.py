@@ -311,3 +311,26 @@ def test_the_same_words_about_another_picture_share_nothing(vip_model: Any, make
     assert submit(engine, other).result().cached_tokens == 32
     engine.forget()
     assert submit(engine, other).result().cached_tokens == 0
+
+
+def test_prompts_that_need_not_be_cut_are_not() -> None:
+    """`whole`: a prompt begins a step or fits behind the others; nobody overtakes one that waits."""
+    scheduler = Scheduler(Blocks(64), 16, 8, 100)
+    rows = [row_of(number, length) for number, length in enumerate((60, 30, 20, 5, 230))]
+    for one in rows:
+        scheduler.join(one)
+    counts = []
+    for _ in range(6):
+        chosen = scheduler.plan(whole=True)
+        counts.append([(one.number, count) for one, count in chosen if one.pending > 1])
+        for one, count in chosen:
+            scheduler.fed(one, count)
+            if not one.pending:
+                one.tokens.append(1)
+    assert counts[0] == [(0, 60), (1, 30)]
+    assert counts[1] == [(2, 20), (3, 5)]
+    assert counts[2:] == [[(4, 96)], [(4, 96)], [(4, 38)], []]
+    assert scheduler.plan(400) == [(one, 1) for one in rows]
+    more = row_of(9, 300)
+    scheduler.join(more)
+    assert scheduler.plan(400, whole=True)[-1] == (more, 300)

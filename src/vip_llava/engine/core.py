@@ -95,6 +95,8 @@ class Engine(Steps):
         if self._decode is None and params.stop:
             raise ValueError("stop texts need a decode callable")
         prompt = [int(token) for token in input_ids]
+        if pixel_values is not None:  # there may be less to hash and to send then
+            pixel_values = pixel_values.to(self._vision.dtype)
         image_at = self._check(prompt, 0 if pixel_values is None else len(pixel_values))
         row = Row(
             number=next(self._numbers),

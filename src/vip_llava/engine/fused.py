@@ -1,4 +1,4 @@
-"""Llama's layers by the fused kernels: five launches a layer for answers, a few more for prompts.
+"""Llama's layers by the fused kernels: five launches a layer for answers, ten for prompts.
 
 The weights are read where the modules hold them, in their own format, and nothing is copied.
 A Llama with anything else in it than plain or our small linear layers (adapters kept apart, layers
@@ -24,7 +24,7 @@ from vip_llava.engine.lean import LeanLlama, hooked
 from vip_llava.kernels import Dense, Kernels, Matrix, Norm
 from vip_llava.model.quantize import Int4Linear, Int8Linear
 
-__all__ = ["Answers", "FusedLlama"]
+__all__ = ["Answers", "FusedLlama", "Prompt"]
 
 # Of the others the frequencies depend on how long the text is by now.
 _STEADY_ROPES = {"default", "linear", "llama3", "yarn"}
@@ -39,6 +39,19 @@ class Answers:
     places: Tensor
     table: Tensor
     lengths: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """New tokens of one request; all on the device, as `Kernels.paged_prompt` wants them."""
+
+    positions: Tensor
+    places: Tensor
+    """[N]; negative for tokens that only fill up."""
+    table: Tensor
+    span: Tensor
+    last: Tensor
+    """[1]: which of the new tokens the next one is chosen after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,23 @@ class FusedLlama:
             )  # fmt: skip
             hidden = self._finish(hidden, found, layer)
         return kernels.rows(hidden, [self._head], norm=self._norm)
+
+    def prompt(self, embeds: Tensor, step: Prompt) -> Tensor:
+        """Embeddings [N, C] of new tokens of one request -> logits [1, V] after the last of them.
+
+        Waits for nothing.
+        """
+        kernels, memory = self._kernels, self._memory
+        cos = self._cos.index_select(0, step.positions)
+        sin = self._sin.index_select(0, step.positions)
+        hidden = embeds
+        for index, layer in enumerate(self._layers):
+            states = self._split(kernels.rows(hidden, layer.qkv, norm=layer.before))
+            keys, values = memory.layer(index)
+            query = kernels.rotate_and_store(*states, cos, sin, keys, values, step.places)
+            found = kernels.paged_prompt(query, keys, values, step.table, step.span, layer.scaling)
+            hidden = self._finish(hidden, found, layer)
+        return kernels.rows(hidden.index_select(0, step.last), [self._head], norm=self._norm)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [N, Q, D], key and value [N, H, D]: views of their common product."""

@@ -22,6 +22,7 @@ from vip_llava.engine.fused import FusedLlama
 from vip_llava.engine.graphs import Recorder
 from vip_llava.engine.kv import KVMemory
 from vip_llava.engine.lean import LeanLlama
+from vip_llava.engine.prompts import PromptStep
 from vip_llava.kernels import for_device
 
 __all__ = ["Paths", "records"]
@@ -54,39 +55,54 @@ class Paths:
         """Embeddings [1, N, C] of a step to hidden states [N, C]; None: ask the model itself."""
         self.decode: DecodeStep | None = None
         """For requests with one new token each; None: they go like all others."""
+        self.prompts: PromptStep | None = None
+        """For the prompt of one request, or what is new of it; None: it goes like all others."""
+        self.looked = False
+        """Whether what is open now is known to be right; if not, `look` before the next request."""
         self.closed = ""
         """Why a faster way was closed that had been open."""
         self._identity: tuple[int, ...] = ()
 
     def look(self) -> None:
         """Find out what may be used from now on."""
+        self.looked = True
         if self._captured and FusedLlama.fits(self._model):
             identity = FusedLlama.identity(self._model)
             if identity != self._identity:
                 self._open(identity)
             return
         self._open_lean()
-        self.decode, self._identity = None, ()
+        self.decode = self.prompts = None
+        self._identity = ()
 
     def close_recorded(self, error: BaseException) -> None:
         """A recorded step failed: do without. Where memory was short it may be tried again."""
         self.decode = None
+        self._close("answers go on without recorded steps", error)
+
+    def close_prompts(self, error: BaseException) -> None:
+        """The same for prompts."""
+        self.prompts = None
+        self._close("prompts are read without recorded steps", error)
+
+    def _close(self, what: str, error: BaseException) -> None:
+        self.looked = False
         if isinstance(error, torch.OutOfMemoryError):
             self._identity = ()
         else:
-            self._tell("answers go on without recorded steps", error)
+            self._tell(what, error)
 
     def close_fused(self, error: BaseException) -> bool:
         """The layers failed; whether there is another way to call them, which is open now."""
         if not isinstance(self.layers, FusedLlama) or isinstance(error, torch.OutOfMemoryError):
             return False
-        self.decode = None
+        self.decode = self.prompts = None
         self._open_lean()
         self._tell("the fused kernels are not used any more", error)
         return True
 
     def _open(self, identity: tuple[int, ...]) -> None:
-        self.decode = None  # its memory may be used for the new one
+        self.decode = self.prompts = None  # their memory may be used for the new ones
         self._open_lean()
         self._identity = identity
         try:
@@ -115,6 +131,7 @@ class Paths:
             positions=positions,
             banned=self._banned,
         )
+        self.prompts = PromptStep(fused, self._memory, self.recorder, positions=positions)
 
     def _open_lean(self) -> None:
         decoder = self._model.get_decoder()

@@ -1,7 +1,7 @@
 """One step of the model: tokens of several requests in, logits of those that are ready out.
 
 The language model is called unpatched on one row of tokens without padding, or layer by layer where
-`paths` knows how; pictures enter as features where their tokens stand, and logits are made only where a
+`paths` knows how, or as a recorded step for each prompt (`prompts`); pictures enter as features where their tokens stand, and logits are made only where a
 token will be chosen.
 
 This module knows transformers' models. It decides nothing: who runs is the scheduler's matter.
@@ -25,6 +25,11 @@ from vip_llava.engine.transfer import sent
 
 __all__ = ["Runner"]
 
+_ENOUGH = 256
+"""Tokens with which a step's arithmetic takes longer than reading the weights."""
+_FEW = 4
+"""Recorded steps that don't take longer than launching an ordinary one."""
+
 
 class Runner:
     """The language model of a LLaVA with its KV memory."""
@@ -42,6 +47,50 @@ class Runner:
 
         Feeding the same again does no harm. The rows themselves are left as they are.
         """
+        ready: list[Row] = []
+        parts: list[Tensor] = []
+        rest = list(chosen)
+        for row, count in self._recordable(chosen):
+            logits = self._recorded(row, count)
+            if logits is None:
+                continue
+            rest.remove((row, count))
+            if row.pending == count:
+                ready.append(row)
+                # The next recording writes over them.
+                parts.append(logits.clone() if len(chosen) > 1 else logits)
+        if rest:
+            others, logits = self._together(rest)
+            ready += others
+            parts.append(logits)
+        if not parts:  # pieces from the middle of prompts
+            return ready, torch.empty((0, 0), device=self._model.device)
+        return ready, parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _recordable(self, chosen: Sequence[tuple[Row, int]]) -> list[tuple[Row, int]]:
+        """Those that a recorded step each would serve best, if there are such steps."""
+        prompts = None if self._paths is None else self._paths.prompts
+        if prompts is None:
+            return []
+        alone = [one for one in chosen if one[1] > 1 and prompts.ready(one[1])]
+        # Whatever is fed, all weights are read: a few tokens each of many requests go together.
+        few = sum(count < _ENOUGH for _, count in alone) <= _FEW
+        return alone if few else [one for one in alone if one[1] >= _ENOUGH]
+
+    def _recorded(self, row: Row, count: int) -> Tensor | None:
+        """Feed one request by a recorded step: logits [1, V]; None where that is not possible."""
+        assert self._paths is not None
+        if self._paths.prompts is None:  # another has just failed
+            return None
+        embeds = self._embed([(row, count)])[0]
+        try:
+            return self._paths.prompts(row, embeds)
+        except Exception as error:
+            self._paths.close_prompts(error)
+            return None
+
+    def _together(self, chosen: Sequence[tuple[Row, int]]) -> tuple[list[Row], Tensor]:
+        """Feed several requests in one row of tokens: the ready ones and their logits [R, V]."""
         # Alike lengths side by side are attended to together; prompts come behind the answers.
         order = sorted(chosen, key=lambda one: (one[1] > 1, one[0].stored))
         pieces = [Piece(row.stored, count, row.places, row.first_place) for row, count in order]

@@ -113,7 +113,7 @@ class Scheduler:
     def __init__(
         self, blocks: Blocks, block_tokens: int, max_running: int, step_tokens: int
     ) -> None:
-        """`step_tokens`: most tokens of a step, more than `max_running`."""
+        """`step_tokens`: most tokens of a step, more than `max_running`; `plan` may be given more."""
         if step_tokens <= max_running:
             raise ValueError(f"{step_tokens} tokens a step do not serve {max_running} requests")
         self._blocks = blocks
@@ -140,19 +140,31 @@ class Scheduler:
         self._release(row)
         self._crowded = False
 
-    def plan(self) -> list[tuple[Row, int]]:
-        """The requests of the next step and how many tokens each feeds; memory is set aside."""
+    def plan(self, step_tokens: int | None = None, *, whole: bool = False) -> list[tuple[Row, int]]:
+        """The requests of the next step and how many tokens each feeds; memory is set aside.
+
+        step_tokens: most of this step. whole: a prompt that does not fit behind another waits for
+        the next step, instead of being cut.
+        """
         chosen: list[tuple[Row, int]] = []
         before = self.preemptions
-        left = self._step_tokens - sum(row.pending == 1 for row in self.running)
+        room = step_tokens or self._step_tokens
+        room = left = room - sum(row.pending == 1 for row in self.running)
         for row in list(self.running):
+            if whole and left < min(row.pending, room):
+                left = 0
             count = 1 if row.pending == 1 else min(row.pending, left)
             if row not in self.running or not count or not self._make_room(row, count):
                 continue
             left -= count if row.pending > 1 else 0
             chosen.append((row, count))
         # After somebody was put off nobody joins: it would only be put off in turn.
-        while self.preemptions == before and left and (joined := self._admit()):
+        while self.preemptions == before and left:
+            if whole and left < min(self._news(), room):
+                break
+            joined = self._admit()
+            if joined is None:
+                break
             count = min(joined.pending, left)
             left -= count
             chosen.append((joined, count))
@@ -187,6 +199,11 @@ class Scheduler:
         """Room for one token more than the next of each, if nobody has to give way for it."""
         short = sum(len(row.blocks) * self._size < row.stored + 2 for row in rows)
         return short <= self._blocks.available and all(self._make_room(row, 2) for row in rows)
+
+    def _news(self) -> int:
+        """Tokens that the first in the queue would have to read."""
+        known = self._known(self.waiting[0]) if self.waiting else None
+        return 0 if known is None else self.waiting[0].length - len(known) * self._size
 
     def _admit(self) -> Row | None:
         """Let the first in the queue run, if there is room for all it has to read."""
@@ -223,10 +240,10 @@ class Scheduler:
 
     def _make_room(self, row: Row, count: int) -> bool:
         """Blocks for `count` more tokens, if need be those of the latest; False: it was itself."""
-        while len(row.blocks) * self._size < row.stored + count:
-            block = self._blocks.take()
-            if block is not None:
-                self._hold(row, [block])
+        while (missing := -(-(row.stored + count) // self._size) - len(row.blocks)) > 0:
+            taken = [self._blocks.take() for _ in range(min(missing, self._blocks.available))]
+            self._hold(row, [block for block in taken if block is not None])
+            if len(taken) == missing:
                 continue
             latest = self.running[-1]
             self.put_off(latest)
@@ -238,12 +255,11 @@ class Scheduler:
         if not len(row.places):
             most = -(-(len(row.prompt) + row.limit) // self._size) * self._size
             row.places = torch.empty(most, dtype=torch.long)
-        for block in blocks:
-            at = len(row.blocks) * self._size
-            row.places[at : at + self._size] = torch.arange(
-                block * self._size, (block + 1) * self._size
-            )
-            row.blocks.append(block)
+        first = torch.tensor(blocks, dtype=torch.long).unsqueeze(1) * self._size
+        at = len(row.blocks) * self._size
+        places = (first + torch.arange(self._size)).flatten()
+        row.places[at : at + len(places)] = places
+        row.blocks += blocks
 
     def _release(self, row: Row) -> None:
         self._blocks.release(row.blocks)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vip_llava.engine.captured import Flight
 from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
+from vip_llava.engine.pace import Pace
 from vip_llava.engine.paths import Paths, records
 from vip_llava.engine.portrait import portrait
 from vip_llava.engine.runner import Runner
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Steps"]
+
+_USUAL_TEXTS = (32, 64, 128)
+"""Tokens of questions, alone and behind a picture, for which steps are recorded ahead."""
 
 
 class Steps:
@@ -55,7 +59,8 @@ class Steps:
             settings.blocks(positions), None if kept is None else kept // BLOCK_TOKENS
         )
         most, tokens = settings.max_running, settings.step(model.device.type)
-        self._scheduler = Scheduler(self._blocks, BLOCK_TOKENS, most, tokens)
+        self._scheduler = Scheduler(self._blocks, BLOCK_TOKENS, most, tokens[0])
+        self._pace = Pace(*tokens)
         self._memory = KVMemory(self._blocks.count)
         captured = records(settings.captured, model.device)
         self._paths = Paths(model, self._memory, captured=captured, most=most, banned=suppress_ids)
@@ -66,7 +71,6 @@ class Steps:
         self._inbox: deque[Row] = deque()
         self._cancelled: deque[Row] = deque()
         self._seen = portrait(model)
-        self._looked = False
         # A step that is under way while its requests wait for the one before it to be read.
         self._flight: Flight | None = None
         self._captured_steps = 0
@@ -85,7 +89,11 @@ class Steps:
             self._land(flight)
             self._receive()
             return True
-        chosen = self._scheduler.plan()
+        began = time.perf_counter()
+        answering = any(row.tokens for row in self._scheduler.running)
+        # Recorded prompts take as long one by one as together, and a cut one longer than a whole one.
+        whole = self._paths.prompts is not None
+        chosen = self._scheduler.plan(self._pace.tokens(answering), whole=whole)
         if not chosen:
             assert self._scheduler.idle, "requests wait and none can run"
             return False
@@ -98,6 +106,9 @@ class Steps:
             self._land(flight)
         if fed is not None:
             self._choose(*fed)
+            if fed[0]:  # that was waited for
+                tokens = sum(count for _, count in chosen) - len(going)
+                self._pace.took(tokens, time.perf_counter() - began)
         self._receive()
         return True
 
@@ -115,24 +126,28 @@ class Steps:
         seen = portrait(self._model)
         if seen.weights != self._seen.weights:
             self._forget()
-        if seen.parts != self._seen.parts or not self._looked:
+        if seen.parts != self._seen.parts or not self._paths.looked:
             self._paths.look()
             self._vision.look()
-            self._looked = True
         self._seen = seen
 
     def _warm_up(self) -> None:
         """Make the recordings that would else be made when they are first needed."""
         self._look()
+        view = 0
         with suppress(Exception):  # whoever brings a picture will be told
-            self._vision.warm_up()
-        decode = self._paths.decode
+            view = self._vision.warm_up()
+        decode, prompts = self._paths.decode, self._paths.prompts
         if decode is not None:
             try:
                 decode.warm_up()
             except Exception as error:
                 self._paths.close_recorded(error)
-                self._looked = False
+        if prompts is not None:
+            try:
+                prompts.warm_up(_USUAL_TEXTS + tuple(view + text for text in _USUAL_TEXTS))
+            except Exception as error:
+                self._paths.close_prompts(error)
 
     def _launch(self, rows: list[Row], before: Flight | None = None) -> Flight | None:
         """Start a recorded step for those that can have one; None where nobody can."""
@@ -145,7 +160,6 @@ class Steps:
             return decode.launch(rows, before)
         except Exception as error:
             self._paths.close_recorded(error)
-            self._looked = False
             return None
 
     def _land(self, flight: Flight) -> None:

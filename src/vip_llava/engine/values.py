@@ -29,8 +29,9 @@ class EngineSettings:
     """Requests that are answered at the same time; more wait."""
     step_tokens: int | None = None
     """Most tokens of a step; longer prompts are read in several, between which others go on. None:
-    1024, and 256 on a CPU, which reads no faster for reading more at once; so of several prompts
-    the first is answered while the others are read."""
+    on CUDA as many as it reads in a tenth of a second, at least 1024 and at most 4096; elsewhere 1024;
+    256 on a CPU, which reads no faster for reading more at once; so of several prompts the first
+    is answered while the others are read."""
     prefix_tokens: int | None = None
     """Tokens of the KV memory that may be kept for requests with the same beginning while nobody
     uses them; None: all of it, 0: none."""
@@ -40,11 +41,13 @@ class EngineSettings:
     """Whether steps of answers and encodings of pictures are recorded once and then repeated, where
     the model allows it. None: on CUDA only. On a CPU nothing gets faster by it."""
 
-    def step(self, device: str) -> int:
-        """Most tokens of a step on a kind of device, more than requests may run."""
+    def step(self, device: str) -> tuple[int, int]:
+        """Most tokens of a step on a kind of device, more than requests may run: while others are
+        being answered (`pace` may allow more), and ever."""
         if self.step_tokens is not None:
-            return self.step_tokens
-        return max(256 if device == "cpu" else 1024, self.max_running + 1)
+            return self.step_tokens, self.step_tokens
+        least = max(256 if device == "cpu" else 1024, self.max_running + 1)
+        return least, max(least, 4096) if device == "cuda" else least
 
     def blocks(self, positions: int | None) -> int:
         """Whole blocks of KV memory for a model with so many positions."""

@@ -32,11 +32,13 @@ __all__ = ["VisionCache", "view_digests"]
 def view_digests(pixel_values: Tensor) -> list[bytes]:
     """One hash for each view of `pixel_values` [N, 3, S, S] of any type."""
     kind = f"{pixel_values.dtype} {list(pixel_values.shape[1:])} ".encode()
-    views = pixel_values.detach().cpu().contiguous()
-    return [
-        hashlib.sha256(kind + view.flatten().view(torch.uint8).numpy().tobytes()).digest()
-        for view in views
-    ]
+    found = []
+    for view in pixel_values.detach().cpu().contiguous():
+        # Processors have instructions for this one, and nothing is copied for it.
+        digest = hashlib.sha256(kind)
+        digest.update(view.flatten().view(torch.uint8).numpy())
+        found.append(digest.digest())
+    return found
 
 
 class VisionCache:
@@ -69,6 +71,17 @@ class VisionCache:
         self.hits = 0
         """Views that needed no encoding, be it only because another request brought them too."""
         self.misses = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the tower computes in; views of another type are turned into it."""
+        model: Any = self._model
+        tower = getattr(model.base_model, "vision_tower", model)
+        for parameter in tower.parameters():
+            if parameter.dtype.is_floating_point:
+                return parameter.dtype  # type: ignore[no-any-return]
+        kind: torch.dtype = model.dtype
+        return kind
 
     def features(self, wanted: Sequence[tuple[Sequence[bytes], Tensor]]) -> list[Tensor]:
         """For each request (`view_digests`, pixel_values [N, 3, S, S]) its features [N x T, C]."""
@@ -107,11 +120,12 @@ class VisionCache:
         plain = not any(hooked(module) for part in parts for module in part.modules())
         self._recorded = bool(parts) and one_device and plain
 
-    def warm_up(self) -> None:
-        """Record the encoding of one view of the tower's size, if that is known."""
+    def warm_up(self) -> int:
+        """Record the encoding of one view of the tower's size, if that is known; its tokens or 0."""
         side = getattr(getattr(self._model.config, "vision_config", None), "image_size", None)
-        if self._recorded and isinstance(side, int):
-            self._run(torch.zeros(1, 3, side, side))
+        if not self._recorded or not isinstance(side, int):
+            return 0
+        return self._run(torch.zeros(1, 3, side, side)).shape[1]
 
     def _encode(self, views: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
         made: dict[bytes, Tensor] = {}
@@ -132,10 +146,7 @@ class VisionCache:
 
     def _run(self, pixels: Tensor) -> Tensor:
         """Views [N, 3, S, S] to features [N, T, C]; good until the next call."""
-        model: Any = self._model
-        tower = getattr(model.base_model, "vision_tower", model)
-        dtypes = [p.dtype for p in tower.parameters() if p.dtype.is_floating_point]
-        pixels = sent(pixels, model.device).to(dtypes[0] if dtypes else model.dtype)
+        pixels = sent(pixels, self._model.device).to(self.dtype)
         if not self._recorded:
             return self._features(pixels)
         kind = tuple(pixels.shape)
