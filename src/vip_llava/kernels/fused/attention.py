@@ -1,7 +1,8 @@
 """Attention of one new token a request over paged memory: split over the length, then combined.
 
 A program serves one key head of one request and one part of its text. The part that ends with the
-new token turns and stores its key and value on the way, so that it needs no launch of its own.
+new token turns and stores its key and value on the way, and the program that is done last weighs the
+parts, in their order, so that neither needs a launch of its own.
 Nothing is read on the host, and the parts' number is fixed by the shapes, so a graph may hold it.
 
 Shape letters: R requests, Q query heads, H key/value heads, D width of a head, P places, W blocks
@@ -17,30 +18,16 @@ from torch import Tensor
 
 from vip_llava.kernels.fused import choices
 from vip_llava.kernels.fused.lang import product, release_next, turned, wait_previous
+from vip_llava.kernels.fused.parts import NEVER, combine, counters, last, part_of, tile
 from vip_llava.kernels.fused.setting import options, power_of_two, processors
 from vip_llava.kernels.values import BLOCK_TOKENS
 
 __all__ = ["paged_decode", "paged_step"]
 
-_NEVER = tl.constexpr(-1.0e30)
-"""Stands for minus infinity: differences of it are numbers."""
-
-
-@triton.jit
-def _part(lengths, row, part, S: tl.constexpr, BL: tl.constexpr, window):
-    """Length of a request, the first token it sees, and where one of its parts begins and ends."""
-    length = tl.load(lengths + row)
-    first = tl.maximum(length - window, 0)
-    # Whole tiles for a part; the beginning is rounded down, so that tiles lie on blocks.
-    start = first // BL * BL
-    size = ((length - start + S * BL - 1) // (S * BL)) * BL
-    begin = start + part * size
-    return length, first, begin, tl.minimum(begin + size, length)
-
 
 @triton.jit
 def _attend_one(
-    q, k, v, cos, sin, keys, values, places, table, lengths, out, most, weight,
+    q, k, v, cos, sin, keys, values, places, table, lengths, out, parts, most, weight, done,
     scale, window, q_row, k_row, v_row, table_row,
     Q: tl.constexpr, H: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
@@ -48,12 +35,21 @@ def _attend_one(
     """As many key heads as query heads: products of vectors. Every slot of a tile keeps its own
     running maximum, so that nothing is exchanged between threads before the end."""
     release_next(OVERLAP)
-    wait_previous(OVERLAP)
+    if not NEW:  # the kernel before may have stored what is read here
+        wait_previous(OVERLAP)
     row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length, first, begin, end = _part(lengths, row, part, S, BL, window)
+    length, first, begin, end = part_of(lengths, row, part, S, BL, window)
+    owns = (begin < length) & (end == length)
+    if NEW:
+        end = tl.minimum(end, length - 1)
     d, slot = tl.arange(0, DP), tl.arange(0, BL)
     inside = d < D
+    # The first tile is asked for before the new token is known.
+    key, value, seen = tile(
+        keys, values, table + row * table_row, head, begin, first, end, d, slot, H, D, TOKENS
+    )
     if NEW:
+        wait_previous(OVERLAP)
         turns = row * D
         asked = turned(q, cos + turns, sin + turns, row * q_row + head * D, d, D, inside)
         # As the memory would have it, and the plain kernels.
@@ -61,39 +57,33 @@ def _attend_one(
         new_key = turned(k, cos + turns, sin + turns, row * k_row + head * D, d, D, inside)
         new_key = new_key.to(keys.dtype.element_ty)
         new_value = tl.load(v + row * v_row + head * D + d, mask=inside, other=0.0)
-        owns = (begin < length) & (end == length)
         home = tl.load(places + row).to(tl.int64)
         to = (home * H + head) * D + d
         writes = tl.where(owns & (home >= 0), inside, d < 0)
         tl.store(keys + to, new_key, mask=writes)
         tl.store(values + to, new_value.to(values.dtype.element_ty), mask=writes)
-        end = tl.minimum(end, length - 1)
     else:
         asked = tl.load(q + row * q_row + head * D + d, mask=inside, other=0.0).to(tl.float32)
         asked = asked * scale
-    high = tl.full((BL,), _NEVER, tl.float32)
-    total = tl.zeros((BL,), tl.float32)
-    found = tl.zeros((BL, DP), tl.float32)
-    for at in tl.range(begin, end, BL, num_stages=STAGES):
-        token = at + slot
-        seen = (token >= first) & (token < end)
-        block = tl.load(table + row * table_row + token // TOKENS, mask=seen, other=0)
-        place = block.to(tl.int64) * TOKENS + token % TOKENS
-        where = (place[:, None] * H + head) * D + d[None, :]
-        mask = seen[:, None] & inside[None, :]
-        key = tl.load(keys + where, mask=mask, other=0.0).to(tl.float32)
-        value = tl.load(values + where, mask=mask, other=0.0).to(tl.float32)
-        score = tl.where(seen, tl.sum(key * asked[None, :], axis=1), _NEVER)
+    high = tl.where(seen, tl.sum(key.to(tl.float32) * asked[None, :], axis=1), NEVER)
+    total = tl.where(seen, 1.0, 0.0)
+    found = total[:, None] * value.to(tl.float32)
+    for at in tl.range(begin + BL, end, BL, num_stages=STAGES):
+        key, value, seen = tile(
+            keys, values, table + row * table_row, head, at, first, end, d, slot, H, D, TOKENS
+        )
+        score = tl.sum(key.to(tl.float32) * asked[None, :], axis=1)
+        score = tl.where(seen, score, NEVER)
         higher = tl.maximum(high, score)
         fade = tl.exp(high - higher)
         share = tl.where(seen, tl.exp(score - higher), 0.0)
         total = total * fade + share
-        found = found * fade[:, None] + share[:, None] * value
+        found = found * fade[:, None] + share[:, None] * value.to(tl.float32)
         high = higher
     if NEW:
         # Last, so that nothing of it comes before the reading of what is there.
         mine = owns & (slot == 0)
-        own = tl.where(mine, tl.sum(new_key.to(tl.float32) * asked, axis=0), _NEVER)
+        own = tl.where(mine, tl.sum(new_key.to(tl.float32) * asked, axis=0), NEVER)
         higher = tl.maximum(high, own)
         fade = tl.exp(high - higher)
         share = tl.where(mine, tl.exp(own - higher), 0.0)
@@ -104,19 +94,21 @@ def _attend_one(
     fade = tl.exp(high - top)
     total_all = tl.sum(total * fade, axis=0)
     sum_all = tl.sum(found * fade[:, None], axis=0)
-    index = (row * Q + head) * S + part
+    index = row * Q + head
     if S == 1:
         result = sum_all / tl.where(total_all > 0, total_all, 1.0)
         tl.store(out + index * D + d, result.to(out.dtype.element_ty), mask=inside)
     else:
-        tl.store(out + index * D + d, sum_all, mask=inside)
-        tl.store(most + index, top)
-        tl.store(weight + index, total_all)
+        tl.store(parts + (index * S + part) * D + d, sum_all, mask=inside)
+        tl.store(most + index * S + part, top)
+        tl.store(weight + index * S + part, total_all)
+        if last(done + index, S):
+            combine(parts, most, weight, out, index, D, DP, S)
 
 
 @triton.jit
 def _attend_group(
-    q, k, v, cos, sin, keys, values, places, table, lengths, out, most, weight,
+    q, k, v, cos, sin, keys, values, places, table, lengths, out, parts, most, weight, done,
     scale, window, q_row, k_row, v_row, table_row,
     Q: tl.constexpr, H: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
@@ -125,7 +117,7 @@ def _attend_group(
     release_next(OVERLAP)
     wait_previous(OVERLAP)
     row, held, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length, first, begin, end = _part(lengths, row, part, S, BL, window)
+    length, first, begin, end = part_of(lengths, row, part, S, BL, window)
     G: tl.constexpr = Q // H
     d, slot, g = tl.arange(0, DP), tl.arange(0, BL), tl.arange(0, GP)
     inside = d < D
@@ -133,7 +125,7 @@ def _attend_group(
     there = (g < G)[:, None] & inside[None, :]
     at_q = row * q_row + heads[:, None] * D
     kind = keys.dtype.element_ty
-    high = tl.full((GP,), _NEVER, tl.float32)
+    high = tl.full((GP,), NEVER, tl.float32)
     total = tl.zeros((GP,), tl.float32)
     found = tl.zeros((GP, DP), tl.float32)
     if NEW:
@@ -165,40 +157,26 @@ def _attend_group(
         key = tl.load(keys + where, mask=mask, other=0.0)
         value = tl.load(values + where, mask=mask, other=0.0)
         score = product(asked, tl.trans(key), tl.zeros((GP, BL), tl.float32)) * scale
-        score = tl.where(seen[None, :], score, _NEVER)
+        score = tl.where(seen[None, :], score, NEVER)
         higher = tl.maximum(high, tl.max(score, axis=1))
         fade = tl.exp(high - higher)
         share = tl.where(seen[None, :], tl.exp(score - higher[:, None]), 0.0)
         total = total * fade + tl.sum(share, axis=1)
         found = product(share.to(kind), value, found * fade[:, None])
         high = higher
-    index = (row * Q + heads) * S + part
+    index = row * Q + heads
     if S == 1:
         found = found / tl.where(total > 0, total, 1.0)[:, None]
+        to = index[:, None] * D + d[None, :]
+        tl.store(out + to, found.to(out.dtype.element_ty), mask=there)
     else:
-        tl.store(most + index, high, mask=g < G)
-        tl.store(weight + index, total, mask=g < G)
-    to_out = index[:, None] * D + d[None, :]
-    tl.store(out + to_out, found.to(out.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def _combine(
-    parts, most, weight, out,
-    D: tl.constexpr, DP: tl.constexpr, S: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """The parts [S, D] of one head of one request, weighed; S is a power of two."""
-    release_next(OVERLAP)
-    wait_previous(OVERLAP)
-    index = tl.program_id(0)
-    s, d = tl.arange(0, S), tl.arange(0, DP)
-    high = tl.load(most + index * S + s)
-    fade = tl.exp(high - tl.max(high, axis=0))
-    total = tl.sum(tl.load(weight + index * S + s) * fade, axis=0)
-    where = (index * S + s)[:, None] * D + d[None, :]
-    found = tl.load(parts + where, mask=(d < D)[None, :], other=0.0) * fade[:, None]
-    result = tl.sum(found, axis=0) / tl.where(total > 0, total, 1.0)
-    tl.store(out + index * D + d, result.to(out.dtype.element_ty), mask=d < D)
+        tl.store(most + index * S + part, high, mask=g < G)
+        tl.store(weight + index * S + part, total, mask=g < G)
+        to = (index * S + part)[:, None] * D + d[None, :]
+        tl.store(parts + to, found, mask=there)
+        if last(done + row * Q + held, S):
+            for one in range(G):
+                combine(parts, most, weight, out, row * Q + held * G + one, D, DP, S)
 
 
 def _parts(requests: int, held: int, places: int, tile: int, device: torch.device) -> int:
@@ -225,24 +203,20 @@ def _attend(
     room = table.shape[1] * BLOCK_TOKENS
     parts = setting.parts or _parts(requests, held, room, setting.tile, query.device)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    partial, most, weight = out, out, out
+    partial, most, weight, done = out, out, out, lengths
     if parts > 1:
         partial = query.new_empty((requests, heads, parts, width), dtype=torch.float32)
         most, weight = query.new_empty((2, requests, heads, parts), dtype=torch.float32)
+        done = counters(requests * heads, query.device)
     (_attend_one if heads == held else _attend_group)[(requests, held, parts)](
-        query, key, value, cos, sin, keys, values, places, table, lengths, partial, most, weight,
-        scale, window or 1 << 30,
+        query, key, value, cos, sin, keys, values, places, table, lengths, out,
+        partial, most, weight, done, scale, window or 1 << 30,
         query.stride(0), key.stride(0), value.stride(0), table.stride(0),
         Q=heads, H=held, GP=max(16, power_of_two(heads // held)),
         D=width, DP=power_of_two(width), S=parts, BL=setting.tile, TOKENS=BLOCK_TOKENS,
         NEW=new is not None, STAGES=setting.stages, num_warps=setting.warps,
         **options(query.device),
     )  # fmt: skip
-    if parts > 1:
-        _combine[(requests * heads,)](
-            partial, most, weight, out, D=width, DP=power_of_two(width), S=parts, num_warps=1,
-            **options(query.device),
-        )  # fmt: skip
     return out
 
 
