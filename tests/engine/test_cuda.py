@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams
+from vip_llava.engine.prompts import PromptStep
 from vip_llava.engine.vision import VisionCache, view_digests
 from vip_llava.model.quantize import Quantization, quantize_model
 
@@ -101,8 +102,16 @@ def same(mine: list[Generated], theirs: list[Generated], near: float) -> None:
     [("tiny", None, 1e-3), ("wide", None, 0.6), ("wide", 8, 0.6), ("wide", 4, 0.6)],
 )
 def test_captured_says_what_the_ordinary_way_says(
-    name: str, bits: Any, near: float, request: Any
+    name: str, bits: Any, near: float, request: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fed: list[int] = []
+    call = PromptStep.__call__
+
+    def run(self: PromptStep, row: Any, embeds: Any) -> Any:
+        fed.append(len(embeds))
+        return call(self, row, embeds)
+
+    monkeypatch.setattr(PromptStep, "__call__", run)
     model = request.getfixturevalue(name)
     if bits:
         model = copy.deepcopy(model)
@@ -110,7 +119,9 @@ def test_captured_says_what_the_ordinary_way_says(
     asks = [prompt(model, length) for length in LENGTHS]
     ordinary = answers(engine_of(model, False), asks, logprobs=5)
     engine = engine_of(model, max_running=2 if bits else 4, step_tokens=70)
+    engine.warm_up()
     same(answers(engine, asks, logprobs=5), ordinary, near)
+    assert len(fed) >= 7  # the longest in several pieces, after each other
     stats = engine.stats()
     assert (stats.captured_steps > COUNT, stats.closed) == (True, "")
 
@@ -216,7 +227,8 @@ def test_others_may_use_the_gpu_meanwhile(tiny: Any) -> None:
         for _ in range(3):
             engine = engine_of(tiny, max_running=4)
             engine.warm_up()
-            assert (engine.stats().recordings, engine.stats().closed) == (3 + 1, "")
+            # 1, 2 and 4 requests; a view; 32, 64, 128 and 192 tokens of prompts.
+            assert (engine.stats().recordings, engine.stats().closed) == (3 + 1 + 4, "")
     finally:
         over.set()
         thread.join()
