@@ -14,41 +14,42 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from kernels import TINY, Case, Requests, Size, microseconds, numbers, products, random
-from vip_llava.kernels import fused, plain
+from kernels import TINY, Case, Product, Requests, Size, microseconds, numbers, products, random
+from vip_llava.kernels import fused
 from vip_llava.kernels.fused import choices
 
 WORKERS = 12
 
 
 # Outputs, inputs, warps; outputs are those of both matrices where there are two.
-VECTORS = {
-    16: [
-        (4, 4096, 8), (4, 4096, 4), (2, 4096, 4), (4, 2048, 4), (8, 2048, 8), (8, 4096, 8),
-        (8, 1024, 4), (2, 4096, 8), (4, 2048, 8),
-    ],
-    8: [
-        (8, 1024, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 4), (4, 2048, 4), (8, 2048, 8),
-        (16, 1024, 8), (8, 512, 2),
-    ],
-    4: [
-        (8, 2048, 4), (8, 1024, 2), (16, 512, 2), (16, 1024, 2), (16, 1024, 4), (4, 4096, 4),
-        (32, 256, 2), (4, 2048, 2), (32, 512, 4),
-    ],
-}  # fmt: skip
-AHEAD = {16: (0, 2048), 8: (1 << 30, 4096, 0), 4: (4096, 0)}
+VECTORS = [
+    (4, 4096, 8), (4, 4096, 4), (2, 4096, 4), (4, 2048, 4), (8, 2048, 8), (8, 4096, 8),
+    (8, 1024, 4), (2, 4096, 8), (4, 2048, 8),
+]  # fmt: skip
+# Outputs, groups, warps; then programs on a multiprocessor and tiles asked for ahead.
+WORDS = [
+    (4, 128, 4), (8, 128, 4), (2, 128, 4), (4, 256, 8), (2, 256, 8), (4, 64, 2), (8, 64, 2),
+    (4, 32, 4), (8, 32, 4), (4, 64, 4), (8, 32, 1), (4, 256, 4),
+]  # fmt: skip
+SHARES = [(2, 1), (3, 1), (4, 1), (4, 0), (6, 1), (8, 0), (16, 0), (64, 0)]
 
 
-def vector_layouts(bits: int, gated: bool) -> Iterator[choices.VectorSetting]:
+def vector_layouts(bits: int, gated: bool) -> Iterator[Any]:
     share = 2 if gated else 1
-    for at, (outputs, inputs, warps) in enumerate(VECTORS[bits]):
-        for ahead in AHEAD[bits] if at == 0 else AHEAD[bits][:1]:
-            yield choices.VectorSetting(outputs // share, inputs, warps, ahead)
+    if bits == 16:
+        for at, (outputs, inputs, warps) in enumerate(VECTORS):
+            for ahead in (0, 2048) if at == 0 else (0,):
+                yield choices.VectorSetting(outputs // share, inputs, warps, ahead)
+        return
+    for (outputs, groups, warps), (programs, ahead) in itertools.product(WORDS, SHARES):
+        yield choices.WordsSetting(outputs // share, groups, warps, programs * 4 // warps, ahead)
 
 
 def matrix_layouts(bits: int, gated: bool) -> Iterator[choices.MatrixSetting]:
@@ -60,38 +61,55 @@ def matrix_layouts(bits: int, gated: bool) -> Iterator[choices.MatrixSetting]:
             yield choices.MatrixSetting(outputs // share, inputs, warps, stages)
 
 
+def layouts_of(size: Size, product: Product, bits: int, rows: int) -> tuple[str, list[Any]]:
+    """The name of the choice, and what to try."""
+    if rows > 1:
+        return "matrix_setting", list(matrix_layouts(bits, product.gated))
+    name = "vector_setting" if bits == 16 else "words_setting"
+    few = 3 if size.device == "cpu" else None
+    return name, list(vector_layouts(bits, product.gated))[:few]
+
+
+def compiled_once(layouts: list[Any]) -> list[Any]:
+    """Those of them that differ in what has to be compiled."""
+    words = [one for one in layouts if isinstance(one, choices.WordsSetting)]
+    return list({replace(one, programs=1): one for one in words}.values()) or layouts
+
+
+@contextmanager
+def always(name: str, layout: Any) -> Iterator[None]:
+    """One layout is chosen for every product."""
+    usual = getattr(choices, name)
+    setattr(choices, name, lambda *_: layout)
+    try:
+        yield
+    finally:
+        setattr(choices, name, usual)
+
+
 def try_products(size: Size, bits: int, rows: int, names: list[str], part: int) -> Iterator[str]:
-    single = rows == 1
     for product in products(size):
         if product.name not in names or (product.name == "head" and bits != 16):
             continue
         case = Case(size, product, bits, rows)
-        name = "vector_setting" if single else "matrix_setting"
-        usual: Any = getattr(choices, name)
-        found = [] if part >= 0 else [(case.time(fused), "as it is")]
-        if part < 0:
-            found.append((case.time(plain), "torch"))
-        most = dict(choices.MATRIX_ROWS)
-        choices.MATRIX_ROWS.update(dict.fromkeys(most, 128))
-        layouts: list[Any] = list(
-            (vector_layouts if single else matrix_layouts)(bits, product.gated)
-        )
-        for layout in layouts[part::WORKERS] if part >= 0 else layouts:
-            setattr(choices, name, lambda *_, layout=layout: layout)
-            try:
-                if part >= 0:
+        name, layouts = layouts_of(size, product, bits, rows)
+        if part >= 0:
+            for layout in compiled_once(layouts)[part::WORKERS]:
+                with always(name, layout), suppress(Exception):  # the other run says so
                     case.run(fused, case.sets[0])
-                else:
+            continue
+        now = case.time(fused)
+        found = []
+        for layout in layouts:
+            try:
+                with always(name, layout):
                     found.append((case.time(fused), str(layout).split("Setting")[1]))
             except Exception as error:  # too large for the device: the table says so
                 found.append((float("inf"), f"{layout}: {type(error).__name__}"))
-        setattr(choices, name, usual)
-        choices.MATRIX_ROWS.update(most)
-        for took, layout in sorted(found)[: 5 if part < 0 else 0]:
-            yield f"{product.name:8} {bits:2} {rows:3} {took:7.1f} us {case.bytes / took / 1e3:5.0f} GB/s  {layout}"
-        now = [took for took, layout in found if layout == "as it is"]
-        if now:
-            yield f"{product.name:8} {bits:2} {rows:3} {now[0]:7.1f} us now; {len(found)} tried"
+        for took, text in sorted(found)[:8]:
+            rate = case.bytes / took / 1e3
+            yield f"{product.name:8} {bits:2} {rows:3} {took:7.1f} us {rate:5.0f} GB/s  {text}"
+        yield f"{product.name:8} {bits:2} {rows:3} {now:7.1f} us now; {len(found)} tried"
 
 
 ATTENTIONS = [

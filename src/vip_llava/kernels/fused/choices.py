@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vip_llava.kernels.fused.setting import power_of_two
+
 __all__ = [
     "MATRIX_ROWS",
     "AttentionSetting",
     "MatrixSetting",
     "VectorSetting",
+    "WordsSetting",
     "attention_setting",
     "matrix_setting",
     "vector_setting",
+    "words_setting",
 ]
 
 MATRIX_ROWS = {16: 1, 8: 64, 4: 64}
@@ -35,6 +39,21 @@ class VectorSetting:
     inputs: int
     warps: int
     ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WordsSetting:
+    """For small weights: outputs of a tile (of each of two matrices), groups in a piece, warps.
+
+    `programs`: so many on a multiprocessor at once share the tiles. `ahead`: so many tiles of a
+    program, besides its first, are asked for before anything else.
+    """
+
+    outputs: int
+    groups: int
+    warps: int
+    programs: int
+    ahead: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +80,28 @@ class AttentionSetting:
     parts: int | None = None
 
 
-_ALL = 1 << 30
-# By bits, and whether two matrices are read at once.
-_VECTOR = {
-    (16, False): VectorSetting(4, 4096, 8),
-    (16, True): VectorSetting(2, 4096, 8),
-    (8, False): VectorSetting(8, 1024, 4, ahead=_ALL),
-    (8, True): VectorSetting(4, 1024, 4, ahead=_ALL),
-    (4, False): VectorSetting(8, 2048, 4, ahead=4096),
-    (4, True): VectorSetting(4, 2048, 4, ahead=4096),
+# By whether two matrices are read at once.
+_VECTOR = {False: VectorSetting(4, 4096, 8), True: VectorSetting(2, 4096, 8)}
+# By bits, and that.
+_WORDS = {
+    (8, False): WordsSetting(4, 128, 4, 4),
+    (8, True): WordsSetting(2, 128, 4, 4),
+    (4, False): WordsSetting(4, 128, 4, 4),
+    (4, True): WordsSetting(2, 128, 4, 4),
 }
 
 
-def vector_setting(bits: int, outputs: int, inputs: int, gated: bool) -> VectorSetting:
-    """For one row. `outputs` of all matrices together; `gated`: of each of the two."""
-    setting = _VECTOR[bits, gated]
-    most = 1 << (inputs - 1).bit_length()
+def words_setting(bits: int, outputs: int, inputs: int, gated: bool) -> WordsSetting:
+    """For one row and small weights. `outputs` of all matrices together; `gated`: of each of two."""
+    setting = _WORDS[bits, gated]
+    most = power_of_two(inputs * bits // 128)
+    return setting if setting.groups <= most else replace(setting, groups=most)
+
+
+def vector_setting(outputs: int, inputs: int, gated: bool) -> VectorSetting:
+    """For one row. `outputs` of all matrices together; `gated`: of each of two."""
+    setting = _VECTOR[gated]
+    most = power_of_two(inputs)
     return setting if setting.inputs <= most else replace(setting, inputs=most)
 
 

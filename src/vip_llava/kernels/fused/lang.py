@@ -12,6 +12,7 @@ __all__ = [
     "ahead",
     "as_type",
     "choose",
+    "near",
     "product",
     "release_next",
     "silu",
@@ -69,6 +70,28 @@ def ahead(
 
 
 @triton.jit
+def near(base, first, outputs, K: tl.constexpr, BN: tl.constexpr, THREADS: tl.constexpr):
+    """Have BN whole rows of K elements brought near, from `first` on, if there are so many.
+
+    Every thread asks for a share. Does nothing where that is not a multiple of 16 bytes.
+    """
+    item: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
+    total: tl.constexpr = BN * K * item
+    each: tl.constexpr = (total // THREADS + 15) // 16 * 16
+    if total % 16 == 0:  # noqa: SIM102 (one is decided when this is compiled)
+        if first + BN <= outputs:
+            at = tl.minimum(tl.arange(0, THREADS) * each, total - each) // item
+            tl.inline_asm_elementwise(
+                "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+                "=r,l,r",
+                [base + first.to(tl.int64) * K + at, tl.full((THREADS,), each, tl.int32)],
+                dtype=tl.int32,
+                is_pure=False,
+                pack=1,
+            )
+
+
+@triton.jit
 def product(a, b, total):
     """total + a b, in float32 throughout; for the interpreter, which can't multiply bfloat16."""
     if _WIDE:
@@ -78,11 +101,9 @@ def product(a, b, total):
 
 
 @triton.jit
-def which(w0, w1, w2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BN: tl.constexpr):
-    """The matrix of this program's outputs, of three that stand side by side; N of one that is
-    not there is 0. Gives: which, its outputs N, the first of this program, those of the matrices
-    before it."""
-    tile = tl.program_id(0)
+def which(tile, w0, w1, w2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BN: tl.constexpr):
+    """The matrix of a tile's outputs, of three that stand side by side; N of one that is not there
+    is 0. Gives: which, its outputs N, the first of the tile, those of the matrices before it."""
     tiles0: tl.constexpr = (N0 + BN - 1) // BN
     tiles1: tl.constexpr = (N1 + BN - 1) // BN
     w, number, outputs, before = w0, 0, N0, 0

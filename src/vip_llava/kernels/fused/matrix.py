@@ -52,7 +52,7 @@ def matrix(
 ):  # fmt: skip
     """x [M, K] times up to three matrices of 16 (or 32) or 8 bits; GATED as in `vector`."""
     release_next(OVERLAP)
-    w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
+    w, number, outputs, first, before = which(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
     if PIECES:
         ahead(w, first, outputs, K, COLUMNS, BN, PIECES)
         if GATED:
@@ -102,7 +102,7 @@ def matrix_int4(
 ):  # fmt: skip
     """x [M, K] times up to three matrices of 4 bits in groups of 32, eight products at a time."""
     release_next(OVERLAP)
-    w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
+    w, number, outputs, first, before = which(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
     if PIECES:
         ahead(w, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
         if GATED:

@@ -7,6 +7,7 @@ Shape letters: M rows, K inputs, N outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from vip_llava.kernels import plain
 from vip_llava.kernels.fused import choices
-from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting
+from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting, WordsSetting
 from vip_llava.kernels.fused.elementwise import rms_norm, silu_and_mul
 from vip_llava.kernels.fused.matrix import matrix, matrix_int4
-from vip_llava.kernels.fused.setting import options, overlapping, power_of_two
-from vip_llava.kernels.fused.vector import vector, vector_int8
-from vip_llava.kernels.fused.words import vector_int4
+from vip_llava.kernels.fused.setting import options, overlapping, power_of_two, processors
+from vip_llava.kernels.fused.vector import vector
+from vip_llava.kernels.fused.words import vector_words
 from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
 
 __all__ = ["gated_rows", "rows"]
@@ -76,7 +77,10 @@ def _bits(x: Tensor, matrices: Sequence[Matrix]) -> int:
         return 0
     first = matrices[0]
     if isinstance(first, Int4):
-        sizes = {matrix.scale.shape[1] * 32 for matrix in matrices if isinstance(matrix, Int4)}
+        fours = [matrix for matrix in matrices if isinstance(matrix, Int4)]
+        if not all(_whole(one) for matrix in fours for one in (matrix.scale, matrix.low)):
+            return 0
+        sizes = {matrix.scale.shape[1] * 32 for matrix in fours}
         return 4 if sizes == {x.shape[1]} else 0
     return 8 if isinstance(first, Int8) else 16
 
@@ -113,18 +117,20 @@ def _launch(
     if norm is not None and len(x) > 1:  # many rows would be normed anew by every program
         x, norm = rms_norm(x, norm.weight, norm.eps), None
     anything: Any = matrices
-    single = len(x) == 1
     sizes = [len(one.scale if bits == 4 else one.weight) for one in anything]
-    if gated:
-        sizes = sizes[:1]
+    sizes = sizes[:1] if gated else sizes
     inputs, outputs = x.shape[1], sum(sizes)
     out = x.new_empty((len(x), outputs))
     n0, n1, n2 = (*sizes, 0, 0)[:3]
+    one = len(x) == 1
+    small = one and bits < 16
+    weights = [m.packed if bits == 4 else m.weight for m in anything]
+    weights = [w.view(torch.int32) if small or bits == 4 else w for w in weights]
     pointers = [
         x,
-        *_three([m.packed.view(torch.int32) if bits == 4 else m.weight for m in anything], x),
-        *([] if bits == 16 and single else _three([getattr(m, "scale", x) for m in anything], x)),
-        *(_three([m.low for m in anything], x) if bits == 4 else []),
+        *_three(weights, x),
+        *([] if bits == 16 and one else _three([getattr(m, "scale", x) for m in anything], x)),
+        *(_three([getattr(m, "low", x) for m in anything], x) if bits == 4 or small else []),
         *_three([m.bias for m in anything], x),
     ]
     more = x if residual is None else residual
@@ -133,10 +139,11 @@ def _launch(
         "BIAS": matrices[0].bias is not None, "RESIDUAL": residual is not None,
         **options(x.device),
     }  # fmt: skip
-    setting: VectorSetting | MatrixSetting
-    if single:
-        setting = choices.vector_setting(bits, outputs, inputs, gated)
-        kernel = {16: vector, 8: vector_int8, 4: vector_int4}[bits]
+    setting: VectorSetting | WordsSetting | MatrixSetting
+    if one:
+        kernel = vector_words if small else vector
+        choice = partial(choices.words_setting, bits) if small else choices.vector_setting
+        setting = choice(outputs, inputs, gated)
         flags |= {"NORM": norm is not None}
         weight, eps = (x, 0.0) if norm is None else (norm.weight, norm.eps)
         rest: tuple[Any, ...] = (weight, more, out, eps)
@@ -146,9 +153,15 @@ def _launch(
         flags["BM"] = max(16, power_of_two(len(x)))
         rest = (more, out, x.stride(0), len(x))
         flags |= {"STAGES": setting.stages} | ({} if bits == 4 else {"BITS": bits})
-    flags |= {"BG": setting.inputs // 32} if bits == 4 else {"BK": setting.inputs}
-    flags |= _ahead(setting, bits, x)
     tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
+    if isinstance(setting, WordsSetting):
+        tiles = min(tiles, setting.programs * processors(x.device))
+        ahead = setting.ahead if overlapping(x.device) else 0
+        flags |= {"BITS": bits, "BG": setting.groups, "AHEAD": ahead}
+        flags["THREADS"] = 32 * setting.warps
+    else:
+        flags |= {"BG": setting.inputs // 32} if bits == 4 else {"BK": setting.inputs}
+        flags |= _ahead(setting, bits, x)
     kernel[(tiles,)](
         *pointers,
         *rest,

@@ -24,7 +24,7 @@ from vip_llava.kernels.fused.lang import (
     which,
 )
 
-__all__ = ["finish", "scaled", "vector", "vector_int8"]
+__all__ = ["finish", "scaled", "vector"]
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def vector(
     GATED: w0 is the gate, w1 what it is multiplied with, and N1 is 0.
     """
     release_next(OVERLAP)
-    w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
+    w, number, outputs, first, before = which(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
     if PIECES:
         ahead(w, first, outputs, K, COLUMNS, BN, PIECES)
         if GATED:
@@ -103,48 +103,4 @@ def vector(
     if GATED:
         up = scaled(second * root, w1, at, b1, 16, BIAS)
         found = silu(found) * up
-    finish(found, row, outputs, before, residual, out, RESIDUAL)
-
-
-@triton.jit
-def vector_int8(
-    x, w0, w1, w2, s0, s1, s2, b0, b1, b2, norm, residual, out, eps,
-    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr,
-    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """The same for weights of 8 bits, which are read ahead through shared memory."""
-    release_next(OVERLAP)
-    w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
-    if PIECES:
-        ahead(w, first, outputs, K, COLUMNS, BN, PIECES)
-        if GATED:
-            ahead(w1, first, outputs, K, COLUMNS, BN, PIECES)
-    wait_previous(OVERLAP)
-    row = first + tl.arange(0, BN)
-    at = tl.minimum(row, outputs - 1)
-    start = at.to(tl.int64) * K
-    total = tl.zeros((BN, BK), tl.float32)
-    second = tl.zeros((BN, BK), tl.float32)
-    squares = tl.zeros((BK,), tl.float32)
-    for k0 in tl.range(0, K, BK, num_stages=3):
-        k = k0 + tl.arange(0, BK)
-        where = start[:, None] + k[None, :]
-        part = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
-        if NORM:
-            squares += part * part
-            part *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-        weight = tl.load(w + where, mask=(k < K)[None, :], other=0).to(tl.float32)
-        total += weight * part[None, :]
-        if GATED:
-            weight = tl.load(w1 + where, mask=(k < K)[None, :], other=0).to(tl.float32)
-            second += weight * part[None, :]
-    root = 1.0
-    if NORM:
-        root = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / K + eps)
-    s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
-    found = scaled(tl.sum(total, axis=1) * root, s, at, b, 8, BIAS)
-    if GATED:
-        found = silu(found) * scaled(tl.sum(second, axis=1) * root, s1, at, b1, 8, BIAS)
     finish(found, row, outputs, before, residual, out, RESIDUAL)

@@ -1,112 +1,150 @@
-"""Products of one row with weights of 4 bits, read as 32-bit words.
+"""Products of one row with weights of 8 and 4 bits, which are never widened.
 
-Every operation on a weight counts. Weights become float32 by one logical operation each: their bits
-are put into the mantissa of a larger number, and what that is too much is known from sums of the
-row, which all outputs share. The norm, the gate, the bias and the sum after a product are done on
-the way, as in `vector`.
+Every operation on a weight counts, because few can be made in the time of reading it. So the row
+is made into bytes (`bytes`), which four weights at once are multiplied with. A program does that
+once, keeps it in registers and goes through several tiles of outputs, with the weights of its next
+tile on the way. The norm before a product, the gate, the bias and the sum after it are done on the
+way, as in `vector`.
 
-Shape letters as there; BG groups of 32 inputs are read at a time, each by one thread.
+Shape letters as there; a tile is BN outputs; a thread has groups (16 bytes of weights) of every
+output of it, BG of them beside each other are a piece.
 """
+
+# mypy: disable-error-code="assignment"
+# Tuples grow in loops that are unrolled when a kernel is compiled.
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from vip_llava.kernels.fused.lang import (
-    EVEN_MORE,
-    ODD_MORE,
-    ahead,
-    choose,
-    level,
-    release_next,
-    silu,
-    wait_previous,
-    which,
-)
+from vip_llava.kernels.fused.bytes import bytes_of_row, products, scattered
+from vip_llava.kernels.fused.lang import choose, near, release_next, silu, wait_previous, which
 from vip_llava.kernels.fused.vector import finish, scaled
 
-__all__ = ["vector_int4"]
+__all__ = ["vector_words"]
 
 
 @triton.jit
-def _grouped(products, s, low, where, mask, x_sum, x_more):
-    """What groups add to their outputs; `products` were made with levels that are too high."""
-    scale = tl.load(s + where, mask=mask, other=0.0).to(tl.float32)
-    lowest = tl.load(low + where, mask=mask, other=0.0).to(tl.float32)
-    return (tl.sum(products, axis=2) - x_more[None, :]) * scale + lowest * x_sum[None, :]
+def _fetch(
+    w, s, low, first, outputs, limit, g,
+    GROUPS: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """Weights of BN outputs: words [BG, BN, 4], scales and lows [BG, BN] of each piece.
+
+    `limit`: groups of an output, or 0 if nothing is to be read.
+    """
+    row = tl.arange(0, BN)
+    if not EVEN:  # rows beyond the end read the last one again
+        row = tl.minimum(row, outputs - 1 - first)
+    begin = first.to(tl.int64) * GROUPS
+    at = row[None, :] * GROUPS + g[:, None]
+    word_at = at[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
+    at = row[None, :] * GROUPS + scattered(g)[:, None]
+    words, scales, lows = (), (), ()
+    for piece in tl.static_range(0, GROUPS, BG):
+        there = (piece + g < limit)[:, None]
+        words += (tl.load(w + begin * 4 + (word_at + piece * 4), mask=there[:, :, None], other=0),)
+        if BITS == 4:
+            scales += (tl.load(s + begin + (at + piece), mask=there, other=0.0),)
+            lows += (tl.load(low + begin + (at + piece), mask=there, other=0.0),)
+    return words, scales, lows
 
 
 @triton.jit
-def vector_int4(
+def _near(
+    w, s, low, first, outputs,
+    GROUPS: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """Have the weights of a tile brought near."""
+    near(w, first, outputs, GROUPS * 4, BN, THREADS)
+    if BITS == 4:
+        near(s, first, outputs, GROUPS, BN, THREADS)
+        near(low, first, outputs, GROUPS, BN, THREADS)
+
+
+@triton.jit
+def _sums(
+    weights, row, BN: tl.constexpr, BG: tl.constexpr, PIECES: tl.constexpr, BITS: tl.constexpr
+):
+    """What `_fetch` gave times the row: [BN]."""
+    words, scales, lows = weights
+    total = tl.zeros((BG, BN), tl.float32)
+    for i in tl.static_range(PIECES):
+        bytes, step, sums = row[i]
+        found = products(words[i], bytes, BG, BN, BITS)
+        if BITS == 4:
+            total += found * (scales[i].to(tl.float32) * step[:, None])
+            total += lows[i].to(tl.float32) * sums[:, None]
+        else:
+            total += found * step[:, None]
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def vector_words(
     x, w0, w1, w2, s0, s1, s2, l0, l1, l2, b0, b1, b2, norm, residual, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
-    BN: tl.constexpr, BG: tl.constexpr,
+    BN: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr, AHEAD: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
-    """x [K] times up to three matrices of 4 bits in groups of 32; BG groups are read at a time.
+    """x [K] times up to three matrices of 8 bits, or of 4 in groups of 32; GATED as in `vector`.
 
-    Weights come as 32-bit words, four for a group; a thread has whole groups.
+    Weights come as 32-bit words. AHEAD: so many further tiles of a program are brought near first.
     """
     release_next(OVERLAP)
-    w, number, outputs, first, before = which(w0, w1, w2, N0, N1, N2, BN)
-    if PIECES:
-        ahead(w, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
-        if GATED:
-            ahead(w1, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
-    s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
-    GROUPS: tl.constexpr = K // 32
-    row = first + tl.arange(0, BN)
-    at = tl.minimum(row, outputs - 1)
-    start = at.to(tl.int64) * GROUPS
-    part, eight = tl.arange(0, 4), tl.arange(0, 8)
+    GROUPS: tl.constexpr = K * BITS // 128
+    PIECES: tl.constexpr = (GROUPS + BG - 1) // BG
+    TILES: tl.constexpr = (N0 + BN - 1) // BN + (N1 + BN - 1) // BN + (N2 + BN - 1) // BN
+    EVEN: tl.constexpr = N0 % BN == 0 and N1 % BN == 0 and N2 % BN == 0
     g = tl.arange(0, BG)
-    here = (start[:, None] + g[None, :])[:, :, None] * 4 + part[None, None, :]
-    word = tl.load(w + here, mask=(g < GROUPS)[None, :, None], other=0)
+    begin = tl.program_id(0)
+    w, number, outputs, first, before = which(begin, w0, w1, w2, N0, N1, N2, BN)
+    s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
+    coming = _fetch(w, s, low, first, outputs, GROUPS, g, GROUPS, BN, BG, BITS, EVEN)
+    coming_1 = coming
     if GATED:
-        word_1 = tl.load(w1 + here, mask=(g < GROUPS)[None, :, None], other=0)
-    wait_previous(OVERLAP)
-    total = tl.zeros((BN, BG), tl.float32)
-    second = tl.zeros((BN, BG), tl.float32)
-    squares = tl.zeros((BG, 8), tl.float32)
-    for g0 in tl.range(0, GROUPS, BG):
-        there = (g0 + g < GROUPS)[None, :]
-        group = start[:, None] + (g0 + g)[None, :]
-        this = word
-        further = (g0 + BG + g < GROUPS)[None, :, None]
-        word = tl.load(w + here + (g0 + BG) * 4, mask=further, other=0)
-        if GATED:
-            this_1 = word_1
-            word_1 = tl.load(w1 + here + (g0 + BG) * 4, mask=further, other=0)
-            products_1 = tl.zeros((BN, BG, 4), tl.float32)
-        products = tl.zeros((BN, BG, 4), tl.float32)
-        evens = tl.zeros((BG, 4), tl.float32)
-        odds = tl.zeros((BG, 4), tl.float32)
-        for pair in tl.static_range(4):
-            k = (g0 + g)[:, None] * 32 + 8 * pair + eight[None, :]
-            values = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
-            if NORM:
-                squares += values * values
-                values *= tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-            even, odd = tl.split(tl.reshape(values, (BG, 4, 2)))
-            evens += even
-            odds += odd
-            products += level(this, 2 * pair) * even[None, :, :]
-            products += level(this, 2 * pair + 1) * odd[None, :, :]
+        coming_1 = _fetch(w1, s1, l1, first, outputs, GROUPS, g, GROUPS, BN, BG, BITS, EVEN)
+    programs = tl.num_programs(0)
+    for i in tl.static_range(AHEAD):
+        tile = begin + (i + 1) * programs
+        if tile < TILES:
+            w, number, outputs, first, before = which(tile, w0, w1, w2, N0, N1, N2, BN)
+            s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
+            _near(w, s, low, first, outputs, GROUPS, BN, BITS, THREADS)
             if GATED:
-                products_1 += level(this_1, 2 * pair) * even[None, :, :]
-                products_1 += level(this_1, 2 * pair + 1) * odd[None, :, :]
-        x_sum = tl.sum(evens + odds, axis=1)
-        x_more = tl.sum(evens * EVEN_MORE + odds * ODD_MORE, axis=1)
-        total += _grouped(products, s, low, group, there, x_sum, x_more)
-        if GATED:
-            second += _grouped(products_1, s1, l1, group, there, x_sum, x_more)
+                _near(w1, s1, l1, first, outputs, GROUPS, BN, BITS, THREADS)
+    wait_previous(OVERLAP)
+    row = ()
+    squares = tl.zeros((BG, 8), tl.float32)
+    for piece in tl.static_range(0, GROUPS, BG):
+        bytes, step, sums, more = bytes_of_row(x, norm, piece + g, GROUPS, BG, BITS, NORM)
+        row += ((bytes, step, sums),)
+        squares += more
     root = 1.0
     if NORM:
         root = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / K + eps)
-    found = tl.sum(total, axis=1) * root
-    found = scaled(found, s, at, choose(b0, b1, b2, number), 4, BIAS)
-    if GATED:
-        found = silu(found) * scaled(tl.sum(second, axis=1) * root, s1, at, b1, 4, BIAS)
-    finish(found, row, outputs, before, residual, out, RESIDUAL)
+    for tile in tl.range(begin, TILES, programs):
+        this, this_1 = coming, coming_1
+        further = tile + programs
+        limit = tl.where(further < TILES, GROUPS, 0)
+        w, number, outputs, first, before = which(
+            tl.minimum(further, TILES - 1), w0, w1, w2, N0, N1, N2, BN
+        )
+        s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
+        coming = _fetch(w, s, low, first, outputs, limit, g, GROUPS, BN, BG, BITS, EVEN)
+        if GATED:
+            coming_1 = _fetch(w1, s1, l1, first, outputs, limit, g, GROUPS, BN, BG, BITS, EVEN)
+        else:
+            coming_1 = coming
+        w, number, outputs, first, before = which(tile, w0, w1, w2, N0, N1, N2, BN)
+        s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
+        at = tl.minimum(first + tl.arange(0, BN), outputs - 1)
+        found = _sums(this, row, BN, BG, PIECES, BITS) * root
+        found = scaled(found, s, at, b, BITS, BIAS)
+        if GATED:
+            found_1 = _sums(this_1, row, BN, BG, PIECES, BITS) * root
+            found = silu(found) * scaled(found_1, s1, at, b1, BITS, BIAS)
+        finish(found, first + tl.arange(0, BN), outputs, before, residual, out, RESIDUAL)

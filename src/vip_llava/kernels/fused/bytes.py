@@ -1,0 +1,217 @@
+"""A row as bytes, and products of bytes: four at a time by one operation of a GPU.
+
+A group of the row (as many inputs as 16 bytes of weights hold) is rounded to 16 bits, with its
+largest number as 32512, and kept as two signed bytes an input: `256 * high + low`. Its error is at
+most 1/65024 of the group's largest number, which is less than that of bfloat16 and float16.
+Products of integers are exact, so what is rounded is only their sum, in float32.
+
+Shape letters: BN outputs, BG groups, four 32-bit words each. Everything of a group is in one
+thread, where the layout of the weights is so; then taking words apart costs nothing.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vip_llava.kernels.fused.setting import INTERPRETED
+
+__all__ = ["bytes_of_row", "four", "products", "scattered"]
+
+_WIDE = tl.constexpr(INTERPRETED)
+_MOST = tl.constexpr(32512.0)
+_INTEGER = tl.constexpr(12583040.0)
+"""1.5 * 2^23 + 128: a number added to this is rounded, and is (with 128 more) in the lower bits."""
+_LOW_HALVES = tl.constexpr(0x0F0F0F0F)
+_HIGH_HALVES = tl.constexpr(-0x0F0F0F10)
+_ONES = tl.constexpr(0x01010101)
+_SIGNS = tl.constexpr(-0x7F7F7F80)
+
+
+@triton.jit
+def scattered(number):
+    """The same numbers, of which the compiler doesn't know that they follow each other.
+
+    It would give several of them to one thread, so as to read values side by side at once.
+    """
+    if _WIDE:
+        return number
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [number], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _byte(word, at: tl.constexpr, SIGNED: tl.constexpr):
+    """For the interpreter."""
+    if SIGNED:
+        return (word << (24 - 8 * at)) >> 24
+    return (word >> (8 * at)) & 255
+
+
+@triton.jit
+def _dot(a, b, total, SIGNED: tl.constexpr):
+    """total + the products of four bytes each; b is signed."""
+    if _WIDE:
+        for at in tl.static_range(4):
+            total += _byte(a, at, SIGNED) * _byte(b, at, True)
+        return total
+    if SIGNED:
+        return tl.inline_asm_elementwise(
+            "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, total],
+            dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+    return tl.inline_asm_elementwise(
+        "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, total],
+        dtype=tl.int32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _lower(a, b):
+    """Bytes 0 and 1 of both: a0 b0 a1 b1."""
+    if _WIDE:
+        return (a & 255) | ((b & 255) << 8) | ((a & 0xFF00) << 8) | ((b & 0xFF00) << 16)
+    return tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, $2, 0x5140;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _halves(a, b):
+    """The lower halves of both as a word, and the upper halves."""
+    if _WIDE:
+        return (a & 0xFFFF) | (b << 16), ((a >> 16) & 0xFFFF) | (b & -0x10000)
+    low = tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, $2, 0x5410;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+    high = tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, $2, 0x7632;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+    return low, high
+
+
+@triton.jit
+def four(words, BG: tl.constexpr, BN: tl.constexpr):
+    """[BG, BN, 4] (or [BG, 4], if BN is 0) as four of one dimension less."""
+    pairs = tl.reshape(words, (BG, BN, 2, 2)) if BN else tl.reshape(words, (BG, 2, 2))
+    even, odd = tl.split(pairs)
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _part(x, norm, at, there, NORM: tl.constexpr):
+    """Eight inputs of each group [BG, 8], and their squares."""
+    values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+    squares = values
+    if NORM:
+        squares = values * values
+        values *= tl.load(norm + at, mask=there, other=0.0).to(tl.float32)
+    return values, squares
+
+
+@triton.jit
+def _rounded(values, factor):
+    whole = values * factor[:, None] + _INTEGER
+    return whole.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def bytes_of_row(
+    x, norm, g, GROUPS: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr
+):
+    """Groups g [BG] of a row, times the norm's weight, for products with weights of BITS.
+
+    Gives their words (as `products` takes them), the factor [BG] of their products, their sums
+    [BG], and the sums of squares [BG, 8] of what was read.
+    """
+    there = (g < GROUPS)[:, None]
+    at = g[:, None] * (128 // BITS) + tl.arange(0, 8)[None, :]
+    a, squares = _part(x, norm, at, there, NORM)
+    b, more = _part(x, norm, at + 8, there, NORM)
+    squares += more
+    most = _larger(tl.abs(a), tl.abs(b))
+    if BITS == 4:
+        c, more = _part(x, norm, at + 16, there, NORM)
+        squares += more
+        d, more = _part(x, norm, at + 24, there, NORM)
+        squares += more
+        most = _larger(most, _larger(tl.abs(c), tl.abs(d)))
+    most = tl.reduce(most, 1, _larger)
+    factor = _MOST / tl.maximum(most, 1e-30)
+    step = most / _MOST
+    sums = step
+    if BITS == 8:
+        low_a, high_a = _in_order(_rounded(a, factor), BG)
+        low_b, high_b = _in_order(_rounded(b, factor), BG)
+        low_0, low_1 = tl.split(low_a)
+        low_2, low_3 = tl.split(low_b)
+        high_0, high_1 = tl.split(high_a)
+        high_2, high_3 = tl.split(high_b)
+        words = (high_0, high_1, high_2, high_3, low_0, low_1, low_2, low_3)
+    else:
+        first = _lower(_rounded(a, factor), _rounded(b, factor))
+        second = _lower(_rounded(c, factor), _rounded(d, factor))
+        low, high = _halves(first, second)
+        low ^= _SIGNS
+        low_even, low_odd = tl.split(tl.reshape(low, (BG, 4, 2)))
+        high_even, high_odd = tl.split(tl.reshape(high, (BG, 4, 2)))
+        words = (
+            four(high_even, BG, 0) + four(high_odd, BG, 0) + four(low_even, BG, 0)
+            + four(low_odd, BG, 0)
+        )  # fmt: skip
+        whole = tl.zeros((BG,), tl.int32)
+        for i in tl.static_range(8):
+            whole = _dot(tl.full((BG,), _ONES, tl.int32), words[i], whole, True)
+        whole *= 256
+        for i in tl.static_range(8, 16):
+            whole = _dot(tl.full((BG,), _ONES, tl.int32), words[i], whole, True)
+        sums = whole.to(tl.float32) * step
+        step = step / 16  # half of the products are made with sixteen times the weights
+    return words, step, sums, squares
+
+
+@triton.jit
+def _in_order(bits, BG: tl.constexpr):
+    """Eight integers of each group as two words of low bytes and two of high ones [BG, 2]."""
+    even, odd = tl.split(tl.reshape(bits, (BG, 2, 2, 2)))
+    first, second = tl.split(_lower(even, odd))
+    low, high = _halves(first, second)
+    return low ^ _SIGNS, high
+
+
+@triton.jit
+def products(weights, row, BG: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr):
+    """Words [BG, BN, 4] of weights times those of a row: sums over each group, float32 [BG, BN].
+
+    Those of 4 bits are levels from 0 to 15, and sixteen times too much comes out.
+    """
+    w = four(weights, BG, BN)
+    total = tl.zeros((BG, BN), tl.int32)
+    if BITS == 8:
+        for i in tl.static_range(4):
+            total = _dot(w[i], row[i][:, None], total, True)
+        total *= 256
+        for i in tl.static_range(4):
+            total = _dot(w[i], row[4 + i][:, None], total, True)
+    else:
+        for i in tl.static_range(4):
+            total = _dot(w[i] & _LOW_HALVES, row[i][:, None], total, False)
+        total *= 16
+        for i in tl.static_range(4):
+            total = _dot(w[i] & _HIGH_HALVES, row[4 + i][:, None], total, False)
+        total *= 256
+        for i in tl.static_range(4):
+            total = _dot(w[i] & _HIGH_HALVES, row[12 + i][:, None], total, False)
+        rest = tl.zeros((BG, BN), tl.int32)
+        for i in tl.static_range(4):
+            rest = _dot(w[i] & _LOW_HALVES, row[8 + i][:, None], rest, False)
+        total += rest * 16
+    return total.to(tl.float32)
