@@ -39,16 +39,19 @@ def _fetch(
     if not EVEN:  # rows beyond the end read the last one again
         row = tl.minimum(row, outputs - 1 - first)
     begin = first.to(tl.int64) * GROUPS
-    at = row[None, :] * GROUPS + g[:, None]
-    word_at = at[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
-    at = row[None, :] * GROUPS + scattered(g)[:, None]
+    group, four = g[:, None, None] * 4, tl.arange(0, 4)[None, None, :]
+    group_alone = scattered(g)[:, None]
+    # What is known when this is compiled is added last, so that it costs nothing.
+    across = row[None, :] * GROUPS
     words, scales, lows = (), (), ()
     for piece in tl.static_range(0, GROUPS, BG):
         there = (piece + g < limit)[:, None]
-        words += (tl.load(w + begin * 4 + (word_at + piece * 4), mask=there[:, :, None], other=0),)
+        at = w + begin * 4 + group + ((across + piece)[:, :, None] * 4 + four)
+        words += (tl.load(at, mask=there[:, :, None], other=0),)
         if BITS == 4:
-            scales += (tl.load(s + begin + (at + piece), mask=there, other=0.0),)
-            lows += (tl.load(low + begin + (at + piece), mask=there, other=0.0),)
+            at = begin + group_alone
+            scales += (tl.load(s + at + (across + piece), mask=there, other=0.0),)
+            lows += (tl.load(low + at + (across + piece), mask=there, other=0.0),)
     return words, scales, lows
 
 
