@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from vip_llava.engine.measure import WORKLOADS, Figure
+
 Program = Callable[..., Any]
 SMALL = ("--random", "tiny", "--runs", 1, "--new-tokens", 3, "--text-tokens", 6, "--askers", 2)
 
@@ -49,6 +51,21 @@ def test_small_weights_can_be_measured(program: Program) -> None:
     assert "TFLOP/s in products" in ran.out
 
 
+def test_what_fails_costs_nothing_else(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> list[Figure]:
+        raise RuntimeError("made up")
+
+    monkeypatch.setitem(WORKLOADS, "decode", refuse)
+    target = tmp_path / "speed.md"
+    words = ("--workload", "decode", "--workload", "first-token", "--write", target)
+    ran = program("bench", *SMALL, *words)
+    assert ran.code == 1
+    assert "Not measured: decode: RuntimeError: made up" in ran.out
+    assert "| first token, new picture | engine |" in target.read_text()
+
+
 def test_a_model_can_be_measured(
     program: Program, assistant: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,3 +103,7 @@ def test_the_script_names_its_result_by_hardware() -> None:
     assert Path(words[4]).parent == path.parent / "results"
     assert Path(words[4]).name.startswith("engine_one-gpu_")
     assert script.arguments([]) == ["bench", "--runs", "5"]
+    whole = script.arguments(["--all", "--runs", "2"])
+    assert whole[:3] == ["bench", "--runs", "2"]
+    assert set(whole[4::2]) == set(WORKLOADS)
+    assert set(whole[3::2]) == {"--workload"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
 from vip_llava.engine.ceilings import ceilings, first_token_work, peak_bytes, step_bytes
-from vip_llava.engine.measure import WORKLOADS, Figure, Load, measure
+from vip_llava.engine.fidelity import distance, step_logits
+from vip_llava.engine.measure import USUAL, Figure, Load, measure
 from vip_llava.engine.subject import Subject, random_subject
 from vip_llava.model.half import can_halve, halve
 from vip_llava.model.quantize import Quantization, quantize_model
@@ -35,9 +35,9 @@ def test_both_ways_say_the_same(subject: Subject) -> None:
     assert prompts[0] != subject.prompt(1, 8)
 
 
-@pytest.mark.parametrize("name", list(WORKLOADS))
-def test_every_workload_has_figures_of_both_ways(subject: Subject, name: str) -> None:
-    [figures] = measure(subject, SMALL, [name])
+@pytest.mark.parametrize("name", USUAL)
+def test_every_usual_workload_has_figures_of_both_ways(subject: Subject, name: str) -> None:
+    figures = measure(subject, SMALL, name)
     ways = {figure.way for figure in figures}
     assert "engine" in ways
     assert any(way.startswith("transformers") for way in ways)
@@ -51,9 +51,38 @@ def test_every_workload_has_figures_of_both_ways(subject: Subject, name: str) ->
 
 def test_compiled_transformers_is_a_third_way(subject: Subject) -> None:
     """(Where it isn't CUDA it has the cache of fixed size and is not compiled.)"""
-    [figures] = measure(subject, replace(SMALL, compiled=True), ["decode"])
-    ways = ["transformers", "transformers, static and compiled", "engine"]
-    assert [figure.way for figure in figures] == ways
+    [figure] = measure(subject, SMALL, "compiled")
+    [plain, _] = measure(subject, SMALL, "decode")
+    assert figure.way == "transformers, static and compiled"
+    assert (figure.workload, figure.unit) == (plain.workload, plain.unit)
+
+
+def test_small_weights_are_faster_or_not_but_near(subject: Subject) -> None:
+    figures = {(f.workload, f.way): f for f in measure(subject, SMALL, "small")}
+    for bits, low, high in ((8, 0.0, 5.0), (4, 2.0, 60.0)):
+        way = f"engine, {bits}-bit weights"
+        assert low < figures["error of logits", way].value < high
+        assert 0 < figures["same most probable token", way].value <= 100
+        speed, read = figures["decode, one asker", way], figures["weights read in it", way]
+        # Norms, output matrix and scales are read besides the small weights.
+        assert (
+            1 < read.value * 1e9 / speed.value / (bits / 8 * 2 * (4 * 64 * 64 + 3 * 64 * 128)) < 8
+        )
+
+
+def test_logits_token_by_token_are_those_of_all_at_once(subject: Subject) -> None:
+    ids = list(range(5, 30))
+    with torch.inference_mode():
+        wanted = subject.model(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(step_logits(subject.model, ids), wanted, rtol=1e-4, atol=1e-4)
+    hook = subject.model.get_decoder().register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(step_logits(subject.model, ids), wanted, rtol=1e-4, atol=1e-4)
+    hook.remove()
+    changed = wanted.clone()
+    changed[:5] *= -1
+    assert distance(wanted, wanted) == (0.0, 1.0)
+    assert 0.3 < distance(changed, wanted).error < 2
+    assert distance(changed, wanted).agreement == pytest.approx(0.8)
 
 
 def test_more_tokens_and_less_time_are_better() -> None:
@@ -95,7 +124,8 @@ def test_a_recording_engine_tells_what_that_cost(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vip_llava.engine.steps.records", lambda *_: True)
-    [figures] = measure(subject, SMALL, ["many"])
-    assert [f.workload for f in figures if f.unit == "s"] == ["5 recordings made"]
+    figures = measure(subject, SMALL, "many")
+    # 1, 2 and 4 requests; 1 and 2 views; 32, 64, 128 and 192 tokens of prompts.
+    assert [f.workload for f in figures if f.unit == "s"] == ["9 recordings made"]
     names = [f.workload for f in figures]
     assert {"3 askers", "3 askers, first token", "3 askers, whole answer"} <= set(names)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,7 +49,8 @@ def bench(
         typer.Option(
             "--workload",
             metavar="NAME",
-            help="decode, first-token, many or second-turn (repeatable; all if not given).",
+            help="decode, first-token, many, second-turn, small (8- and 4-bit weights) or compiled "
+            "(repeatable; the first four if not given).",
         ),
     ] = None,
     runs: Annotated[
@@ -66,7 +68,7 @@ def bench(
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compiled", help="Also transformers with a static cache and torch.compile (slow)."
+            "--compiled", help="As --workload compiled: a static cache and torch.compile (slow)."
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -81,8 +83,8 @@ def bench(
     Every workload is run by this project's engine and by the generate method of transformers, by
     turns in one process, so that the ratio is of one run. The table is on stdout.
     """
-    from vip_llava.engine.ceilings import ceilings, peak_bytes
-    from vip_llava.engine.measure import WORKLOADS, Load, measure
+    from vip_llava.engine.ceilings import ceilings, held_bytes, peak_bytes
+    from vip_llava.engine.measure import USUAL, WORKLOADS, Load, measure
 
     unknown = [name for name in workload or () if name not in WORKLOADS]
     if unknown:
@@ -90,24 +92,35 @@ def bench(
     if write is not None and not write.absolute().parent.is_dir():
         raise RequestError(f"{write}: there is no folder {write.absolute().parent}")
     name, subject = _subject(random, model)
-    load = Load(
-        text_tokens=text_tokens, new_tokens=new_tokens, askers=askers, runs=runs, compiled=compiled
-    )
-    best = ceilings(subject.model.device, subject.model.dtype)
-    figures = []
-    for found in measure(subject, load, workload or ()):
-        note(f"measured: {found[0].workload}")
-        figures += found
-    peak = peak_bytes(subject.model.device)
-    text = report(name, subject, load, figures, best, peak)
+    load = Load(text_tokens=text_tokens, new_tokens=new_tokens, askers=askers, runs=runs)
+    device = subject.model.device
+    best = ceilings(device, subject.model.dtype)
+    figures: list[Figure] = []
+    failed: list[str] = []
+    peak = 0
+    for each in [*(workload or USUAL), *["compiled"] * compiled]:
+        began = time.perf_counter()
+        try:
+            figures += measure(subject, load, each)
+            note(f"measured: {each}, {time.perf_counter() - began:.0f} s")
+        except Exception as error:  # the others still tell something
+            failed.append(f"{each}: {type(error).__name__}: {error}")
+            note(f"failed: {failed[-1]}")
+        peak = max(peak, peak_bytes(device))
+        held_bytes(device)  # what the last one left behind is given back
+        text = report(name, subject, load, figures, best, peak, failed)
+        if write is not None:
+            write.write_text(text, encoding="utf-8")
     if write is not None:
-        write.write_text(text, encoding="utf-8")
         note(f"written: {write}")
     if as_json:
         found_json = [asdict(each) for each in figures]
         whole = {"model": name, "figures": found_json, **asdict(best), "peak_bytes": peak}
+        whole |= {"failed": failed}
         text = f"{json.dumps(whole, indent=1)}\n"
     sys.stdout.write(text)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _subject(random: str | None, options: ModelOptions) -> tuple[str, Subject]:
@@ -155,6 +168,7 @@ def report(
     figures: Sequence[Figure],
     best: Ceilings,
     peak: int,
+    failed: Sequence[str] = (),
 ) -> str:
     """The figures as a page in Markdown; each way beside the best of transformers."""
     import torch
@@ -191,6 +205,7 @@ def report(
         told = _share(each, subject, load, best)
         if told:
             lines.append(f"| | | | | | {told} |")
+    lines += [f"\nNot measured: {each}" for each in failed]
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ This module measures the device and counts weights; it runs no model.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,16 @@ from torch import nn
 
 from vip_llava.model.half import HalfLinear
 
-__all__ = ["Ceilings", "ceilings", "finished", "first_token_work", "peak_bytes", "step_bytes"]
+__all__ = [
+    "Ceilings",
+    "ceilings",
+    "finished",
+    "first_token_work",
+    "forget_peak",
+    "held_bytes",
+    "peak_bytes",
+    "step_bytes",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,21 @@ def peak_bytes(device: torch.device) -> int:
         return 0
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else 1024 * size
+
+
+def held_bytes(device: torch.device) -> int:
+    """Memory of a GPU that is in use now, after clearing up; 0 for others."""
+    if device.type != "cuda":
+        return 0
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """From now on `peak_bytes` of a GPU is about what comes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def step_bytes(model: Any) -> int:

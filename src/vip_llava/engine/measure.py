@@ -9,20 +9,25 @@ This module measures; it knows no command line and writes nothing.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
-from vip_llava.engine.ceilings import finished
+from vip_llava.engine.ceilings import finished, forget_peak, held_bytes, peak_bytes, step_bytes
 from vip_llava.engine.core import Engine, Handle
+from vip_llava.engine.fidelity import distance, step_logits
 from vip_llava.engine.sampling import SamplingParams
 from vip_llava.engine.subject import Stopwatch, Subject
 from vip_llava.engine.values import Generated
+from vip_llava.model.quantize import Quantization, quantize_model
 
 __all__ = [
+    "USUAL",
     "WORKLOADS",
     "Figure",
     "Load",
@@ -30,6 +35,8 @@ __all__ = [
 ]
 
 PLAIN, ENGINE = "transformers", "engine"
+SMALL_BITS: tuple[Literal[8, 4], ...] = (8, 4)
+_DECODE = "decode, one asker", "tokens/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +49,6 @@ class Load:
     batch: int = 32
     """Requests that transformers answers together in its better way for many askers."""
     runs: int = 5
-    compiled: bool = False
-    """Also measure one asker of transformers with a static cache and `torch.compile`, which takes
-    minutes to begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,35 +70,76 @@ class Figure:
         return ratio if self.higher_is_better else 1 / ratio
 
 
-def measure(subject: Subject, load: Load, workloads: Sequence[str] = ()) -> Iterator[list[Figure]]:
-    """The figures of each workload as it is done (default: all of `WORKLOADS`)."""
-    for name in workloads or WORKLOADS:
-        yield WORKLOADS[name](subject, load)
+def measure(subject: Subject, load: Load, workload: str) -> list[Figure]:
+    """The figures of a workload, by its name in `WORKLOADS`."""
+    return WORKLOADS[workload](subject, load)
 
 
 def _decode(subject: Subject, load: Load) -> list[Figure]:
     """One asker, tokens a second after the first one."""
-
-    def plain(seed: int, static: bool = False) -> float:
-        watch = Stopwatch()
-        prompt = subject.prompt(seed, load.text_tokens)
-        subject.generate([prompt], load.new_tokens, watch, static=static)
-        _, first, *_, last = watch.times  # the prompt comes before the first token
-        return (load.new_tokens - 1) / (last - first)
-
     engine = subject.engine(max_running=1)
     engine.warm_up()
+    return _both(
+        *_DECODE, True, load,
+        lambda seed: _plain_rate(subject, load, seed),
+        lambda seed: _rate(subject, load, engine, seed),
+    )  # fmt: skip
 
-    def ours(seed: int) -> float:
-        result = _submit(engine, subject.prompt(seed, load.text_tokens), load.new_tokens).result()
-        return (load.new_tokens - 1) / max(result.decode_seconds, 1e-9)
 
-    name, unit = "decode, one asker", "tokens/s"
-    figures = _both(name, unit, True, load, plain, ours)
-    if load.compiled:
-        rates = [plain(seed, static=True) for seed in range(load.runs + 2)][2:]
-        figures.insert(1, _figure(name, f"{PLAIN}, static and compiled", unit, rates, True))
-    return figures
+def _compiled(subject: Subject, load: Load) -> list[Figure]:
+    """The same by transformers with a cache of fixed size, for which it compiles its steps on CUDA;
+    that takes minutes to begin with."""
+    rates = [_plain_rate(subject, load, seed, static=True) for seed in range(load.runs + 2)][2:]
+    name, unit = _DECODE
+    return [_figure(name, f"{PLAIN}, static and compiled", unit, rates, True)]
+
+
+def _small(subject: Subject, load: Load) -> list[Figure]:
+    """One asker with small weights: how fast, in how much memory, how far from whole weights."""
+    ids = [token for token in subject.prompt(3, 128)[0] if token != subject.image_token_id]
+    wanted = step_logits(subject.model, ids)
+    found = []
+    for bits in SMALL_BITS:
+        held = held_bytes(subject.model.device)
+        small = replace(subject, model=copy.deepcopy(subject.model))
+        quantize_model(small.model, Quantization(bits))
+        found += _one_small(small, load, f"{ENGINE}, {bits}-bit weights", held)
+        apart = distance(step_logits(small.model, ids), wanted)
+        way = f"{ENGINE}, {bits}-bit weights"
+        error, same = 100 * apart.error, 100 * apart.agreement
+        found.append(Figure("error of logits", way, "%", error, error, False))
+        found.append(Figure("same most probable token", way, "%", same, same, True))
+    return found
+
+
+def _one_small(small: Subject, load: Load, way: str, held: int) -> list[Figure]:
+    """Speed and memory; `held`: bytes in use before this model was made."""
+    device = small.model.device
+    forget_peak(device)
+    tokens = load.text_tokens + small.tokens_per_view + load.new_tokens
+    engine = small.engine(max_running=1, kv_tokens=tokens + 16)
+    engine.warm_up()
+    rates = [_rate(small, load, engine, seed) for seed in range(load.runs + 1)][1:]
+    speed = _figure(*_DECODE[:1], way, _DECODE[1], rates, True)
+    read = step_bytes(small.model) * speed.value / 1e9
+    found = [speed, Figure("weights read in it", way, "GB/s", read, read, True)]
+    if device.type == "cuda":
+        memory = (peak_bytes(device) - held) / 1e9
+        found.append(Figure("model with one picture's cache", way, "GB", memory, memory, False))
+    return found
+
+
+def _plain_rate(subject: Subject, load: Load, seed: int, static: bool = False) -> float:
+    watch = Stopwatch()
+    prompt = subject.prompt(seed, load.text_tokens)
+    subject.generate([prompt], load.new_tokens, watch, static=static)
+    _, first, *_, last = watch.times  # the prompt comes before the first token
+    return (load.new_tokens - 1) / (last - first)
+
+
+def _rate(subject: Subject, load: Load, engine: Engine, seed: int) -> float:
+    result = _submit(engine, subject.prompt(seed, load.text_tokens), load.new_tokens).result()
+    return (load.new_tokens - 1) / max(result.decode_seconds, 1e-9)
 
 
 def _first_token(subject: Subject, load: Load) -> list[Figure]:
@@ -128,11 +173,7 @@ def _many(subject: Subject, load: Load) -> list[Figure]:
         return len(asked) / _seconds(subject, run)
 
     tokens = load.text_tokens + subject.tokens_per_view + load.new_tokens
-    engine = subject.engine(
-        kv_tokens=load.askers * (tokens + 32),
-        max_running=load.askers,
-        step_tokens=max(1024, load.askers + 1),
-    )
+    engine = subject.engine(kv_tokens=load.askers * (tokens + 32), max_running=load.askers)
     answers: list[Generated] = []
 
     def run() -> None:
@@ -197,8 +238,13 @@ WORKLOADS: dict[str, Callable[[Subject, Load], list[Figure]]] = {
     "first-token": _first_token,
     "many": _many,
     "second-turn": _second_turn,
+    "small": _small,
+    "compiled": _compiled,
 }
 """What can be measured, by name."""
+
+USUAL = tuple(WORKLOADS)[:4]
+"""What is measured where nothing is chosen."""
 
 
 def _submit(engine: Engine, prompt: tuple[list[int], Tensor], count: int) -> Handle:
