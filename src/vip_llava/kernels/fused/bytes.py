@@ -16,7 +16,7 @@ import triton.language as tl
 
 from vip_llava.kernels.fused.setting import INTERPRETED
 
-__all__ = ["bytes_of_row", "four", "products", "scattered"]
+__all__ = ["bytes_of_row", "products", "scattered"]
 
 _WIDE = tl.constexpr(INTERPRETED)
 _MOST = tl.constexpr(32512.0)
@@ -42,20 +42,8 @@ def scattered(number):
 
 
 @triton.jit
-def _byte(word, at: tl.constexpr, SIGNED: tl.constexpr):
-    """For the interpreter."""
-    if SIGNED:
-        return (word << (24 - 8 * at)) >> 24
-    return (word >> (8 * at)) & 255
-
-
-@triton.jit
 def _dot(a, b, total, SIGNED: tl.constexpr):
     """total + the products of four bytes each; b is signed."""
-    if _WIDE:
-        for at in tl.static_range(4):
-            total += _byte(a, at, SIGNED) * _byte(b, at, True)
-        return total
     if SIGNED:
         return tl.inline_asm_elementwise(
             "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, total],
@@ -65,6 +53,34 @@ def _dot(a, b, total, SIGNED: tl.constexpr):
         "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, total],
         dtype=tl.int32, is_pure=True, pack=1,
     )  # fmt: skip
+
+
+@triton.jit
+def _four(words):
+    """[BG, BN, 4] or [BG, 4] as four of one dimension less."""
+    if len(words.shape) == 3:
+        pairs = tl.reshape(words, (words.shape[0], words.shape[1], 2, 2))
+    else:
+        pairs = tl.reshape(words, (words.shape[0], 2, 2))
+    even, odd = tl.split(pairs)
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _dots(words, row, total, SIGNED: tl.constexpr):
+    """total [BG, BN] + the products of 16 bytes each: words [BG, BN, 4], row [BG, 4] (signed)."""
+    if _WIDE:
+        for at in tl.static_range(4):
+            left = ((words << (24 - 8 * at)) >> 24) if SIGNED else ((words >> (8 * at)) & 255)
+            right = (row << (24 - 8 * at)) >> 24
+            total += tl.sum(left * right[:, None, :], axis=2)
+        return total
+    w, x = _four(words), _four(row)
+    for i in tl.static_range(4):
+        total = _dot(w[i], x[i][:, None], total, SIGNED)
+    return total
 
 
 @triton.jit
@@ -89,16 +105,6 @@ def _halves(a, b):
         "prmt.b32 $0, $1, $2, 0x7632;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
     )
     return low, high
-
-
-@triton.jit
-def four(words, BG: tl.constexpr, BN: tl.constexpr):
-    """[BG, BN, 4] (or [BG, 4], if BN is 0) as four of one dimension less."""
-    pairs = tl.reshape(words, (BG, BN, 2, 2)) if BN else tl.reshape(words, (BG, 2, 2))
-    even, odd = tl.split(pairs)
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
 
 
 @triton.jit
@@ -151,29 +157,19 @@ def bytes_of_row(
     if BITS == 8:
         low_a, high_a = _in_order(_rounded(a, factor), BG)
         low_b, high_b = _in_order(_rounded(b, factor), BG)
-        low_0, low_1 = tl.split(low_a)
-        low_2, low_3 = tl.split(low_b)
-        high_0, high_1 = tl.split(high_a)
-        high_2, high_3 = tl.split(high_b)
-        words = (high_0, high_1, high_2, high_3, low_0, low_1, low_2, low_3)
+        words = (_beside(high_a, high_b, BG), _beside(low_a, low_b, BG))
     else:
         first = _lower(_rounded(a, factor), _rounded(b, factor))
         second = _lower(_rounded(c, factor), _rounded(d, factor))
         low, high = _halves(first, second)
-        low ^= _SIGNS
-        low_even, low_odd = tl.split(tl.reshape(low, (BG, 4, 2)))
+        low_even, low_odd = tl.split(tl.reshape(low ^ _SIGNS, (BG, 4, 2)))
         high_even, high_odd = tl.split(tl.reshape(high, (BG, 4, 2)))
-        words = (
-            four(high_even, BG, 0) + four(high_odd, BG, 0) + four(low_even, BG, 0)
-            + four(low_odd, BG, 0)
-        )  # fmt: skip
-        whole = tl.zeros((BG,), tl.int32)
-        for i in tl.static_range(8):
-            whole = _dot(tl.full((BG,), _ONES, tl.int32), words[i], whole, True)
-        whole *= 256
-        for i in tl.static_range(8, 16):
-            whole = _dot(tl.full((BG,), _ONES, tl.int32), words[i], whole, True)
-        sums = whole.to(tl.float32) * step
+        words = (high_even, high_odd, low_even, low_odd)
+        ones = tl.full((BG, 1, 4), _ONES, tl.int32)
+        whole = tl.zeros((BG, 1), tl.int32)
+        whole = _dots(ones, high_odd, _dots(ones, high_even, whole, True), True) * 256
+        whole = _dots(ones, low_odd, _dots(ones, low_even, whole, True), True)
+        sums = tl.reshape(whole, (BG,)).to(tl.float32) * step
         step = step / 16  # half of the products are made with sixteen times the weights
     return words, step, sums, squares
 
@@ -188,30 +184,25 @@ def _in_order(bits, BG: tl.constexpr):
 
 
 @triton.jit
+def _beside(a, b, BG: tl.constexpr):
+    """Two words of each group and two more: [BG, 4]."""
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (BG, 4))
+
+
+@triton.jit
 def products(weights, row, BG: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr):
     """Words [BG, BN, 4] of weights times those of a row: sums over each group, float32 [BG, BN].
 
     Those of 4 bits are levels from 0 to 15, and sixteen times too much comes out.
     """
-    w = four(weights, BG, BN)
     total = tl.zeros((BG, BN), tl.int32)
     if BITS == 8:
-        for i in tl.static_range(4):
-            total = _dot(w[i], row[i][:, None], total, True)
-        total *= 256
-        for i in tl.static_range(4):
-            total = _dot(w[i], row[4 + i][:, None], total, True)
+        total = _dots(weights, row[0], total, True) * 256
+        total = _dots(weights, row[1], total, True)
     else:
-        for i in tl.static_range(4):
-            total = _dot(w[i] & _LOW_HALVES, row[i][:, None], total, False)
-        total *= 16
-        for i in tl.static_range(4):
-            total = _dot(w[i] & _HIGH_HALVES, row[4 + i][:, None], total, False)
-        total *= 256
-        for i in tl.static_range(4):
-            total = _dot(w[i] & _HIGH_HALVES, row[12 + i][:, None], total, False)
-        rest = tl.zeros((BG, BN), tl.int32)
-        for i in tl.static_range(4):
-            rest = _dot(w[i] & _LOW_HALVES, row[8 + i][:, None], rest, False)
-        total += rest * 16
+        lower, upper = weights & _LOW_HALVES, weights & _HIGH_HALVES
+        total = _dots(lower, row[0], total, False) * 16
+        total = _dots(upper, row[1], total, False) * 256
+        total = _dots(upper, row[3], total, False)
+        total += _dots(lower, row[2], tl.zeros((BG, BN), tl.int32), False) * 16
     return total.to(tl.float32)
