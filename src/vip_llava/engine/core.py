@@ -159,6 +159,7 @@ class Engine(Steps):
                 captured_steps=self._captured_steps,
                 recordings=sum(recorder.count for recorder in recorders),
                 recording_seconds=sum(recorder.seconds for recorder in recorders),
+                recording_bytes=sum(recorder.bytes for recorder in recorders),
                 closed=self._paths.closed or self._vision.closed,
             )
 
@@ -170,7 +171,7 @@ class Engine(Steps):
     def warm_up(self) -> float:
         """Make all recordings now that would else be made when they are first needed.
 
-        Those are of encodings of one picture and of steps of answers. Returns the seconds it took;
+        Those are of encodings of one picture, of prompts of usual sizes and of answers. Returns the seconds it took;
         does nothing where nothing is recorded. For servers, before they say that they are ready.
         """
         began = time.perf_counter()

@@ -47,6 +47,8 @@ class Recorder:
         """Recordings made."""
         self.seconds: float = before.seconds if before else 0.0
         """The time that took, kernels compiled for them included."""
+        self.bytes = 0
+        """Memory of a GPU that was reserved for what recordings write on the way; they share it."""
         self._pool: Any = None
         self._side: Any = None
 
@@ -87,7 +89,9 @@ class Recorder:
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
         ):
+            reserved = torch.cuda.memory_reserved(self.device)
             result = work()
+            self.bytes += max(0, torch.cuda.memory_reserved(self.device) - reserved)
 
         def again() -> Tensor:
             graph.replay()

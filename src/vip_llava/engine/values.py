@@ -82,9 +82,11 @@ class EngineStats:
     captured_steps: int = 0
     """Of `steps` those in which answers went on by a recording."""
     recordings: int = 0
-    """Made so far, for numbers of requests and of pictures."""
+    """Made so far, for numbers of requests, of a prompt's tokens and of pictures."""
     recording_seconds: float = 0.0
     """What making them took."""
+    recording_bytes: int = 0
+    """Memory of a GPU that they hold."""
     closed: str = ""
     """Why recordings or fused kernels are done without, if they failed."""
 
