@@ -9,6 +9,9 @@ Shape letters: BN outputs, BG groups, four 32-bit words each. Everything of a gr
 thread, where the layout of the weights is so; then taking words apart costs nothing.
 """
 
+# mypy: disable-error-code="assignment"
+# What a name stands for is decided when a kernel is compiled.
+
 from __future__ import annotations
 
 import triton

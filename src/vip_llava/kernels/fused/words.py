@@ -20,7 +20,6 @@ import triton.language as tl
 
 from vip_llava.kernels.fused.bytes import bytes_of_row, products, scattered
 from vip_llava.kernels.fused.lang import choose, near, release_next, silu, wait_previous, which
-from vip_llava.kernels.fused.vector import finish, scaled
 
 __all__ = ["vector_words"]
 
@@ -86,6 +85,28 @@ def _sums(
 
 
 @triton.jit
+def _ends(s, b, residual, at, BITS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
+    """What the sums of outputs `at` [BN] are multiplied with, and what is added."""
+    scale, bias, more = 1.0, 0.0, 0.0
+    if BITS == 8:
+        scale = tl.load(s + at)
+    if BIAS:
+        bias = tl.load(b + at)
+    if RESIDUAL:
+        more = tl.load(residual + at)
+    return scale, bias, more
+
+
+@triton.jit
+def _ended(found, ends, BITS: tl.constexpr, BIAS: tl.constexpr):
+    if BITS == 8:
+        found *= ends[0].to(tl.float32)
+    if BIAS:
+        found += ends[1].to(tl.float32)
+    return found
+
+
+@triton.jit
 def vector_words(
     x, w0, w1, w2, s0, s1, s2, l0, l1, l2, b0, b1, b2, norm, residual, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
@@ -114,11 +135,11 @@ def vector_words(
     for i in tl.static_range(AHEAD):
         tile = begin + (i + 1) * programs
         if tile < TILES:
-            w, number, outputs, first, before = which(tile, w0, w1, w2, N0, N1, N2, BN)
-            s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
-            _near(w, s, low, first, outputs, GROUPS, BN, BITS, THREADS)
+            w_, number_, outputs_, first_, _ = which(tile, w0, w1, w2, N0, N1, N2, BN)
+            s_, low_ = choose(s0, s1, s2, number_), choose(l0, l1, l2, number_)
+            _near(w_, s_, low_, first_, outputs_, GROUPS, BN, BITS, THREADS)
             if GATED:
-                _near(w1, s1, l1, first, outputs, GROUPS, BN, BITS, THREADS)
+                _near(w1, s1, l1, first_, outputs_, GROUPS, BN, BITS, THREADS)
     wait_previous(OVERLAP)
     row = ()
     squares = tl.zeros((BG, 8), tl.float32)
@@ -130,7 +151,13 @@ def vector_words(
     if NORM:
         root = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / K + eps)
     for tile in tl.range(begin, TILES, programs):
-        this, this_1 = coming, coming_1
+        this, this_1, to, rows = coming, coming_1, before + first, outputs - first
+        at = tl.minimum(first + tl.arange(0, BN), outputs - 1)
+        s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
+        ends = _ends(s, b, residual + before, at, BITS, BIAS, RESIDUAL)
+        ends_1 = ends
+        if GATED:
+            ends_1 = _ends(s1, b1, residual + before, at, BITS, BIAS, RESIDUAL)
         further = tile + programs
         limit = tl.where(further < TILES, GROUPS, 0)
         w, number, outputs, first, before = which(
@@ -138,16 +165,15 @@ def vector_words(
         )
         s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
         coming = _fetch(w, s, low, first, outputs, limit, g, GROUPS, BN, BG, BITS, EVEN)
+        coming_1 = coming
         if GATED:
             coming_1 = _fetch(w1, s1, l1, first, outputs, limit, g, GROUPS, BN, BG, BITS, EVEN)
-        else:
-            coming_1 = coming
-        w, number, outputs, first, before = which(tile, w0, w1, w2, N0, N1, N2, BN)
-        s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
-        at = tl.minimum(first + tl.arange(0, BN), outputs - 1)
         found = _sums(this, row, BN, BG, PIECES, BITS) * root
-        found = scaled(found, s, at, b, BITS, BIAS)
+        found = _ended(found, ends, BITS, BIAS)
         if GATED:
             found_1 = _sums(this_1, row, BN, BG, PIECES, BITS) * root
-            found = silu(found) * scaled(found_1, s1, at, b1, BITS, BIAS)
-        finish(found, first + tl.arange(0, BN), outputs, before, residual, out, RESIDUAL)
+            found = silu(found) * _ended(found_1, ends_1, BITS, BIAS)
+        found = found.to(out.dtype.element_ty)
+        if RESIDUAL:  # rounded before the sum, as it would be if the sum were a step of its own
+            found = (found.to(tl.float32) + ends[2].to(tl.float32)).to(out.dtype.element_ty)
+        tl.store(out + to + tl.arange(0, BN), found, mask=tl.arange(0, BN) < rows)
