@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from vip_llava.engine import Engine, EngineSettings, SamplingParams
+from vip_llava.engine.graphs import Recorder, Recording
 from vip_llava.errors import RequestError
 
 IMAGE = 99
@@ -146,6 +147,30 @@ def plain_greedy() -> Callable[..., list[int]]:
         return known[key]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def forgetful_recordings() -> Iterator[None]:
+    """As on a GPU: results of a recorder's recordings lie in one memory and are soon written over."""
+    patch = pytest.MonkeyPatch()
+    record = Recorder.record
+
+    def run(self: Recorder, work: Callable[[], Tensor]) -> Recording:
+        made = record(self, work)
+
+        def again() -> Tensor:
+            before: Tensor | None = getattr(self, "last", None)
+            result = made()
+            if before is not None:
+                before.fill_(torch.nan)
+            self.last = result  # type: ignore[attr-defined]
+            return result
+
+        return Recording(again)
+
+    patch.setattr(Recorder, "record", run)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session")

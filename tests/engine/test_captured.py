@@ -19,6 +19,8 @@ SHAPES = [(5, 1), (17, 2), (1, 0), (9, 1), (30, 0), (40, 3), (2, 0)]
 COUNT = 12
 QUICK = settings(max_examples=40, deadline=None)
 
+pytestmark = pytest.mark.usefixtures("forgetful_recordings")
+
 
 @pytest.fixture(scope="module")
 def asks(make_ask: Any) -> list[Any]:

@@ -13,6 +13,8 @@ from vip_llava.engine.prompts import PromptStep, size_for
 
 COUNT = 4
 
+pytestmark = pytest.mark.usefixtures("forgetful_recordings")
+
 
 def engine_of(model: Any, captured: bool = True, **given: Any) -> Engine:
     settings = EngineSettings(captured=captured, **given)
@@ -130,6 +132,23 @@ def test_probabilities_and_draws_are_of_each_ones_own_logits(
         for mine, theirs in zip(found.logprobs or (), expected.logprobs or (), strict=True):
             assert mine.chosen == pytest.approx(theirs.chosen, abs=1e-4)
     assert len(fed) == 4
+
+
+def test_answers_that_go_on_beside_prompts_keep_their_probabilities(
+    vip_model: Any, make_ask: Any, fed: list[tuple[int, int]]
+) -> None:
+    first, second = make_ask(20), make_ask(30, 1)
+    told = []
+    for captured in (False, True):
+        engine = engine_of(vip_model, captured, prefix_tokens=0)
+        engine.warm_up()
+        early = submit(engine, first, 8, logprobs=2)
+        for _ in range(3):
+            engine.step()
+        submit(engine, second).result()
+        told.append([one.chosen for one in early.result().logprobs])
+    assert fed == [(0, 20), (0, 34)]
+    assert told[1] == pytest.approx(told[0], abs=1e-4)
 
 
 def test_memory_may_grow_under_recordings(

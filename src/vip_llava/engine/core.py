@@ -141,7 +141,8 @@ class Engine(Steps):
     def stats(self) -> EngineStats:
         """Counts since the engine was made, and what it holds now."""
         with self._turn:
-            recorders = (self._paths.recorder, self._vision.recorder)
+            paths = self._paths
+            recorders = (paths.recorder, paths.prompt_recorder, self._vision.recorder)
             return EngineStats(
                 steps=self._steps,
                 running=len(self._scheduler.running),
@@ -160,7 +161,7 @@ class Engine(Steps):
                 recordings=sum(recorder.count for recorder in recorders),
                 recording_seconds=sum(recorder.seconds for recorder in recorders),
                 recording_bytes=sum(recorder.bytes for recorder in recorders),
-                closed=self._paths.closed or self._vision.closed,
+                closed=paths.closed or self._vision.closed,
             )
 
     def forget(self) -> None:

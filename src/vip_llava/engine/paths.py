@@ -50,7 +50,8 @@ class Paths:
         self._memory = memory
         self._captured = captured
         self._most, self._banned = most, banned
-        self.recorder = Recorder(model.device)
+        # Of their own, because a step of answers is read after prompts have been started.
+        self.recorder, self.prompt_recorder = Recorder(model.device), Recorder(model.device)
         self.layers: Callable[[Tensor, StepPlan], Tensor] | None = None
         """Embeddings [1, N, C] of a step to hidden states [N, C]; None: ask the model itself."""
         self.decode: DecodeStep | None = None
@@ -115,6 +116,7 @@ class Paths:
     def _open_fused(self) -> None:
         device = self._model.device
         self.recorder = Recorder(device, self.recorder)
+        self.prompt_recorder = Recorder(device, self.prompt_recorder)
         kernels = for_device(device)
         if device.type == "cuda" and not kernels.CAPTURABLE:
             return
@@ -131,7 +133,7 @@ class Paths:
             positions=positions,
             banned=self._banned,
         )
-        self.prompts = PromptStep(fused, self._memory, self.recorder, positions=positions)
+        self.prompts = PromptStep(fused, self._memory, self.prompt_recorder, positions=positions)
 
     def _open_lean(self) -> None:
         decoder = self._model.get_decoder()
