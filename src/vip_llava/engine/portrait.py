@@ -30,27 +30,31 @@ def portrait(model: nn.Module) -> Portrait:
     parts: list[object] = []
     parameters: list[Any] = []
     buffers: list[Any] = []
-    waiting: list[Any] = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is None:
-            continue
-        own = module.__dict__
-        parts.append(id(module))
-        parts.append(type(module))
-        if own["_forward_hooks"] or own["_forward_pre_hooks"]:
-            parts += (*own["_forward_hooks"], None, *own["_forward_pre_hooks"])
-        if "forward" in own or "_hf_hook" in own:
-            parts.append(id(own.get("forward")))
-        if own["_parameters"]:
-            parameters += own["_parameters"].values()
-        if own["_buffers"]:
-            buffers += own["_buffers"].values()
-        waiting += own["_modules"].values()
+    modules: list[Any] = [model]
+    # Level by level, and by functions of C where that is possible: every request waits for this.
+    while modules:
+        parts += map(id, modules)
+        parts += map(type, modules)
+        below: list[Any] = []
+        for module in modules:
+            own = module.__dict__
+            if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+                parts += (*own["_forward_hooks"], None, *own["_forward_pre_hooks"])
+            if "forward" in own or "_hf_hook" in own:
+                parts.append(id(own.get("forward")))
+            if own["_parameters"]:
+                parameters += own["_parameters"].values()
+            if own["_buffers"]:
+                buffers += own["_buffers"].values()
+            if own["_modules"]:
+                below += own["_modules"].values()
+        modules = [module for module in below if module is not None]
     parameters = [one for one in parameters if one is not None]
     places = [one.data_ptr() for one in parameters]
     parts += places
     parts += [one.data_ptr() for one in buffers if one is not None]
-    # Tensors of inference mode count no writes.
-    places += [0 if one.is_inference() else one._version for one in parameters]
+    try:
+        places += [one._version for one in parameters]
+    except RuntimeError:  # tensors of inference mode count no writes
+        places += [0 if one.is_inference() else one._version for one in parameters]
     return Portrait(hash(tuple(places)), hash(tuple(parts)))
