@@ -26,11 +26,24 @@ __all__ = ["paged_decode", "paged_step"]
 
 
 @triton.jit
+def _with(high, total, found, asked, key, value, seen):
+    """The running maximum, total and result of every slot with one tile more."""
+    score = tl.sum(key.to(tl.float32) * asked[None, :], axis=1)
+    score = tl.where(seen, score, NEVER)
+    higher = tl.maximum(high, score)
+    fade = tl.exp(high - higher)
+    share = tl.where(seen, tl.exp(score - higher), 0.0)
+    found = found * fade[:, None] + share[:, None] * value.to(tl.float32)
+    return higher, total * fade + share, found
+
+
+@triton.jit
 def _attend_one(
     q, k, v, cos, sin, keys, values, places, table, lengths, out, parts, most, weight, done,
     scale, window, q_row, k_row, v_row, table_row,
     Q: tl.constexpr, H: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, AHEAD: tl.constexpr,
+    STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """As many key heads as query heads: products of vectors. Every slot of a tile keeps its own
     running maximum, so that nothing is exchanged between threads before the end."""
@@ -44,10 +57,17 @@ def _attend_one(
         end = tl.minimum(end, length - 1)
     d, slot = tl.arange(0, DP), tl.arange(0, BL)
     inside = d < D
-    # The first tile is asked for before the new token is known.
-    key, value, seen = tile(
-        keys, values, table + row * table_row, head, begin, first, end, d, slot, H, D, TOKENS
-    )
+    # The first tiles are asked for before the new token is known.
+    blocks = table + row * table_row
+    key, value, seen = tile(keys, values, blocks, head, begin, first, end, d, slot, H, D, TOKENS)
+    key_1, value_1, seen_1, key_2, value_2, seen_2 = key, value, seen, key, value, seen
+    if AHEAD:
+        key_1, value_1, seen_1 = tile(
+            keys, values, blocks, head, begin + BL, first, end, d, slot, H, D, TOKENS
+        )
+        key_2, value_2, seen_2 = tile(
+            keys, values, blocks, head, begin + 2 * BL, first, end, d, slot, H, D, TOKENS
+        )
     if NEW:
         wait_previous(OVERLAP)
         turns = row * D
@@ -68,18 +88,14 @@ def _attend_one(
     high = tl.where(seen, tl.sum(key.to(tl.float32) * asked[None, :], axis=1), NEVER)
     total = tl.where(seen, 1.0, 0.0)
     found = total[:, None] * value.to(tl.float32)
-    for at in tl.range(begin + BL, end, BL, num_stages=STAGES):
-        key, value, seen = tile(
-            keys, values, table + row * table_row, head, at, first, end, d, slot, H, D, TOKENS
-        )
-        score = tl.sum(key.to(tl.float32) * asked[None, :], axis=1)
-        score = tl.where(seen, score, NEVER)
-        higher = tl.maximum(high, score)
-        fade = tl.exp(high - higher)
-        share = tl.where(seen, tl.exp(score - higher), 0.0)
-        total = total * fade + share
-        found = found * fade[:, None] + share[:, None] * value.to(tl.float32)
-        high = higher
+    rest = begin + BL
+    if AHEAD:
+        high, total, found = _with(high, total, found, asked, key_1, value_1, seen_1)
+        high, total, found = _with(high, total, found, asked, key_2, value_2, seen_2)
+        rest += 2 * BL
+    for at in tl.range(rest, end, BL, num_stages=STAGES):
+        key, value, seen = tile(keys, values, blocks, head, at, first, end, d, slot, H, D, TOKENS)
+        high, total, found = _with(high, total, found, asked, key, value, seen)
     if NEW:
         # Last, so that nothing of it comes before the reading of what is there.
         mine = owns & (slot == 0)
@@ -111,7 +127,8 @@ def _attend_group(
     q, k, v, cos, sin, keys, values, places, table, lengths, out, parts, most, weight, done,
     scale, window, q_row, k_row, v_row, table_row,
     Q: tl.constexpr, H: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    S: tl.constexpr, BL: tl.constexpr, TOKENS: tl.constexpr, NEW: tl.constexpr, AHEAD: tl.constexpr,
+    STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Several query heads share a key head: matrix products of at least 16 rows."""
     release_next(OVERLAP)
@@ -179,10 +196,16 @@ def _attend_group(
                 combine(parts, most, weight, out, row * Q + held * G + one, D, DP, S)
 
 
-def _parts(requests: int, held: int, places: int, tile: int, device: torch.device) -> int:
+def _parts(requests: int, heads: int, held: int, room: int, tile: int, device: torch.device) -> int:
     """Into how many parts a text is split: enough programs for the device, and no empty parts."""
-    wanted = -(-3 * processors(device) // (requests * held))
-    return power_of_two(max(1, min(wanted, -(-places // tile), 16)))
+    most = max(1, min(-(-room // tile), 16))
+    if heads > held:
+        return min(
+            power_of_two(-(-3 * processors(device) // (requests * held))), power_of_two(most)
+        )
+    # Two for each processor can wait side by side with what they read ahead.
+    wanted = -(-2 * processors(device) // (requests * held))
+    return 1 << (min(wanted, most).bit_length() - 1)
 
 
 def _attend(
@@ -201,7 +224,7 @@ def _attend(
     key, value, cos, sin, places = new or (query, query, query, query, lengths)
     setting = choices.attention_setting(heads > held)
     room = table.shape[1] * BLOCK_TOKENS
-    parts = setting.parts or _parts(requests, held, room, setting.tile, query.device)
+    parts = setting.parts or _parts(requests, heads, held, room, setting.tile, query.device)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     partial, most, weight, done = out, out, out, lengths
     if parts > 1:
@@ -214,7 +237,7 @@ def _attend(
         query.stride(0), key.stride(0), value.stride(0), table.stride(0),
         Q=heads, H=held, GP=max(16, power_of_two(heads // held)),
         D=width, DP=power_of_two(width), S=parts, BL=setting.tile, TOKENS=BLOCK_TOKENS,
-        NEW=new is not None, STAGES=setting.stages, num_warps=setting.warps,
+        NEW=new is not None, AHEAD=parts >= 4, STAGES=setting.stages, num_warps=setting.warps,
         **options(query.device),
     )  # fmt: skip
     return out

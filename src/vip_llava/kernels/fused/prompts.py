@@ -124,7 +124,7 @@ def paged_prompt(
         query, keys, values, table, span, out, scale * 1.4426950408889634, window or _EVER,
         query.stride(0), count,
         Q=heads, H=keys.shape[1], D=width, DP=power_of_two(width), BM=rows, BN=32 if wide else 64,
-        TOKENS=BLOCK_TOKENS, WINDOW=window is not None, STAGES=2, num_warps=4,
+        TOKENS=BLOCK_TOKENS, WINDOW=window is not None, STAGES=3, num_warps=4,
         **options(query.device),
     )  # fmt: skip
     return out
