@@ -19,7 +19,7 @@ import triton.language as tl
 
 from vip_llava.kernels.fused.setting import INTERPRETED
 
-__all__ = ["bytes_of_row", "products", "scattered"]
+__all__ = ["bytes_of_row", "eights", "products", "scattered"]
 
 _WIDE = tl.constexpr(INTERPRETED)
 _MOST = tl.constexpr(32512.0)
@@ -116,13 +116,23 @@ def _larger(a, b):
 
 
 @triton.jit
-def _part(x, norm, at, there, NORM: tl.constexpr):
-    """Eight inputs of each group [BG, 8], and their squares."""
-    values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
-    squares = values
+def eights(x, g, GROUPS: tl.constexpr, BITS: tl.constexpr):
+    """Groups g [BG] of a row as two (or four) tensors [BG, 8]."""
+    there = (g < GROUPS)[:, None]
+    at = x + (g[:, None] * (128 // BITS) + tl.arange(0, 8)[None, :])
+    parts = ()
+    for first in tl.static_range(0, 128 // BITS, 8):
+        parts += (tl.load(at + first, mask=there, other=0.0),)
+    return parts
+
+
+@triton.jit
+def _normed(values, weight, squares, NORM: tl.constexpr):
+    """Eight inputs of each group [BG, 8] times the norm's weight; squares with theirs."""
+    values = values.to(tl.float32)
     if NORM:
-        squares = values * values
-        values *= tl.load(norm + at, mask=there, other=0.0).to(tl.float32)
+        squares += values * values
+        values *= weight.to(tl.float32)
     return values, squares
 
 
@@ -133,25 +143,18 @@ def _rounded(values, factor):
 
 
 @triton.jit
-def bytes_of_row(
-    x, norm, g, GROUPS: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr
-):
-    """Groups g [BG] of a row, times the norm's weight, for products with weights of BITS.
+def bytes_of_row(parts, norm, squares, BG: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr):
+    """A part of a row times the norm's weight (both as of `eights`), for weights of BITS.
 
     Gives their words (as `products` takes them), the factor [BG] of their products, their sums
-    [BG], and the sums of squares [BG, 8] of what was read.
+    [BG], and squares [BG, 8] with those of the part.
     """
-    there = (g < GROUPS)[:, None]
-    at = g[:, None] * (128 // BITS) + tl.arange(0, 8)[None, :]
-    a, squares = _part(x, norm, at, there, NORM)
-    b, more = _part(x, norm, at + 8, there, NORM)
-    squares += more
+    a, squares = _normed(parts[0], norm[0], squares, NORM)
+    b, squares = _normed(parts[1], norm[1], squares, NORM)
     most = _larger(tl.abs(a), tl.abs(b))
     if BITS == 4:
-        c, more = _part(x, norm, at + 16, there, NORM)
-        squares += more
-        d, more = _part(x, norm, at + 24, there, NORM)
-        squares += more
+        c, squares = _normed(parts[2], norm[2], squares, NORM)
+        d, squares = _normed(parts[3], norm[3], squares, NORM)
         most = _larger(most, _larger(tl.abs(c), tl.abs(d)))
     most = tl.reduce(most, 1, _larger)
     factor = _MOST / tl.maximum(most, 1e-30)

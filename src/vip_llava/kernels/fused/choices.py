@@ -45,15 +45,15 @@ class VectorSetting:
 class WordsSetting:
     """For small weights: outputs of a tile (of each of two matrices), groups in a piece, warps.
 
-    `programs`: so many on a multiprocessor at once share the tiles. `ahead`: so many tiles of a
-    program, besides its first, are asked for before anything else.
+    `programs`: so many on a multiprocessor at once share the tiles: all of the kernel, and leave
+    room for some of the next. `ahead`: so many tiles before their turn, weights are brought near.
     """
 
     outputs: int
     groups: int
     warps: int
     programs: int
-    ahead: int = 1
+    ahead: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +82,14 @@ class AttentionSetting:
 
 # By whether two matrices are read at once.
 _VECTOR = {False: VectorSetting(4, 4096, 8), True: VectorSetting(2, 4096, 8)}
-# By bits, and that.
-_WORDS = {
-    (8, False): WordsSetting(4, 128, 4, 4),
-    (8, True): WordsSetting(2, 128, 4, 4),
-    (4, False): WordsSetting(4, 128, 4, 4),
-    (4, True): WordsSetting(2, 128, 4, 4),
-}
+_WORDS = {False: WordsSetting(8, 128, 4, 2), True: WordsSetting(4, 128, 4, 3)}
+_WIDE = WordsSetting(4, 128, 4, 2)
+"""For more inputs than a program keeps in registers beside the weights of many outputs."""
 
 
 def words_setting(bits: int, outputs: int, inputs: int, gated: bool) -> WordsSetting:
     """For one row and small weights. `outputs` of all matrices together; `gated`: of each of two."""
-    setting = _WORDS[bits, gated]
+    setting = _WORDS[gated] if inputs <= 8192 else _WIDE
     most = power_of_two(inputs * bits // 128)
     return setting if setting.groups <= most else replace(setting, groups=most)
 

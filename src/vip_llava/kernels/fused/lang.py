@@ -70,21 +70,26 @@ def ahead(
 
 
 @triton.jit
-def near(base, first, outputs, K: tl.constexpr, BN: tl.constexpr, THREADS: tl.constexpr):
+def near(base, first, outputs, K: tl.constexpr, BN: tl.constexpr):
     """Have BN whole rows of K elements brought near, from `first` on, if there are so many.
 
-    Every thread asks for a share. Does nothing where that is not a multiple of 16 bytes.
+    One thread asks for all of them: for many addresses the hardware would take turns. Does nothing
+    where that is not a multiple of 16 bytes.
     """
-    item: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
-    total: tl.constexpr = BN * K * item
-    each: tl.constexpr = (total // THREADS + 15) // 16 * 16
-    if total % 16 == 0:  # noqa: SIM102 (one is decided when this is compiled)
+    size: tl.constexpr = BN * K * (base.dtype.element_ty.primitive_bitwidth // 8)
+    if size % 16 == 0:  # noqa: SIM102 (one is decided when this is compiled)
         if first + BN <= outputs:
-            at = tl.minimum(tl.arange(0, THREADS) * each, total - each) // item
             tl.inline_asm_elementwise(
-                "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+                """{
+                .reg .pred one;
+                .reg .b32 thread;
+                mov.u32 thread, %tid.x;
+                setp.eq.u32 one, thread, 0;
+                @one cp.async.bulk.prefetch.L2.global [$1], $2;
+                mov.u32 $0, 0;
+                }""",
                 "=r,l,r",
-                [base + first.to(tl.int64) * K + at, tl.full((THREADS,), each, tl.int32)],
+                [base + first.to(tl.int64) * K, tl.full((), size, tl.int32)],
                 dtype=tl.int32,
                 is_pure=False,
                 pack=1,

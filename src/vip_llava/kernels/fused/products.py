@@ -156,9 +156,8 @@ def _launch(
     tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
     if isinstance(setting, WordsSetting):
         tiles = min(tiles, setting.programs * processors(x.device))
-        ahead = setting.ahead if overlapping(x.device) else 0
-        flags |= {"BITS": bits, "BG": setting.groups, "AHEAD": ahead}
-        flags["THREADS"] = 32 * setting.warps
+        rest += (setting.ahead,)
+        flags |= {"BITS": bits, "BG": setting.groups}
     else:
         flags |= {"BG": setting.inputs // 32} if bits == 4 else {"BK": setting.inputs}
         flags |= _ahead(setting, bits, x)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vip_llava.kernels.fused.bytes import bytes_of_row, products, scattered
+from vip_llava.kernels.fused.bytes import bytes_of_row, eights, products, scattered
 from vip_llava.kernels.fused.lang import choose, near, release_next, silu, wait_previous, which
 
 __all__ = ["vector_words"]
@@ -56,14 +56,22 @@ def _fetch(
 
 @triton.jit
 def _near(
-    w, s, low, first, outputs,
-    GROUPS: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr, THREADS: tl.constexpr,
+    tile, w0, w1, w2, s0, s1, s2, l0, l1, l2,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+    GROUPS: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """Have the weights of a tile brought near."""
-    near(w, first, outputs, GROUPS * 4, BN, THREADS)
-    if BITS == 4:
-        near(s, first, outputs, GROUPS, BN, THREADS)
-        near(low, first, outputs, GROUPS, BN, THREADS)
+    """Have the weights of a tile brought near, if there is one of this number."""
+    if tile < (N0 + BN - 1) // BN + (N1 + BN - 1) // BN + (N2 + BN - 1) // BN:
+        w, number, outputs, first, _ = which(tile, w0, w1, w2, N0, N1, N2, BN)
+        near(w, first, outputs, GROUPS * 4, BN)
+        if GATED:
+            near(w1, first, outputs, GROUPS * 4, BN)
+        if BITS == 4:
+            near(choose(s0, s1, s2, number), first, outputs, GROUPS, BN)
+            near(choose(l0, l1, l2, number), first, outputs, GROUPS, BN)
+            if GATED:
+                near(s1, first, outputs, GROUPS, BN)
+                near(l1, first, outputs, GROUPS, BN)
 
 
 @triton.jit
@@ -106,17 +114,17 @@ def _ended(found, ends, BITS: tl.constexpr, BIAS: tl.constexpr):
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ahead"])
 def vector_words(
-    x, w0, w1, w2, s0, s1, s2, l0, l1, l2, b0, b1, b2, norm, residual, out, eps,
+    x, w0, w1, w2, s0, s1, s2, l0, l1, l2, b0, b1, b2, norm, residual, out, eps, ahead,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BN: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, AHEAD: tl.constexpr, THREADS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """x [K] times up to three matrices of 8 bits, or of 4 in groups of 32; GATED as in `vector`.
 
-    Weights come as 32-bit words. AHEAD: so many further tiles of a program are brought near first.
+    Weights come as 32-bit words. `ahead`: so many tiles before their turn, weights are brought near.
     """
     release_next(OVERLAP)
     GROUPS: tl.constexpr = K * BITS // 128
@@ -132,21 +140,21 @@ def vector_words(
     if GATED:
         coming_1 = _fetch(w1, s1, l1, first, outputs, GROUPS, g, GROUPS, BN, BG, BITS, EVEN)
     programs = tl.num_programs(0)
-    for i in tl.static_range(AHEAD):
-        tile = begin + (i + 1) * programs
-        if tile < TILES:
-            w_, number_, outputs_, first_, _ = which(tile, w0, w1, w2, N0, N1, N2, BN)
-            s_, low_ = choose(s0, s1, s2, number_), choose(l0, l1, l2, number_)
-            _near(w_, s_, low_, first_, outputs_, GROUPS, BN, BITS, THREADS)
-            if GATED:
-                _near(w1, s1, l1, first_, outputs_, GROUPS, BN, BITS, THREADS)
+    if OVERLAP:
+        for i in tl.range(ahead):
+            tile = begin + (i + 1) * programs
+            _near(tile, w0, w1, w2, s0, s1, s2, l0, l1, l2, N0, N1, N2, GROUPS, BN, BITS, GATED)
+    norms = ()
+    for piece in tl.static_range(0, GROUPS, BG):
+        norms += (eights(norm, piece + g, GROUPS, BITS) if NORM else (x, x, x, x),)
     wait_previous(OVERLAP)
-    row = ()
+    row, parts = (), ()
     squares = tl.zeros((BG, 8), tl.float32)
     for piece in tl.static_range(0, GROUPS, BG):
-        bytes, step, sums, more = bytes_of_row(x, norm, piece + g, GROUPS, BG, BITS, NORM)
+        parts += (eights(x, piece + g, GROUPS, BITS),)
+    for i in tl.static_range(PIECES):
+        bytes, step, sums, squares = bytes_of_row(parts[i], norms[i], squares, BG, BITS, NORM)
         row += ((bytes, step, sums),)
-        squares += more
     root = 1.0
     if NORM:
         root = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / K + eps)
@@ -168,6 +176,9 @@ def vector_words(
         coming_1 = coming
         if GATED:
             coming_1 = _fetch(w1, s1, l1, first, outputs, limit, g, GROUPS, BN, BG, BITS, EVEN)
+        if OVERLAP:
+            tile = tl.where(ahead > 0, further + ahead * programs, TILES)
+            _near(tile, w0, w1, w2, s0, s1, s2, l0, l1, l2, N0, N1, N2, GROUPS, BN, BITS, GATED)
         found = _sums(this, row, BN, BG, PIECES, BITS) * root
         found = _ended(found, ends, BITS, BIAS)
         if GATED:
