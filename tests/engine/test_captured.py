@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vip_llava.engine import Engine, EngineSettings, SamplingParams
 from vip_llava.engine.captured import DecodeStep, buckets
+from vip_llava.engine.prompts import PromptStep
 from vip_llava.errors import RequestError, VipLlavaError
 from vip_llava.model.quantize import Quantization, quantize_model
 
@@ -184,7 +185,8 @@ def test_other_sampling_takes_the_logits_of_recorded_steps(
     silent = [{name: g[name] for name in g if name != "logprobs"} for g in SAMPLED]
     handles = [submit(engine, ask, **g) for ask, g in zip(asks, silent, strict=False)]
     assert [handle.result().tokens for handle in handles] == [one.tokens for one in alone]
-    assert [ahead for _, ahead in steps] == [False] * 2 + [True] * (COUNT - 2)
+    # (The prompt of one token goes with the others, since the model is looked at meanwhile.)
+    assert [ahead for _, ahead in steps] == [False] + [True] * (COUNT - 2)
 
 
 @pytest.mark.parametrize("bits", [None, 8])
@@ -452,3 +454,53 @@ def test_buckets_cover_all_numbers() -> None:
     assert buckets(5) == [1, 2, 4, 8]
     assert buckets(64) == [1, 2, 4, 8, 16, 24, 32, 48, 64]
     assert buckets(100)[-3:] == [64, 96, 128]
+
+
+def test_what_changed_is_noticed_while_the_device_works(
+    vip_model: Any, asks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests run before the model was looked at closely; if it changed they begin anew."""
+    model = copy.deepcopy(vip_model)
+    engine = engine_of(model)
+    engine.warm_up()
+    looks: list[int] = []
+    look = engine._look
+    monkeypatch.setattr(engine, "_look", lambda: looks.append(len(fed)) or look())
+    fed: list[int] = []
+    call = PromptStep.__call__
+    monkeypatch.setattr(
+        PromptStep, "__call__", lambda self, *given: fed.append(1) or call(self, *given)
+    )
+
+    def right(which: int) -> bool:
+        fed.clear()
+        looks.clear()
+        fresh = submit(engine_of(model, captured=False), asks[which]).result()
+        first = submit(engine, asks[4], 20)  # goes on meanwhile
+        engine.step()
+        found = [submit(engine, asks[which]), submit(engine, asks[2])]
+        tokens = [handle.result().tokens for handle in found]
+        assert len(first.result().tokens) == 20
+        one = submit(engine_of(model, captured=False), asks[2]).result()
+        return bool(tokens == [fresh.tokens, one.tokens])
+
+    assert right(1)
+    assert looks == [1, 2]  # after what was fed
+    layer = model.get_decoder().layers[0]
+    with torch.no_grad():
+        layer.mlp.up_proj.weight.mul_(1.7)
+    assert right(1)
+    assert engine.stats().preemptions == 1  # the first of them; then it was known
+    layer.mlp.up_proj = copy.deepcopy(layer.mlp.up_proj)
+    with torch.no_grad():
+        layer.mlp.up_proj.weight.mul_(0.5)
+    assert right(5)
+    assert engine.stats().preemptions == 2
+    hook = layer.mlp.register_forward_hook(lambda module, given, made: 0.5 * made)
+    assert right(5)
+    hook.remove()
+    assert right(5)
+    layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight * 1.2
+    before = engine.stats().preemptions
+    assert right(3)
+    assert engine.stats().preemptions == before  # where tensors moved the look comes first

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-__all__ = ["Portrait", "portrait"]
+__all__ = ["Glance", "Portrait", "portrait"]
 
 
 class Portrait(NamedTuple):
@@ -58,3 +58,18 @@ def portrait(model: nn.Module) -> Portrait:
     except RuntimeError:  # tensors of inference mode count no writes
         places += [0 if one.is_inference() else one._version for one in parameters]
     return Portrait(hash(tuple(places)), hash(tuple(parts)))
+
+
+class Glance:
+    """Where the tensors of a model lay when it was looked at closely."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._places = [one.data_ptr() for one in self._tensors]
+
+    def same(self) -> bool:
+        """Whether all of them still lie there, so that what was recorded may read them.
+
+        They may have been written to, and others may have taken their place in the model.
+        """
+        return [one.data_ptr() for one in self._tensors] == self._places

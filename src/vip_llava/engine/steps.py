@@ -22,7 +22,7 @@ from vip_llava.engine.captured import Flight
 from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
 from vip_llava.engine.pace import Pace
 from vip_llava.engine.paths import Paths, records
-from vip_llava.engine.portrait import portrait
+from vip_llava.engine.portrait import Glance, portrait
 from vip_llava.engine.runner import Runner
 from vip_llava.engine.sampling import Logprobs, Sampler, logprobs
 from vip_llava.engine.scheduler import Row, Scheduler, TokenEvent
@@ -70,7 +70,10 @@ class Steps:
         # What other threads put down between two steps.
         self._inbox: deque[Row] = deque()
         self._cancelled: deque[Row] = deque()
-        self._seen = portrait(model)
+        self._seen, self._glance = portrait(model), Glance(model)
+        # Requests that were taken in without a close look at the model: that comes while the device
+        # works on them.
+        self._unsure: list[Row] = []
         # A step that is under way while its requests wait for the one before it to be read.
         self._flight: Flight | None = None
         self._captured_steps = 0
@@ -99,9 +102,11 @@ class Steps:
             return False
         self._steps += 1
         # Answers first: the device works on them while the prompts are made ready.
-        flight = self._launch([row for row, count in chosen if count == row.pending == 1])
+        sure = [one for one in chosen if one[0] not in self._unsure]
+        flight = self._launch([row for row, count in sure if count == row.pending == 1])
         going = set() if flight is None else {row.number for row in flight.rows}
         fed = self._feed(self._with_features([one for one in chosen if one[0].number not in going]))
+        fed = self._made_sure(fed)
         if flight is not None:
             self._land(flight)
         if fed is not None:
@@ -114,22 +119,47 @@ class Steps:
 
     def _receive(self) -> None:
         """Take in what other threads asked for since the last step."""
-        if self._inbox:
+        hasty = self._paths.prompts is not None and self._paths.looked and self._glance.same()
+        if self._inbox and not hasty:
             self._look()
         while self._inbox:
-            self._scheduler.join(self._inbox.popleft())
+            row = self._inbox.popleft()
+            self._scheduler.join(row)
+            if hasty:
+                self._unsure.append(row)
         while self._cancelled:
             self._end(self._cancelled.popleft())
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
         """Notice if weights were changed or modules replaced or hooked into."""
         seen = portrait(self._model)
+        changed = seen != self._seen
         if seen.weights != self._seen.weights:
             self._forget()
         if seen.parts != self._seen.parts or not self._paths.looked:
+            known = self._paths.decode is not None
             self._paths.look()
             self._vision.look()
+            self._glance = Glance(self._model)
+            if known != (self._paths.decode is not None):  # more, or no more, than its weights
+                self._forget()
         self._seen = seen
+        return changed
+
+    def _made_sure(self, fed: tuple[list[Row], Tensor] | None) -> tuple[list[Row], Tensor] | None:
+        """Take the close look that is owed. If something changed, nothing was fed to those who came
+        since: they begin anew."""
+        unsure, self._unsure = self._unsure, []
+        if not unsure or not self._look():
+            return fed
+        self._forget()
+        for row in unsure:
+            if row in self._scheduler.running:
+                self._scheduler.put_off(row)
+        if fed is None:
+            return None
+        seats = [seat for seat, row in enumerate(fed[0]) if row not in unsure]
+        return ([fed[0][seat] for seat in seats], fed[1][seats]) if seats else None
 
     def _warm_up(self) -> None:
         """Make the recordings that would else be made when they are first needed."""
