@@ -116,12 +116,14 @@ def test_captured_says_what_the_ordinary_way_says(
     if bits:
         model = copy.deepcopy(model)
         quantize_model(model, Quantization(bits))
-    asks = [prompt(model, length) for length in LENGTHS]
+    # Each number of rows of small weights has kernels of its own to compile: few of them do.
+    asks = [prompt(model, length) for length in (LENGTHS[2:5] if bits else LENGTHS)]
     ordinary = answers(engine_of(model, False), asks, logprobs=5)
     engine = engine_of(model, max_running=2 if bits else 4, step_tokens=70)
-    engine.warm_up()
+    if not bits:
+        engine.warm_up()
     same(answers(engine, asks, logprobs=5), ordinary, near)
-    assert len(fed) >= 7  # the longest in several pieces, after each other
+    assert len(fed) >= (2 if bits else 7)  # the longest in several pieces, after each other
     stats = engine.stats()
     assert (stats.captured_steps > COUNT, stats.closed) == (True, "")
 
