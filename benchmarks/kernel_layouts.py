@@ -33,12 +33,9 @@ VECTORS = [
     (4, 4096, 8), (4, 4096, 4), (2, 4096, 4), (4, 2048, 4), (8, 2048, 8), (8, 4096, 8),
     (8, 1024, 4), (2, 4096, 8), (4, 2048, 8),
 ]  # fmt: skip
-# Outputs, groups, warps; then programs on a multiprocessor and tiles asked for ahead.
-WORDS = [
-    (4, 128, 4), (8, 128, 4), (2, 128, 4), (4, 256, 8), (2, 256, 8), (4, 64, 2), (8, 64, 2),
-    (4, 32, 4), (8, 32, 4), (4, 64, 4), (8, 32, 1), (4, 256, 4),
-]  # fmt: skip
-SHARES = [(2, 1), (3, 1), (4, 1), (4, 0), (6, 1), (8, 0), (16, 0), (64, 0)]
+# Outputs (of both matrices), groups, warps; then programs on a multiprocessor and tiles ahead.
+WORDS = [(8, 128, 4), (4, 128, 4)]
+SHARES = list(itertools.product((2, 3, 4), (0, 1, 2, 4)))
 
 
 def vector_layouts(bits: int, gated: bool) -> Iterator[Any]:
@@ -49,7 +46,7 @@ def vector_layouts(bits: int, gated: bool) -> Iterator[Any]:
                 yield choices.VectorSetting(outputs // share, inputs, warps, ahead)
         return
     for (outputs, groups, warps), (programs, ahead) in itertools.product(WORDS, SHARES):
-        yield choices.WordsSetting(outputs // share, groups, warps, programs * 4 // warps, ahead)
+        yield choices.WordsSetting(outputs // share, groups, warps, programs, ahead)
 
 
 def matrix_layouts(bits: int, gated: bool) -> Iterator[choices.MatrixSetting]:

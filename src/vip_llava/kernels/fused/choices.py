@@ -82,14 +82,26 @@ class AttentionSetting:
 
 # By whether two matrices are read at once.
 _VECTOR = {False: VectorSetting(4, 4096, 8), True: VectorSetting(2, 4096, 8)}
-_WORDS = {False: WordsSetting(8, 128, 4, 2), True: WordsSetting(4, 128, 4, 3)}
-_WIDE = WordsSetting(4, 128, 4, 2)
-"""For more inputs than a program keeps in registers beside the weights of many outputs."""
+_MANY = 8192
+"""From so many outputs (or inputs) on the tables below have a line of their own."""
+# Small weights, by whether there are two matrices, many outputs, and many inputs.
+_WORDS = {
+    (False, False, False): WordsSetting(8, 128, 4, 2),
+    (False, True, False): WordsSetting(8, 128, 4, 3),
+    (True, False, False): WordsSetting(4, 128, 4, 2),
+    (True, True, False): WordsSetting(4, 128, 4, 3),
+    (False, False, True): WordsSetting(4, 128, 4, 2),
+    (False, True, True): WordsSetting(4, 128, 4, 2),
+    (True, False, True): WordsSetting(2, 128, 4, 2),
+    (True, True, True): WordsSetting(2, 128, 4, 2),
+}
 
 
 def words_setting(bits: int, outputs: int, inputs: int, gated: bool) -> WordsSetting:
     """For one row and small weights. `outputs` of all matrices together; `gated`: of each of two."""
-    setting = _WORDS[gated] if inputs <= 8192 else _WIDE
+    setting = _WORDS[gated, outputs > _MANY, inputs > _MANY]
+    if bits == 8 and outputs > _MANY:
+        setting = replace(setting, outputs=setting.outputs // 2)
     most = power_of_two(inputs * bits // 128)
     return setting if setting.groups <= most else replace(setting, groups=most)
 

@@ -26,14 +26,11 @@ __all__ = ["vector_words"]
 
 @triton.jit
 def _fetch(
-    w, s, low, first, outputs, limit, g,
+    w, s, low, first, outputs, g,
     GROUPS: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Weights of BN outputs: words [BG, BN, 4], scales and lows [BG, BN] of each piece.
-
-    `limit`: groups of an output, or 0 if nothing is to be read.
-    """
+    """Weights of BN outputs: words [BG, BN, 4], scales and lows [BG, BN] of each piece."""
     row = tl.arange(0, BN)
     if not EVEN:  # rows beyond the end read the last one again
         row = tl.minimum(row, outputs - 1 - first)
@@ -44,13 +41,19 @@ def _fetch(
     across = row[None, :] * GROUPS
     words, scales, lows = (), (), ()
     for piece in tl.static_range(0, GROUPS, BG):
-        there = (piece + g < limit)[:, None]
         at = w + begin * 4 + group + ((across + piece)[:, :, None] * 4 + four)
-        words += (tl.load(at, mask=there[:, :, None], other=0),)
-        if BITS == 4:
-            at = begin + group_alone
-            scales += (tl.load(s + at + (across + piece), mask=there, other=0.0),)
-            lows += (tl.load(low + at + (across + piece), mask=there, other=0.0),)
+        beside = begin + group_alone
+        if piece + BG <= GROUPS:
+            words += (tl.load(at),)
+            if BITS == 4:
+                scales += (tl.load(s + beside + (across + piece)),)
+                lows += (tl.load(low + beside + (across + piece)),)
+        else:
+            there = (piece + g < GROUPS)[:, None]
+            words += (tl.load(at, mask=there[:, :, None], other=0),)
+            if BITS == 4:
+                scales += (tl.load(s + beside + (across + piece), mask=there, other=0.0),)
+                lows += (tl.load(low + beside + (across + piece), mask=there, other=0.0),)
     return words, scales, lows
 
 
@@ -135,10 +138,10 @@ def vector_words(
     begin = tl.program_id(0)
     w, number, outputs, first, before = which(begin, w0, w1, w2, N0, N1, N2, BN)
     s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
-    coming = _fetch(w, s, low, first, outputs, GROUPS, g, GROUPS, BN, BG, BITS, EVEN)
+    coming = _fetch(w, s, low, first, outputs, g, GROUPS, BN, BG, BITS, EVEN)
     coming_1 = coming
     if GATED:
-        coming_1 = _fetch(w1, s1, l1, first, outputs, GROUPS, g, GROUPS, BN, BG, BITS, EVEN)
+        coming_1 = _fetch(w1, s1, l1, first, outputs, g, GROUPS, BN, BG, BITS, EVEN)
     programs = tl.num_programs(0)
     if OVERLAP:
         for i in tl.range(ahead):
@@ -167,15 +170,13 @@ def vector_words(
         if GATED:
             ends_1 = _ends(s1, b1, residual + before, at, BITS, BIAS, RESIDUAL)
         further = tile + programs
-        limit = tl.where(further < TILES, GROUPS, 0)
-        w, number, outputs, first, before = which(
-            tl.minimum(further, TILES - 1), w0, w1, w2, N0, N1, N2, BN
-        )
-        s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
-        coming = _fetch(w, s, low, first, outputs, limit, g, GROUPS, BN, BG, BITS, EVEN)
-        coming_1 = coming
-        if GATED:
-            coming_1 = _fetch(w1, s1, l1, first, outputs, limit, g, GROUPS, BN, BG, BITS, EVEN)
+        if further < TILES:
+            w, number, outputs, first, before = which(further, w0, w1, w2, N0, N1, N2, BN)
+            s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
+            coming = _fetch(w, s, low, first, outputs, g, GROUPS, BN, BG, BITS, EVEN)
+            coming_1 = coming
+            if GATED:
+                coming_1 = _fetch(w1, s1, l1, first, outputs, g, GROUPS, BN, BG, BITS, EVEN)
         if OVERLAP:
             tile = tl.where(ahead > 0, further + ahead * programs, TILES)
             _near(tile, w0, w1, w2, s0, s1, s2, l0, l1, l2, N0, N1, N2, GROUPS, BN, BITS, GATED)
