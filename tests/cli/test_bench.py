@@ -66,6 +66,13 @@ def test_what_fails_costs_nothing_else(
     assert "| first token, new picture | engine |" in target.read_text()
 
 
+def test_after_some_time_nothing_more_begins(program: Program) -> None:
+    words = ("--workload", "first-token", "--workload", "decode", "--seconds", 0.0001)
+    ran = program("bench", *SMALL, *words)
+    assert ran.code == 1
+    assert "Not measured: decode: TimeoutError: the time was over" in ran.out
+
+
 def test_a_model_can_be_measured(
     program: Program, assistant: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

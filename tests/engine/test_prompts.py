@@ -55,8 +55,8 @@ def test_prompts_equal_the_generate_of_transformers(
         ask = make_ask(length, views)
         assert list(submit(engine, ask).result().tokens) == plain_greedy(model, ask, COUNT)
     assert fed == [(0, 30), (0, 32), (0, 49), (0, 64), (0, 52)]
-    # One and two views; 1 to 64 requests; 32, 64 and 128 new tokens.
-    assert engine.stats().recordings == 2 + 9 + 3
+    # 1, 2 and 4 views; 1 to 64 requests; 32, 64 and 128 new tokens.
+    assert engine.stats().recordings == 3 + 9 + 3
 
 
 def test_the_second_turn_reads_what_is_new(

@@ -71,6 +71,10 @@ def bench(
             "--compiled", help="As --workload compiled: a static cache and torch.compile (slow)."
         ),
     ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", metavar="S", help="Begin nothing more after so many seconds."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE.md", help="Also write the table.")
@@ -97,10 +101,12 @@ def bench(
     best = ceilings(device, subject.model.dtype)
     figures: list[Figure] = []
     failed: list[str] = []
-    peak = 0
+    peak, start = 0, time.perf_counter()
     for each in [*(workload or USUAL), *["compiled"] * compiled]:
         began = time.perf_counter()
         try:
+            if seconds is not None and began - start > seconds:
+                raise TimeoutError("the time was over")
             figures += measure(subject, load, each)
             note(f"measured: {each}, {time.perf_counter() - began:.0f} s")
         except Exception as error:  # the others still tell something
@@ -213,6 +219,8 @@ def _share(figure: Figure, subject: Subject, load: Load, best: Ceilings) -> str:
     """How much of what the device can do a figure of the engine is, where that is simple to say."""
     from vip_llava.engine.ceilings import first_token_work, step_bytes
 
+    if figure.workload.startswith("weights read"):
+        return f"{100 * figure.value / best.copy_gigabytes:.0f} % of the copy"
     if figure.way != "engine":
         return ""
     if figure.workload.startswith("decode"):

@@ -172,7 +172,7 @@ class Engine(Steps):
     def warm_up(self) -> float:
         """Make all recordings now that would else be made when they are first needed.
 
-        Those are of encodings of one picture, of prompts of usual sizes and of answers. Returns the seconds it took;
+        Those are of encodings of a few pictures, of prompts of usual sizes and of answers. Returns the seconds it took;
         does nothing where nothing is recorded. For servers, before they say that they are ready.
         """
         began = time.perf_counter()

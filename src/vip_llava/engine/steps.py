@@ -166,7 +166,7 @@ class Steps:
         self._look()
         view = 0
         with suppress(Exception):  # whoever brings a picture will be told
-            view = self._vision.warm_up()
+            view = self._vision.warm_up(self._settings.max_running)
         decode, prompts = self._paths.decode, self._paths.prompts
         if decode is not None:
             try:

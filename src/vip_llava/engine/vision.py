@@ -120,12 +120,14 @@ class VisionCache:
         plain = not any(hooked(module) for part in parts for module in part.modules())
         self._recorded = bool(parts) and one_device and plain
 
-    def warm_up(self) -> int:
-        """Record the encoding of one view of the tower's size, if that is known; its tokens or 0."""
+    def warm_up(self, most: int) -> int:
+        """Record encodings of views of the tower's size, if that is known: of one, two and four, as
+        far as so many requests may come together. The tokens of a view, or 0."""
         side = getattr(getattr(self._model.config, "vision_config", None), "image_size", None)
         if not self._recorded or not isinstance(side, int):
             return 0
-        return self._run(torch.zeros(1, 3, side, side)).shape[1]
+        counts = [count for count in (4, 2, 1) if count <= min(most, self._max_views)]
+        return [self._run(torch.zeros(count, 3, side, side)).shape[1] for count in counts][-1]
 
     def _encode(self, views: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
         made: dict[bytes, Tensor] = {}
