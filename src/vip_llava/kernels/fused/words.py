@@ -26,7 +26,7 @@ __all__ = ["vector_words"]
 
 @triton.jit
 def _fetch(
-    w, s, low, first, outputs, g,
+    w, s, low, first, outputs,
     GROUPS: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -35,25 +35,28 @@ def _fetch(
     if not EVEN:  # rows beyond the end read the last one again
         row = tl.minimum(row, outputs - 1 - first)
     begin = first.to(tl.int64) * GROUPS
-    group, four = g[:, None, None] * 4, tl.arange(0, 4)[None, None, :]
-    group_alone = scattered(g)[:, None]
+    word = tl.arange(0, 4 * BG)
+    group = scattered(tl.arange(0, BG))
     # What is known when this is compiled is added last, so that it costs nothing.
     across = row[None, :] * GROUPS
     words, scales, lows = (), (), ()
     for piece in tl.static_range(0, GROUPS, BG):
-        at = w + begin * 4 + group + ((across + piece)[:, :, None] * 4 + four)
-        beside = begin + group_alone
+        # Numbers side by side first: so the compiler gives a thread one group of each output.
+        at = w + begin * 4 + word[:, None] + (across + piece) * 4
+        at_s = tl.max_contiguous(s + begin + group[:, None] + (across + piece), (BG, 1))
+        at_low = tl.max_contiguous(low + begin + group[:, None] + (across + piece), (BG, 1))
         if piece + BG <= GROUPS:
-            words += (tl.load(at),)
+            read = tl.load(at)
             if BITS == 4:
-                scales += (tl.load(s + beside + (across + piece)),)
-                lows += (tl.load(low + beside + (across + piece)),)
+                scales += (tl.load(at_s),)
+                lows += (tl.load(at_low),)
         else:
-            there = (piece + g < GROUPS)[:, None]
-            words += (tl.load(at, mask=there[:, :, None], other=0),)
+            read = tl.load(at, mask=(piece * 4 + word < GROUPS * 4)[:, None], other=0)
             if BITS == 4:
-                scales += (tl.load(s + beside + (across + piece), mask=there, other=0.0),)
-                lows += (tl.load(low + beside + (across + piece), mask=there, other=0.0),)
+                there = (piece + group < GROUPS)[:, None]
+                scales += (tl.load(at_s, mask=there, other=0.0),)
+                lows += (tl.load(at_low, mask=there, other=0.0),)
+        words += (tl.permute(tl.reshape(read, (BG, 4, BN)), (0, 2, 1)),)
     return words, scales, lows
 
 
@@ -138,10 +141,10 @@ def vector_words(
     begin = tl.program_id(0)
     w, number, outputs, first, before = which(begin, w0, w1, w2, N0, N1, N2, BN)
     s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
-    coming = _fetch(w, s, low, first, outputs, g, GROUPS, BN, BG, BITS, EVEN)
+    coming = _fetch(w, s, low, first, outputs, GROUPS, BN, BG, BITS, EVEN)
     coming_1 = coming
     if GATED:
-        coming_1 = _fetch(w1, s1, l1, first, outputs, g, GROUPS, BN, BG, BITS, EVEN)
+        coming_1 = _fetch(w1, s1, l1, first, outputs, GROUPS, BN, BG, BITS, EVEN)
     programs = tl.num_programs(0)
     if OVERLAP:
         for i in tl.range(ahead):
@@ -173,10 +176,10 @@ def vector_words(
         if further < TILES:
             w, number, outputs, first, before = which(further, w0, w1, w2, N0, N1, N2, BN)
             s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
-            coming = _fetch(w, s, low, first, outputs, g, GROUPS, BN, BG, BITS, EVEN)
+            coming = _fetch(w, s, low, first, outputs, GROUPS, BN, BG, BITS, EVEN)
             coming_1 = coming
             if GATED:
-                coming_1 = _fetch(w1, s1, l1, first, outputs, g, GROUPS, BN, BG, BITS, EVEN)
+                coming_1 = _fetch(w1, s1, l1, first, outputs, GROUPS, BN, BG, BITS, EVEN)
         if OVERLAP:
             tile = tl.where(ahead > 0, further + ahead * programs, TILES)
             _near(tile, w0, w1, w2, s0, s1, s2, l0, l1, l2, N0, N1, N2, GROUPS, BN, BITS, GATED)
