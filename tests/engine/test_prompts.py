@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -57,6 +58,17 @@ def test_prompts_equal_the_generate_of_transformers(
     assert fed == [(0, 30), (0, 32), (0, 49), (0, 64), (0, 52)]
     # 1, 2 and 4 views; 1 to 64 requests; 32, 64 and 128 new tokens.
     assert engine.stats().recordings == 3 + 9 + 3
+
+
+def test_nobody_is_fed_twice_for_hooks_that_transformers_leaves(
+    vip_model: Any, make_ask: Any, fed: list[tuple[int, int]]
+) -> None:
+    model = type(vip_model)(copy.deepcopy(vip_model.config)).eval()
+    engine = engine_of(model, prefix_tokens=0)
+    for length in (28, 27, 26, 25):
+        submit(engine, make_ask(length, 1)).result()
+    assert fed == [(0, 31), (0, 30), (0, 29)]
+    assert engine.stats().preemptions == 0
 
 
 def test_the_second_turn_reads_what_is_new(

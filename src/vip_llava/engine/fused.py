@@ -171,14 +171,21 @@ class FusedLlama:
         kernels, memory = self._kernels, self._memory
         cos = self._cos.index_select(0, step.positions)
         sin = self._sin.index_select(0, step.positions)
-        hidden = embeds
-        for index, layer in enumerate(self._layers):
-            states = self._split(kernels.rows(hidden, layer.qkv, norm=layer.before))
+        # What follows each layer's second sum is the next layer's norm: sum and norm are one kernel.
+        norms = [layer.before for layer in self._layers[1:]] + [self._norm]
+        first = self._layers[0].before
+        hidden, normed = embeds, kernels.rms_norm(embeds, first.weight, first.eps)
+        for index, (layer, then) in enumerate(zip(self._layers, norms, strict=True)):
+            states = self._split(kernels.rows(normed, layer.qkv))
             keys, values = memory.layer(index)
             query = kernels.rotate_and_store(*states, cos, sin, keys, values, step.places)
             found = kernels.paged_prompt(query, keys, values, step.table, step.span, layer.scaling)
-            hidden = self._finish(hidden, found, layer)
-        return kernels.rows(hidden.index_select(0, step.last), [self._head], norm=self._norm)
+            more = kernels.rows(found.flatten(1), [layer.out])
+            after = layer.after
+            normed, hidden = kernels.add_rms_norm(more, hidden, after.weight, after.eps)
+            more = kernels.rows(kernels.gated_rows(normed, layer.gate, layer.up), [layer.down])
+            normed, hidden = kernels.add_rms_norm(more, hidden, then.weight, then.eps)
+        return kernels.rows(normed.index_select(0, step.last), [self._head])
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [N, Q, D], key and value [N, H, D]: views of their common product."""

@@ -74,6 +74,7 @@ class Steps:
         # Requests that were taken in without a close look at the model: that comes while the device
         # works on them.
         self._unsure: list[Row] = []
+        self._settled = 0  # at so many recordings of pictures
         # A step that is under way while its requests wait for the one before it to be read.
         self._flight: Flight | None = None
         self._captured_steps = 0
@@ -114,8 +115,16 @@ class Steps:
             if fed[0]:  # that was waited for
                 tokens = sum(count for _, count in chosen) - len(going)
                 self._pace.took(tokens, time.perf_counter() - began)
+        self._settle()
         self._receive()
         return True
+
+    def _settle(self) -> None:
+        """transformers leaves hooks behind where it was asked for hidden states first: that is not
+        to look like a change to the next request."""
+        if self._vision.recorder.count != self._settled:
+            self._settled = self._vision.recorder.count
+            self._look()
 
     def _receive(self) -> None:
         """Take in what other threads asked for since the last step."""
@@ -178,6 +187,7 @@ class Steps:
                 prompts.warm_up(_USUAL_TEXTS + tuple(view + text for text in _USUAL_TEXTS))
             except Exception as error:
                 self._paths.close_prompts(error)
+        self._settle()
 
     def _launch(self, rows: list[Row], before: Flight | None = None) -> Flight | None:
         """Start a recorded step for those that can have one; None where nobody can."""
