@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from vip_llava.engine.attention import Piece, plan
-from vip_llava.engine.fused import Answers, FusedLlama
+from vip_llava.engine.fused import Answers, FusedLlama, Prompt
 from vip_llava.engine.kv import KVMemory
 from vip_llava.engine.lean import LeanLlama
 from vip_llava.kernels import plain
@@ -96,6 +96,48 @@ def test_equal_to_the_layers_called_one_by_one(options: dict[str, Any], bits: An
         lengths=(lengths + 1).int(),
     )
     torch.testing.assert_close(fused.answers(embeds, answers), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("options", KINDS)
+@torch.inference_mode()
+def test_a_prompt_filled_up_equals_the_layers_called_one_by_one(
+    options: dict[str, Any], bits: Any
+) -> None:
+    """The whole of a text, then more of it; nothing is stored of what fills up."""
+    if bits == 4:
+        options = {**options, "hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}
+        options |= {"num_key_value_heads": 2}
+    model = llava(**options)
+    if bits:
+        quantize_model(model, Quantization(bits))
+    memories = [KVMemory(8), KVMemory(8)]
+    fused, lean = FusedLlama(model, plain, memories[0], 64), LeanLlama(model.get_decoder())
+    for memory in memories:
+        memory.reach(memory.places)
+    fused.lay_out()
+    for keys, values in memories[0]._layers.values():
+        keys.fill_(7.0)
+        values.fill_(7.0)
+    table = torch.tensor([5, 2, 0, 0], dtype=torch.int32)
+    at = torch.cat((torch.arange(80, 96), torch.arange(32, 48)))
+    for start, count, size in ((0, 19, 32), (19, 7, 16)):
+        embeds = torch.randn(size, model.config.text_config.hidden_size)
+        step = plan(memories[1], [Piece(start, count, at)], torch.device("cpu"))
+        hidden = lean(embeds[:count].unsqueeze(0), step)[-1:]
+        filled = torch.zeros(2, size, dtype=torch.int32)
+        filled[1] = -1
+        filled[0, :count] = torch.arange(start, start + count)
+        filled[1, :count] = at[start : start + count]
+        span = torch.tensor([start, start + count], dtype=torch.int32)
+        last = torch.tensor([count - 1], dtype=torch.int32)
+        found = fused.prompt(embeds, Prompt(filled[0], filled[1], table, span, last))
+        torch.testing.assert_close(
+            found, model.get_output_embeddings()(hidden), atol=2e-5, rtol=1e-4
+        )
+    others = torch.ones(128, dtype=torch.bool)
+    others[at[:26]] = False
+    assert bool((memories[0].layer(1)[0][others] == 7).all())
 
 
 def test_only_what_is_known_part_for_part_fits() -> None:
