@@ -65,7 +65,7 @@ class Compiler:
             assert built.metadata.shared <= MOST_SHARED[self.capability], (kernel, constants)
             if kernel.__name__ == "vector_words" and types["x"] != "*fp32" and constants["BG"] > 64:
                 # Threads keep to their groups: only sums are exchanged.
-                most = 4 * constants["BN"] * options["num_warps"]
+                most = 4 * constants["BN"] * options["num_warps"] * (1 + constants["GATED"])
                 assert built.metadata.shared <= most, (built.metadata.shared, constants)
 
         return run

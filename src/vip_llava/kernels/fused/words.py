@@ -81,10 +81,10 @@ def _near(
 
 
 @triton.jit
-def _sums(
+def _products(
     weights, row, BN: tl.constexpr, BG: tl.constexpr, PIECES: tl.constexpr, BITS: tl.constexpr
 ):
-    """What `_fetch` gave times the row: [BN]."""
+    """What `_fetch` gave times the row, not yet added up: [BG, BN]."""
     words, scales, lows = weights
     total = tl.zeros((BG, BN), tl.float32)
     for i in tl.static_range(PIECES):
@@ -95,7 +95,7 @@ def _sums(
             total += lows[i].to(tl.float32) * sums[:, None]
         else:
             total += found * step[:, None]
-    return tl.sum(total, axis=0)
+    return total
 
 
 @triton.jit
@@ -183,11 +183,15 @@ def vector_words(
         if OVERLAP:
             tile = tl.where(ahead > 0, further + ahead * programs, TILES)
             _near(tile, w0, w1, w2, s0, s1, s2, l0, l1, l2, N0, N1, N2, GROUPS, BN, BITS, GATED)
-        found = _sums(this, row, BN, BG, PIECES, BITS) * root
-        found = _ended(found, ends, BITS, BIAS)
+        total = _products(this, row, BN, BG, PIECES, BITS)
         if GATED:
-            found_1 = _sums(this_1, row, BN, BG, PIECES, BITS) * root
-            found = silu(found) * _ended(found_1, ends_1, BITS, BIAS)
+            # Both at once, because threads wait for each other when they add what they have.
+            total = tl.join(total, _products(this_1, row, BN, BG, PIECES, BITS))
+            gate, up = tl.split(tl.sum(total, axis=0))
+            gate = _ended(gate * root, ends, BITS, BIAS)
+            found = silu(gate) * _ended(up * root, ends_1, BITS, BIAS)
+        else:
+            found = _ended(tl.sum(total, axis=0) * root, ends, BITS, BIAS)
         found = found.to(out.dtype.element_ty)
         if RESIDUAL:  # rounded before the sum, as it would be if the sum were a step of its own
             found = (found.to(tl.float32) + ends[2].to(tl.float32)).to(out.dtype.element_ty)
