@@ -2,7 +2,7 @@
 
 A view is known by a hash of its type, shape and pixels (which carry the marks drawn on it), so two
 requests about one picture share its features. The features lie where the tower computes them,
-bounded in bytes; the ones longest unused go first. Encodings of 1, 2, 4 ... views can be recorded
+bounded in bytes; the ones longest unused go first. Encodings of 1, 2, 4, 6 ... views can be recorded
 (`graphs`); other numbers are put together of those.
 
 This module knows transformers' LLaVA classes, no requests and no text.
@@ -27,6 +27,10 @@ from vip_llava.engine.lean import hooked
 from vip_llava.engine.transfer import sent
 
 __all__ = ["VisionCache", "view_digests"]
+
+_SIZES = (1, 2, 4, 6, 8, 12, 16)
+"""Views of a recorded encoding; other numbers are put together of those. Six of usual prompts fill a
+step on CUDA."""
 
 
 def view_digests(pixel_values: Tensor) -> list[bytes]:
@@ -121,12 +125,12 @@ class VisionCache:
         self._recorded = bool(parts) and one_device and plain
 
     def warm_up(self, most: int) -> int:
-        """Record encodings of views of the tower's size, if that is known: of one, two and four, as
-        far as so many requests may come together. The tokens of a view, or 0."""
+        """Record encodings of up to six views of the tower's size, if that is known, as far as so
+        many requests may come together. The tokens of a view, or 0."""
         side = getattr(getattr(self._model.config, "vision_config", None), "image_size", None)
         if not self._recorded or not isinstance(side, int):
             return 0
-        counts = [count for count in (4, 2, 1) if count <= min(most, self._max_views)]
+        counts = [count for count in _SIZES[3::-1] if count <= min(most, self._max_views)]
         return [self._run(torch.zeros(count, 3, side, side)).shape[1] for count in counts][-1]
 
     def _encode(self, views: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
@@ -137,7 +141,7 @@ class VisionCache:
             while digests:
                 count = min(len(digests), self._max_views)
                 if self._recorded:
-                    count = 1 << (count.bit_length() - 1)
+                    count = max(size for size in _SIZES if size <= count)
                 part, digests = digests[:count], digests[count:]
                 encoded = self._run(torch.stack([views[digest] for digest in part]))
                 # Each by itself, so that forgetting one gives back its memory.
