@@ -35,7 +35,7 @@ VECTORS = [
 ]  # fmt: skip
 # Outputs (of both matrices), groups, warps; then programs on a multiprocessor and tiles ahead.
 WORDS = [(8, 128, 4), (4, 128, 4)]
-SHARES = list(itertools.product((2, 3, 4), (0, 1, 2, 4)))
+SHARES = list(itertools.product((2, 3, 4, 6), (0, 1, 2, 4)))
 
 
 def vector_layouts(bits: int, gated: bool) -> Iterator[Any]:
