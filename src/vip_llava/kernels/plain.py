@@ -63,9 +63,13 @@ def dequantized(matrix: Int8 | Int4) -> Tensor:
     size = 2 * matrix.packed.shape[1] // groups
     words = matrix.packed.view(outputs, groups, -1, _word_bytes(size))
     pairs = words.transpose(2, 3).reshape(outputs, -1)
-    levels = torch.stack([pairs & 15, pairs >> 4], dim=2).view(outputs, groups, size)
-    grouped = levels.to(matrix.scale.dtype)
-    return torch.addcmul(matrix.low, grouped, matrix.scale).view(outputs, -1)
+    levels = matrix.scale.new_empty((outputs, pairs.shape[1], 2))
+    # Written where they stay: all of a large matrix is in memory once.
+    levels[:, :, 0] = pairs & 15
+    levels[:, :, 1] = pairs >> 4
+    grouped = levels.view(outputs, groups, size)
+    torch.addcmul(matrix.low, grouped, matrix.scale, out=grouped)
+    return grouped.view(outputs, -1)
 
 
 def packed_levels(levels: Tensor) -> Tensor:
