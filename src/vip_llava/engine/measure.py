@@ -101,10 +101,11 @@ def _small(subject: Subject, load: Load) -> list[Figure]:
     found = []
     for bits in SMALL_BITS:
         held = held_bytes(subject.model.device)
-        small = replace(subject, model=copy.deepcopy(subject.model))
-        quantize_model(small.model, Quantization(bits))
-        found += _one_small(small, load, f"{ENGINE}, {bits}-bit weights", held)
+        found += _of_bits(subject, load, bits, held)
+        held_bytes(subject.model.device)  # nothing of it is left for the next one's count
+        small = _quantized(subject, bits)
         apart = distance(step_logits(small.model, ids), wanted)
+        del small
         way = f"{ENGINE}, {bits}-bit weights"
         error, same = 100 * apart.error, 100 * apart.agreement
         found.append(Figure("error of logits", way, "%", error, error, False))
@@ -112,10 +113,18 @@ def _small(subject: Subject, load: Load) -> list[Figure]:
     return found
 
 
-def _one_small(small: Subject, load: Load, way: str, held: int) -> list[Figure]:
-    """Speed and memory; `held`: bytes in use before this model was made."""
-    device = small.model.device
+def _quantized(subject: Subject, bits: Literal[8, 4]) -> Subject:
+    small = replace(subject, model=copy.deepcopy(subject.model))
+    quantize_model(small.model, Quantization(bits))
+    return small
+
+
+def _of_bits(subject: Subject, load: Load, bits: Literal[8, 4], held: int) -> list[Figure]:
+    """Speed and memory; `held`: bytes in use before this model is made."""
+    small, device = _quantized(subject, bits), subject.model.device
+    held_bytes(device)
     forget_peak(device)
+    way = f"{ENGINE}, {bits}-bit weights"
     tokens = load.text_tokens + small.tokens_per_view + load.new_tokens
     engine = small.engine(max_running=1, kv_tokens=tokens + 16)
     engine.warm_up()
