@@ -128,16 +128,21 @@ class Steps:
 
     def _receive(self) -> None:
         """Take in what other threads asked for since the last step."""
-        hasty = self._paths.prompts is not None and self._paths.looked and self._glance.same()
-        if self._inbox and not hasty:
+        new = len(self._inbox)  # who comes after the look has to wait for the next
+        hasty = new > 0 and self._hasty()
+        if new and not hasty:
             self._look()
-        while self._inbox:
+        for _ in range(new):
             row = self._inbox.popleft()
             self._scheduler.join(row)
             if hasty:
                 self._unsure.append(row)
         while self._cancelled:
             self._end(self._cancelled.popleft())
+
+    def _hasty(self) -> bool:
+        """Whether requests may be begun now and the model looked at closely later."""
+        return self._paths.prompts is not None and self._paths.looked and self._glance.same()
 
     def _look(self) -> bool:
         """Notice if weights were changed or modules replaced or hooked into."""
