@@ -53,7 +53,7 @@ class WordsSetting:
     groups: int
     warps: int
     programs: int
-    ahead: int = 2
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +83,25 @@ class AttentionSetting:
 # By whether two matrices are read at once.
 _VECTOR = {False: VectorSetting(4, 4096, 8), True: VectorSetting(2, 4096, 8)}
 _MANY = 8192
-"""From so many outputs (or inputs) on the tables below have a line of their own."""
-# Small weights, by whether there are two matrices, many outputs, and many inputs.
+"""Of more outputs there are enough for more programs; of more inputs few weights fit registers."""
+# Small weights, by bits: of one matrix with few outputs, of one with many, of two, of many inputs.
 _WORDS = {
-    (False, False, False): WordsSetting(8, 128, 4, 2),
-    (False, True, False): WordsSetting(8, 128, 4, 3),
-    (True, False, False): WordsSetting(4, 128, 4, 2),
-    (True, True, False): WordsSetting(4, 128, 4, 3),
-    (False, False, True): WordsSetting(4, 128, 4, 2),
-    (False, True, True): WordsSetting(4, 128, 4, 2),
-    (True, False, True): WordsSetting(2, 128, 4, 2),
-    (True, True, True): WordsSetting(2, 128, 4, 2),
+    (8, "few"): WordsSetting(8, 128, 4, 3, ahead=2),
+    (8, "many"): WordsSetting(4, 128, 4, 4),
+    (8, "two"): WordsSetting(2, 128, 4, 4),
+    (8, "long"): WordsSetting(4, 128, 4, 2),
+    (4, "few"): WordsSetting(4, 128, 4, 4, ahead=1),
+    (4, "many"): WordsSetting(8, 128, 4, 3),
+    (4, "two"): WordsSetting(4, 128, 4, 4),
+    (4, "long"): WordsSetting(4, 128, 4, 2),
 }
 
 
 def words_setting(bits: int, outputs: int, inputs: int, gated: bool) -> WordsSetting:
     """For one row and small weights. `outputs` of all matrices together; `gated`: of each of two."""
-    setting = _WORDS[gated, outputs > _MANY, inputs > _MANY]
-    if bits == 8 and outputs > _MANY:
+    one = "many" if outputs > _MANY else "few"
+    setting = _WORDS[bits, "long" if inputs > _MANY else "two" if gated else one]
+    if gated and inputs > _MANY:
         setting = replace(setting, outputs=setting.outputs // 2)
     most = power_of_two(inputs * bits // 128)
     return setting if setting.groups <= most else replace(setting, groups=most)
