@@ -2,7 +2,7 @@
 
 A group of the row (as many inputs as 16 bytes of weights hold) is rounded to 16 bits, with its
 largest number as 32512, and kept as two signed bytes an input: `256 * high + low`. Its error is at
-most 1/65024 of the group's largest number, which is less than that of bfloat16 and float16.
+most 1/65024 of the group's largest number, which itself is known less exactly in 16 bits.
 Products of integers are exact, so what is rounded is only their sum, in float32.
 
 Shape letters: BN outputs, BG groups, four 32-bit words each. Everything of a group is in one

@@ -1,6 +1,6 @@
 """Products of few rows with weights in their own format; more rows go to the library's products.
 
-This is the host's side: what is launched, and how. The kernels are in `vector` and `matrix`.
+This is the host's side: what is launched, and how. The kernels are in `vector`, `words` and `matrix`.
 Shape letters: M rows, K inputs, N outputs.
 """
 
