@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vip_llava.engine.fused import Answers, FusedLlama
-from vip_llava.engine.graphs import Recorder, Recording
+from vip_llava.engine.graphs import Recorder, Recording, Recordings
 from vip_llava.engine.kv import BLOCK_TOKENS, KVMemory
 from vip_llava.engine.sampling import Sampler
 from vip_llava.engine.scheduler import Row
@@ -89,8 +89,7 @@ class DecodeStep:
         self._banned = torch.tensor(ids, dtype=torch.long, device=device)
         self._sampler = Sampler(device, banned)
         self._slots = [_Slot(size, self._width, self._top, device) for _ in range(2)]
-        self._recordings: dict[int, Recording] = {}
-        self._moves = -1
+        self._recordings = Recordings()
 
     def launch(self, rows: Sequence[Row], before: Flight | None = None) -> Flight:
         """Start a step for rows with one token each to feed; nothing is waited for.
@@ -127,18 +126,17 @@ class DecodeStep:
 
     def _recording(self, size: int) -> Recording:
         self._llama.lay_out()
-        if self._moves != self._memory.moves:
-            self._recordings.clear()
-            self._moves = self._memory.moves
-        if size not in self._recordings:
-            before = self._numbers.clone()
-            # Recording makes the step a few times: for requests of no tokens, which write nothing.
-            idle = _parted(self._numbers[self._top :], size, self._width)[0]
-            idle.zero_()
-            idle[3] = -1
-            self._recordings[size] = self._recorder.record(lambda: self._work(size))
-            self._numbers.copy_(before)
-        return self._recordings[size]
+        return self._recordings.of(size, self._memory.moves, lambda: self._made(size))
+
+    def _made(self, size: int) -> Recording:
+        before = self._numbers.clone()
+        # Recording makes the step a few times: for requests of no tokens, which write nothing.
+        idle = _parted(self._numbers[self._top :], size, self._width)[0]
+        idle.zero_()
+        idle[3] = -1
+        recording = self._recorder.record(lambda: self._work(size))
+        self._numbers.copy_(before)
+        return recording
 
     def _work(self, size: int) -> Tensor:
         """The step itself: logits [R, V], and the tokens where the next step and the host look."""

@@ -9,6 +9,7 @@ This module knows neither models nor requests.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from vip_llava.engine.transfer import on
 
-__all__ = ["Recorder", "Recording"]
+__all__ = ["Recorder", "Recording", "Recordings"]
 
 _WARM_UPS = 2
 
@@ -31,6 +32,28 @@ class Recording:
     def __call__(self) -> Tensor:
         """The result; it is good until any recording of the same recorder is called."""
         return self._work()
+
+
+class Recordings:
+    """Recordings by size, good as long as the buffers that they were made over stay where they are."""
+
+    def __init__(self, most: int | None = None) -> None:
+        """`most`: so many are kept; of more, the one longest unused goes."""
+        self._most = most
+        self._held: OrderedDict[int, Recording] = OrderedDict()
+        self._moves = -1
+
+    def of(self, size: int, moves: int, make: Callable[[], Recording]) -> Recording:
+        """That of a size, made now if need be. `moves`: how often the buffers have moved so far."""
+        if moves != self._moves:
+            self._held.clear()
+            self._moves = moves
+        if size not in self._held:
+            self._held[size] = make()
+            if self._most is not None and len(self._held) > self._most:
+                self._held.popitem(last=False)
+        self._held.move_to_end(size)
+        return self._held[size]
 
 
 class Recorder:

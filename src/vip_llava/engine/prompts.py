@@ -11,14 +11,13 @@ Shape letters: N tokens of a size, C width, W blocks of the longest text, V voca
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from vip_llava.engine.fused import FusedLlama, Prompt
-from vip_llava.engine.graphs import Recorder, Recording
+from vip_llava.engine.graphs import Recorder, Recording, Recordings
 from vip_llava.engine.kv import BLOCK_TOKENS, KVMemory
 from vip_llava.engine.scheduler import Row
 
@@ -49,9 +48,8 @@ class PromptStep:
         numbers = _HEAD + self._width + 2 * self._most
         self._numbers = torch.zeros(numbers, dtype=torch.int32, device=recorder.device)
         self._embeds = llama.embed(self._numbers[: self._most]).zero_()
-        self._recordings: OrderedDict[int, Recording] = OrderedDict()
+        self._recordings = Recordings(_MOST_RECORDINGS)
         self._met: set[int] = set()
-        self._moves = -1
 
     def ready(self, count: int) -> bool:
         """Whether so many new tokens may go this way now. A size met for the first time may not."""
@@ -95,18 +93,13 @@ class PromptStep:
 
     def _recording(self, size: int) -> Recording:
         self._llama.lay_out()
-        if self._moves != self._memory.moves:
-            self._recordings.clear()
-            self._moves = self._memory.moves
-        if size not in self._recordings:
-            # Recording makes the step a few times: for a text of no tokens, which writes nothing.
-            self._numbers.zero_()
-            self._numbers[_HEAD + self._width + size :] = -1
-            self._recordings[size] = self._recorder.record(lambda: self._work(size))
-            if len(self._recordings) > _MOST_RECORDINGS:
-                self._recordings.popitem(last=False)
-        self._recordings.move_to_end(size)
-        return self._recordings[size]
+        return self._recordings.of(size, self._memory.moves, lambda: self._made(size))
+
+    def _made(self, size: int) -> Recording:
+        # Recording makes the step a few times: for a text of no tokens, which writes nothing.
+        self._numbers.zero_()
+        self._numbers[_HEAD + self._width + size :] = -1
+        return self._recorder.record(lambda: self._work(size))
 
     def _work(self, size: int) -> Tensor:
         """The step itself: logits [1, V]."""

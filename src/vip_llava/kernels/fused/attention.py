@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vip_llava.kernels.fused import choices
 from vip_llava.kernels.fused.lang import product, release_next, turned, wait_previous
-from vip_llava.kernels.fused.parts import NEVER, combine, counters, last, part_of, tile
+from vip_llava.kernels.fused.parts import EVER, NEVER, combine, counters, last, part_of, tile
 from vip_llava.kernels.fused.setting import options, power_of_two, processors
 from vip_llava.kernels.values import BLOCK_TOKENS
 
@@ -164,15 +164,9 @@ def _attend_group(
         end = tl.minimum(end, length - 1)
     else:
         asked = tl.load(q + at_q + d[None, :], mask=there, other=0.0).to(kind)
+    blocks = table + row * table_row
     for at in tl.range(begin, end, BL, num_stages=STAGES):
-        token = at + slot
-        seen = (token >= first) & (token < end)
-        block = tl.load(table + row * table_row + token // TOKENS, mask=seen, other=0)
-        place = block.to(tl.int64) * TOKENS + token % TOKENS
-        where = (place[:, None] * H + held) * D + d[None, :]
-        mask = seen[:, None] & inside[None, :]
-        key = tl.load(keys + where, mask=mask, other=0.0)
-        value = tl.load(values + where, mask=mask, other=0.0)
+        key, value, seen = tile(keys, values, blocks, held, at, first, end, d, slot, H, D, TOKENS)
         score = product(asked, tl.trans(key), tl.zeros((GP, BL), tl.float32)) * scale
         score = tl.where(seen[None, :], score, NEVER)
         higher = tl.maximum(high, tl.max(score, axis=1))
@@ -233,7 +227,7 @@ def _attend(
         done = counters(requests * heads, query.device)
     (_attend_one if heads == held else _attend_group)[(requests, held, parts)](
         query, key, value, cos, sin, keys, values, places, table, lengths, out,
-        partial, most, weight, done, scale, window or 1 << 30,
+        partial, most, weight, done, scale, window or EVER,
         query.stride(0), key.stride(0), value.stride(0), table.stride(0),
         Q=heads, H=held, GP=max(16, power_of_two(heads // held)),
         D=width, DP=power_of_two(width), S=parts, BL=setting.tile, TOKENS=BLOCK_TOKENS,

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from vip_llava.kernels.fused.setting import power_of_two
 
-__all__ = ["NEVER", "combine", "counters", "last", "part_of", "tile"]
+__all__ = ["EVER", "NEVER", "combine", "counters", "last", "part_of", "tile"]
 
 NEVER = tl.constexpr(-1.0e30)
 """Stands for minus infinity: differences of it are numbers."""
+EVER = 1 << 30
+"""Tokens of a window that nothing falls out of."""
 
 
 @triton.jit

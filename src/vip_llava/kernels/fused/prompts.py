@@ -16,14 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from vip_llava.kernels.fused.lang import product, release_next, wait_previous
+from vip_llava.kernels.fused.parts import EVER, NEVER
 from vip_llava.kernels.fused.setting import options, power_of_two
 from vip_llava.kernels.values import BLOCK_TOKENS
 
 __all__ = ["paged_prompt"]
-
-_NEVER = tl.constexpr(-1.0e30)
-"""Stands for minus infinity: differences of it are numbers."""
-_EVER = 1 << 30
 
 
 @triton.jit
@@ -51,7 +48,7 @@ def _over(
         if EDGE:
             behind = at[:, None] - token[None, :]
             seen = (behind >= 0) & (behind < window) & there[None, :]
-            score = tl.where(seen, score, _NEVER)
+            score = tl.where(seen, score, NEVER)
         higher = tl.maximum(high, tl.max(score, axis=1))
         fade = tl.exp2(high - higher)
         share = tl.exp2(score - higher[:, None])
@@ -90,7 +87,7 @@ def _attend_prompt(
     if WINDOW:
         begin = tl.maximum(first + 1 - window, 0) // BN * BN
         whole = begin
-    high = tl.full((BM,), _NEVER, tl.float32)
+    high = tl.full((BM,), NEVER, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     found = tl.zeros((BM, DP), tl.float32)
     high, total, found = _over(
@@ -121,7 +118,7 @@ def paged_prompt(
     wide = query.element_size() > 2
     rows = min(32 if wide else 64, max(16, power_of_two(count)))
     _attend_prompt[(heads, triton.cdiv(count, rows))](
-        query, keys, values, table, span, out, scale * 1.4426950408889634, window or _EVER,
+        query, keys, values, table, span, out, scale * 1.4426950408889634, window or EVER,
         query.stride(0), count,
         Q=heads, H=keys.shape[1], D=width, DP=power_of_two(width), BM=rows, BN=32 if wide else 64,
         TOKENS=BLOCK_TOKENS, WINDOW=window is not None, STAGES=3, num_warps=4,
