@@ -24,9 +24,9 @@ import torch
 from vip_llava.engine import Engine, SamplingParams
 from vip_llava.engine.captured import _parted
 from vip_llava.engine.ceilings import Ceilings, ceilings, finished, peak_bytes, step_bytes
+from vip_llava.engine.digests import view_digests
 from vip_llava.engine.portrait import portrait
 from vip_llava.engine.subject import Subject, random_subject
-from vip_llava.engine.vision import view_digests
 from vip_llava.model.quantize import Quantization, quantize_model
 
 TEXT = 64

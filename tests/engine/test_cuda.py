@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams
+from vip_llava.engine.digests import view_digests
 from vip_llava.engine.prompts import PromptStep
-from vip_llava.engine.vision import VisionCache, view_digests
+from vip_llava.engine.vision import VisionCache
 from vip_llava.model.quantize import Quantization, quantize_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.engine.vision import VisionCache, view_digests
+from vip_llava.engine.digests import view_digests
+from vip_llava.engine.vision import VisionCache
 
 ONE_VIEW = 4 * 32 * 4  # tokens x width x bytes
 
@@ -90,6 +91,19 @@ def test_a_digest_is_of_type_shape_and_every_pixel(views: Tensor) -> None:
     assert view_digests(one) == view_digests(strided) == view_digests(views)[:1]
     others = [changed, one.double(), one.bfloat16(), one.reshape(1, 3, 14, 56)]
     assert len({view_digests(other)[0] for other in [one, *others]}) == 5
+
+
+def test_a_digest_of_a_large_view_is_of_every_piece_in_its_place() -> None:
+    views = torch.randn(2, 3, 200, 200, generator=torch.Generator().manual_seed(0))
+    first, second = view_digests(views)
+    assert [first, second] == [view_digests(views[:1])[0], view_digests(views[1:])[0]]
+    known = {first, second, view_digests(views[:1].roll(128 * 256))[0]}
+    for at in range(0, views[0].numel(), 30_000):  # less than a piece apart
+        other = views[:1].clone()
+        other.view(-1)[at] += 1
+        known |= set(view_digests(other))
+    assert len(known) == 3 + 4
+    assert len(view_digests(views[:0])) == 0
 
 
 @torch.inference_mode()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vip_llava.engine.detokenize import Decode, TextStream
+from vip_llava.engine.digests import view_digests
 from vip_llava.engine.handle import Handle
 from vip_llava.engine.kv import BLOCK_TOKENS
 from vip_llava.engine.sampling import SamplingParams, SamplingState
@@ -28,7 +29,6 @@ from vip_llava.engine.scheduler import Row, TokenEvent
 from vip_llava.engine.steps import Steps
 from vip_llava.engine.transfer import on
 from vip_llava.engine.values import EngineSettings, EngineStats, check_room
-from vip_llava.engine.vision import view_digests
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:

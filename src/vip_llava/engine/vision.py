@@ -1,7 +1,7 @@
 """Views to the vectors that stand for them: many requests' views at once, each view only once.
 
-A view is known by a hash of its type, shape and pixels (which carry the marks drawn on it), so two
-requests about one picture share its features. The features lie where the tower computes them,
+A view is known by a hash (`digests`) of its type, shape and pixels (which carry the marks drawn on it),
+so two requests about one picture share its features. The features lie where the tower computes them,
 bounded in bytes; the ones longest unused go first. Encodings of 1, 2, 4, 6 ... views can be recorded
 (`graphs`); other numbers are put together of those.
 
@@ -12,7 +12,6 @@ model.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,23 +25,11 @@ from vip_llava.engine.graphs import Recorder, Recording
 from vip_llava.engine.lean import hooked
 from vip_llava.engine.transfer import sent
 
-__all__ = ["VisionCache", "view_digests"]
+__all__ = ["VisionCache"]
 
 _SIZES = (1, 2, 4, 6, 8, 12, 16)
 """Views of a recorded encoding; other numbers are put together of those. Six of usual prompts fill a
 step on CUDA."""
-
-
-def view_digests(pixel_values: Tensor) -> list[bytes]:
-    """One hash for each view of `pixel_values` [N, 3, S, S] of any type."""
-    kind = f"{pixel_values.dtype} {list(pixel_values.shape[1:])} ".encode()
-    found = []
-    for view in pixel_values.detach().cpu().contiguous():
-        # Processors have instructions for this one, and nothing is copied for it.
-        digest = hashlib.sha256(kind)
-        digest.update(view.flatten().view(torch.uint8).numpy())
-        found.append(digest.digest())
-    return found
 
 
 class VisionCache:
