@@ -122,6 +122,8 @@ def main() -> None:
     JITFunction.__getitem__ = lambda kernel, grid: compiler(kernel, grid)  # type: ignore[method-assign]
     setting.overlapping = lambda device: capability >= 90  # type: ignore[assignment]
     sys.modules["vip_llava.kernels.fused.products"].overlapping = setting.overlapping  # type: ignore[attr-defined]
+    for name in ("attention", "products", "prompts"):  # as many as the layouts were chosen for
+        sys.modules[f"vip_llava.kernels.fused.{name}"].processors = lambda device: 132  # type: ignore[attr-defined]
     with torch.inference_mode():
         x = torch.empty(2, 192, dtype=dtype)
         fused.rms_norm(x, x[0], 1e-5)
