@@ -106,7 +106,7 @@ class Mix(RegionMix):
         ids, labels = self.processor.encode_training(Conversation(messages, scene.picture))
         if len(ids) > self._length(kind):
             return None
-        return [self.processor.geometry.fit(scene.picture)], ids, labels, []
+        return [self.processor.geometry.fit(scene.picture)], ids, labels, [], []
 
 
 def only_last_depth(tower: Any) -> None:

@@ -10,10 +10,12 @@ from PIL import Image
 
 from vip_llava.model.focal import (
     FocalSettings,
+    centre,
     fine_marks,
     focal_square,
     focal_view,
     view_captions,
+    view_remarks,
 )
 from vip_llava.model.geometry import PictureGeometry
 from vip_llava.model.processor import Processor
@@ -113,6 +115,50 @@ def test_views_are_named_by_their_words_and_places() -> None:
     alike = [Box(20, 10, 60, 50, color="red", id=name) for name in "12"]
     captions = view_captions(alike, (200, 100), ranked=True)
     assert all("left 10" in each and "1 of 2 from the left" in each for each in captions)
+
+
+def test_how_two_lie_is_said_in_the_words_of_questions() -> None:
+    red, lime = Box(20, 10, 60, 50, color="red", id="1"), Box(50, 60, 90, 99, color="lime", id="2")
+    names = "the object within the red rectangle", "the object within the lime rectangle"
+    assert view_remarks([red, lime], (200, 100)) == [
+        f"The{names[0][3:]} is to the left of and above {names[1]}.",
+        f"The{names[1][3:]} is to the right of and below {names[0]}.",
+    ]
+    wide = Box(120, 10, 190, 50, color="lime", id="2")  # at the same height
+    assert view_remarks([red, wide], (200, 100))[0] == (
+        f"The{names[0][3:]} is to the left of and smaller than {names[1]}."
+    )
+    large = Box(50, 0, 150, 98, color="lime", id="2")
+    assert (
+        " is to the right of, below and bigger than the" in view_remarks([red, large], (200, 99))[1]
+    )
+    inside = Box(30, 20, 50, 40, color="lime", id="2")  # one middle
+    assert " is bigger than the" in view_remarks([red, inside], (200, 100))[0]
+    alike = Box(20, 10, 60, 50, color="lime", id="2")
+    assert " is at the place of the" in view_remarks([red, alike], (200, 100))[0]
+
+
+def test_an_arrow_is_where_it_points_and_has_no_size() -> None:
+    box = Box(80, 40, 120, 60, color="red", id="1")
+    arrow = Arrow(tail=(10, 10), tip=(110, 70), color="blue", id="2")
+    resolved = resolve([box, arrow], SIZE).regions
+    assert view_remarks(resolved, SIZE)[1] == (
+        "The object pointed to by the blue arrow is to the right of and below the object within the "
+        "red rectangle."
+    )
+    unit = Arrow(tail=(0.1, 0.1), tip=(0.9, 0.2), frame="unit")
+    assert centre(unit, (200, 100)) == pytest.approx((180, 20))
+
+
+def test_of_more_than_two_each_is_counted() -> None:
+    places = {"red": (10, 60), "lime": (90, 20), "blue": (50, 40)}
+    boxes = [Box(x, y, x + 9, y + 9, color=name, id=name) for name, (x, y) in places.items()]
+    assert view_remarks(boxes, SIZE) == [
+        "The object within the red rectangle is 1 of 3 from the left and 3 of 3 from the top.",
+        "The object within the lime rectangle is 3 of 3 from the left and 1 of 3 from the top.",
+        "The object within the blue rectangle is 2 of 3 from the left and 2 of 3 from the top.",
+    ]
+    assert view_remarks(boxes[:1], SIZE) == [""] and view_remarks([], SIZE) == []
 
 
 def ink(view: Image.Image) -> float:

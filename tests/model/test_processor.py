@@ -12,7 +12,7 @@ from PIL import Image
 
 from vip_llava.errors import CheckpointError, RequestError
 from vip_llava.model.geometry import PictureGeometry
-from vip_llava.model.processor import Conversation, FocalSettings, Processor
+from vip_llava.model.processor import Conversation, Drawn, FocalSettings, Processor
 from vip_llava.model.templates import Message, get_template
 from vip_llava.model.text_tokenizers import JsonTokenizer, PieceTokenizer
 from vip_llava.regions import Box, Point, Region, resolve
@@ -266,3 +266,27 @@ def test_named_views_have_their_words_in_front(looking_twice: Processor) -> None
     assert ids.count(IMAGE) == 3 * looking_twice.tokens_per_view
     learned = looking_twice.decode([label for label in labels if label != -100])
     assert learned == "the left one"  # captions are read, not learned
+
+
+def test_how_several_lie_is_told_behind_their_views(looking_twice: Processor) -> None:
+    picture = Image.new("RGB", (100, 50), (90, 90, 90))
+    regions = resolve([Box(10, 10, 30, 30), Box(60, 15, 90, 45)], picture.size).regions
+    looking_twice.focal = FocalSettings(named=True, told=True)
+    red, lime = "the object within the red rectangle", "the object within the lime rectangle"
+    told = looking_twice.prompt_text(ask("Which is bigger?", picture, *regions))
+    first = f"The{red[3:]} is to the left of, above and smaller than {lime}.\n"
+    second = f"The{lime[3:]} is to the right of, below and bigger than {red}.\n"
+    assert (
+        "user\n<image>\nwithin the red rectangle, left 10, top 20, right 30, bottom 60: <image>\n"
+        f"{first}within the lime rectangle, left 60, top 30, right 90, bottom 90: <image>\n"
+        f"{second}Which is bigger?"
+    ) in told
+    # One mark alone is shown as ever, and a second picture comes behind what is told of the first.
+    alone = ask("What?", picture, regions[0])
+    told_alone = looking_twice.prompt_text(alone)
+    looking_twice.focal = FocalSettings(named=True)
+    assert told_alone == looking_twice.prompt_text(alone)
+    looking_twice.focal = FocalSettings(told=True)
+    pictures = (Drawn(picture, regions), Drawn(picture))
+    both = Conversation((Message("user", "Same?", pictures=2),), pictures=pictures)
+    assert looking_twice.prompt_text(both).count(f"<image>\n{second}<image>\nSame?") == 1

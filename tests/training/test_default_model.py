@@ -97,6 +97,11 @@ def test_batch_sizes_are_scaled() -> None:
     assert mix_settings(changed).label_power == -0.25
     assert focal_settings(changed) == FocalSettings(0.8, named=False)
     assert focal_settings(RunSettings(steps=1)) == FocalSettings()
+    assert focal_settings(RunSettings(steps=1, told_views=True)) == FocalSettings(told=True)
+    larger = RunSettings(steps=1, picture_scale=(0.6, 1.2), harsh_share=0.25)
+    augment = mix_settings(larger).augment
+    assert (augment.scale, augment.harsh_share) == ((0.6, 1.2), 0.25)
+    assert mix_settings(RunSettings(steps=1)).augment == MixSettings().augment
 
 
 def test_what_is_trained_is_counted_without_weights() -> None:

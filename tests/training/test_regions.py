@@ -85,7 +85,7 @@ def logits_of(model: Any, batch: dict[str, Any], trainer: RegionTrainer) -> Tens
     return found
 
 
-def test_both_losses_of_a_repeated_batch_fall(make_trainer: MakeTrainer) -> None:
+def test_answer_and_class_loss_of_a_repeated_batch_fall(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     batch = batch_of(trainer)
     with torch.no_grad():
@@ -95,6 +95,26 @@ def test_both_losses_of_a_repeated_batch_fall(make_trainer: MakeTrainer) -> None
     with torch.no_grad():
         after = [float(loss) for loss in trainer.losses(batch)]
     assert after[0] < 0.6 * before[0] and after[1] < 0.9 * before[1]
+
+
+def test_marks_of_several_are_named_where_they_are_spoken_of(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(naming=1.0)
+    batch = batch_of(trainer, "four")
+    places = (batch["names"] != -100).nonzero()
+    assert len(places) > len(batch["names"])
+    # What stands there is no part of what the model reads or answers.
+    changed = {**batch, "names": batch["names"].clone()}
+    row, at = places[0].tolist()
+    changed["names"][row, at] += 1
+    with torch.no_grad():
+        before, other = trainer.losses(batch), trainer.losses(changed)
+    assert torch.equal(before[0], other[0]) and not torch.equal(before[2], other[2])
+    for number in range(16):
+        trainer.step(batch, number)
+    with torch.no_grad():
+        assert float(trainer.losses(batch)[2]) < 0.7 * float(before[2])
+        assert float(trainer.losses(batch_of(trainer))[2]) == 0
+        assert float(make_trainer().losses(batch)[2]) == 0  # it is off unless asked for
 
 
 def test_the_loss_falls(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -118,7 +138,7 @@ def test_the_loss_is_that_of_transformers_forward(make_trainer: MakeTrainer, kin
     trainer = make_trainer()
     batch = batch_of(trainer, kind)
     with torch.no_grad():
-        answer, classes = trainer.losses(batch)
+        answer, classes, _ = trainer.losses(batch)
     logits = logits_of(trainer.model, batch, trainer)[:, :-1]
     targets = batch["labels"][:, 1:]
     total = weights = 0.0

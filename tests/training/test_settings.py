@@ -24,6 +24,7 @@ def test_there_are_recipes() -> None:
         "default-model-2",
         "default-model-3",
         "default-model-4",
+        "default-model-5",
         "default-model",
     ]
 

@@ -13,8 +13,22 @@ from typing import Any
 from PIL import Image
 
 from vip_llava.errors import PhraseError
-from vip_llava.regions import Arrow, Mask, Point, Region, draw_resolved
+from vip_llava.regions import (
+    Arrow,
+    Box,
+    Contour,
+    Ellipse,
+    Mask,
+    Point,
+    Region,
+    Triangle,
+    draw_resolved,
+)
 from vip_llava.regions.phrases import phrase, wording
+
+# Shapes that are as large as what they mark, and how many times larger one is to be called bigger.
+_SIZED = (Box, Contour, Ellipse, Mask, Triangle)
+_BIGGER = 1.5
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,8 @@ class FocalSettings:
     but not how large. `minimum`: its smallest side, in pixels of the picture (a tiny thing is known
     by its surroundings). `named`: the prompt says in front of each square what it shows and where
     (`view_captions`), so that several can be told apart and compared. `ranked`: and which of several it is
-    from the left and from the top. `fine`: the square's marks are
+    from the left and from the top. `told`: of several, this is said behind each square instead, in
+    the words of questions (`view_remarks`). `fine`: the square's marks are
     drawn anew, as thin as on the whole picture (`fine_marks`).
     """
 
@@ -36,6 +51,7 @@ class FocalSettings:
     named: bool = False
     ranked: bool = False
     fine: bool = False
+    told: bool = False
 
 
 def view_captions(
@@ -53,17 +69,81 @@ def view_captions(
     captions = []
     for index, (region, (x1, y1, x2, y2)) in enumerate(zip(regions, bounds, strict=True)):
         places = (x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1])
-        try:
-            words = phrase(region, regions)
-        except PhraseError:
-            words = wording(region.shape)
         sides = zip(("left", "top", "right", "bottom"), places, strict=True)
         facts = [f"{side} {round(100 * share)}" for side, share in sides]
         if ranked and len(regions) > 1:
             facts.append(f"{across[index]} of {len(regions)} from the left")
             facts.append(f"{down[index]} of {len(regions)} from the top")
-        captions.append(f"{words}, {', '.join(facts)}: ")
+        captions.append(f"{_words(region, regions)}, {', '.join(facts)}: ")
     return captions
+
+
+def view_remarks(regions: Sequence[Region], size: tuple[int, int]) -> list[str]:
+    """For each of several focal views: a sentence to stand behind it, on how its region lies.
+
+    Of two: "The object within the red rectangle is to the left of and above the object within the lime
+    rectangle."; bigger or smaller too, where both regions have a size. Of more, each is counted:
+    "The object within the red rectangle is 1 of 4 from the left and 3 of 4 from the top." What is asked
+    about a region is so found right behind its name, after its view was seen. A single one has "".
+    """
+    centres = [centre(region, size) for region in regions]
+    names = [f"the object {_words(region, regions)}" for region in regions]
+    if len(regions) < 2:
+        return [""] * len(regions)
+    if len(regions) == 2:
+        facts = [
+            _joined(_compared(regions, centres, i, size)) + f" {names[1 - i]}" for i in range(2)
+        ]
+    else:
+        across, down = (_ranks([centre[axis] for centre in centres]) for axis in (0, 1))
+        facts = [
+            f"{across[i]} of {len(regions)} from the left and {down[i]} of {len(regions)} from the top"
+            for i in range(len(regions))
+        ]
+    return [f"T{name[1:]} is {fact}." for name, fact in zip(names, facts, strict=True)]
+
+
+def _compared(
+    regions: Sequence[Region],
+    centres: Sequence[tuple[float, float]],
+    index: int,
+    size: tuple[int, int],
+) -> list[str]:
+    """How region `index` of two lies to the other; "at the place of" it where both centres are one."""
+    (x, y), (other_x, other_y) = centres[index], centres[1 - index]
+    words = []
+    if x != other_x:
+        words.append("to the left of" if x < other_x else "to the right of")
+    if y != other_y:
+        words.append("above" if y < other_y else "below")
+    if all(isinstance(region, _SIZED) for region in regions):
+        bounds = [region.bounds(size) for region in (regions[index], regions[1 - index])]
+        mine, other = ((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in bounds)
+        if max(mine, other) >= _BIGGER * min(mine, other):
+            words.append("bigger than" if mine > other else "smaller than")
+    return words or ["at the place of"]
+
+
+def _joined(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def centre(region: Region, size: tuple[int, int]) -> tuple[float, float]:
+    """Where a region points, in pixels of a (width, height) picture: an arrow's tip, else its middle."""
+    if isinstance(region, Arrow):
+        return region.to_frame("pixel", size).tip
+    x1, y1, x2, y2 = region.bounds(size)
+    return (x1 + x2) / 2, (y1 + y2) / 2
+
+
+def _words(region: Region, regions: Sequence[Region]) -> str:
+    """The region's wording; its shape alone where no words tell it from the others."""
+    try:
+        return phrase(region, regions)
+    except PhraseError:
+        return wording(region.shape)
 
 
 def _ranks(values: Sequence[float]) -> list[int]:

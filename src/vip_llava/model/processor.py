@@ -22,6 +22,7 @@ from vip_llava.model.focal import (
     focal_square,
     focal_view,
     view_captions,
+    view_remarks,
 )
 from vip_llava.model.geometry import PictureGeometry
 from vip_llava.model.templates import Message, Template, get_template
@@ -276,11 +277,17 @@ class Processor:
         counted: list[Message] = []
         for message in messages:
             captions: list[str] = []
+            remark = ""
             said = message.captions or ("",) * message.pictures
             for each, caption in zip(islice(drawn, message.pictures), said, strict=True):
-                captions += [caption, *self._captions(each)]
+                captions.append(remark + caption)
+                remark = ""
+                for named, behind in zip(self._captions(each), self._remarks(each), strict=True):
+                    captions.append(remark + named)
+                    remark = f"{behind}\n" if behind else ""
             told = tuple(captions) if any(captions) else ()
-            counted.append(Message(message.role, message.text, len(captions), told))
+            text = message.text if message.text is None else remark + message.text
+            counted.append(Message(message.role, text, len(captions), told))
         return counted
 
     def _captions(self, drawn: Drawn) -> Sequence[str]:
@@ -289,6 +296,14 @@ class Processor:
             return ()
         if self.focal.named:
             return view_captions(drawn.regions, drawn.image.size, ranked=self.focal.ranked)
+        return [""] * len(drawn.regions)
+
+    def _remarks(self, drawn: Drawn) -> Sequence[str]:
+        """The words behind each focal view of a picture, "" where there are none."""
+        if self.focal is None:
+            return ()
+        if self.focal.told:
+            return view_remarks(drawn.regions, drawn.image.size)
         return [""] * len(drawn.regions)
 
     def _marks(self) -> dict[str, str]:

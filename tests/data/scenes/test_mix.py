@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from vip_llava.errors import DataError
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.processor import Processor
 from vip_llava.regions import Box, resolve
+from vip_llava.regions.phrases import phrase
 
 KINDS = ("one", "whole", "two", "four")
 MakeMix = Callable[..., RegionMix]
@@ -47,12 +49,12 @@ def make_mix(labelled_folder: Path, lite_processor: Processor) -> MakeMix:
             augment=AugmentSettings(longest=160),
         )
         given = {"photos": photos, "singles": SINGLES, **changes}
-        wanted = given.pop("settings", {})
+        wanted, focal = given.pop("settings", {}), given.pop("focal", FocalSettings())
         return RegionMix(
             given["photos"],
             given["singles"],
             lite_processor,
-            FocalSettings(),
+            focal,
             replace(settings, **wanted),
             seed,
         )
@@ -151,8 +153,54 @@ def test_the_classes_of_several_are_in_the_order_of_their_views(make_mix: MakeMi
     scene = mix._scene
     mix._scene = lambda kind, rng: scenes.append(scene(kind, rng)) or scenes[-1]  # type: ignore[method-assign, func-returns-value]
     again = mix._row("four", np.random.default_rng(5))
-    assert row[3] == again[3] == [mix.class_of[thing.label] for thing in scenes[-1].marked]
-    assert len(set(row[3])) > 1
+    assert row[4] == again[4] == [mix.class_of[thing.label] for thing in scenes[-1].marked]
+    assert len(set(row[4])) > 1
+
+
+def test_a_mark_of_several_is_named_behind_its_words(
+    make_mix: MakeMix, lite_processor: Processor
+) -> None:
+    """Where a name stands, the words of that thing's mark end, and its close view was seen."""
+    mix = make_mix("two", focal=FocalSettings(named=True, told=True))
+    scenes = []
+    scene = mix._scene
+    mix._scene = lambda kind, rng: scenes.append(scene(kind, rng)) or scenes[-1]  # type: ignore[method-assign, func-returns-value]
+    mix.processor = copy.copy(lite_processor)
+    mix.processor.focal = mix.focal
+    checked = 0
+    for seed in range(20):
+        _, ids, labels, names, _ = mix._row("two", np.random.default_rng(seed))
+        found: dict[int, list[int]] = {0: [], 1: []}
+        for at in np.flatnonzero(np.array(names) != IGNORED).tolist():
+            assert labels[at] == IGNORED
+            said = lite_processor.decode(ids[:at])
+            regions = scenes[-1].regions
+            index = next(i for i in (0, 1) if said.endswith(phrase(regions[i], regions)))
+            word = lite_processor.tokenizer.plain(scenes[-1].marked[index].label, at_start=False)
+            assert names[at] == word[0].id
+            # Seventeen places are a view; the whole picture's is the first.
+            assert ids[:at].count(3) >= 17 * (index + 2)
+            found[index].append(at)
+        assert all(found.values())  # each is at least spoken of behind its view
+        checked += sum(map(len, found.values()))
+    assert checked > 60
+    assert set(make_mix("one")._row("one", np.random.default_rng(1))[3]) == {IGNORED}
+
+
+@pytest.mark.parametrize("kind", ["two", "four"])
+def test_no_two_questions_ask_the_same(make_mix: MakeMix, kind: str) -> None:
+    mix = make_mix(kind)
+    counts = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        made = mix._scene(kind, rng)
+        if made is None:
+            continue
+        asked = [question for question, _ in mix._exchanges(kind, made, rng)]
+        wanted = [each.partition("\n")[0].rpartition(" is ")[2] for each in asked]
+        assert len(set(wanted)) == len(asked) <= mix.settings.turns[kind]
+        counts.append(len(asked))
+    assert max(counts) == mix.settings.turns[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -121,6 +121,13 @@ def test_nothing_is_said_of_sides_that_are_unclear(make_scene: MakeScene) -> Non
     assert exchanges(relations.side, make_scene([("cat", LEFT), ("dog", near)], 2)) == []
 
 
+def test_nothing_is_said_of_sides_where_marks_point_elsewhere(make_scene: MakeScene) -> None:
+    things = [("cat", (0.0, 20.0, 90.0, 40.0)), ("dog", (50.0, 20.0, 140.0, 40.0))]
+    for first, second, asked in ((30, 100, True), (85, 55, False)):
+        points = [Point(first, 30), Point(second, 30)]
+        assert bool(exchanges(relations.side, make_scene(things, regions=points))) == asked
+
+
 def test_size(make_scene: MakeScene) -> None:
     big, small = (0.0, 0.0, 100.0, 100.0), (120.0, 20.0, 150.0, 60.0)
     scene = make_scene([("cat", big), ("dog", small)], 2)

@@ -24,16 +24,16 @@ from vip_llava.data.scenes.mosaic import mosaic
 from vip_llava.data.scenes.photos import Photo, Thing
 from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
 from vip_llava.data.scenes.scene import Exchange, Scene, Task, overlap
-from vip_llava.errors import DataError, RegionError
+from vip_llava.errors import DataError, PhraseError, RegionError
 from vip_llava.model.focal import FocalSettings, fine_marks, focal_square, focal_view
 from vip_llava.model.processor import Conversation, Processor
 from vip_llava.model.templates import Message
 from vip_llava.regions import Region, draw
-from vip_llava.regions.phrases import expand
+from vip_llava.regions.phrases import expand, phrase
 
 IGNORED = -100
-Row = tuple[list[Image.Image], list[int], list[int], list[int]]
-"""Views, ids, labels and the class of the thing in each focal view."""
+Row = tuple[list[Image.Image], list[int], list[int], list[int], list[int]]
+"""Views, ids, labels, names (see `RegionMix.batch`), the class of the thing in each focal view."""
 VIEWS = {"whole": 1, "one": 2, "two": 3, "four": 5}
 MARKED = {"whole": 1, "one": 1, "two": 2, "four": 4}
 
@@ -56,7 +56,8 @@ class MixSettings:
     )
     """Questions about one scene, as far as there is room for them."""
     caption_tokens: tuple[int, int] = (30, 46)
-    """Room for the words in front of each focal view, where the views are named: without and with ranks."""
+    """Room for the words about each focal view, where the views are named: its name and place, and
+    with how it lies to the others."""
     shape_weights: Mapping[str, float] = field(default_factory=dict)
     """How often a shape comes against the others, where that is not once."""
     mosaic_share: float = 0.18
@@ -114,7 +115,9 @@ class RegionMix:
     def batch(self, number: int) -> dict[str, Any]:
         """Batch `number`: `views` uint8 [B, V, S, S, 3], `input_ids` and `labels` int64 [B, T].
 
-        `classes` [B, V - 1]: those of the things in the focal views. Padding is on the right.
+        `names` int64 [B, T]: where a mark of several is spoken of after its focal view was seen, the
+        first token of its thing's word stands behind the mark's own words. `classes` [B, V - 1]:
+        those of the things in the focal views. Padding is on the right.
         """
         kind = self.kind_of(number)
         rng = np.random.default_rng((self.seed, number, 1))
@@ -123,11 +126,13 @@ class RegionMix:
         length = self._length(kind)
         ids = np.full((len(rows), length), self.processor.pad_id, np.int64)
         labels = np.full((len(rows), length), IGNORED, np.int64)
+        names = np.full((len(rows), length), IGNORED, np.int64)
         views = np.empty((len(rows), VIEWS[kind], side, side, 3), np.uint8)
         classes = np.empty((len(rows), VIEWS[kind] - 1), np.int64)
-        for i, (row_views, row_ids, row_labels, row_classes) in enumerate(rows):
+        for i, (row_views, row_ids, row_labels, row_names, row_classes) in enumerate(rows):
             ids[i, : len(row_ids)] = row_ids
             labels[i, : len(row_labels)] = row_labels
+            names[i, : len(row_names)] = row_names
             views[i] = [np.asarray(v) for v in row_views]
             classes[i] = row_classes
         return {
@@ -135,6 +140,7 @@ class RegionMix:
             "views": views,
             "input_ids": ids,
             "labels": labels,
+            "names": names,
             "classes": classes,
         }
 
@@ -145,13 +151,22 @@ class RegionMix:
             scene = self._scene(kind, rng)
             if scene is None:
                 continue
-            turns = [self._exchange(kind, scene, rng) for _ in range(self.settings.turns[kind])]
-            # One question twice would be answered by looking back.
-            exchanges = list({turn[0]: turn for turn in turns if turn is not None}.values())
+            exchanges = self._exchanges(kind, scene, rng)
             row = self._encoded(kind, scene, exchanges, rng) if exchanges else None
             if row is not None:
                 return row
         raise RuntimeError(f"no scene of kind {kind!r} could be made in 200 tries")
+
+    def _exchanges(self, kind: str, scene: Scene, rng: np.random.Generator) -> list[Exchange]:
+        """Different questions about a scene: one twice would be answered by looking back."""
+        found: dict[str, Exchange] = {}
+        most = self.settings.turns[kind]
+        for _ in range(most if most == 1 else 2 * most):
+            exchange = self._exchange(kind, scene, rng)
+            if exchange is not None and len(found) < most:
+                # "Which one is a dog?" is the same in other words and with options in another order.
+                found.setdefault(exchange[0].partition("\n")[0].rpartition(" is ")[2], exchange)
+        return list(found.values())
 
     def _encoded(
         self, kind: str, scene: Scene, exchanges: Sequence[Exchange], rng: np.random.Generator
@@ -178,14 +193,42 @@ class RegionMix:
             return None
         views = [self.processor.geometry.fit(picture)]
         views += [self._focal_view(scene.picture, picture, shown, region, rng) for region in shown]
-        return views, ids, labels, [self.class_of[t.label] for t in scene.marked[: len(shown)]]
+        classes = [self.class_of[thing.label] for thing in scene.marked[: len(shown)]]
+        return views, ids, labels, self._names(scene, shown, ids, labels), classes
+
+    def _names(
+        self, scene: Scene, shown: Sequence[Region], ids: list[int], labels: list[int]
+    ) -> list[int]:
+        """What `batch` calls names, for one row: `IGNORED` everywhere else."""
+        names = [IGNORED] * len(ids)
+        if len(shown) < 2:
+            return names
+        holder, tokens = self.processor.image_token_id, self.processor.tokens_per_view
+        seen = [i for i, id_ in enumerate(ids) if id_ == holder][2 * tokens - 1 :: tokens]
+        for region, thing, end in zip(shown, scene.marked, seen, strict=True):
+            try:
+                words = phrase(region, shown)
+            except PhraseError:  # alike ones, at one place: nothing is said of either alone
+                continue
+            # Behind its first word, a wording has the same tokens everywhere.
+            spoken = self._tokens(words[words.index(" ") :])
+            first = self._tokens(thing.label)[0]
+            for start in range(end, len(ids) - len(spoken)):
+                behind = start + len(spoken)
+                if ids[start:behind] == spoken and labels[behind] == IGNORED:
+                    names[behind] = first
+        return names
+
+    def _tokens(self, text: str) -> list[int]:
+        return [piece.id for piece in self.processor.tokenizer.plain(text, at_start=False)]
 
     def _length(self, kind: str) -> int:
         """Tokens of a row of this kind, its views included."""
         words = self.settings.text_tokens[kind]
         if self.focal.named:
             marks = VIEWS[kind] - 1
-            words += self.settings.caption_tokens[self.focal.ranked and marks > 1] * marks
+            compared = marks > 1 and (self.focal.ranked or self.focal.told)
+            words += self.settings.caption_tokens[compared] * marks
         return words + VIEWS[kind] * self.processor.tokens_per_view
 
     def _focal_view(

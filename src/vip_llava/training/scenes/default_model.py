@@ -91,7 +91,9 @@ def mix_settings(settings: RunSettings) -> MixSettings:
         label_power=settings.label_power,
         shape_weights={str(k): v for k, v in settings.shape_weights.items()},
         focal_scale=(low, high),
-        augment=replace(own.augment, harsh_share=settings.harsh_share),
+        augment=replace(
+            own.augment, harsh_share=settings.harsh_share, scale=settings.picture_scale
+        ),
     )
 
 
@@ -104,6 +106,7 @@ def focal_settings(settings: RunSettings) -> FocalSettings:
         point_share=settings.focal_point_share,
         named=settings.named_views,
         ranked=settings.ranked_views,
+        told=settings.told_views,
         fine=settings.fine_marks,
     )
 

@@ -170,8 +170,8 @@ class RegionTrainer:
                     groups.append(group)
         return groups
 
-    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Answer loss and class loss of a batch on the device; both are means, in nats."""
+    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Answer, class and naming loss of a batch on the device; all are means, in nats."""
         views = batch["views"]
         rows, count, side = views.shape[:3]
         pixels = views.reshape(rows * count, side, side, 3).permute(0, 3, 1, 2)
@@ -187,14 +187,17 @@ class RegionTrainer:
         hidden = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         answer = self._answer_loss(hidden, batch["labels"])
         if count < 2:
-            return answer, answer.new_zeros(())
+            return answer, answer.new_zeros(()), answer.new_zeros(())
         focal = features.view(rows, count, *features.shape[1:])[:, 1:, -1]
         classes = F.cross_entropy(
             self.classifier(focal).float().flatten(0, 1),
             batch["classes"].flatten(),
             label_smoothing=self.settings.smoothing,
         )
-        return answer, classes
+        # Only rows of several marks have such names; the others have nothing to compute.
+        several = count > 2 and self.settings.naming > 0
+        named = self._answer_loss(hidden, batch["names"]) if several else answer.new_zeros(())
+        return answer, classes, named
 
     def _dropped(self, features: Tensor, views: int) -> Tensor:
         """Features [N, K, C] with some tokens, and some whole views beside a focal one, set to 0."""
@@ -224,8 +227,8 @@ class RegionTrainer:
             group["lr"] = group["peak"] * share
         kind = "cuda" if self.device.startswith("cuda") else "cpu"
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda"):
-            answer, classes = self.losses(batch)
-        loss = answer + self.settings.auxiliary * classes
+            answer, classes, named = self.losses(batch)
+        loss = answer + self.settings.auxiliary * classes + self.settings.naming * named
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         self.optimizer.step()
@@ -233,7 +236,12 @@ class RegionTrainer:
         decay = min(self.settings.average, (1 + number) / (10 + number))
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
-        return {"loss": answer.detach(), "class_loss": classes.detach(), "norm": norm.detach()}
+        return {
+            "loss": answer.detach(),
+            "class_loss": classes.detach(),
+            "naming_loss": named.detach(),
+            "norm": norm.detach(),
+        }
 
     def _rate(self, number: int) -> float:
         s = self.settings

@@ -15,6 +15,7 @@ from vip_llava.errors import DataError, MissingExtraError
 
 _Shape = Literal["box", "ellipse", "triangle", "point", "scribble", "contour", "mask", "arrow"]
 _Weight = Annotated[float, Field(ge=0)]
+_Scale = Annotated[float, Field(gt=0)]
 
 
 class RunSettings(BaseModel):
@@ -42,6 +43,11 @@ class RunSettings(BaseModel):
     )
     auxiliary: float = Field(
         0.3, description="weight of the class loss on the focal summary token", ge=0
+    )
+    naming: float = Field(
+        0.0,
+        description="weight of the loss of naming each of several marks wherever it is spoken of",
+        ge=0,
     )
     smoothing: float = Field(0.0, description="label smoothing of both losses", ge=0, lt=1)
     lora_dropout: float = Field(
@@ -78,6 +84,12 @@ class RunSettings(BaseModel):
     )
     ranked_views: bool = Field(
         False, description="with named views: also count several from the left and from the top"
+    )
+    told_views: bool = Field(
+        False, description="with named views: say behind each of several how it lies to the others"
+    )
+    picture_scale: tuple[_Scale, _Scale] = Field(
+        (0.4, 1.1), description="smallest and largest size of a scene over that of its photo"
     )
     fine_marks: bool = Field(
         False, description="draw the marks of a focal view anew, as thin as on the whole picture"

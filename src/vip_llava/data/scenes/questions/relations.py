@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vip_llava.data.scenes.scene import Exchange, Scene, pick
+from vip_llava.model.focal import centre
 
 # Two centres count as apart on an axis when they differ by this share of the larger side, so that
 # the answer is one that people would give too.
@@ -23,6 +24,10 @@ def side(scene: Scene, rng: np.random.Generator) -> Exchange | None:
         return None
     axis = axes[int(rng.integers(len(axes)))]
     before = a[axis] + a[axis + 2] < b[axis] + b[axis + 2]
+    size = scene.picture.size
+    places = [centre(scene.regions[k], size)[axis] for k in (i, j)]
+    if (places[0] < places[1]) != before:  # marks that point elsewhere than at the middle
+        return None
     words = (("left", "to the left of"), ("right", "to the right of"))
     if axis == 1:
         words = (("above", "above"), ("below", "below"))
