@@ -464,8 +464,8 @@ def test_what_changed_is_noticed_while_the_device_works(
     engine = engine_of(model)
     engine.warm_up()
     looks: list[int] = []
-    look = engine._look
-    monkeypatch.setattr(engine, "_look", lambda: looks.append(len(fed)) or look())
+    look = engine._watch.look
+    monkeypatch.setattr(engine._watch, "look", lambda: looks.append(len(fed)) or look())
     fed: list[int] = []
     call = PromptStep.__call__
     monkeypatch.setattr(

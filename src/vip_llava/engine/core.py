@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from vip_llava.engine.detokenize import Decode, TextStream
-from vip_llava.engine.digests import view_digests
 from vip_llava.engine.handle import Handle
 from vip_llava.engine.kv import BLOCK_TOKENS
 from vip_llava.engine.sampling import SamplingParams, SamplingState
@@ -98,6 +97,7 @@ class Engine(Steps):
         if pixel_values is not None:  # there may be less to hash and to send then
             pixel_values = pixel_values.to(self._vision.dtype)
         image_at = self._check(prompt, 0 if pixel_values is None else len(pixel_values))
+        views, guessed = self._watch.views(pixel_values)
         row = Row(
             number=next(self._numbers),
             prompt=prompt,
@@ -106,7 +106,8 @@ class Engine(Steps):
             stream=self._decode
             and TextStream(self._decode, (*self._stops, *params.stop), trim=self._trim),
             pixels=pixel_values,
-            views=[] if pixel_values is None else view_digests(pixel_values),
+            views=views,
+            guessed=guessed,
             image_at=image_at,
             arrived_at=time.perf_counter(),
             on_event=on_event,

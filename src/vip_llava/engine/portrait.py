@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["Glance", "Portrait", "portrait"]
 
@@ -72,4 +72,4 @@ class Glance:
 
         They may have been written to, and others may have taken their place in the model.
         """
-        return [one.data_ptr() for one in self._tensors] == self._places
+        return list(map(Tensor.data_ptr, self._tensors)) == self._places

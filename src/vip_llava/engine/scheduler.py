@@ -77,6 +77,8 @@ class Row:
     first_token_at: float = 0.0
     finished_at: float = 0.0
     events: deque[TokenEvent] = field(default_factory=deque)
+    guessed: bool = False
+    """`views` may be wrong: they are those of pictures that look alike."""
 
     @property
     def length(self) -> int:
@@ -269,12 +271,14 @@ class Scheduler:
 
     def _extend_keys(self, row: Row, count: int) -> None:
         """Know the keys of the first `count` blocks, which must be full."""
-        for at in range(len(row.keys), count):
-            start, end = at * self._size, (at + 1) * self._size
-            first, last = row.images(start, end)
+        begin, size = len(row.keys) * self._size, self._size
+        ids = row.ids(begin, count * size)
+        previous = row.keys[-1] if row.keys else b""
+        for start in range(begin, count * size, size):
             pictures: list[bytes] = []
+            first, last = row.images(start, start + size) if row.image_at else (0, 0)
             if last > first:
                 per_view = len(row.image_at) // len(row.views)
                 pictures = row.views[first // per_view : (last - 1) // per_view + 1]
-            previous = row.keys[-1] if row.keys else b""
-            row.keys.append(block_key(previous, row.ids(start, end), pictures))
+            previous = block_key(previous, ids[start - begin : start - begin + size], pictures)
+            row.keys.append(previous)

@@ -22,13 +22,13 @@ from vip_llava.engine.captured import Flight
 from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
 from vip_llava.engine.pace import Pace
 from vip_llava.engine.paths import Paths, records
-from vip_llava.engine.portrait import Glance, portrait
 from vip_llava.engine.runner import Runner
 from vip_llava.engine.sampling import Logprobs, Sampler, logprobs
 from vip_llava.engine.scheduler import Row, Scheduler, TokenEvent
 from vip_llava.engine.transfer import on
 from vip_llava.engine.values import EngineSettings
 from vip_llava.engine.vision import VisionCache
+from vip_llava.engine.watch import Watch
 from vip_llava.errors import RequestError, VipLlavaError
 
 if TYPE_CHECKING:
@@ -70,11 +70,9 @@ class Steps:
         # What other threads put down between two steps.
         self._inbox: deque[Row] = deque()
         self._cancelled: deque[Row] = deque()
-        self._seen, self._glance = portrait(model), Glance(model)
-        # Requests that were taken in without a close look at the model: that comes while the device
-        # works on them.
+        self._watch = Watch(model, self._paths, self._vision, self._forget)
+        # Requests that were taken in without a close look: that comes while the device works on them.
         self._unsure: list[Row] = []
-        self._settled = 0  # at so many recordings of pictures
         # A step that is under way while its requests wait for the one before it to be read.
         self._flight: Flight | None = None
         self._captured_steps = 0
@@ -115,69 +113,47 @@ class Steps:
             if fed[0]:  # that was waited for
                 tokens = sum(count for _, count in chosen) - len(going)
                 self._pace.took(tokens, time.perf_counter() - began)
-        self._settle()
+        self._watch.settle()
         self._receive()
         return True
-
-    def _settle(self) -> None:
-        """transformers leaves hooks behind where it was asked for hidden states first: that is not
-        to look like a change to the next request."""
-        if self._vision.recorder.count != self._settled:
-            self._settled = self._vision.recorder.count
-            self._look()
 
     def _receive(self) -> None:
         """Take in what other threads asked for since the last step."""
         new = len(self._inbox)  # who comes after the look has to wait for the next
-        hasty = new > 0 and self._hasty()
+        hasty = new > 0 and self._watch.hasty and self._watch.unmoved()
         if new and not hasty:
-            self._look()
+            self._watch.look()
         for _ in range(new):
             row = self._inbox.popleft()
-            self._scheduler.join(row)
             if hasty:
                 self._unsure.append(row)
+            else:
+                self._watch.guessed_right(row)
+            self._scheduler.join(row)
         while self._cancelled:
             self._end(self._cancelled.popleft())
 
-    def _hasty(self) -> bool:
-        """Whether requests may be begun now and the model looked at closely later."""
-        return self._paths.prompts is not None and self._paths.looked and self._glance.same()
-
-    def _look(self) -> bool:
-        """Notice if weights were changed or modules replaced or hooked into."""
-        seen = portrait(self._model)
-        changed = seen != self._seen
-        if seen.weights != self._seen.weights:
-            self._forget()
-        if seen.parts != self._seen.parts or not self._paths.looked:
-            known = self._paths.decode is not None
-            self._paths.look()
-            self._vision.look()
-            self._glance = Glance(self._model)
-            if known != (self._paths.decode is not None):  # more, or no more, than its weights
-                self._forget()
-        self._seen = seen
-        return changed
-
     def _made_sure(self, fed: tuple[list[Row], Tensor] | None) -> tuple[list[Row], Tensor] | None:
-        """Take the close look that is owed. If something changed, nothing was fed to those who came
-        since: they begin anew."""
+        """Take the close look that is owed. Those that something was not so for were fed nothing:
+        they begin anew."""
         unsure, self._unsure = self._unsure, []
-        if not unsure or not self._look():
+        wrong = [row for row in unsure if not self._watch.guessed_right(row)]
+        if unsure and self._watch.look():
+            wrong = unsure
+        if not wrong:
             return fed
         self._forget()
-        for row in unsure:
+        for row in wrong:
             if row in self._scheduler.running:
                 self._scheduler.put_off(row)
         if fed is None:
             return None
-        seats = [seat for seat, row in enumerate(fed[0]) if row not in unsure]
+        seats = [seat for seat, row in enumerate(fed[0]) if row not in wrong]
         return ([fed[0][seat] for seat in seats], fed[1][seats]) if seats else None
 
     def _warm_up(self) -> None:
         """Make the recordings that would else be made when they are first needed."""
-        self._look()
+        self._watch.look()
         view = 0
         with suppress(Exception):  # whoever brings a picture will be told
             view = self._vision.warm_up(self._settings.max_running)
@@ -192,7 +168,7 @@ class Steps:
                 prompts.warm_up(_USUAL_TEXTS + tuple(view + text for text in _USUAL_TEXTS))
             except Exception as error:
                 self._paths.close_prompts(error)
-        self._settle()
+        self._watch.settle()
 
     def _launch(self, rows: list[Row], before: Flight | None = None) -> Flight | None:
         """Start a recorded step for those that can have one; None where nobody can."""
@@ -248,7 +224,11 @@ class Steps:
             for row, count in chosen
             if row.features is None and len(set(row.images(row.stored, row.stored + count))) == 2
         ]
-        self._fetch(rows)
+        # A guess is good for finding what was read before; features are made for pixels.
+        for row in rows:
+            if not self._watch.guessed_right(row):
+                self._scheduler.put_off(row)
+        self._fetch([row for row in rows if row in self._scheduler.running])
         running = self._scheduler.running
         return [one for one in chosen if one[0] in running]
 
