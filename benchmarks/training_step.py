@@ -45,7 +45,7 @@ from vip_llava.training.attention import use_packed_attention
 from vip_llava.training.losses import compute_loss_inside
 from vip_llava.training.parts import choose_trainable, feature_layers
 from vip_llava.training.recipes.recipe import Adapter
-from vip_llava.training.vision import read_views, tower_features
+from vip_llava.training.vision import compile_layers, read_views, tower_features
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = {1: ("projector",), 2: ("projector", "language")}
@@ -358,8 +358,7 @@ def switch(model: Any, compiled: bool) -> None:
     compute_loss_inside(model)
     use_packed_attention(model)
     if compiled:
-        for layer in model.get_decoder().layers:
-            layer.compile(dynamic=None)
+        compile_layers(model)
 
 
 def line(found: Measured) -> str:

@@ -34,6 +34,9 @@ PACKED_ATTENTION = "vip_llava_packed"
 # What the flash kernel can do.
 _KERNEL_TYPES = (torch.float16, torch.bfloat16)
 _LARGEST_HEAD = 256
+# Where cuDNN's attention was measured to be faster: Hopper, these heads, sequences of one length.
+BATCHES = True
+_BATCHED_HEADS = (64, 128)
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
@@ -93,7 +96,10 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return attended
-    run = _one_kernel if _kernel_fits(query, dropout) else _one_by_one
+    run = _one_by_one
+    if _kernel_fits(query, dropout):
+        alike = _same_lengths(query, key, cu_seq_lens_q, max_length_q, sliding_window)
+        run = _one_batch if alike else _one_kernel
     out = run(query, key, value, cu_seq_lens_q, max_length_q, dropout, scaling, sliding_window)
     return out, None
 
@@ -188,6 +194,43 @@ def _one_kernel(
         q = q * (scaling * q.shape[-1] ** 0.5)
     out: Tensor = attend(q, k, v, borders, borders, longest, longest, **options)
     return out.unsqueeze(0)
+
+
+def _same_lengths(
+    query: Tensor, key: Tensor, borders: Tensor, longest: int | None, window: int | None
+) -> bool:
+    """Whether cuDNN's attention can take all sequences as a batch: equal lengths, as many heads."""
+    return (
+        BATCHES
+        and longest is not None
+        and longest * (borders.numel() - 1) == query.shape[2]
+        and query.shape[1] == key.shape[1]
+        and (window is None or window >= longest)
+        and query.shape[-1] in _BATCHED_HEADS
+        and torch.cuda.get_device_properties(query.device).major == 9
+    )
+
+
+def _one_batch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    borders: Tensor,
+    longest: int | None,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Sequences of one length L as [S, H, L, D], by cuDNN."""
+    count = borders.numel() - 1
+    # In memory [S, L, H, D]: what was made by one product, and what the next reads.
+    q, k, v = (
+        states[0].transpose(0, 1).contiguous().view(count, -1, *states.shape[1::2]).transpose(1, 2)
+        for states in (query, key, value)
+    )
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out: Tensor = attend(q, k, v, None, True, 0.0, True, False, scale=scaling)[0]
+    return out.transpose(1, 2).reshape(1, -1, *out.shape[1::2])
 
 
 def _one_by_one(

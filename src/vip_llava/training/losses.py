@@ -1,7 +1,8 @@
 """The loss of supervised positions only, without the logits of all positions ever existing.
 
 Of a row's 700 positions 600 are a picture and 50 a question: only the answer is learned, so only its
-hidden states go through the head, some hundred at a time. The gradients are made in the forward
+hidden states go through the head, some hundred at a time, and before it through the last layer, if
+that is a plain Llama's. The gradients are made in the forward
 pass, chunk by chunk, so that no chunk's logits wait for the backward pass.
 
 This module knows hidden states, a head and labels. It knows no model class but the one call that
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from vip_llava.training.last_layer import READ, ends_early, read_some
 
 __all__ = ["IGNORED", "compute_loss_inside", "head_loss", "supervised_count", "supervised_loss"]
 
@@ -59,7 +62,9 @@ def supervised_loss(
         A float32 scalar (float64 for such inputs); 0 and connected to the graph where nothing is
         supervised. Sums are kept in float32 whatever the inputs' type.
     """
-    states, targets = _supervised(hidden, labels)
+    places, targets = _supervised(labels)
+    states = _picked(hidden, places)
+    targets = targets.to(hidden.device)
     total = _sum(states, lm_head_weight, bias, targets, chunk)
     return _divided(total, targets, num_items)
 
@@ -79,7 +84,18 @@ def head_loss(
     adapter wraps or that is quantized is called for each chunk instead, and its logits are made
     again in the backward pass.
     """
-    states, targets = _supervised(hidden, labels)
+    places, targets = _supervised(labels)
+    return _head_loss(head, _picked(hidden, places), targets, num_items, chunk)
+
+
+def _head_loss(
+    head: nn.Module,
+    states: Tensor,
+    targets: Tensor,
+    num_items: int | Tensor | None,
+    chunk: int | None = None,
+) -> Tensor:
+    targets = targets.to(states.device)
     if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward:
         total = _inside(head, states, targets, chunk)
     else:
@@ -99,6 +115,7 @@ def compute_loss_inside(model: PreTrainedModel) -> None:
     it (DDP, FSDP, adapters, accelerate's precision) see nothing unusual.
     """
     usual = type(model).forward
+    read_some(model)
 
     @functools.wraps(usual)  # generation and the trainer read the names of the arguments
     def forward(
@@ -112,22 +129,30 @@ def compute_loss_inside(model: PreTrainedModel) -> None:
             return usual(self, *args, **kwargs)
         # Nothing is generated from here; a cache would only hold keys and values back.
         kwargs = {"use_cache": False, **kwargs}
+        places, targets = _supervised(labels)
+        early = ends_early(self, kwargs)
+        if early:
+            kwargs[READ] = places
         hidden = self.model(*args, **kwargs).last_hidden_state
+        states = hidden.flatten(0, -2) if early else _picked(hidden, places)
         # Looked up now: an adapter may have wrapped the head since.
         head = self.get_output_embeddings()
-        loss = head_loss(head, hidden, labels, num_items=num_items_in_batch)
+        loss = _head_loss(head, states, targets, num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss)
 
     owner: Any = model
     owner.forward = types.MethodType(forward, model)
 
 
-def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states [N, C] that predict a learned label, and those labels [N]."""
-    following = F.pad(labels[..., 1:], (0, 1), value=IGNORED).flatten().to(hidden.device)
+def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Places [N] that predict a learned label, counted through all rows, and those labels [N]."""
+    following = F.pad(labels[..., 1:], (0, 1), value=IGNORED).flatten()
     places = (following != IGNORED).nonzero().flatten()
-    states = hidden.flatten(0, -2).index_select(0, places)
-    return states, following.index_select(0, places)
+    return places, following.index_select(0, places)
+
+
+def _picked(hidden: Tensor, places: Tensor) -> Tensor:
+    return hidden.flatten(0, -2).index_select(0, places.to(hidden.device))
 
 
 def _divided(total: Tensor, targets: Tensor, num_items: int | Tensor | None) -> Tensor:

@@ -46,6 +46,7 @@ from vip_llava.training.results.card import Outcome
 from vip_llava.training.results.finish import finish
 from vip_llava.training.resume.checkpoints import last_complete
 from vip_llava.training.trainer import RowTrainer
+from vip_llava.training.vision import compile_layers
 
 __all__ = ["WORK", "Result", "run"]
 
@@ -182,9 +183,7 @@ def prepare(recipe: Recipe, start: Start, device: torch.device) -> dict[str, int
     if recipe.sharded:
         _name_units(model)
     if recipe.compile:
-        body: Any = model.get_submodule("model.language_model")
-        for layer in body.layers:
-            layer.compile(dynamic=True)
+        compile_layers(model, dynamic=True)
     return learned
 
 

@@ -10,19 +10,23 @@ It knows transformers' LLaVA classes, but neither where pixels come from nor wha
 
 from __future__ import annotations
 
+import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlavaModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from vip_llava.errors import DataError
 from vip_llava.training.parts import bare, feature_layers
 
-__all__ = ["blank_view", "read_views", "tower_features"]
+__all__ = ["blank_view", "compile_layers", "read_views", "tower_features"]
+
+_OTHER_PICTURES = ("inputs_embeds", "mm_encoder_outputs")
 
 Views = Mapping[str, Tensor]
 
@@ -36,6 +40,21 @@ def read_views(model: nn.Module) -> None:
     """
     owner: Any = bare(model).model
 
+    usual = type(owner).forward
+
+    @functools.wraps(usual)
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | Views | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        given = any(kwargs.get(name) is not None for name in _OTHER_PICTURES)
+        if pixel_values is not None and input_ids is not None and not given:
+            kwargs["inputs_embeds"] = _with_pictures(self, input_ids, pixel_values)
+            input_ids, pixel_values = None, None
+        return usual(self, input_ids=input_ids, pixel_values=pixel_values, **kwargs)
+
     def get_image_features(self: Any, pixel_values: Tensor | Views, **kwargs: Any) -> Any:
         views = {"pixels": pixel_values} if isinstance(pixel_values, Tensor) else pixel_values
         features = _selected(self, views)
@@ -47,6 +66,7 @@ def read_views(model: nn.Module) -> None:
         return BaseModelOutputWithPooling(pooler_output=many)
 
     owner.get_image_features = types.MethodType(get_image_features, owner)
+    owner.forward = types.MethodType(forward, owner)
 
 
 def tower_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -62,6 +82,25 @@ def blank_view(model: nn.Module) -> Tensor:
     config: Any = bare(model).config
     size = config.vision_config.image_size
     return torch.zeros(1, 3, size, size)
+
+
+def _with_pictures(inner: Any, input_ids: Tensor, pixel_values: Tensor | Views) -> Tensor:
+    """Embeddings [B, T, C] of the ids with the projected pictures at their places.
+
+    Whole rows are written; a mask over every number, as transformers has it, costs ten times that.
+    """
+    words: Tensor = inner.get_input_embeddings()(input_ids)
+    features = inner.get_image_features(pixel_values).pooler_output
+    if not isinstance(features, Tensor):
+        features = torch.cat(list(features))
+    features = features.flatten(0, -2).to(words.device, words.dtype)
+    places = (input_ids.flatten() == inner.config.image_token_id).nonzero().flatten()
+    if places.numel() != features.shape[0]:
+        raise DataError(
+            f"the ids have {places.numel()} places of pictures, the pictures fill "
+            f"{features.shape[0]}"
+        )
+    return words.flatten(0, 1).index_copy(0, places, features).view_as(words)
 
 
 def _selected(inner: Any, views: Views) -> Tensor:
@@ -94,9 +133,41 @@ def _tower(inner: Any, pixels: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(weight.device.type) and weight.is_floating_point():
         pixels = pixels.to(weight.dtype)
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-        states = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        states = _states(tower, pixels)
         layers = feature_layers(config)
         picked = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
         if getattr(config, "vision_feature_select_strategy", "default") != "full":
             picked = [state[:, 1:] for state in picked]
         return torch.cat(picked, dim=-1)
+
+
+def _states(tower: Any, pixels: Tensor) -> Sequence[Tensor]:
+    """The hidden states [N, P, C] before and behind each layer.
+
+    A CLIP's layers are called one by one: the hooks by which transformers collects states would cut
+    each compiled layer in pieces.
+    """
+    body = getattr(tower, "vision_model", tower)
+    layers = getattr(getattr(body, "encoder", None), "layers", None)
+    if layers is None or any(type(layer) is not CLIPEncoderLayer for layer in layers):
+        states: Sequence[Tensor]
+        states = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        return states
+    found = [body.pre_layrnorm(body.embeddings(pixels))]
+    for layer in layers:
+        found.append(layer(found[-1], None))
+    return found
+
+
+def compile_layers(model: nn.Module, dynamic: bool | None = None) -> None:
+    """Let torch compile the language model's layers, and those of a frozen CLIP tower.
+
+    They are compiled when they are first called; `dynamic` is that of `torch.compile`.
+    """
+    inner: Any = bare(model)
+    layers = list(inner.get_decoder().layers)
+    tower = inner.model.vision_tower
+    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        layers += [part for part in tower.modules() if type(part) is CLIPEncoderLayer]
+    for layer in layers:
+        layer.compile(dynamic=dynamic)

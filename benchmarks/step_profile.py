@@ -1,0 +1,313 @@
+"""Where the time of a stage-1 training step goes, and what its parts can reach by themselves.
+
+    python benchmarks/step_profile.py [products attention step]
+    python benchmarks/step_profile.py --tiny        # on a CPU; shows that it runs
+
+`products`: each product of a layer, forward and backward, separate and joined. `attention`: the
+kernels that torch has, on rows of one length. `step`: the step of `training_step.py` as it was before
+its last layer, pictures, tower and attention were looked at, and with each of them; kernels by group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import training_step as steps
+
+from vip_llava.training import attention
+
+PARTS = ("products", "attention", "step")
+GROUPS = {
+    "products": ("gemm", "nvjet", "cutlass", "xmma", "splitk", "mm_"),
+    "attention": ("flash", "fmha", "cudnn", "sdpa"),
+    "compiled elementwise": ("triton",),
+    "copies": ("memcpy", "memset", "copy"),
+}
+
+
+class Place:
+    """The device, its kind of numbers, and how long to measure."""
+
+    def __init__(self, tiny: bool) -> None:
+        self.cuda = torch.cuda.is_available() and not tiny
+        self.device = "cuda" if self.cuda else "cpu"
+        self.dtype = torch.bfloat16 if self.cuda else torch.float32
+        self.size = steps.BIG if self.cuda else steps.TINY
+        case = steps.CASES["stage1"]
+        words = max(round(self.size.scale * case.longest), 3)
+        self.rows = case.batch if self.cuda else 2
+        self.length = words + self.size.view_tokens
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def time(self, call: Callable[[], Any], seconds: float = 0.12) -> float:
+        """Seconds of one call, over as many as fill the time."""
+        call()
+        self.wait()
+        began = time.perf_counter()
+        call()
+        self.wait()
+        once = time.perf_counter() - began
+        count = max(int(seconds / once), 1) if self.cuda else 1
+        began = time.perf_counter()
+        for _ in range(count):
+            call()
+        self.wait()
+        return (time.perf_counter() - began) / count
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device, dtype=self.dtype)
+
+    def power(self) -> str:
+        if not self.cuda:
+            return ""
+        asked = "--query-gpu=clocks.sm,power.draw,clocks_event_reasons.active"
+        done = subprocess.run(
+            ["nvidia-smi", asked, "--format=csv,noheader"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+
+def products(place: Place) -> Iterator[str]:
+    """TFLOP/s: x W^T (forward), y W (backward), and that with W^T kept in memory."""
+    text = place.size.text
+    width, middle = text["hidden_size"], text["intermediate_size"]
+    shapes = {"q": (width, width), "qkv": (3 * width, width), "gate": (middle, width)}
+    shapes |= {"gate+up": (2 * middle, width), "down": (width, middle)}
+    tokens = place.rows * place.length
+    square = 2 * width
+    yield f"{'product':10}{'tokens':>8}{'forward':>10}{'backward':>10}{'kept W^T':>10}{'8 bits':>10}  TFLOP/s"
+    for name, (wide, deep), many in [
+        *((name, shape, tokens) for name, shape in shapes.items()),
+        ("square", (square, square), square),
+    ]:
+        x, y, weight = place.random(many, deep), place.random(many, wide), place.random(wide, deep)
+        turned = weight.t().contiguous()
+        work = 2 * many * wide * deep / 1e12
+        calls: list[Callable[[], Tensor]] = [
+            lambda x=x, w=weight: F.linear(x, w),  # type: ignore[misc]
+            lambda y=y, w=weight: y @ w,  # type: ignore[misc]
+            lambda y=y, w=turned: F.linear(y, w),  # type: ignore[misc]
+        ]
+        found = "".join(f"{work / place.time(call):>10.1f}" for call in calls)
+        yield f"{name:10}{many:>8}{found}{_of_8_bits(place, x, weight, work)}"
+    if place.cuda:
+        x, weight = place.random(tokens, width), place.random(middle, width)
+        for _ in range(400):
+            F.linear(x, weight)
+        yield f"while products run: {place.power()}"
+        place.wait()
+
+
+def _of_8_bits(place: Place, x: Tensor, weight: Tensor, work: float) -> str:
+    """The forward product of numbers of 8 bits with a scale for each row; a dash without it."""
+    if not place.cuda:
+        return f"{'-':>10}"
+    kind = torch.float8_e4m3fn
+    scales = [torch.ones(len(each), 1, device=place.device) for each in (x, weight)]
+    narrow, turned = x.to(kind), weight.to(kind).t()
+    try:
+        spent = place.time(
+            lambda: torch._scaled_mm(
+                narrow, turned, scales[0], scales[1].t(),
+                out_dtype=place.dtype, use_fast_accum=True,
+            )
+        )  # fmt: skip
+    except Exception as error:
+        return f"  {type(error).__name__}: {str(error)[:80]}"
+    return f"{work / spent:>10.1f}"
+
+
+def attentions(place: Place) -> Iterator[str]:
+    """Milliseconds forward, and forward with backward, of all rows of a step in one layer."""
+    heads = place.size.text["num_attention_heads"]
+    size = place.size.text["hidden_size"] // heads
+    rows, length = place.rows, place.length
+    borders = torch.arange(rows + 1, device=place.device, dtype=torch.int32) * length
+    q, k, v, slope = (place.random(1, rows * length, heads, size) for _ in range(4))
+    turned = [each.transpose(1, 2).requires_grad_() for each in (q, k, v)]
+
+    def batch(backend: Any) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            parts = (
+                each[0].transpose(0, 1).unflatten(0, (rows, length)).transpose(1, 2)
+                for each in turned
+            )
+            with torch.nn.attention.sdpa_kernel(backend):
+                out = F.scaled_dot_product_attention(*parts, is_causal=True)
+            return out.transpose(1, 2).reshape(1, -1, heads, size)
+
+        return call
+
+    def ours(run: Any) -> Callable[[], Tensor]:
+        return lambda: run(*turned, borders, length, 0.0, None, None)
+
+    kinds = torch.nn.attention.SDPBackend
+    ways = {"varlen": ours(attention._one_kernel), "one by one": ours(attention._one_by_one)}
+    ways |= {
+        "batch, ours": ours(attention._one_batch),
+        "batch, flash": batch(kinds.FLASH_ATTENTION),
+    }
+    ways |= {"batch, cudnn": batch(kinds.CUDNN_ATTENTION)}
+    ways["varlen, cudnn"] = _by_cudnn(ways["varlen"])
+    first: Any = None
+    yield f"{'attention':16}{'forward ms':>12}{'both ms':>10}{'off by':>10}"
+    for name, call in ways.items():
+        try:
+            out = call()
+            slopes = torch.autograd.grad(out, turned, slope)
+            first = first or [out.detach(), *slopes]
+            pairs = list(zip(first, [out.detach(), *slopes], strict=True))
+            apart = max(float((a - b).norm() / a.norm()) for a, b in pairs)
+            alone = place.time(call)
+            both = place.time(lambda c=call: torch.autograd.grad(c(), turned, slope))
+            yield f"{name:16}{alone * 1e3:>12.3f}{both * 1e3:>10.3f}{apart:>10.1e}"
+        except Exception as error:
+            yield f"{name:16} {type(error).__name__}: {str(error)[:150]}"
+
+
+def _by_cudnn(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The call with the switch that torch has for it and leaves off."""
+
+    def switched() -> Tensor:
+        from torch.nn.attention import varlen
+
+        own: Any = varlen
+        usual = own._should_use_cudnn
+        own._should_use_cudnn = lambda _index: True
+        try:
+            return call()
+        finally:
+            own._should_use_cudnn = usual
+
+    return switched
+
+
+def variants(place: Place) -> Iterator[str]:
+    """Rows a second of the step, cumulatively; kernels by group of the first and the last."""
+    case = steps.CASES["stage1"]
+    model = steps.build(place.size, place.device, place.dtype, 1)
+    for layer in model.get_decoder().layers:
+        layer.gradient_checkpointing = False
+    rows = steps.make_samples(place.size, case)[: place.rows * 2]
+    batches = [
+        steps.on_device(batch, model) for batch in steps.packed(rows, place.rows * place.length)
+    ]
+    steps.switch(model, place.cuda)
+    last, inner = model.get_decoder().layers[-1], model.model
+    kept = {"last": last.forward, "inner": inner.forward}
+    tower = [part for part in inner.vision_tower.modules() if hasattr(part, "layer_norm1")]
+    compiled = [part._compiled_call_impl for part in tower]
+    del last.forward, inner.forward
+    for part in tower:
+        part._compiled_call_impl = None
+    attention.BATCHES = False
+
+    def pictures() -> None:
+        inner.forward = kept["inner"]
+        for part, call in zip(tower, compiled, strict=True):
+            part._compiled_call_impl = call
+        last.forward = kept["last"]
+
+    def batched() -> None:
+        attention.BATCHES = True
+
+    changes: list[tuple[str, Callable[[], None]]] = [("before", lambda: None)]
+    changes += [("pictures, tower, last layer", pictures), ("attention in batches", batched)]
+    for number, (name, change) in enumerate(changes):
+        change()
+        torch._dynamo.reset()
+        try:
+            yield from _measured(place, model, batches, name, number != 1)
+        except Exception as error:
+            yield f"{name}: {type(error).__name__}: {str(error)[:300]}"
+        gc.collect()
+
+
+def _measured(
+    place: Place, model: Any, batches: list[Any], name: str, profiled: bool
+) -> Iterator[str]:
+    optimizer = steps.adamw(model, 0.0)
+    began = time.perf_counter()
+    losses = [steps.one_step(model, batch, optimizer) for batch in batches]
+    place.wait()
+    warm = time.perf_counter() - began
+    times = []
+    for batch in batches * 2:
+        began = time.perf_counter()
+        steps.one_step(model, batch, optimizer)
+        place.wait()
+        times.append(time.perf_counter() - began)
+    loss = sum(float(each) for each in losses) / len(losses)
+    rates = " ".join(f"{place.rows / each:.2f}" for each in times)
+    yield f"{name}: {rates} rows/s, loss {loss:.5f}, warm-up {warm:.1f} s, {place.power()}"
+    if profiled:
+        yield from _profile(place, lambda: steps.one_step(model, batches[0], optimizer))
+
+
+def _profile(place: Place, call: Callable[[], Any]) -> Iterator[str]:
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CUDA if place.cuda else kinds.CPU]) as found:
+        began = time.perf_counter()
+        call()
+        place.wait()
+        whole = time.perf_counter() - began
+    times: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    groups: dict[str, float] = defaultdict(float)
+    for event in found.key_averages():
+        spent = (event.self_device_time_total if place.cuda else event.self_cpu_time_total) / 1e3
+        times[event.key] += spent
+        counts[event.key] += event.count
+        groups[_group(event.key)] += spent
+    parts = ", ".join(f"{name} {spent:.1f}" for name, spent in groups.items())
+    yield f"  ms: {parts}; busy {sum(groups.values()):.1f} of {whole * 1e3:.1f}"
+    for key in sorted(times, key=lambda key: -times[key])[:28]:
+        yield f"  {times[key]:>9.2f} ms {counts[key]:>6} x {_group(key)[:10]:10} {key[:110]}"
+
+
+def _group(key: str) -> str:
+    low = key.lower()
+    # cuDNN's and FlashAttention's kernels have "cutlass" in their names too.
+    for name in ("attention", "compiled elementwise", "products", "copies"):
+        if any(mark in low for mark in GROUPS[name]):
+            return name
+    return "other"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them without it")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
+    given = parser.parse_args(arguments)
+    place = Place(given.tiny)
+    runs = {"products": products, "attention": attentions, "step": variants}
+    for part in given.parts or PARTS:
+        began = time.perf_counter()
+        for line in runs[part](place):
+            print(line, flush=True)
+        print(f"({part}: {time.perf_counter() - began:.1f} s)", flush=True)
+        if place.cuda:
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
