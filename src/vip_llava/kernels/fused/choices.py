@@ -21,11 +21,8 @@ __all__ = [
     "words_setting",
 ]
 
-MATRIX_ROWS = {16: 1, 8: 64, 4: 64}
-"""Up to how many rows products with weights of so many bits are made here.
-
-Where weights are not small the library is as fast for several rows.
-"""
+MATRIX_ROWS = {16: 64, 8: 64, 4: 64}
+"""Up to how many rows products with weights of so many bits are made here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +55,17 @@ class WordsSetting:
 
 @dataclass(frozen=True, slots=True)
 class MatrixSetting:
-    """The same for several rows, and steps read ahead."""
+    """The same for several rows, and steps read ahead.
+
+    `parts`: into so many the inputs are split (of one matrix or several, not of a gate).
+    """
 
     outputs: int
     inputs: int
     warps: int = 4
     stages: int = 4
     ahead: int = 1024
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,11 @@ def matrix_setting(bits: int, rows: int, outputs: int, inputs: int, gated: bool)
     if bits == 4:
         return MatrixSetting(32, 256, stages=2)
     size = max(16, min(128, 1 << (inputs.bit_length() - 1)))
+    if bits == 16:
+        if gated:
+            return MatrixSetting(64, min(size, 64), stages=4, ahead=0)
+        few = outputs < _MANY
+        return MatrixSetting(64, size, stages=5 if few else 4, ahead=0, parts=2 if few else 1)
     return MatrixSetting(32 if gated or outputs < 8192 else 64, size, stages=4)
 
 

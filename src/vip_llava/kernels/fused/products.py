@@ -19,6 +19,7 @@ from vip_llava.kernels.fused import choices
 from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting, WordsSetting
 from vip_llava.kernels.fused.elementwise import rms_norm, silu_and_mul
 from vip_llava.kernels.fused.matrix import matrix, matrix_int4
+from vip_llava.kernels.fused.parts import counters
 from vip_llava.kernels.fused.setting import options, overlapping, power_of_two, processors
 from vip_llava.kernels.fused.vector import vector
 from vip_llava.kernels.fused.words import vector_words
@@ -36,7 +37,7 @@ def rows(
     """x [M, K], normed if asked, times each matrix, side by side, plus residual: [M, all N]."""
     bits = _bits(x, matrices)
     fits = len(matrices) <= 3 and (residual is None or residual.is_contiguous())
-    if fits and bits and len(x) <= choices.MATRIX_ROWS[bits]:
+    if fits and len(x) <= _most_rows(x, bits):
         return _launch(x, matrices, bits, residual, norm, gated=False)
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
@@ -46,7 +47,7 @@ def rows(
 def gated_rows(x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) -> Tensor:
     """silu(x gate) * (x up): [M, K] -> [M, N]."""
     bits = _bits(x, [gate, up])
-    if bits and len(x) <= choices.MATRIX_ROWS[bits]:
+    if len(x) <= _most_rows(x, bits):
         return _launch(x, [gate, up], bits, None, norm, gated=True)
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
@@ -83,6 +84,13 @@ def _bits(x: Tensor, matrices: Sequence[Matrix]) -> int:
         sizes = {matrix.scale.shape[1] * 32 for matrix in fours}
         return 4 if sizes == {x.shape[1]} else 0
     return 8 if isinstance(first, Int8) else 16
+
+
+def _most_rows(x: Tensor, bits: int) -> int:
+    """Up to how many rows the product is made here. Numbers of 32 bits have no fast products."""
+    if not bits:
+        return 0
+    return 1 if bits == 16 and x.element_size() > 2 else choices.MATRIX_ROWS[bits]
 
 
 def _whole(stored: Tensor) -> bool:
@@ -154,14 +162,22 @@ def _launch(
         rest = (more, out, x.stride(0), len(x))
         flags |= {"STAGES": setting.stages} | ({} if bits == 4 else {"BITS": bits})
     tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
+    grid: tuple[int, ...] = (tiles,)
+    if isinstance(setting, MatrixSetting) and bits > 4:
+        sums, done = out, x
+        if setting.parts > 1:
+            shape = (tiles * setting.parts, setting.outputs, flags["BM"])
+            sums, done = x.new_empty(shape, dtype=torch.float32), counters(tiles, x.device)
+        rest += (sums, done)
+        grid, flags["S"] = (tiles, setting.parts), setting.parts
     if isinstance(setting, WordsSetting):
-        tiles = min(tiles, setting.programs * processors(x.device))
+        grid = (min(tiles, setting.programs * processors(x.device)),)
         rest += (setting.ahead,)
         flags |= {"BITS": bits, "BG": setting.groups}
     else:
         flags |= {"BG": setting.inputs // 32} if bits == 4 else {"BK": setting.inputs}
         flags |= _ahead(setting, bits, x)
-    kernel[(tiles,)](
+    kernel[grid](
         *pointers,
         *rest,
         BN=setting.outputs,
