@@ -12,6 +12,7 @@ import pytest
 
 from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
 from vip_llava.data.scenes.scene import Exchange, Scene, Task
+from vip_llava.model.focal import view_remarks
 from vip_llava.regions import Arrow, Box, Ellipse, Point
 from vip_llava.regions.phrases import placeholders
 
@@ -126,6 +127,34 @@ def test_nothing_is_said_of_sides_where_marks_point_elsewhere(make_scene: MakeSc
     for first, second, asked in ((30, 100, True), (85, 55, False)):
         points = [Point(first, 30), Point(second, 30)]
         assert bool(exchanges(relations.side, make_scene(things, regions=points))) == asked
+
+
+def test_where_says_what_is_told_behind_the_view(make_scene: MakeScene) -> None:
+    scene = make_scene([("cat", LEFT), ("dog", (150.0, 20.0, 190.0, 60.0))], 2)
+    told = view_remarks(scene.regions, scene.picture.size)
+    answers = set()
+    for question, answer in exchanges(relations.where, scene):
+        [id_] = placeholders(question)
+        remark = told[[str(region.id) for region in scene.regions].index(id_)]
+        whole = "sentence" in question
+        assert answer == remark if whole else f" is {answer}." in remark
+        assert whole == answer.endswith(".")
+        answers.add(answer)
+    assert len(answers) == 4
+    assert any(answer.startswith("to the left of and below the object") for answer in answers)
+    assert exchanges(relations.where, make_scene([("cat", LEFT)], 1)) == []
+
+
+def test_the_letter_of_a_mark(make_scene: MakeScene) -> None:
+    scene = make_scene([("cat", LEFT), ("dog", RIGHT), ("cup", TOP)], 3)
+    letters = set()
+    for question, answer in exchanges(choosing.letter_of, scene):
+        asked, *lines, _ = question.split("\n")
+        [mark] = placeholders(asked)
+        assert f"{answer}. <region:{mark}>" in lines and len(lines) == 3
+        letters.add(answer)
+    assert letters == {"A", "B", "C"}
+    assert exchanges(choosing.letter_of, make_scene([("cat", LEFT)], 1)) == []
 
 
 def test_size(make_scene: MakeScene) -> None:

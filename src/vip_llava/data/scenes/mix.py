@@ -321,15 +321,16 @@ class RegionMix:
         return tasks[int(rng.integers(len(tasks)))](scene, rng)
 
     def _tasks(self, kind: str) -> list[Task]:
+        naming_one = [naming.name_one_of_many] * 3
+        # Steps on the way to an answer, for models that are told where marks lie.
+        told = self.focal.told
         if kind == "two":
+            steps = [relations.where] * 2 if told else []
             sides = [relations.side] * 5
-            return [*sides, relations.size, relations.same_kind, *[naming.name_one_of_many] * 3]
+            return [*sides, relations.size, relations.same_kind, *naming_one, *steps]
         if kind == "four":
-            return [
-                *[choosing.choose_region] * 5,
-                marks.count_marks,
-                *[naming.name_one_of_many] * 3,
-            ]
+            steps = [relations.where, choosing.letter_of] if told else []
+            return [*[choosing.choose_region] * 5, marks.count_marks, *naming_one, *steps]
         rare: list[Task] = [
             partial(naming.is_it, others=self.words),
             partial(choosing.choose_word, others=self.words),

@@ -50,3 +50,16 @@ def choose_region(scene: Scene, rng: np.random.Generator) -> Exchange | None:
         answer = _LETTERS[int(np.argmax(order == target))]
         return f"{question}\n{lines}\nAnswer with the letter of the right option.", answer
     return f"Which of the marked objects is {word}?", marks[target]
+
+
+def letter_of(scene: Scene, rng: np.random.Generator) -> Exchange | None:
+    """Which letter stands before a mark? It asks nothing of the picture: half of `choose_region`."""
+    if not 2 <= len(scene.marked) <= len(_LETTERS):
+        return None
+    target = int(rng.integers(len(scene.regions)))
+    marks = [f"<region:{region.id}>" for region in scene.regions]
+    order = rng.permutation(len(marks))
+    lines = "\n".join(f"{_LETTERS[i]}. {marks[j]}" for i, j in enumerate(order))
+    question = pick(rng, (f"Which one is {marks[target]}?", f"Which option is {marks[target]}?"))
+    answer = _LETTERS[int(np.argmax(order == target))]
+    return f"{question}\n{lines}\nAnswer with the letter of the right option.", answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vip_llava.data.scenes.scene import Exchange, Scene, pick
-from vip_llava.model.focal import centre
+from vip_llava.model.focal import centre, view_remarks
 
 # Two centres count as apart on an axis when they differ by this share of the larger side, so that
 # the answer is one that people would give too.
@@ -37,6 +37,19 @@ def side(scene: Scene, rng: np.random.Generator) -> Exchange | None:
         return f"Is {first} {choice} {second}?", true_word[0]
     asked = words[int(rng.integers(2))]
     return f"Is {first} {asked[1]} {second}?", "yes" if asked == true_word else "no"
+
+
+def where(scene: Scene, rng: np.random.Generator) -> Exchange | None:
+    """How one of several lies to the others, in the words of `view_remarks`."""
+    if len(scene.marked) < 2:
+        return None
+    index = int(rng.integers(len(scene.marked)))
+    remark = view_remarks(scene.regions, scene.picture.size)[index]
+    mark = f"<region:{scene.regions[index].id}>"
+    question = pick(rng, (f"Where is {mark}?", f"Say where {mark} is."))
+    if rng.random() < 0.5:
+        return question + pick(rng, (" Answer in one sentence.", " Please use a sentence.")), remark
+    return question, remark.partition(" is ")[2].rstrip(".")
 
 
 def size(scene: Scene, rng: np.random.Generator) -> Exchange | None:
