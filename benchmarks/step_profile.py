@@ -4,8 +4,8 @@
     python benchmarks/step_profile.py --tiny        # on a CPU; shows that it runs
 
 `products`: each product of a layer, forward and backward, separate and joined. `attention`: the
-kernels that torch has, on rows of one length. `step`: the step of `training_step.py` as it was before
-its last layer, pictures, tower and attention were looked at, and with each of them; kernels by group.
+kernels that torch has, on rows of one length. `step`: the step of `training_step.py`, kernels by
+group: `exact` as it is; `compiled`: frozen layers by torch.compile; `eight`: products of 8 bits.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import training_step as steps
 
 from vip_llava.training import attention
+from vip_llava.training.frozen.decoder import hasten
+from vip_llava.training.frozen.eight import Eight
 
 PARTS = ("products", "attention", "step")
+WAYS = ("exact", "compiled", "eight")
 GROUPS = {
     "products": ("gemm", "nvjet", "cutlass", "xmma", "splitk", "mm_"),
     "attention": ("flash", "fmha", "cudnn", "sdpa"),
@@ -93,7 +96,7 @@ def products(place: Place) -> Iterator[str]:
     shapes |= {"gate+up": (2 * middle, width), "down": (width, middle)}
     tokens = place.rows * place.length
     square = 2 * width
-    yield f"{'product':10}{'tokens':>8}{'forward':>10}{'backward':>10}{'kept W^T':>10}{'8 bits':>10}  TFLOP/s"
+    yield f"{'product':10}{'tokens':>8}{'forward':>10}{'backward':>10}{'kept W^T':>10}{'8 bits':>10}{'slowly':>10}  TFLOP/s"
     for name, (wide, deep), many in [
         *((name, shape, tokens) for name, shape in shapes.items()),
         ("square", (square, square), square),
@@ -117,31 +120,41 @@ def products(place: Place) -> Iterator[str]:
 
 
 def _of_8_bits(place: Place, x: Tensor, weight: Tensor, work: float) -> str:
-    """The forward product of numbers of 8 bits with a scale for each row; a dash without it."""
+    """The forward product of numbers of 8 bits with a scale for each row, sums of few or all bits."""
     if not place.cuda:
         return f"{'-':>10}"
     kind = torch.float8_e4m3fn
     scales = [torch.ones(len(each), 1, device=place.device) for each in (x, weight)]
     narrow, turned = x.to(kind), weight.to(kind).t()
-    try:
-        spent = place.time(
-            lambda: torch._scaled_mm(
-                narrow, turned, scales[0], scales[1].t(),
-                out_dtype=place.dtype, use_fast_accum=True,
-            )
-        )  # fmt: skip
-    except Exception as error:
-        return f"  {type(error).__name__}: {str(error)[:80]}"
-    return f"{work / spent:>10.1f}"
+    found = ""
+    for quick in (True, False):
+        try:
+            spent = place.time(
+                lambda quick=quick: torch._scaled_mm(  # type: ignore[misc]
+                    narrow, turned, scales[0], scales[1].t(),
+                    out_dtype=place.dtype, use_fast_accum=quick,
+                )
+            )  # fmt: skip
+        except Exception as error:
+            return f"{found}  {type(error).__name__}: {str(error)[:80]}"
+        found += f"{work / spent:>10.1f}"
+    return found
 
 
 def attentions(place: Place) -> Iterator[str]:
+    """Of rows of one length, and of rows that differ by a tenth."""
+    rows, length = place.rows, place.length
+    yield from attended(place, [length] * rows)
+    yield from attended(place, [length + (at * 7 % 11 - 5) * length // 50 for at in range(rows)])
+
+
+def attended(place: Place, lengths: list[int]) -> Iterator[str]:
     """Milliseconds forward, and forward with backward, of all rows of a step in one layer."""
     heads = place.size.text["num_attention_heads"]
     size = place.size.text["hidden_size"] // heads
-    rows, length = place.rows, place.length
-    borders = torch.arange(rows + 1, device=place.device, dtype=torch.int32) * length
-    q, k, v, slope = (place.random(1, rows * length, heads, size) for _ in range(4))
+    rows, length = len(lengths), max(lengths)
+    borders = torch.tensor([0, *lengths], device=place.device).cumsum(0).to(torch.int32)
+    q, k, v, slope = (place.random(1, sum(lengths), heads, size) for _ in range(4))
     turned = [each.transpose(1, 2).requires_grad_() for each in (q, k, v)]
 
     def batch(backend: Any) -> Callable[[], Tensor]:
@@ -166,10 +179,12 @@ def attentions(place: Place) -> Iterator[str]:
         "batch, flash": batch(kinds.FLASH_ATTENTION),
     }
     ways |= {"batch, cudnn": batch(kinds.CUDNN_ATTENTION)}
-    ways["varlen, cudnn"] = _by_cudnn(ways["varlen"])
+    ways["packed, cudnn"] = lambda: _Packed.apply(*turned, borders, length)
     first: Any = None
-    yield f"{'attention':16}{'forward ms':>12}{'both ms':>10}{'off by':>10}"
+    yield f"{'attention':16}{'forward ms':>12}{'both ms':>10}{'off by':>10}  {length} at most"
     for name, call in ways.items():
+        if name.startswith("batch") and min(lengths) < length:
+            continue
         try:
             out = call()
             slopes = torch.autograd.grad(out, turned, slope)
@@ -183,25 +198,33 @@ def attentions(place: Place) -> Iterator[str]:
             yield f"{name:16} {type(error).__name__}: {str(error)[:150]}"
 
 
-def _by_cudnn(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The call with the switch that torch has for it and leaves off."""
+class _Packed(torch.autograd.Function):
+    """cuDNN's attention of rows one behind the other, by the operations that torch has for it."""
 
-    def switched() -> Tensor:
-        from torch.nn.attention import varlen
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int
+    ) -> Tensor:
+        given = [each[0].transpose(0, 1).contiguous() for each in (query, key, value)]
+        found = torch.ops.aten._cudnn_attention_forward(
+            *given, None, borders, borders, longest, longest, True, 0.0, True, False
+        )
+        ctx.longest = longest
+        ctx.save_for_backward(*given, found[0], found[1], found[6], found[7], borders)
+        return found[0].unsqueeze(0)
 
-        own: Any = varlen
-        usual = own._should_use_cudnn
-        own._should_use_cudnn = lambda _index: True
-        try:
-            return call()
-        finally:
-            own._should_use_cudnn = usual
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        *given, borders = ctx.saved_tensors
+        made = torch.ops.aten._cudnn_attention_backward(
+            slopes[0][0].contiguous(), *given, None, borders, borders,
+            ctx.longest, ctx.longest, 0.0, True,
+        )  # fmt: skip
+        return (*(each.transpose(0, 1).unsqueeze(0) for each in made), None, None)
 
-    return switched
 
-
-def variants(place: Place) -> Iterator[str]:
-    """Rows a second of the step, cumulatively; kernels by group of the first and the last."""
+def variants(place: Place, ways: Sequence[str]) -> Iterator[str]:
+    """Rows a second of the step and its kernels by group, each way."""
     case = steps.CASES["stage1"]
     model = steps.build(place.size, place.device, place.dtype, 1)
     for layer in model.get_decoder().layers:
@@ -211,39 +234,31 @@ def variants(place: Place) -> Iterator[str]:
         steps.on_device(batch, model) for batch in steps.packed(rows, place.rows * place.length)
     ]
     steps.switch(model, place.cuda)
-    last, inner = model.get_decoder().layers[-1], model.model
-    kept = {"last": last.forward, "inner": inner.forward}
-    tower = [part for part in inner.vision_tower.modules() if hasattr(part, "layer_norm1")]
-    compiled = [part._compiled_call_impl for part in tower]
-    del last.forward, inner.forward
-    for part in tower:
-        part._compiled_call_impl = None
-    attention.BATCHES = False
-
-    def pictures() -> None:
-        inner.forward = kept["inner"]
-        for part, call in zip(tower, compiled, strict=True):
-            part._compiled_call_impl = call
-        last.forward = kept["last"]
-
-    def batched() -> None:
-        attention.BATCHES = True
-
-    changes: list[tuple[str, Callable[[], None]]] = [("before", lambda: None)]
-    changes += [("pictures, tower, last layer", pictures), ("attention in batches", batched)]
-    for number, (name, change) in enumerate(changes):
-        change()
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    first: list[Tensor] = []
+    for name in ways:
+        if name == "compiled":
+            kept = model.get_decoder().__dict__.pop("forward")
+        if name == "eight":
+            hasten(model, Eight())
         torch._dynamo.reset()
         try:
-            yield from _measured(place, model, batches, name, number != 1)
+            yield from _measured(place, model, batches, name)
+            slopes = torch.autograd.grad(model(**batches[0], use_cache=False).loss, weights)
+            first = first or [slope.float() for slope in slopes]
+            apart = [
+                float((mine.float() - other).norm() / other.norm())
+                for mine, other in zip(slopes, first, strict=True)
+            ]
+            yield f"  slopes differ from the first way's by {max(apart):.1e}"
         except Exception as error:
             yield f"{name}: {type(error).__name__}: {str(error)[:300]}"
+        if name == "compiled":
+            model.get_decoder().forward = kept
         gc.collect()
 
 
-def _measured(
-    place: Place, model: Any, batches: list[Any], name: str, profiled: bool
-) -> Iterator[str]:
+def _measured(place: Place, model: Any, batches: list[Any], name: str) -> Iterator[str]:
     optimizer = steps.adamw(model, 0.0)
     began = time.perf_counter()
     losses = [steps.one_step(model, batch, optimizer) for batch in batches]
@@ -258,8 +273,7 @@ def _measured(
     loss = sum(float(each) for each in losses) / len(losses)
     rates = " ".join(f"{place.rows / each:.2f}" for each in times)
     yield f"{name}: {rates} rows/s, loss {loss:.5f}, warm-up {warm:.1f} s, {place.power()}"
-    if profiled:
-        yield from _profile(place, lambda: steps.one_step(model, batches[0], optimizer))
+    yield from _profile(place, lambda: steps.one_step(model, batches[0], optimizer))
 
 
 def _profile(place: Place, call: Callable[[], Any]) -> Iterator[str]:
@@ -297,9 +311,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them without it")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
+    parser.add_argument("--way", action="append", choices=WAYS, help="of `step`; all without it")
     given = parser.parse_args(arguments)
     place = Place(given.tiny)
-    runs = {"products": products, "attention": attentions, "step": variants}
+    runs: dict[str, Callable[[Place], Iterator[str]]] = {
+        "products": products,
+        "attention": attentions,
+        "step": lambda place: variants(place, given.way or WAYS),
+    }
     for part in given.parts or PARTS:
         began = time.perf_counter()
         for line in runs[part](place):

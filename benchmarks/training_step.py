@@ -42,6 +42,7 @@ from vip_llava.data.samples import Sample
 from vip_llava.model.towers import used_states
 from vip_llava.training.adapters import add_adapter
 from vip_llava.training.attention import use_packed_attention
+from vip_llava.training.frozen.decoder import hasten
 from vip_llava.training.losses import compute_loss_inside
 from vip_llava.training.parts import choose_trainable, feature_layers
 from vip_llava.training.recipes.recipe import Adapter
@@ -357,6 +358,7 @@ def switch(model: Any, compiled: bool) -> None:
     stop_tower(model)
     compute_loss_inside(model)
     use_packed_attention(model)
+    hasten(model)
     if compiled:
         compile_layers(model)
 

@@ -89,12 +89,13 @@ def _with_pictures(inner: Any, input_ids: Tensor, pixel_values: Tensor | Views) 
 
     Whole rows are written; a mask over every number, as transformers has it, costs ten times that.
     """
+    # First, because it waits for the device: everything behind it is handed over without a stop.
+    places = (input_ids.flatten() == inner.config.image_token_id).nonzero().flatten()
     words: Tensor = inner.get_input_embeddings()(input_ids)
     features = inner.get_image_features(pixel_values).pooler_output
     if not isinstance(features, Tensor):
         features = torch.cat(list(features))
     features = features.flatten(0, -2).to(words.device, words.dtype)
-    places = (input_ids.flatten() == inner.config.image_token_id).nonzero().flatten()
     if places.numel() != features.shape[0]:
         raise DataError(
             f"the ids have {places.numel()} places of pictures, the pictures fill "
