@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from vip_llava.data.scenes.augment import AugmentSettings
-from vip_llava.data.scenes.mix import IGNORED, MARKED, VIEWS, MixSettings, RegionMix
+from vip_llava.data.scenes.mentions import IGNORED
+from vip_llava.data.scenes.mix import MARKED, VIEWS, MixSettings, RegionMix
 from vip_llava.data.scenes.photos import Photo, Thing, read_regions
 from vip_llava.data.scenes.scene import Scene
 from vip_llava.errors import DataError

@@ -20,20 +20,20 @@ from PIL import Image
 
 from vip_llava.data.scenes.augment import AugmentSettings, augment
 from vip_llava.data.scenes.marking import mark
+from vip_llava.data.scenes.mentions import IGNORED, mention_names
 from vip_llava.data.scenes.mosaic import mosaic
 from vip_llava.data.scenes.photos import Photo, Thing
 from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
 from vip_llava.data.scenes.scene import Exchange, Scene, Task, overlap
-from vip_llava.errors import DataError, PhraseError, RegionError
+from vip_llava.errors import DataError, RegionError
 from vip_llava.model.focal import FocalSettings, fine_marks, focal_square, focal_view
 from vip_llava.model.processor import Conversation, Processor
 from vip_llava.model.templates import Message
 from vip_llava.regions import Region, draw
-from vip_llava.regions.phrases import expand, phrase
+from vip_llava.regions.phrases import expand
 
-IGNORED = -100
 Row = tuple[list[Image.Image], list[int], list[int], list[int], list[int]]
-"""Views, ids, labels, names (see `RegionMix.batch`), the class of the thing in each focal view."""
+"""Views, ids, labels, names of mentions, and the class of the thing in each focal view."""
 VIEWS = {"whole": 1, "one": 2, "two": 3, "four": 5}
 MARKED = {"whole": 1, "one": 1, "two": 2, "four": 4}
 
@@ -115,9 +115,8 @@ class RegionMix:
     def batch(self, number: int) -> dict[str, Any]:
         """Batch `number`: `views` uint8 [B, V, S, S, 3], `input_ids` and `labels` int64 [B, T].
 
-        `names` int64 [B, T]: where a mark of several is spoken of after its focal view was seen, the
-        first token of its thing's word stands behind the mark's own words. `classes` [B, V - 1]:
-        those of the things in the focal views. Padding is on the right.
+        `names` int64 [B, T]: see `mention_names`. `classes` [B, V - 1]: those of the things in the
+        focal views. Padding is on the right.
         """
         kind = self.kind_of(number)
         rng = np.random.default_rng((self.seed, number, 1))
@@ -194,33 +193,8 @@ class RegionMix:
         views = [self.processor.geometry.fit(picture)]
         views += [self._focal_view(scene.picture, picture, shown, region, rng) for region in shown]
         classes = [self.class_of[thing.label] for thing in scene.marked[: len(shown)]]
-        return views, ids, labels, self._names(scene, shown, ids, labels), classes
-
-    def _names(
-        self, scene: Scene, shown: Sequence[Region], ids: list[int], labels: list[int]
-    ) -> list[int]:
-        """What `batch` calls names, for one row: `IGNORED` everywhere else."""
-        names = [IGNORED] * len(ids)
-        if len(shown) < 2:
-            return names
-        holder, tokens = self.processor.image_token_id, self.processor.tokens_per_view
-        seen = [i for i, id_ in enumerate(ids) if id_ == holder][2 * tokens - 1 :: tokens]
-        for region, thing, end in zip(shown, scene.marked, seen, strict=True):
-            try:
-                words = phrase(region, shown)
-            except PhraseError:  # alike ones, at one place: nothing is said of either alone
-                continue
-            # Behind its first word, a wording has the same tokens everywhere.
-            spoken = self._tokens(words[words.index(" ") :])
-            first = self._tokens(thing.label)[0]
-            for start in range(end, len(ids) - len(spoken)):
-                behind = start + len(spoken)
-                if ids[start:behind] == spoken and labels[behind] == IGNORED:
-                    names[behind] = first
-        return names
-
-    def _tokens(self, text: str) -> list[int]:
-        return [piece.id for piece in self.processor.tokenizer.plain(text, at_start=False)]
+        names = mention_names(scene, shown, ids, labels, self.processor)
+        return views, ids, labels, names, classes
 
     def _length(self, kind: str) -> int:
         """Tokens of a row of this kind, its views included."""

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from vip_llava.data.scenes.mix import IGNORED, VIEWS, RegionMix
+from vip_llava.data.scenes.mentions import IGNORED
+from vip_llava.data.scenes.mix import VIEWS, RegionMix
 from vip_llava.errors import CheckpointError, RequestError
 from vip_llava.model.default import (
     LORA_TARGETS,
