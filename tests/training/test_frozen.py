@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama import modeling_llama as llama
 
 from vip_llava.data.batches import PackedCollator, PaddedCollator
@@ -220,7 +222,8 @@ def _adapt(model: Any) -> None:
 
 
 def _other_attention(model: Any) -> None:
-    model.get_decoder().set_attn_implementation("sdpa")
+    AttentionInterface.register("of_ones_own", sdpa_attention_forward)
+    model.get_decoder().set_attn_implementation("of_ones_own")
 
 
 def _other_kind(model: Any) -> None:
@@ -242,14 +245,46 @@ def test_what_is_not_known_goes_the_usual_way(made: Model, change: Callable[[Any
     assert made.taken == 0
 
 
-def test_padded_rows_and_other_models_go_the_usual_way(made: Model, make_vip: Made) -> None:
+@pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
+def test_padded_rows_go_the_short_way_too(made: Model, attention: str) -> None:
+    if attention != "packed":
+        made.model.get_decoder().set_attn_implementation(attention)
     usual = made.learn(PaddedCollator(0))
     hasten(made.model)
-    torch.testing.assert_close(made.learn(PaddedCollator(0)), usual)
-    with torch.no_grad():
-        made.model(input_ids=torch.tensor([[1, 2, 3]]))
+    found = made.learn(PaddedCollator(0))
+    assert made.taken == 1
+    torch.testing.assert_close(found, usual, rtol=1e-5, atol=1e-6)
+
+
+def test_a_call_for_no_gradient_and_other_models_are_left(made: Model, make_vip: Made) -> None:
+    hasten(made.model)
+    ids = torch.tensor([[1, 2, 3]])
+    assert made.model(input_ids=ids).logits.shape[:2] == ids.shape
+    assert made.model.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape[1] > 3
     assert made.taken == 0
     assert not hasten(make_vip("phi3"))
+
+
+def test_half_precision_of_the_trainer(make_vip: Made, make_row: Made, monkeypatch: Any) -> None:
+    """Weights of 16 bits, what learns in 32, products by autocast: as `Trainer` runs it."""
+    made = Model(make_vip().bfloat16(), make_row, monkeypatch)
+    made.model.model.multi_modal_projector.float()
+    for sample in made.samples:
+        assert sample.pixel_values is not None
+        sample.pixel_values = sample.pixel_values.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        usual = made.learn()
+        hasten(made.model)
+        found = made.learn()
+    assert made.taken == 1
+    assert abs(float(found[0] / usual[0]) - 1) < 0.02
+    for mine, other in zip(found[1], usual[1], strict=True):
+        assert mine.dtype == torch.float32
+        assert float((mine - other).norm() / other.norm()) < 0.1
+    made.model.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made.learn()  # frozen weights of 32 bits: their products would not be what they are here
+    assert made.taken == 1
 
 
 def test_8_bits_are_near(made: Model) -> None:

@@ -181,7 +181,7 @@ def prepare(recipe: Recipe, start: Start, device: torch.device) -> dict[str, int
                 parameter.data = parameter.data.float()
     if recipe.data.packing:
         use_packed_attention(model)
-        hasten(bare(model))
+    hasten(bare(model))
     if recipe.sharded:
         _name_units(model)
     if recipe.compile:

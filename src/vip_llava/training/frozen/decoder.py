@@ -1,8 +1,8 @@
-"""A Llama whose layers don't learn, called with packed rows that something learns from.
+"""A Llama whose layers don't learn, called for a gradient: packed rows, or padded ones.
 
 `hasten` changes no weight and no module: it puts a way before the model's own that takes calls it
-understands, and leaves all others (other layers, adapters, hooks, shards, masks, caches, no
-gradient) to transformers.
+understands, and leaves all others (other layers, adapters, hooks, shards, caches, no gradient) to
+transformers.
 
 It knows transformers' Llama. It knows neither pictures nor a loss.
 """
@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama as llama
 
-from vip_llava.training.attention import PACKED_ATTENTION, packed_attention, sequence_borders
+from vip_llava.training.attention import sequence_borders
 from vip_llava.training.frozen.layer import Answered, Asked, Exact, Products
-from vip_llava.training.last_layer import READ
+from vip_llava.training.last_layer import ATTENTIONS, READ
 
 __all__ = ["hasten"]
 
@@ -33,8 +35,8 @@ _LINEARS = {
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }
 _BORDERS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-_KNOWN = {"input_ids", "attention_mask", "past_key_values", "use_cache", "return_dict"}
-_TAKEN = _BORDERS | _KNOWN | {"inputs_embeds", "position_ids", READ}
+_KNOWN = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", READ}
+_TAKEN = _BORDERS | _KNOWN | {"past_key_values", "use_cache", "return_dict"}
 
 
 def hasten(model: PreTrainedModel, products: Products | None = None) -> bool:
@@ -61,19 +63,16 @@ def hasten(model: PreTrainedModel, products: Products | None = None) -> bool:
 
 
 def _fits(decoder: Any, given: dict[str, Any]) -> bool:
-    """Whether a call is one of packed rows through layers that don't learn, for a gradient."""
+    """Whether a call goes through layers that don't learn, for a gradient, and asks for no more."""
     states = given.get("inputs_embeds")
     return (
         isinstance(states, Tensor)
-        and states.shape[0] == 1
         and states.requires_grad
         and torch.is_grad_enabled()
-        and isinstance(given.get("position_ids"), Tensor)
         and given.keys() <= _TAKEN
         and not any(given.get(name) for name in ("past_key_values", "use_cache"))
         and given.get("input_ids") is None
-        and given.get("attention_mask") is None
-        and decoder.config._attn_implementation == PACKED_ATTENTION
+        and decoder.config._attn_implementation in ATTENTIONS
         and all(_plain(layer, states) for layer in decoder.layers)
     )
 
@@ -116,54 +115,63 @@ def _called(
     products: Products,
     *,
     inputs_embeds: Tensor,
-    position_ids: Tensor,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
+    position_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
     places_read: Tensor | None = None,
-    **_others: Any,
+    **given: Any,
 ) -> BaseModelOutputWithPast:
     """As `LlamaModel.forward`."""
+    rows, length, width = inputs_embeds.shape
+    if position_ids is None:
+        position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0)
+    asked = {name: given[name] for name in _BORDERS if given.get(name) is not None}
+    asked |= {
+        "position_ids": position_ids,
+        "attention_mask": create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=None,
+            position_ids=position_ids,
+        ),
+    }
+    if asked["attention_mask"] is None and rows == 1 and "cu_seq_lens_q" not in asked:
+        # Once, and not in each layer.
+        asked["cu_seq_lens_q"] = borders = sequence_borders(position_ids)
+        asked["max_length_q"] = int(borders.diff().max())
     angles = self.rotary_emb(inputs_embeds, position_ids=position_ids)
-    cos, sin = (each[0] for each in angles)
-    borders = sequence_borders(position_ids) if cu_seq_lens_q is None else cu_seq_lens_q
-    longest = int(borders.diff().max()) if max_length_q is None else max_length_q
+    cos, sin = (each.expand(rows, -1, -1).reshape(rows * length, -1) for each in angles)
     layers = list(self.layers[: self.config.num_hidden_layers])
     last = layers.pop() if places_read is not None else None
-    x, more = inputs_embeds[0], None
+    x, more = inputs_embeds.reshape(-1, width), None
     for layer in layers:
-        one = _layer(layer, products, cos, sin, borders, longest)
+        one = _layer(layer, products, cos, sin, rows, asked)
         if layer.gradient_checkpointing and layer.training:
             x, more = checkpoint(one, x, more, use_reentrant=False)
         else:
             x, more = one(x, more)
-    hidden = (x if more is None else x + more).unsqueeze(0)
+    hidden = (x if more is None else x + more).view(rows, length, width)
     if last is not None:
-        hidden = last(
-            hidden,
-            position_ids=position_ids,
-            position_embeddings=angles,
-            cu_seq_lens_q=borders,
-            max_length_q=longest,
-            places_read=places_read,
-        )
+        hidden = last(hidden, position_embeddings=angles, places_read=places_read, **asked)
     return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden))
 
 
 def _layer(
-    layer: Any, products: Products, cos: Tensor, sin: Tensor, borders: Tensor, longest: int
+    layer: Any, products: Products, cos: Tensor, sin: Tensor, rows: int, asked: dict[str, Any]
 ) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
     attention = layer.self_attn
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, llama.eager_attention_forward
+    )
 
     def one(x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
         ask: Any = Asked.apply
         x, *three = ask(x, more, cos, sin, layer, products)
         q, k, v = (
-            each.view(1, len(each), -1, attention.head_dim).transpose(1, 2) for each in three
+            each.view(rows, len(each) // rows, -1, attention.head_dim).transpose(1, 2)
+            for each in three
         )
-        found, _ = packed_attention(
-            attention, q, k, v, None,
-            scaling=attention.scaling, cu_seq_lens_q=borders, max_length_q=longest,
-        )  # fmt: skip
+        found, _ = attend(attention, q, k, v, dropout=0.0, scaling=attention.scaling, **asked)
         answer: Any = Answered.apply
         made: tuple[Tensor, Tensor] = answer(x, found.reshape(len(x), -1), layer, products)
         return made
