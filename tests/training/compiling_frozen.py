@@ -35,6 +35,10 @@ def main() -> None:
         if int(sys.argv[1]) >= 89:
             for pieces in ([x], [wide, wide], [x, x, x]):
                 eight_gpu.narrow(pieces)
+            eight_gpu.add_norm(x, x, x[0], 1e-5)
+            eight_gpu.add_norm(x, None, x[0], 1e-5)
+            eight_gpu.gate(wide, wide)
+            eight_gpu.gate_backward(wide, wide, wide)
     print(len(compiler.done), "kernels")
 
 

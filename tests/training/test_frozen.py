@@ -303,20 +303,22 @@ def test_products_of_8_bits() -> None:
     linears = [torch.nn.Linear(48, wide, bias=False).requires_grad_(False) for wide in (16, 32)]
     x, slopes = random(T, 48).float(), [random(T, wide).float() for wide in (16, 32)]
     exact, eight = Exact(), Eight()
-    wanted = [*exact.forth(x, linears), exact.back(slopes, linears)]
-    found = [*eight.forth(x, linears), eight.back(slopes, linears)]
+
+    def made(by: Any) -> list[Tensor]:
+        return [*by.forth(by.given([x]), linears), by.back(by.given(slopes), linears)]
+
+    wanted, found = made(exact), made(eight)
     for mine, other in zip(found, wanted, strict=True):
         assert 0 < float((mine - other).norm() / other.norm()) < 0.05
     with torch.no_grad():
         for linear in linears:
             linear.weight.mul_(2)
-    torch.testing.assert_close(eight.forth(x, linears)[1], found[1] * 2)
-    torch.testing.assert_close(eight.back(slopes, linears), found[2] * 2)
+    torch.testing.assert_close(made(eight), [each * 2 for each in found])
 
 
 def test_8_bits_of_rows(gpu: ModuleType) -> None:
     """Pieces of a row side by side, with one scale: that of the largest number in any of them."""
-    from vip_llava.training.frozen import eight, eight_gpu
+    from vip_llava.training.frozen import eight_gpu
 
     # Numbers that 8 bits can hold: how the interpreter rounds others is its own affair.
     pieces = [random(3, wide).to(torch.float8_e4m3fn).float() for wide in (20, 12, 40)]
@@ -329,8 +331,30 @@ def test_8_bits_of_rows(gpu: ModuleType) -> None:
         assert scales[0] == count
         assert scales[2] == 1
         assert not values[1].float().any()
-        wanted, wanted_scales = eight._narrow(pieces[:count])
+        wanted, wanted_scales = Eight().given(pieces[:count])
         torch.testing.assert_close(scales, wanted_scales)
         assert torch.equal(values[2].float(), torch.cat([piece[2] for piece in pieces[:count]]))
         assert torch.equal(values[2].float(), wanted[2].float())
         assert values[0, sum((20, 12)[: count - 1]) + count - 1].float() == 448
+
+
+def test_norms_and_gates_of_8_bits(gpu: ModuleType) -> None:
+    """The kernels that round on the way give what the plain ones give, rounded."""
+    from vip_llava.training.frozen import eight_gpu
+
+    x, more, slope = (random(T, WIDTH, seed=at).float() for at in range(3))
+    weight, eight = random(WIDTH).float(), Eight()
+    total, normed = eight_gpu.add_norm(x, more, weight, EPS)
+    torch.testing.assert_close(total, x + more)
+    torch.testing.assert_close(eight_gpu.add_norm(x, None, weight, EPS)[0], x)
+    pairs = [
+        (normed, eight.add_norm(x, more, weight, EPS)[1]),
+        (eight_gpu.gate(x, more), eight.gate(x, more)),
+        (eight_gpu.gate_backward(slope, x, more), eight.gate_backward(slope, x, more)),
+    ]
+    for found, wanted in pairs:
+        assert found[0].shape == wanted[0].shape
+        torch.testing.assert_close(found[1], wanted[1])
+        mine, other = (values.float() * scales for values, scales in (found, wanted))
+        # The interpreter rounds some numbers another way.
+        assert float((mine - other).norm() / other.norm()) < 0.1

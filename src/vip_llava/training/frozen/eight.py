@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from vip_llava.training.frozen import plain
 
 __all__ = ["Eight"]
 
@@ -31,18 +34,46 @@ class Eight:
         self._kept: weakref.WeakKeyDictionary[nn.Linear, dict[str, tuple[int, Narrow]]]
         self._kept = weakref.WeakKeyDictionary()
 
-    def forth(self, x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
-        """As `Products`; x is rounded once for all."""
-        some = _narrow([x])
+    def add_norm(
+        self, x: Tensor, more: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Narrow]:
+        """As `Products`."""
+        if x.device.type == "cuda":
+            return cast("tuple[Tensor, Narrow]", _kernels().add_norm(x, more, weight, eps))
+        total, normed = plain.add_norm(x, more, weight, eps)
+        return total, self.given([normed])
+
+    def gate(self, first: Tensor, second: Tensor) -> Narrow:
+        """As `Products`."""
+        if first.device.type == "cuda":
+            return cast("Narrow", _kernels().gate(first, second))
+        return self.given([plain.gate(first, second)])
+
+    def gate_backward(self, slope: Tensor, first: Tensor, second: Tensor) -> Narrow:
+        """As `Products`: one scale for both slopes of a row."""
+        if first.device.type == "cuda":
+            return cast("Narrow", _kernels().gate_backward(slope, first, second))
+        return self.given(plain.gate_backward(slope, first, second))
+
+    def given(self, pieces: Sequence[Tensor]) -> Narrow:
+        """As `Products`: pieces [T, ..] side by side, one scale for a row of them."""
+        if pieces[0].device.type == "cuda":
+            return cast("Narrow", _kernels().narrow(pieces))
+        whole = torch.cat(list(pieces), dim=1).float()
+        high = whole.abs().amax(1, keepdim=True).clamp(min=1e-30)
+        return (whole * (_LARGEST / high)).to(_KIND), high / _LARGEST
+
+    def forth(self, x: Narrow, linears: Sequence[nn.Linear]) -> list[Tensor]:
+        """As `Products`."""
         return [
-            _times(some, self._of([linear], "forth", lambda w: w), x.dtype, quick=True)
+            _times(x, self._of([linear], "forth", lambda w: w), linear.weight.dtype, quick=True)
             for linear in linears
         ]
 
-    def back(self, slopes: Sequence[Tensor], linears: Sequence[nn.Linear]) -> Tensor:
+    def back(self, slopes: Narrow, linears: Sequence[nn.Linear]) -> Tensor:
         """As `Products`, as one product of slopes and weights side by side."""
         weight = self._of(linears, "back", lambda w: w.t().contiguous())
-        return _times(_narrow(slopes), weight, slopes[0].dtype, quick=False)
+        return _times(slopes, weight, linears[0].weight.dtype, quick=False)
 
     def _of(
         self, linears: Sequence[nn.Linear], name: str, turned: Callable[[Tensor], Tensor]
@@ -52,19 +83,14 @@ class Eight:
         now = hash(tuple((linear.weight.data_ptr(), linear.weight._version) for linear in linears))
         if name not in kept or kept[name][0] != now:
             whole = torch.cat([linear.weight.detach() for linear in linears])
-            kept[name] = now, _narrow([turned(whole)])
+            kept[name] = now, self.given([turned(whole)])
         return kept[name][1]
 
 
-def _narrow(pieces: Sequence[Tensor]) -> Narrow:
-    """Pieces [T, ..] side by side in 8 bits, and each row's scale [T, 1]."""
-    if pieces[0].device.type == "cuda":
-        from vip_llava.training.frozen import eight_gpu
+def _kernels() -> Any:
+    from vip_llava.training.frozen import eight_gpu
 
-        return eight_gpu.narrow(pieces)
-    whole = torch.cat(list(pieces), dim=1).float()
-    high = whole.abs().amax(1, keepdim=True).clamp(min=1e-30)
-    return (whole * (_LARGEST / high)).to(_KIND), high / _LARGEST
+    return eight_gpu
 
 
 def _times(x: Narrow, weight: Narrow, dtype: torch.dtype, *, quick: bool) -> Tensor:

@@ -23,21 +23,58 @@ __all__ = ["Answered", "Asked", "Exact", "Products", "operations"]
 
 
 class Products(Protocol):
-    """Products with weights [N, K] that don't learn."""
+    """Products with weights [N, K] that don't learn, and what makes the numbers that go in.
 
-    def forth(self, x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
+    What is given to a product may be of any kind: only these operations look into it.
+    """
+
+    def add_norm(
+        self, x: Tensor, more: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Any]:
+        """As in `plain`; the norm is given to a product."""
+
+    def gate(self, first: Tensor, second: Tensor) -> Any:
+        """As in `plain`, to be given."""
+
+    def gate_backward(self, slope: Tensor, first: Tensor, second: Tensor) -> Any:
+        """As in `plain`, to be given."""
+
+    def given(self, pieces: Sequence[Tensor]) -> Any:
+        """Anything else [T, ..] to be given: one piece forth, one for each weight back."""
+
+    def forth(self, x: Any, linears: Sequence[nn.Linear]) -> list[Tensor]:
         """x [T, K] times the turned weight of each."""
 
-    def back(self, slopes: Sequence[Tensor], linears: Sequence[nn.Linear]) -> Tensor:
+    def back(self, slopes: Any, linears: Sequence[nn.Linear]) -> Tensor:
         """The sum of slopes [T, N] times weights: [T, K]."""
 
 
 class Exact:
     """Products as the weights are."""
 
-    def forth(self, x: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
+    def add_norm(
+        self, x: Tensor, more: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """As `Products`."""
-        return [F.linear(x, linear.weight) for linear in linears]
+        total, normed = operations(x).add_norm(x, more, weight, eps)
+        return total, (normed,)
+
+    def gate(self, first: Tensor, second: Tensor) -> Sequence[Tensor]:
+        """As `Products`."""
+        return (operations(first).gate(first, second),)
+
+    def gate_backward(self, slope: Tensor, first: Tensor, second: Tensor) -> Sequence[Tensor]:
+        """As `Products`."""
+        both: tuple[Tensor, Tensor] = operations(first).gate_backward(slope, first, second)
+        return both
+
+    def given(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+        """As `Products`."""
+        return pieces
+
+    def forth(self, x: Sequence[Tensor], linears: Sequence[nn.Linear]) -> list[Tensor]:
+        """As `Products`."""
+        return [F.linear(x[0], linear.weight) for linear in linears]
 
     def back(self, slopes: Sequence[Tensor], linears: Sequence[nn.Linear]) -> Tensor:
         """As `Products`; a sum is made by the product that comes last."""
@@ -70,7 +107,7 @@ class Asked(torch.autograd.Function):
         products: Products,
     ) -> tuple[Tensor, ...]:
         do, norm, attention = operations(x), layer.input_layernorm, layer.self_attn
-        total, normed = do.add_norm(x, more, norm.weight, norm.variance_epsilon)
+        total, normed = products.add_norm(x, more, norm.weight, norm.variance_epsilon)
         linears = (attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = products.forth(normed, linears)
         do.turn(q, cos, sin, inplace=True)
@@ -85,7 +122,8 @@ class Asked(torch.autograd.Function):
         do = operations(total)
         residual, d_q, d_k, d_v = slopes
         turned = [do.turn(slope, cos, sin, back=True) for slope in (d_q, d_k)]
-        lean = ctx.products.back([*turned, d_v.contiguous()], ctx.linears)
+        given = ctx.products.given([*turned, d_v.contiguous()])
+        lean = ctx.products.back(given, ctx.linears)
         norm = ctx.norm
         made = do.norm_backward(lean, total, norm.weight, norm.variance_epsilon, residual)
         return made, made if ctx.both else None, None, None, None, None
@@ -98,11 +136,11 @@ class Answered(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, found: Tensor, layer: Any, products: Products
     ) -> tuple[Tensor, Tensor]:
-        do, norm, mlp = operations(x), layer.post_attention_layernorm, layer.mlp
-        (answer,) = products.forth(found, [layer.self_attn.o_proj])
-        total, normed = do.add_norm(x, answer, norm.weight, norm.variance_epsilon)
+        norm, mlp = layer.post_attention_layernorm, layer.mlp
+        (answer,) = products.forth(products.given([found]), [layer.self_attn.o_proj])
+        total, normed = products.add_norm(x, answer, norm.weight, norm.variance_epsilon)
         first, second = products.forth(normed, (mlp.gate_proj, mlp.up_proj))
-        (more,) = products.forth(do.gate(first, second), [mlp.down_proj])
+        (more,) = products.forth(products.gate(first, second), [mlp.down_proj])
         ctx.save_for_backward(total, first, second)
         ctx.layer, ctx.products = layer, products
         return total, more
@@ -113,8 +151,9 @@ class Answered(torch.autograd.Function):
         do, layer, products = operations(total), ctx.layer, ctx.products
         norm, mlp = layer.post_attention_layernorm, layer.mlp
         residual, more = slopes
-        lean = products.back([more], [mlp.down_proj])
-        both = do.gate_backward(lean, first, second)
+        lean = products.back(products.given([more]), [mlp.down_proj])
+        both = products.gate_backward(lean, first, second)
         lean = products.back(both, (mlp.gate_proj, mlp.up_proj))
         made = do.norm_backward(lean, total, norm.weight, norm.variance_epsilon, residual)
-        return made, products.back([made], [layer.self_attn.o_proj]), None, None
+        found = products.back(products.given([made]), [layer.self_attn.o_proj])
+        return made, found, None, None
