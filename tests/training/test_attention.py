@@ -267,6 +267,65 @@ def test_the_kernel_is_for_half_precision_on_cuda_only(monkeypatch: pytest.Monke
     assert not fits("cuda", torch.bfloat16)
 
 
+def test_rows_of_one_length_may_be_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(attention, "_batches_work", lambda *given: not tried.append(given))
+
+    def alike(lengths: list[int], longest: int | None = 5, heads: int = 4, **more: Any) -> bool:
+        borders = torch.tensor([0, *lengths]).cumsum(0)
+        query = torch.empty(1, 4, sum(lengths), more.get("width", 128))
+        key = torch.empty(1, heads, sum(lengths), more.get("width", 128))
+        return attention._same_lengths(query, key, borders, longest, more.get("window"))
+
+    def device(major: int) -> None:
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(major=major)
+        )
+
+    device(9)
+    assert alike([5, 5, 5])
+    assert tried == [("cpu", torch.float32, 128)]
+    assert alike([5, 5], window=5)
+    assert not alike([5, 5], window=4)
+    assert not alike([5, 4, 5])
+    assert not alike([5, 5], longest=None)
+    assert not alike([5, 5], heads=2)
+    assert not alike([5, 5], width=96)
+    monkeypatch.setattr(attention, "_batches_work", lambda *given: False)
+    assert not alike([5, 5, 5])
+    device(8)
+    monkeypatch.setattr(attention, "_batches_work", lambda *given: True)
+    assert not alike([5, 5, 5])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_whether_batches_work_is_tried_outside_of_compiled_code() -> None:
+    assert not attention._batches_work("cpu", torch.bfloat16, 128)
+
+    def asked(x: Tensor) -> Tensor:
+        return x + 1 if attention._batches_work(x.device.type, x.dtype, 128) else x - 1
+
+    compiled: Any = torch.compile(asked, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)) == -1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
+def test_a_batch_equals_one_by_one() -> None:
+    torch.manual_seed(0)
+    states = [torch.randn(1, 4, 300, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    borders = torch.tensor([0, 100, 200, 300], dtype=torch.int32, device="cuda")
+    if not attention._batches_work("cuda", torch.bfloat16, 128):
+        pytest.skip("no cuDNN for it")
+    results = []
+    for run in (attention._one_batch, attention._one_by_one):
+        inputs = [s.clone().requires_grad_() for s in states]
+        out = run(*inputs, borders, 100, 0.0, None, None)
+        out.float().square().sum().backward()
+        results.append([out, *(s.grad for s in inputs)])
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=3e-2, atol=3e-2)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
 @pytest.mark.parametrize("window", [None, 40])
 def test_the_kernel_equals_one_by_one(window: int | None) -> None:

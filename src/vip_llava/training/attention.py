@@ -12,6 +12,7 @@ This module knows transformers' attention interface. It knows no data, no loss a
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable
@@ -208,7 +209,29 @@ def _same_lengths(
         and (window is None or window >= longest)
         and query.shape[-1] in _BATCHED_HEADS
         and torch.cuda.get_device_properties(query.device).major == 9
+        and _batches_work(query.device.type, query.dtype, query.shape[-1])
     )
+
+
+def _batches_work(device: str, dtype: torch.dtype, width: int) -> bool:
+    """Whether this torch has cuDNN's attention, and cuDNN takes such heads."""
+    return _tried(device, dtype, width)
+
+
+# Tried out while a layer is compiled, not by the compiled layer.
+_mark: Any = torch.compiler.assume_constant_result
+_mark(_batches_work)
+
+
+@functools.cache
+def _tried(device: str, dtype: torch.dtype, width: int) -> bool:
+    try:
+        some = torch.zeros(2, 8, 2, width, device=device, dtype=dtype).transpose(1, 2)
+        attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+        attend(some, some, some, None, True, 0.0, True, False)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def _one_batch(
