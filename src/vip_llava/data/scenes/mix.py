@@ -304,8 +304,7 @@ class RegionMix:
             return [*sides, relations.size, relations.same_kind, *naming_one, *steps]
         if kind == "four":
             steps = [relations.where, choosing.letter_of] if told else []
-            choices = [choosing.choose_region] * (7 if told else 5)
-            return [*choices, marks.count_marks, *naming_one, *steps]
+            return [*[choosing.choose_region] * 5, marks.count_marks, *naming_one, *steps]
         rare: list[Task] = [
             partial(naming.is_it, others=self.words),
             partial(choosing.choose_word, others=self.words),
