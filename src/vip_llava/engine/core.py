@@ -94,10 +94,8 @@ class Engine(Steps):
         if self._decode is None and params.stop:
             raise ValueError("stop texts need a decode callable")
         prompt = [int(token) for token in input_ids]
-        if pixel_values is not None:  # there may be less to hash and to send then
-            pixel_values = pixel_values.to(self._vision.dtype)
         image_at = self._check(prompt, 0 if pixel_values is None else len(pixel_values))
-        views, guessed = self._watch.views(pixel_values)
+        pixel_values, views, guessed = self._watch.views(pixel_values)
         row = Row(
             number=next(self._numbers),
             prompt=prompt,
@@ -253,7 +251,7 @@ class Engine(Steps):
             )
         table: Any = self._model.get_input_embeddings()
         rows = int(table.weight.shape[0])
-        for token in prompt:
+        for token in set(prompt):
             if token != self._image and not 0 <= token < rows:
                 raise RequestError(
                     f"token id {token} is none of the model's; allowed: 0 to {rows - 1}"

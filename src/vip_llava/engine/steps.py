@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Steps"]
 
-_USUAL_TEXTS = (32, 64, 128)
+_USUAL_TEXTS = (16, 32, 64, 128)
 """Tokens of questions, alone and behind a picture, for which steps are recorded ahead."""
 
 

@@ -74,28 +74,34 @@ class Watch:
             self._settled = self._vision.recorder.count
             self.look()
 
-    def views(self, pixel_values: Tensor | None) -> tuple[list[bytes], bool]:
-        """The digests of a request's views, and whether they are a guess. Any thread may ask."""
+    def views(self, pixel_values: Tensor | None) -> tuple[Tensor | None, list[bytes], bool]:
+        """A request's views, their digests, and whether those are a guess. Any thread may ask."""
         if pixel_values is None:
-            return [], False
+            return None, [], False
         # A copy from a device waits for it, whatever is taken of it.
         guesses = self.hasty and pixel_values.device.type == "cpu"
         known = self._guesses.of(pixel_values) if guesses else None
         if known is not None:
-            return known, True
-        digests = view_digests(pixel_values)
+            return pixel_values, known, True
+        exact = self._exact(pixel_values)
+        digests = view_digests(exact)
         if guesses:
             self._guesses.learn(pixel_values, digests)
-        return digests, False
+        return exact, digests, False
 
     def guessed_right(self, row: Row) -> bool:
         """Make sure of a request's views. If they are others, it has to begin anew with them."""
         if not row.guessed or row.pixels is None:
             return True
-        row.guessed, guess = False, row.views
+        given, guess = row.pixels, row.views
+        row.pixels, row.guessed = self._exact(given), False
         row.views = view_digests(row.pixels)
         if row.views == guess:
             return True
-        self._guesses.learn(row.pixels, row.views)
+        self._guesses.learn(given, row.views)
         row.keys = []
         return False
+
+    def _exact(self, pixel_values: Tensor) -> Tensor:
+        """As the tower takes them: there may be less to hash and to send then."""
+        return pixel_values.to(self._vision.dtype)

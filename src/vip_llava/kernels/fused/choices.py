@@ -55,17 +55,13 @@ class WordsSetting:
 
 @dataclass(frozen=True, slots=True)
 class MatrixSetting:
-    """The same for several rows, and steps read ahead.
-
-    `parts`: into so many the inputs are split (of one matrix or several, not of a gate).
-    """
+    """The same for several rows, and steps read ahead."""
 
     outputs: int
     inputs: int
     warps: int = 4
     stages: int = 4
     ahead: int = 1024
-    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +117,10 @@ def matrix_setting(bits: int, rows: int, outputs: int, inputs: int, gated: bool)
         return MatrixSetting(32, 256, stages=2)
     size = max(16, min(128, 1 << (inputs.bit_length() - 1)))
     if bits == 16:
-        if gated:
-            return MatrixSetting(64, min(size, 64), stages=4, ahead=0)
-        few = outputs < _MANY
-        return MatrixSetting(64, size, stages=5 if few else 4, ahead=0, parts=2 if few else 1)
+        if not gated and outputs <= _MANY:  # few programs, each of which has to read far ahead
+            return MatrixSetting(64, size, stages=5, ahead=0)
+        outputs, stages = (64, 4) if gated else (128, 6)
+        return MatrixSetting(outputs, min(size, 64), stages=stages, ahead=0)
     return MatrixSetting(32 if gated or outputs < 8192 else 64, size, stages=4)
 
 

@@ -1,12 +1,10 @@
 """Products of a few rows (2 to 64) with weights: matrix products that are bound by reading weights.
 
 Weights are the left side, so that a tile is many outputs and few rows, and small ones are widened
-in registers. What a row gives does not depend on the rows beside it. Where there are too few outputs
-for all of the device, the inputs are split into parts; the program that is done last adds their sums
-up, in their order.
+in registers. What a row gives does not depend on the rows beside it.
 
 Shape letters: M rows (BM of a program: all), K inputs, N outputs (N0, N1, N2 of up to three
-matrices side by side), BN outputs of a program, BK inputs that it reads at a time, S parts.
+matrices side by side), BN outputs of a program, BK inputs that it reads at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from vip_llava.kernels.fused.lang import (
     wait_previous,
     which,
 )
-from vip_llava.kernels.fused.parts import last
 from vip_llava.kernels.fused.vector import scaled
 
 __all__ = ["matrix", "matrix_int4"]
@@ -47,13 +44,13 @@ def _finish(total, row, m, M, outputs, before, N, residual, out, RESIDUAL: tl.co
 
 @triton.jit
 def matrix(
-    x, w0, w1, w2, s0, s1, s2, b0, b1, b2, residual, out, x_row, M, parts, done,
+    x, w0, w1, w2, s0, s1, s2, b0, b1, b2, residual, out, x_row, M,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, S: tl.constexpr, STAGES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     BITS: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K] times up to three matrices of 16 or 8 bits; GATED (then in one part) as in `vector`."""
+    """x [M, K] times up to three matrices of 16 or 8 bits; GATED as in `vector`."""
     release_next(OVERLAP)
     w, number, outputs, first, before = which(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
     if PIECES:
@@ -68,12 +65,7 @@ def matrix(
     total = tl.zeros((BN, BM), tl.float32)
     second = tl.zeros((BN, BM), tl.float32)
     kind = x.dtype.element_ty
-    SIZE: tl.constexpr = (K + S * BK - 1) // (S * BK) * BK
-    begin_k, end_k = 0, K
-    if S > 1:
-        begin_k = tl.program_id(1) * SIZE
-        end_k = tl.minimum(begin_k + SIZE, K)
-    for k0 in tl.range(begin_k, end_k, BK, num_stages=STAGES):
+    for k0 in tl.range(0, K, BK, num_stages=STAGES):
         k = k0 + tl.arange(0, BK)
         where = start[:, None] + k[None, :]
         if K % BK == 0:
@@ -90,40 +82,10 @@ def matrix(
                 weight = tl.load(w1 + where, mask=(k < K)[None, :], other=0)
             second = product(as_type(weight, kind), tl.trans(part), second)
     s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
-    mine = True
-    if S > 1:
-        mine = _stored(total, parts, done, BN, BM, S)
-    if mine:
-        if S > 1:
-            total = _summed(parts, BN, BM, S)
-        found = scaled(total, s, at, b, BITS, BIAS)
-        if GATED:
-            found = silu(found) * scaled(second, s1, at, b1, BITS, BIAS)
-        _finish(found, row, m, M, outputs, before, N0 + N1 + N2, residual, out, RESIDUAL)
-
-
-@triton.jit
-def _places(part, BN: tl.constexpr, BM: tl.constexpr, S: tl.constexpr):
-    """Of a part's sums of this tile."""
-    first = (tl.program_id(0) * S + part) * BN
-    return (first + tl.arange(0, BN))[:, None] * BM + tl.arange(0, BM)[None, :]
-
-
-@triton.jit
-def _stored(total, parts, done, BN: tl.constexpr, BM: tl.constexpr, S: tl.constexpr):
-    """Put down this part's sums; whether they were the last of the tile."""
-    tl.store(parts + _places(tl.program_id(1), BN, BM, S), total)
-    return last(done + tl.program_id(0), S)
-
-
-@triton.jit
-def _summed(parts, BN: tl.constexpr, BM: tl.constexpr, S: tl.constexpr):
-    """The sums [BN, BM] of all parts."""
-    total = tl.zeros((BN, BM), tl.float32)
-    for part in tl.static_range(S):
-        # Other processors wrote them: what is cached near this one may be older.
-        total += tl.load(parts + _places(part, BN, BM, S), cache_modifier=".cg")
-    return total
+    found = scaled(total, s, at, b, BITS, BIAS)
+    if GATED:
+        found = silu(found) * scaled(second, s1, at, b1, BITS, BIAS)
+    _finish(found, row, m, M, outputs, before, N0 + N1 + N2, residual, out, RESIDUAL)
 
 
 @triton.jit

@@ -19,7 +19,6 @@ from vip_llava.kernels.fused import choices
 from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting, WordsSetting
 from vip_llava.kernels.fused.elementwise import rms_norm, silu_and_mul
 from vip_llava.kernels.fused.matrix import matrix, matrix_int4
-from vip_llava.kernels.fused.parts import counters
 from vip_llava.kernels.fused.setting import options, overlapping, power_of_two, processors
 from vip_llava.kernels.fused.vector import vector
 from vip_llava.kernels.fused.words import vector_words
@@ -162,22 +161,14 @@ def _launch(
         rest = (more, out, x.stride(0), len(x))
         flags |= {"STAGES": setting.stages} | ({} if bits == 4 else {"BITS": bits})
     tiles = sum(triton.cdiv(size, setting.outputs) for size in sizes)
-    grid: tuple[int, ...] = (tiles,)
-    if isinstance(setting, MatrixSetting) and bits > 4:
-        sums, done = out, x
-        if setting.parts > 1:
-            shape = (tiles * setting.parts, setting.outputs, flags["BM"])
-            sums, done = x.new_empty(shape, dtype=torch.float32), counters(tiles, x.device)
-        rest += (sums, done)
-        grid, flags["S"] = (tiles, setting.parts), setting.parts
     if isinstance(setting, WordsSetting):
-        grid = (min(tiles, setting.programs * processors(x.device)),)
+        tiles = min(tiles, setting.programs * processors(x.device))
         rest += (setting.ahead,)
         flags |= {"BITS": bits, "BG": setting.groups}
     else:
         flags |= {"BG": setting.inputs // 32} if bits == 4 else {"BK": setting.inputs}
         flags |= _ahead(setting, bits, x)
-    kernel[grid](
+    kernel[(tiles,)](
         *pointers,
         *rest,
         BN=setting.outputs,
