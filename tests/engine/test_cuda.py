@@ -108,9 +108,9 @@ def test_captured_says_what_the_ordinary_way_says(
     fed: list[int] = []
     call = PromptStep.__call__
 
-    def run(self: PromptStep, row: Any, embeds: Any) -> Any:
-        fed.append(len(embeds))
-        return call(self, row, embeds)
+    def run(self: PromptStep, row: Any, count: int) -> Any:
+        fed.append(count)
+        return call(self, row, count)
 
     monkeypatch.setattr(PromptStep, "__call__", run)
     model = request.getfixturevalue(name)

@@ -125,7 +125,7 @@ def test_a_recording_engine_tells_what_that_cost(
 ) -> None:
     monkeypatch.setattr("vip_llava.engine.steps.records", lambda *_: True)
     figures = measure(subject, SMALL, "many")
-    # 1, 2 and 4 requests; 1 and 2 views; 32, 64, 128 and 192 tokens of prompts.
-    assert [f.workload for f in figures if f.unit == "s"] == ["9 recordings made"]
+    # 1, 2 and 4 requests; 1 and 2 views; 16, 32, 64, 128 and 192 tokens of prompts.
+    assert [f.workload for f in figures if f.unit == "s"] == ["10 recordings made"]
     names = [f.workload for f in figures]
     assert {"3 askers", "3 askers, first token", "3 askers, whole answer"} <= set(names)

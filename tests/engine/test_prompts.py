@@ -32,9 +32,9 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     call = PromptStep.__call__
 
-    def run(self: PromptStep, row: Any, embeds: Any) -> Any:
-        seen.append((row.stored, len(embeds)))
-        return call(self, row, embeds)
+    def run(self: PromptStep, row: Any, count: int) -> Any:
+        seen.append((row.stored, count))
+        return call(self, row, count)
 
     monkeypatch.setattr(PromptStep, "__call__", run)
     return seen

@@ -93,7 +93,7 @@ class Engine(Steps):
         params = params or SamplingParams()
         if self._decode is None and params.stop:
             raise ValueError("stop texts need a decode callable")
-        prompt = [int(token) for token in input_ids]
+        prompt = list(map(int, input_ids))
         image_at = self._check(prompt, 0 if pixel_values is None else len(pixel_values))
         pixel_values, views, guessed = self._watch.views(pixel_values)
         row = Row(

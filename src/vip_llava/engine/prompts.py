@@ -20,6 +20,7 @@ from vip_llava.engine.fused import FusedLlama, Prompt
 from vip_llava.engine.graphs import Recorder, Recording, Recordings
 from vip_llava.engine.kv import BLOCK_TOKENS, KVMemory
 from vip_llava.engine.scheduler import Row
+from vip_llava.engine.transfer import sent
 
 __all__ = ["PromptStep", "size_for"]
 
@@ -45,9 +46,10 @@ class PromptStep:
         self._llama, self._memory, self._recorder = llama, memory, recorder
         self._most = min(_MOST_TOKENS, size_for(positions))
         self._width = -(-positions // (BLOCK_TOKENS * _ALIGNED)) * _ALIGNED
-        numbers = _HEAD + self._width + 2 * self._most
+        numbers = _HEAD + self._width + 3 * self._most
         self._numbers = torch.zeros(numbers, dtype=torch.int32, device=recorder.device)
-        self._embeds = llama.embed(self._numbers[: self._most]).zero_()
+        # Features of pictures, in the places of their tokens; what else is there is not read.
+        self._features = llama.embed(self._numbers[: self._most]).zero_()
         self._recordings = Recordings(_MOST_RECORDINGS)
         self._met: set[int] = set()
 
@@ -60,27 +62,34 @@ class PromptStep:
         self._met.add(size)
         return met
 
-    def __call__(self, row: Row, embeds: Tensor) -> Tensor:
-        """Feed the next tokens of a request, given as embeddings [count, C]: logits [1, V].
+    def __call__(self, row: Row, count: int) -> Tensor:
+        """Feed the next `count` tokens of a request, whose features are there: logits [1, V].
 
         Nothing is waited for. The logits are good until any recording of the recorder is called.
         """
-        count, start = len(embeds), row.stored
+        start = row.stored
         size = size_for(count)
         self._memory.reach(int(row.places[: start + count].max()) + 1)
         recording = self._recording(size)
-        sent = torch.zeros(_HEAD + self._width + 2 * size, dtype=torch.int32)
-        sent[:3] = torch.tensor([start, start + count, count - 1])
+        numbers = torch.zeros(_HEAD + self._width + 3 * size, dtype=torch.int32)
+        numbers[:3] = torch.tensor([start, start + count, count - 1])
         blocks = row.blocks[: -(-(start + count) // BLOCK_TOKENS)]
-        sent[_HEAD : _HEAD + len(blocks)] = torch.tensor(blocks)
-        positions, places = sent[_HEAD + self._width :].view(2, size)
-        positions[:count] = torch.arange(start, start + count)
+        numbers[_HEAD : _HEAD + len(blocks)] = torch.tensor(blocks)
+        positions, places, ids = numbers[_HEAD + self._width :].view(3, size)
+        torch.arange(start, start + count, out=positions[:count])
         places[:count] = row.places[start : start + count]
         places[count:] = -1
+        ids[:count] = torch.tensor(row.ids(start, start + count))
+        first, last = row.images(start, start + count)
+        if last > first:
+            assert row.features is not None, "features are fetched before the step"
+            at = torch.tensor(row.image_at[first:last]) - start
+            ids[at] = -1
+            at = sent(at, self._features.device)
+            self._features.index_copy_(0, at, row.features[first:last].to(self._features))
         if self._numbers.is_cuda:
-            sent = sent.pin_memory()
-        self._numbers[: len(sent)].copy_(sent, non_blocking=True)
-        self._embeds[:count].copy_(embeds)
+            numbers = numbers.pin_memory()
+        self._numbers[: len(numbers)].copy_(numbers, non_blocking=True)
         return recording()
 
     def warm_up(self, counts: Iterable[int]) -> None:
@@ -98,12 +107,15 @@ class PromptStep:
     def _made(self, size: int) -> Recording:
         # Recording makes the step a few times: for a text of no tokens, which writes nothing.
         self._numbers.zero_()
-        self._numbers[_HEAD + self._width + size :] = -1
+        places = slice(_HEAD + self._width + size, _HEAD + self._width + 2 * size)
+        self._numbers[places] = -1
         return self._recorder.record(lambda: self._work(size))
 
     def _work(self, size: int) -> Tensor:
         """The step itself: logits [1, V]."""
         head, table = self._numbers[:_HEAD], self._numbers[_HEAD : _HEAD + self._width]
-        positions, places = self._numbers[_HEAD + self._width :][: 2 * size].view(2, size)
+        positions, places, ids = self._numbers[_HEAD + self._width :][: 3 * size].view(3, size)
+        words = self._llama.embed(ids.clamp(min=0))
+        embeds = torch.where(ids.unsqueeze(1) < 0, self._features[:size], words)
         step = Prompt(positions, places, table, span=head[:2], last=head[2:3])
-        return self._llama.prompt(self._embeds[:size], step)
+        return self._llama.prompt(embeds, step)

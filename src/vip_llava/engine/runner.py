@@ -82,9 +82,8 @@ class Runner:
         assert self._paths is not None
         if self._paths.prompts is None:  # another has just failed
             return None
-        embeds = self._embed([(row, count)])[0]
         try:
-            return self._paths.prompts(row, embeds)
+            return self._paths.prompts(row, count)
         except Exception as error:
             self._paths.close_prompts(error)
             return None

@@ -120,6 +120,7 @@ class Scheduler:
             raise ValueError(f"{step_tokens} tokens a step do not serve {max_running} requests")
         self._blocks = blocks
         self._size = block_tokens
+        self._slots = torch.arange(block_tokens)
         self._max_running = max_running
         self._step_tokens = step_tokens
         self.waiting: list[Row] = []
@@ -162,7 +163,7 @@ class Scheduler:
             chosen.append((row, count))
         # After somebody was put off nobody joins: it would only be put off in turn.
         while self.preemptions == before and left:
-            if whole and left < min(self._news(), room):
+            if whole and left < room and left < self._news():
                 break
             joined = self._admit()
             if joined is None:
@@ -257,11 +258,13 @@ class Scheduler:
         if not len(row.places):
             most = -(-(len(row.prompt) + row.limit) // self._size) * self._size
             row.places = torch.empty(most, dtype=torch.long)
-        first = torch.tensor(blocks, dtype=torch.long).unsqueeze(1) * self._size
-        at = len(row.blocks) * self._size
-        places = (first + torch.arange(self._size)).flatten()
-        row.places[at : at + len(places)] = places
-        row.blocks += blocks
+        if blocks:
+            first = torch.tensor(blocks, dtype=torch.long).unsqueeze(1) * self._size
+            places = row.places.view(-1, self._size)
+            torch.add(
+                first, self._slots, out=places[len(row.blocks) : len(row.blocks) + len(blocks)]
+            )
+            row.blocks += blocks
 
     def _release(self, row: Row) -> None:
         self._blocks.release(row.blocks)
