@@ -172,7 +172,8 @@ def _one_kernel(
     found = _kernel()
     assert found is not None
     attend, settings = found
-    q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
+    # Not states[0]: its slope would be written into zeros.
+    q, k, v = (states.squeeze(0).transpose(0, 1).contiguous() for states in (query, key, value))
     options: dict[str, Any] = {}
     if q.shape[1] != k.shape[1]:
         if "enable_gqa" in settings:
@@ -248,7 +249,11 @@ def _one_batch(
     count = borders.numel() - 1
     # In memory [S, L, H, D]: what was made by one product, and what the next reads.
     q, k, v = (
-        states[0].transpose(0, 1).contiguous().view(count, -1, *states.shape[1::2]).transpose(1, 2)
+        states.squeeze(0)
+        .transpose(0, 1)
+        .contiguous()
+        .view(count, -1, *states.shape[1::2])
+        .transpose(1, 2)
         for states in (query, key, value)
     )
     attend = torch.ops.aten._scaled_dot_product_cudnn_attention
