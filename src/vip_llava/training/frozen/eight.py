@@ -3,7 +3,7 @@
 Every row of what goes in has a scale, and so has every row (forward) or column (backward) of a
 weight, so one large number spoils no other row. Weights are kept in both forms beside the exact
 ones, which stay what they are: once more as many bytes as in 16 bits. Sums are float32. What is
-rounded is about a thirtieth of a number at most, on both sides of a product; `docs/performance.md`
+rounded is a sixteenth of a number at most, on both sides of a product; `docs/performance.md`
 says what that does to losses and slopes.
 
 On other devices the same numbers are rounded and then multiplied exactly, to see what comes of it.
