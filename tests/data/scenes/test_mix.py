@@ -204,6 +204,19 @@ def test_no_two_questions_ask_the_same(make_mix: MakeMix, kind: str) -> None:
     assert max(counts) == mix.settings.turns[kind]
 
 
+def test_marks_are_counted_in_scenes_of_different_counts(make_mix: MakeMix) -> None:
+    """Where only one count was ever the answer, it would be learned without a look."""
+    answers = set()
+    for kind in ("two", "four"):
+        mix = make_mix(kind)
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            made = mix._scene(kind, rng)
+            asked = mix._exchanges(kind, made, rng) if made is not None else []
+            answers |= {a for q, a in asked if q.startswith("How many") and "marked" in q}
+    assert answers == {"two", "four"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scenes_have_the_marks_of_their_kind(make_mix: MakeMix, kind: str) -> None:
     mix = make_mix(kind)

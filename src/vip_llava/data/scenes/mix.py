@@ -301,7 +301,8 @@ class RegionMix:
         if kind == "two":
             steps = [relations.where] * 2 if told else []
             sides = [relations.side] * 5
-            return [*sides, relations.size, relations.same_kind, *naming_one, *steps]
+            others = [relations.size, relations.same_kind, marks.count_marks]
+            return [*sides, *others, *naming_one, *steps]
         if kind == "four":
             steps = [relations.where, choosing.letter_of] if told else []
             return [*[choosing.choose_region] * 5, marks.count_marks, *naming_one, *steps]
