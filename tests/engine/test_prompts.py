@@ -56,8 +56,8 @@ def test_prompts_equal_the_generate_of_transformers(
         ask = make_ask(length, views)
         assert list(submit(engine, ask).result().tokens) == plain_greedy(model, ask, COUNT)
     assert fed == [(0, 30), (0, 32), (0, 49), (0, 64), (0, 52)]
-    # 1, 2, 4 and 6 views; 1 to 64 requests; 32, 64 and 128 new tokens.
-    assert engine.stats().recordings == 4 + 9 + 3
+    # 1, 2, 4 and 6 views; 1 to 64 requests; 16, 32, 64 and 128 new tokens.
+    assert engine.stats().recordings == 4 + 9 + 4
 
 
 def test_nobody_is_fed_twice_for_hooks_that_transformers_leaves(
