@@ -11,6 +11,7 @@ Shape letters: N tokens of the step, C width, Q query heads, H key/value heads, 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -66,8 +67,9 @@ class LeanLlama:
             attention, mlp = layer.self_attn, layer.mlp
             normed = _norm(layer.input_layernorm, hidden)
             shape = (len(hidden), -1, attention.head_dim)
-            query = _rotated(attention.q_proj(normed).view(shape), cos, sin)
-            key = _rotated(attention.k_proj(normed).view(shape), cos, sin)
+            query, key = attention.q_proj(normed).view(shape), attention.k_proj(normed).view(shape)
+            both = _rotated(torch.cat((query, key), dim=1), cos, sin)
+            query, key = both[:, : query.shape[1]], both[:, query.shape[1] :]
             memory.write(index, step.places, key, attention.v_proj(normed).view(shape))
             found = attend(step, index, query, attention.scaling)
             hidden = hidden + attention.o_proj(found.flatten(1))
@@ -87,7 +89,18 @@ def hooked(part: Any) -> bool:
 
 
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    if len(hidden) > 1 or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    # torch makes its norm of a dozen small operations on a CPU; of one token four are enough.
+    share = 1 / hidden.shape[1]
+    root = torch.addmm(_number(norm.variance_epsilon), hidden, hidden.t(), alpha=share).rsqrt_()
+    found: Tensor = hidden * norm.weight
+    return found.mul_(root)
+
+
+@functools.cache
+def _number(value: float) -> Tensor:
+    return torch.tensor([[value]])
 
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ class HalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output."""
-        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+        # By its full name: to look for the right one of several takes longer than a short product.
+        y: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(x, self._packed)
         return y
 
     def _tensors(self) -> dict[str, Tensor]:
