@@ -61,7 +61,8 @@ def measure(runs: int, tokens: int) -> dict[str, float]:
 
 def elsewhere(checkout: Path, options: argparse.Namespace) -> dict[str, float]:
     """The same in a process of its own, with another checkout's code."""
-    command = [sys.executable, __file__, "--runs", str(options.runs)]
+    # -P: `kernels.py` beside this file is not the package that transformers looks for.
+    command = [sys.executable, "-P", __file__, "--runs", str(options.runs)]
     done = subprocess.run(
         [*command, "--tokens", str(options.tokens), "--once"],
         env={**os.environ, "PYTHONPATH": str(checkout / "src")}, cwd=checkout,
