@@ -5,13 +5,12 @@
 
 `products`: each product of a layer, forward and backward, separate and joined. `attention`: the
 kernels that torch has, on rows of one length. `step`: the step of `training_step.py`, kernels by
-group: `exact` as it is; `compiled`: frozen layers by torch.compile; `eight`: products of 8 bits.
+group.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import subprocess
 import sys
 import time
@@ -29,11 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import training_step as steps
 
 from vip_llava.training import attention
-from vip_llava.training.frozen.decoder import hasten
-from vip_llava.training.frozen.eight import Eight
 
 PARTS = ("products", "attention", "step")
-WAYS = ("exact", "compiled", "eight")
 GROUPS = {
     "products": ("gemm", "nvjet", "cutlass", "xmma", "splitk", "mm_"),
     "attention": ("flash", "fmha", "cudnn", "sdpa"),
@@ -223,8 +219,8 @@ class _Packed(torch.autograd.Function):
         return (*(each.transpose(0, 1).unsqueeze(0) for each in made), None, None)
 
 
-def variants(place: Place, ways: Sequence[str]) -> Iterator[str]:
-    """Rows a second of the step and its kernels by group, each way."""
+def step(place: Place) -> Iterator[str]:
+    """Rows a second of the step, and its kernels by group."""
     case = steps.CASES["stage1"]
     model = steps.build(place.size, place.device, place.dtype, 1)
     for layer in model.get_decoder().layers:
@@ -234,31 +230,6 @@ def variants(place: Place, ways: Sequence[str]) -> Iterator[str]:
         steps.on_device(batch, model) for batch in steps.packed(rows, place.rows * place.length)
     ]
     steps.switch(model, place.cuda)
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    first: list[Tensor] = []
-    for name in ways:
-        if name == "compiled":
-            kept = model.get_decoder().__dict__.pop("forward")
-        if name == "eight":
-            hasten(model, Eight())
-        torch._dynamo.reset()
-        try:
-            yield from _measured(place, model, batches, name)
-            slopes = torch.autograd.grad(model(**batches[0], use_cache=False).loss, weights)
-            first = first or [slope.float() for slope in slopes]
-            apart = [
-                float((mine.float() - other).norm() / other.norm())
-                for mine, other in zip(slopes, first, strict=True)
-            ]
-            yield f"  slopes differ from the first way's by {max(apart):.1e}"
-        except Exception as error:
-            yield f"{name}: {type(error).__name__}: {str(error)[:300]}"
-        if name == "compiled":
-            model.get_decoder().forward = kept
-        gc.collect()
-
-
-def _measured(place: Place, model: Any, batches: list[Any], name: str) -> Iterator[str]:
     optimizer = steps.adamw(model, 0.0)
     began = time.perf_counter()
     losses = [steps.one_step(model, batch, optimizer) for batch in batches]
@@ -272,7 +243,7 @@ def _measured(place: Place, model: Any, batches: list[Any], name: str) -> Iterat
         times.append(time.perf_counter() - began)
     loss = sum(float(each) for each in losses) / len(losses)
     rates = " ".join(f"{place.rows / each:.2f}" for each in times)
-    yield f"{name}: {rates} rows/s, loss {loss:.5f}, warm-up {warm:.1f} s, {place.power()}"
+    yield f"{rates} rows/s, loss {loss:.5f}, warm-up {warm:.1f} s, {place.power()}"
     yield from _profile(place, lambda: steps.one_step(model, batches[0], optimizer))
 
 
@@ -311,13 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them without it")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
-    parser.add_argument("--way", action="append", choices=WAYS, help="of `step`; all without it")
     given = parser.parse_args(arguments)
     place = Place(given.tiny)
     runs: dict[str, Callable[[Place], Iterator[str]]] = {
         "products": products,
         "attention": attentions,
-        "step": lambda place: variants(place, given.way or WAYS),
+        "step": step,
     }
     for part in given.parts or PARTS:
         began = time.perf_counter()

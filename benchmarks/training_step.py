@@ -9,8 +9,7 @@ AdamW (with a rate of 0, so that the weights stay the same and the losses can be
     python benchmarks/training_step.py [--case stage1 --case stage2 ...] [--write NAME]
     python benchmarks/training_step.py --tiny      # a minute on a CPU; shows that it runs
 
-Cases: `stage1`, projector alone, 32 rows of 624 tokens a step, also with the tower's outputs cached,
-and then with products of 8 bits in the frozen layers;
+Cases: `stage1`, projector alone, 32 rows of 624 tokens a step, also with the tower's outputs cached;
 `stage2`, projector and language model, 16 rows of 832 tokens; `ragged`, the same for rows of 40 to
 1,276 tokens, two fifths of them text alone; `curves`, the losses of 12 steps that do learn (4 layers);
 `qlora`, adapters on a base of 4 bits: its memory.
@@ -43,8 +42,6 @@ from vip_llava.data.samples import Sample
 from vip_llava.model.towers import used_states
 from vip_llava.training.adapters import add_adapter
 from vip_llava.training.attention import use_packed_attention
-from vip_llava.training.frozen.decoder import hasten
-from vip_llava.training.frozen.eight import Eight
 from vip_llava.training.losses import compute_loss_inside
 from vip_llava.training.parts import choose_trainable, feature_layers
 from vip_llava.training.recipes.recipe import Adapter
@@ -166,10 +163,6 @@ class Bench:
         if case.stage == 1:
             with_features = [cached(model, batch) for batch in batches]
             self.with_memory(model, with_features, samples, name, "ours, cached")
-            hasten(model, Eight())
-            rounded = self.with_memory(model, with_features, samples, name, "8 bits, cached")
-            distance = abs(plain.loss - rounded.loss) / plain.loss
-            self.told.append(f"{name}: losses of plain and 8 bits differ by {distance:.1e}")
         distance = abs(plain.loss - ours.loss) / plain.loss
         self.told.append(f"{name}: losses of plain and ours differ by {distance:.1e}")
 
@@ -364,7 +357,6 @@ def switch(model: Any, compiled: bool) -> None:
     stop_tower(model)
     compute_loss_inside(model)
     use_packed_attention(model)
-    hasten(model)
     if compiled:
         compile_layers(model)
 

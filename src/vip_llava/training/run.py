@@ -28,7 +28,6 @@ from vip_llava.training import together
 from vip_llava.training.adapters import add_adapter, continue_adapter
 from vip_llava.training.attention import use_packed_attention
 from vip_llava.training.feeding import Feed, make_feed, open_rows, texts, with_features
-from vip_llava.training.frozen.decoder import hasten
 from vip_llava.training.logs import (
     Answers,
     MetricsFile,
@@ -40,7 +39,7 @@ from vip_llava.training.logs import (
     tracker_environment,
 )
 from vip_llava.training.parallel import parallel_arguments
-from vip_llava.training.parts import bare, choose_trainable
+from vip_llava.training.parts import choose_trainable
 from vip_llava.training.recipes.recipe import Recipe
 from vip_llava.training.recipes.starting import Start, open_start
 from vip_llava.training.results.card import Outcome
@@ -181,7 +180,6 @@ def prepare(recipe: Recipe, start: Start, device: torch.device) -> dict[str, int
                 parameter.data = parameter.data.float()
     if recipe.data.packing:
         use_packed_attention(model)
-    hasten(bare(model))
     if recipe.sharded:
         _name_units(model)
     if recipe.compile:

@@ -246,7 +246,9 @@ class Recipe(_Values):
     activation_checkpointing: bool = Field(
         True, description="compute activations again instead of keeping them"
     )
-    compile: bool = Field(False, description="torch.compile the language model's layers")
+    compile: bool = Field(
+        False, description="torch.compile the layers of the language model and of a frozen tower"
+    )
     save: Save = Field(default_factory=lambda: Save.model_validate({}))
     log: Log = Field(default_factory=lambda: Log.model_validate({}))
     parallel: Parallel = Field("ddp", description="how devices share the work")
