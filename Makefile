@@ -42,7 +42,7 @@ demo: setup
 	$(BIN)/vip-llava ask $(DEMO) "What is <region:1>?" --box $(BOX) --save demo.png
 
 test: lint
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --durations=20
 
 conformance: setup
 	$(TEST_ENV) $(BIN)/python -m pytest tests/conformance -m conformance -n 2
