@@ -20,12 +20,12 @@ from transformers.models.llama import modeling_llama as llama
 
 from vip_llava.training.attention import PACKED_ATTENTION
 
-__all__ = ["ATTENTIONS", "READ", "ends_early", "read_some"]
+__all__ = ["READ", "ends_early", "read_some"]
 
 READ = "places_read"
 """Under this name the model's call takes the places that are read: int64 [N], of all B x T."""
 
-ATTENTIONS = (PACKED_ATTENTION, "sdpa", "eager")
+_ATTENTIONS = (PACKED_ATTENTION, "sdpa", "eager")
 """Those of transformers' interface that make nothing of names they don't know."""
 
 
@@ -54,7 +54,7 @@ def ends_early(model: PreTrainedModel, asked: dict[str, Any]) -> bool:
     return (
         not hooked
         and "forward" not in vars(attention)
-        and attention.config._attn_implementation in ATTENTIONS
+        and attention.config._attn_implementation in _ATTENTIONS
         and not any(asked.get(name) for name in more)
     )
 
