@@ -124,8 +124,9 @@ class Measured:
 class Bench:
     """The cases on one device; `found` and `told` fill up as they are done."""
 
-    def __init__(self, size: Size, device: str, compiled: bool) -> None:
-        self.size, self.device, self.compiled = size, device, compiled
+    def __init__(self, size: Size, device: str, compiled: bool, dynamic: bool) -> None:
+        self.size, self.device = size, device
+        self.compiled, self.dynamic = compiled, dynamic
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.found: list[Measured] = []
         self.told: list[str] = []
@@ -155,7 +156,7 @@ class Bench:
         model = build(self.size, self.device, self.dtype, case.stage)
         samples = make_samples(self.size, case)
         plain = self.measure(model, padded(samples, case.batch), samples, name, "plain")
-        switch(model, self.compiled)
+        switch(model, self.compiled, self.dynamic)
         # As many tokens a step as plain steps have on average.
         most = case.batch * sum(sample.length for sample in samples) // len(samples)
         batches = packed(samples, most)
@@ -223,7 +224,7 @@ class Bench:
         for way, collate in collators.items():
             model = build(small, self.device, self.dtype, case.stage)
             if way == "ours":
-                switch(model, self.compiled)
+                switch(model, self.compiled, self.dynamic)
             optimizer = adamw(model, 1e-4)
             batches = (on_device(collate(rows), model) for rows in groups)
             losses[way] = [one_step(model, batch, optimizer).item() for batch in batches]
@@ -351,14 +352,15 @@ def stop_tower(model: Any) -> None:
     setattr(config, name or "vision_feature_layers", list(states))
 
 
-def switch(model: Any, compiled: bool) -> None:
+def switch(model: Any, compiled: bool, dynamic: bool = True) -> None:
     """From the plain way to ours; there is no way back."""
     read_views(model)
     stop_tower(model)
     compute_loss_inside(model)
     use_packed_attention(model)
     if compiled:
-        compile_layers(model)
+        # As recipes do: `dynamic` compiles once for batches of any length.
+        compile_layers(model, True if dynamic else None)
 
 
 def line(found: Measured) -> str:
@@ -388,10 +390,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--case", action="append", choices=list(CASES), help="all of them without it"
     )
     parser.add_argument("--eager", action="store_true", help="don't compile ours")
+    parser.add_argument(
+        "--constant", action="store_true", help="compile ours for constant lengths; recipes don't"
+    )
     parser.add_argument("--write", metavar="NAME", help="write results/training-step_NAME.md")
     given = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() and not given.tiny else "cpu"
-    bench = Bench(TINY if given.tiny else BIG, device, not given.eager)
+    bench = Bench(TINY if given.tiny else BIG, device, not given.eager, not given.constant)
     for name in given.case or CASES:
         bench.run(name)
     text = "\n".join(report(bench))
