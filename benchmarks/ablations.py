@@ -151,8 +151,8 @@ def train(variant: Variant, given: argparse.Namespace, device: str, out: Path) -
     chosen = replace(mix_settings(settings), rows={variant.kind: given.rows})
     mix = Mix(read.photos, read.singles, default_processor(language_model, focal), focal, chosen)
     mix.variant = variant
-    mix.captioned = []  # questions about marked things alone
-    mix.decode_all()
+    mix.source.captioned = []  # questions about marked things alone
+    mix.source.decode_all()
     trainer = RegionTrainer(model, mix, settings, device, compiled=device == "cuda")
     trainer.run(out, seconds=given.seconds, report=lambda row: print(json.dumps(row), flush=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -141,6 +142,7 @@ def test_what_runs_ahead_says_the_same(wide: Any, params: dict[str, Any]) -> Non
     calm = [answer.tokens for answer in answers(engine, asks, logprobs=0, **params)]
     for _ in range(3):
         assert [answer.tokens for answer in answers(engine, asks, **params)] == calm
+    assert engine.stats().closed == ""
 
 
 def test_tokens_of_transformers(tiny: Any) -> None:
@@ -197,6 +199,22 @@ def test_memory_that_grows_is_recorded_anew(tiny: Any, monkeypatch: pytest.Monke
     assert more == alone * 4
     assert first.result().tokens == alone[0]
     assert engine.stats().kv_bytes > small
+    assert engine.stats().closed == ""
+
+
+def test_garbage_of_another_engine_spoils_no_recording(tiny: Any) -> None:
+    """Its graphs, events and pinned memory are in circles, and found by the collector any time."""
+    often = gc.get_threshold()
+    for _ in range(3):
+        answers(engine_of(tiny), [prompt(tiny, 30)])
+        gc.set_threshold(1, 1, 1)
+        try:
+            engine = engine_of(tiny, max_running=4)
+            engine.warm_up()
+        finally:
+            gc.set_threshold(*often)
+        assert (engine.stats().recordings > 3, engine.stats().closed) == (True, "")
+        assert gc.isenabled()
 
 
 def test_recorded_encodings_equal_the_tower(wide: Any) -> None:
@@ -234,8 +252,8 @@ def test_others_may_use_the_gpu_meanwhile(tiny: Any) -> None:
         for _ in range(3):
             engine = engine_of(tiny, max_running=4)
             engine.warm_up()
-            # 1, 2 and 4 requests; 1, 2 and 4 views; 32, 64, 128 and 192 tokens of prompts.
-            assert (engine.stats().recordings, engine.stats().closed) == (3 + 3 + 4, "")
+            # 1, 2 and 4 requests; 1, 2 and 4 views; 16, 32, 64, 128 and 192 tokens of prompts.
+            assert (engine.stats().recordings, engine.stats().closed) == (3 + 3 + 5, "")
     finally:
         over.set()
         thread.join()

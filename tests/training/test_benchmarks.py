@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from vip_llava.data.scenes.mix import MixSettings
 from vip_llava.data.scenes.photos import read_regions
+from vip_llava.data.scenes.settings import MixSettings
 from vip_llava.model.processor import Processor
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -53,7 +53,7 @@ def test_a_box_in_words_is_not_drawn(
     made = {}
     for name in ("no-close-view", "in-words"):
         mix = ablations.Mix(photos, [], lite_processor, lite_processor.focal, settings, 3)
-        mix.variant, mix.captioned = ablations.VARIANTS[name], []
+        mix.variant, mix.source.captioned = ablations.VARIANTS[name], []
         made[name] = mix.batch(0)
     texts = {
         name: [lite_processor.decode(ids) for ids in batch["input_ids"]]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vip_llava.data.scenes.mix import MixSettings
 from vip_llava.data.scenes.photos import is_validation, read_regions
+from vip_llava.data.scenes.settings import MixSettings
 from vip_llava.errors import DataError
 from vip_llava.model.focal import FocalSettings
 from vip_llava.training.scenes import default_model
@@ -133,8 +133,8 @@ def test_build_puts_the_parts_together(
     settings = RunSettings(steps=1, workers=0, lora_rank=2, rows_scale=0.01)
     trainer = build(settings, whole_folder, tmp_path / "tower.pth", "cpu", compiled=False)
     assert loaded.keys() == published.keys()
-    assert len(trainer.mix.photos) == 2 and len(trainer.mix.singles) == 5
-    assert len(trainer.mix.decoded) == 2  # decoded before workers are made
+    assert len(trainer.mix.source.photos) == 2 and len(trainer.mix.source.singles) == 5
+    assert len(trainer.mix.source.decoded) == 2  # decoded before workers are made
     again = build(settings, whole_folder, tmp_path / "tower.pth", "cpu", compiled=False)
     for one, other in zip(trainer.weights, again.weights, strict=True):
         assert torch.equal(one, other)  # a run begins alike every time

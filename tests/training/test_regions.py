@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from vip_llava.data.scenes.augment import AugmentSettings
-from vip_llava.data.scenes.mix import MixSettings, RegionMix
+from vip_llava.data.scenes.mix import RegionMix
 from vip_llava.data.scenes.photos import read_regions
+from vip_llava.data.scenes.settings import MixSettings
 from vip_llava.errors import CheckpointError, RequestError
 from vip_llava.model.default import apply_trained, read_trained, save_trained, trained_focal
 from vip_llava.model.focal import FocalSettings

@@ -8,9 +8,11 @@ This module knows neither models nor requests.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -109,8 +111,11 @@ class Recorder:
         before.wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use CUDA meanwhile, for another model say.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+        with (
+            _no_garbage_collected(),
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+            ),
         ):
             reserved = torch.cuda.memory_reserved(self.device)
             result = work()
@@ -121,3 +126,19 @@ class Recorder:
             return result
 
         return again
+
+
+@contextlib.contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Python's collector waits meanwhile.
+
+    It would run in the middle of a recording, on its thread, and what it frees there (another
+    engine's events, graphs and memory) asks CUDA for things that spoil a recording.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

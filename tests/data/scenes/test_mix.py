@@ -15,16 +15,18 @@ from PIL import Image
 
 from vip_llava.data.scenes.augment import AugmentSettings
 from vip_llava.data.scenes.mentions import IGNORED
-from vip_llava.data.scenes.mix import MARKED, VIEWS, MixSettings, RegionMix
+from vip_llava.data.scenes.mix import RegionMix
 from vip_llava.data.scenes.photos import Photo, Thing, read_regions
-from vip_llava.data.scenes.scene import Scene
+from vip_llava.data.scenes.questions.asking import exchanges, tasks_of
+from vip_llava.data.scenes.scene import Exchange, Scene
+from vip_llava.data.scenes.settings import MARKED, VIEWS, MixSettings
 from vip_llava.errors import DataError
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.processor import Processor
 from vip_llava.regions import Box, resolve
 from vip_llava.regions.phrases import phrase
 
-KINDS = ("one", "whole", "two", "four")
+KINDS = ("one", "whole", "two", "three", "four")
 MakeMix = Callable[..., RegionMix]
 
 
@@ -44,9 +46,9 @@ def make_mix(labelled_folder: Path, lite_processor: Processor) -> MakeMix:
 
     def make(kind: str | None = None, seed: int = 0, **changes: Any) -> RegionMix:
         settings = MixSettings(
-            shares={kind: 1.0} if kind else dict.fromkeys(KINDS, 0.25),
+            shares={kind: 1.0} if kind else dict.fromkeys(KINDS, 0.2),
             rows=dict.fromkeys(KINDS, 6),
-            text_tokens={"one": 150, "whole": 150, "two": 150, "four": 300},
+            text_tokens={"one": 150, "whole": 150, "two": 150, "three": 220, "four": 300},
             augment=AugmentSettings(longest=160),
         )
         given = {"photos": photos, "singles": SINGLES, **changes}
@@ -65,7 +67,7 @@ def make_mix(labelled_folder: Path, lite_processor: Processor) -> MakeMix:
 
 def test_a_batch_depends_on_seed_and_number_alone(make_mix: MakeMix) -> None:
     first, second = make_mix(), make_mix()
-    second.decode_all()
+    second.source.decode_all()
     for _ in range(3):
         second.batch(9)  # what was made before changes nothing
     for number in (0, 5):
@@ -81,6 +83,11 @@ def test_a_batch_depends_on_seed_and_number_alone(make_mix: MakeMix) -> None:
 def questions(text: str) -> list[str]:
     """What is asked in a conversation of the ChatML template."""
     return [part.split("assistant")[0] for part in text.split("user")[1:]]
+
+
+def ask(mix: RegionMix, kind: str, scene: Scene, rng: np.random.Generator) -> list[Exchange]:
+    tasks = tasks_of(kind, scene, mix.source.words, told=mix.focal.told)
+    return exchanges(scene, tasks, mix.settings.turns[kind], rng)
 
 
 def test_kinds_come_by_their_shares(make_mix: MakeMix) -> None:
@@ -112,7 +119,7 @@ def test_shapes_and_supervision(make_mix: MakeMix, lite_processor: Processor, ki
     assert batch["classes"].shape == (rows, VIEWS[kind] - 1)
 
 
-@pytest.mark.parametrize("kind", ["two", "four"])
+@pytest.mark.parametrize("kind", ["two", "three", "four"])
 def test_several_questions_are_asked_about_several_marks(make_mix: MakeMix, kind: str) -> None:
     def answers(room: int) -> tuple[Any, list[int]]:
         mix = make_mix(kind, settings={"text_tokens": {kind: room}})
@@ -134,7 +141,7 @@ def test_the_class_is_that_of_the_marked_thing(make_mix: MakeMix) -> None:
     mix = make_mix("one")
     assert mix.classes == sorted({"cat", "couch", "dog", "person", "bus", "zither", "cup"})
     found = set()
-    scene = mix._scene
+    scene = mix.source.scene
 
     def watched(kind: str, rng: np.random.Generator) -> Any:
         made = scene(kind, rng)
@@ -142,7 +149,7 @@ def test_the_class_is_that_of_the_marked_thing(make_mix: MakeMix) -> None:
             found.add(made.marked[0].label)
         return made
 
-    mix._scene = watched  # type: ignore[method-assign]
+    mix.source.scene = watched  # type: ignore[method-assign]
     batch = mix.batch(0)
     assert {mix.classes[number] for number in batch["classes"][:, 0]} <= found
 
@@ -151,8 +158,8 @@ def test_the_classes_of_several_are_in_the_order_of_their_views(make_mix: MakeMi
     mix = make_mix("four")
     row = mix._row("four", np.random.default_rng(5))
     scenes = []
-    scene = mix._scene
-    mix._scene = lambda kind, rng: scenes.append(scene(kind, rng)) or scenes[-1]  # type: ignore[method-assign, func-returns-value]
+    scene = mix.source.scene
+    mix.source.scene = lambda kind, rng: scenes.append(scene(kind, rng)) or scenes[-1]  # type: ignore[method-assign, func-returns-value]
     again = mix._row("four", np.random.default_rng(5))
     assert row[4] == again[4] == [mix.class_of[thing.label] for thing in scenes[-1].marked]
     assert len(set(row[4])) > 1
@@ -164,8 +171,8 @@ def test_a_mark_of_several_is_named_behind_its_words(
     """Where a name stands, the words of that thing's mark end, and its close view was seen."""
     mix = make_mix("two", focal=FocalSettings(named=True, told=True))
     scenes = []
-    scene = mix._scene
-    mix._scene = lambda kind, rng: scenes.append(scene(kind, rng)) or scenes[-1]  # type: ignore[method-assign, func-returns-value]
+    scene = mix.source.scene
+    mix.source.scene = lambda kind, rng: scenes.append(scene(kind, rng)) or scenes[-1]  # type: ignore[method-assign, func-returns-value]
     mix.processor = copy.copy(lite_processor)
     mix.processor.focal = mix.focal
     checked = 0
@@ -188,16 +195,16 @@ def test_a_mark_of_several_is_named_behind_its_words(
     assert set(make_mix("one")._row("one", np.random.default_rng(1))[3]) == {IGNORED}
 
 
-@pytest.mark.parametrize("kind", ["two", "four"])
+@pytest.mark.parametrize("kind", ["two", "three", "four"])
 def test_no_two_questions_ask_the_same(make_mix: MakeMix, kind: str) -> None:
     mix = make_mix(kind)
     counts = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        made = mix._scene(kind, rng)
+        made = mix.source.scene(kind, rng)
         if made is None:
             continue
-        asked = [question for question, _ in mix._exchanges(kind, made, rng)]
+        asked = [question for question, _ in ask(mix, kind, made, rng)]
         wanted = [each.partition("\n")[0].rpartition(" is ")[2] for each in asked]
         assert len(set(wanted)) == len(asked) <= mix.settings.turns[kind]
         counts.append(len(asked))
@@ -207,20 +214,20 @@ def test_no_two_questions_ask_the_same(make_mix: MakeMix, kind: str) -> None:
 def test_marks_are_counted_in_scenes_of_different_counts(make_mix: MakeMix) -> None:
     """Where only one count was ever the answer, it would be learned without a look."""
     answers = set()
-    for kind in ("two", "four"):
+    for kind in ("two", "three", "four"):
         mix = make_mix(kind)
         for seed in range(40):
             rng = np.random.default_rng(seed)
-            made = mix._scene(kind, rng)
-            asked = mix._exchanges(kind, made, rng) if made is not None else []
+            made = mix.source.scene(kind, rng)
+            asked = ask(mix, kind, made, rng) if made is not None else []
             answers |= {a for q, a in asked if q.startswith("How many") and "marked" in q}
-    assert answers == {"two", "four"}
+    assert answers == {"two", "three", "four"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scenes_have_the_marks_of_their_kind(make_mix: MakeMix, kind: str) -> None:
     mix = make_mix(kind)
-    made = [mix._scene(kind, np.random.default_rng(seed)) for seed in range(40)]
+    made = [mix.source.scene(kind, np.random.default_rng(seed)) for seed in range(40)]
     counts = {len(scene.regions) for scene in made if scene is not None}
     assert counts == ({0, 1} if kind == "whole" else {MARKED[kind]})
     for scene in made:
@@ -234,7 +241,7 @@ def test_close_views_show_the_mark(make_mix: MakeMix) -> None:
     thing = Thing("cat", (70.0, 40.0, 90.0, 60.0))
     regions = resolve([Box(*thing.box, color="red")], (160, 120)).regions
     grey = Image.new("RGB", (160, 120), (127, 127, 127))
-    mix._scene = lambda kind, rng: Scene(grey, (thing,), (thing,), regions)  # type: ignore[method-assign]
+    mix.source.scene = lambda kind, rng: Scene(grey, (thing,), (thing,), regions)  # type: ignore[method-assign]
     views = mix.batch(0)["views"].astype(int)
     red = ((views[..., 0] > 180) & (views[..., 1] < 90)).mean((2, 3))
     assert (red[:, 1] > 1.5 * red[:, 0]).all() and (red[:, 0] > 0).all()
@@ -265,5 +272,5 @@ def test_rare_words_come_more_often_than_their_share(
     photos = list(read_regions(labelled_folder))
     crowd = replace(photos[0], things=(photos[0].things[3],) * 99 + photos[0].things[:1])
     mix = make_mix("one", photos=[crowd], settings={"label_power": -1.0})
-    drawn = mix.chance.searchsorted(np.random.default_rng(0).random(500))
+    drawn = mix.source.chance.searchsorted(np.random.default_rng(0).random(500))
     assert 0.4 < (drawn == 99).mean() < 0.6

@@ -167,6 +167,48 @@ def test_size(make_scene: MakeScene) -> None:
     assert exchanges(relations.size, make_scene([("cat", LEFT), ("dog", RIGHT)], 2)) == []
 
 
+def chosen(question: str, answer: str, scene: Scene) -> str:
+    """The word of the thing that an answer means: a mark, or the letter before one."""
+    if answer.startswith("<"):
+        return words_of(scene)[placeholders(answer)[0]]
+    line = next(line for line in question.split("\n") if line.startswith(f"{answer}. "))
+    return words_of(scene)[placeholders(line)[0]]
+
+
+def test_the_furthest_of_several(make_scene: MakeScene) -> None:
+    things = [("cat", LEFT), ("dog", RIGHT), ("cup", TOP), ("bus", BOTTOM)]
+    ends = {"left": "cat", "right": "dog", "high": "cup", "low": "bus"}
+    for count in (2, 3, 4):
+        scene, said = make_scene(things, count), set()
+        for question, answer in exchanges(relations.further, scene, 150):
+            asked = question.partition("\n")[0]
+            end = next(word for word in ends if word in asked)
+            assert chosen(question, answer, scene) == ends[end]
+            assert count == 2 or "further" not in asked
+            said.add((end, answer[0] == "<"))
+        # Of cat and dog neither is clearly higher, of cat, dog and cup none is clearly lowest.
+        assert said == {(end, written) for end in list(ends)[:count] for written in (True, False)}
+    assert exchanges(relations.further, make_scene(things, 1)) == []
+
+
+def test_nothing_is_the_furthest_where_marks_point_elsewhere(make_scene: MakeScene) -> None:
+    things = [("cat", (0.0, 20.0, 90.0, 40.0)), ("dog", (150.0, 20.0, 190.0, 40.0))]
+    for first, second, asked in ((30, 170, True), (170, 30, False)):
+        points = [Point(first, 30), Point(second, 30)]
+        assert bool(exchanges(relations.further, make_scene(things, regions=points))) == asked
+
+
+def test_the_larger_of_two(make_scene: MakeScene) -> None:
+    big, small = (0.0, 0.0, 100.0, 100.0), (120.0, 20.0, 150.0, 60.0)
+    scene, ways = make_scene([("cat", big), ("dog", small)], 2), set()
+    for question, answer in exchanges(relations.larger, scene):
+        assert chosen(question, answer, scene) == ("dog" if "smaller" in question else "cat")
+        ways.add((answer[0] == "<", len(placeholders(question))))
+    assert ways == {(True, 0), (True, 2), (False, 2)}
+    assert exchanges(relations.larger, make_scene([("cat", LEFT), ("dog", RIGHT)], 2)) == []
+    assert exchanges(relations.larger, make_scene([("cat", big)], 1)) == []
+
+
 def test_same_kind(make_scene: MakeScene) -> None:
     same = make_scene([("cat", LEFT), ("cat", RIGHT)], 2)
     other = make_scene([("cat", LEFT), ("dog", RIGHT)], 2)

@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, VipLlavaForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from vip_llava.data.scenes.mix import MixSettings, RegionMix
+from vip_llava.data.scenes.mix import RegionMix
 from vip_llava.data.scenes.photos import (
     Photo,
     is_validation,
@@ -23,6 +23,7 @@ from vip_llava.data.scenes.photos import (
     read_pack,
     read_regions,
 )
+from vip_llava.data.scenes.settings import MixSettings
 from vip_llava.model.default import (
     FOCAL,
     IMAGE_TOKEN_ID,
@@ -160,7 +161,7 @@ def build(
     mix = RegionMix(
         read.photos, read.singles, processor, focal, mix_settings(settings), settings.seed
     )
-    mix.decode_all()
+    mix.source.decode_all()
     return RegionTrainer(model, mix, settings, device, compiled=compiled, start=start)
 
 

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from vip_llava.data.scenes.mentions import IGNORED
-from vip_llava.data.scenes.mix import VIEWS, RegionMix
+from vip_llava.data.scenes.mix import RegionMix
+from vip_llava.data.scenes.settings import VIEWS
 from vip_llava.errors import CheckpointError, RequestError
 from vip_llava.model.default import (
     LORA_TARGETS,

@@ -68,9 +68,9 @@ class RunSettings(BaseModel):
     label_power: float = Field(
         -0.5, description="things are drawn by the count of their label to this power", ge=-1, le=0
     )
-    shares: dict[Literal["one", "two", "four", "whole"], _Weight] = Field(
+    shares: dict[Literal["one", "two", "three", "four", "whole"], _Weight] = Field(
         {"one": 0.66, "two": 0.10, "four": 0.10, "whole": 0.14},
-        description="of batches about one, two or four marked things, and about whole pictures",
+        description="of batches about one, two, three or four marked things, and about whole pictures",
     )
     focal_scale: float = Field(
         1.6, description="side of a focal view over the thing's longer side", gt=0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vip_llava.data.scenes.scene import Exchange, Scene, pick
@@ -24,12 +26,9 @@ def choose_word(
     wrong = [w for w in dict.fromkeys(rng.permutation(others[:80]).tolist()) if w not in true]
     if len(wrong) < 3:
         return None
-    options = [label, *wrong[:3]]
-    order = rng.permutation(4)
-    lines = "\n".join(f"{_LETTERS[i]}. {options[j]}" for i, j in enumerate(order))
+    options, order = [label, *wrong[:3]], rng.permutation(4).tolist()
     question = pick(rng, ("What is <region:1>?", "Which word names <region:1>?", "What is this?"))
-    answer = _LETTERS[int(np.argmin(order))]
-    return f"{question}\n{lines}\nAnswer with the letter of the right option.", answer
+    return lettered(question, options, 0, order)
 
 
 def choose_region(scene: Scene, rng: np.random.Generator) -> Exchange | None:
@@ -44,11 +43,9 @@ def choose_region(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     word = with_article(labels[target])
     marks = [f"<region:{region.id}>" for region in scene.regions]
     if rng.random() < 0.75:
-        order = rng.permutation(len(labels))
-        lines = "\n".join(f"{_LETTERS[i]}. {marks[j]}" for i, j in enumerate(order))
+        order = rng.permutation(len(labels)).tolist()
         question = pick(rng, (f"Which one is {word}?", f"Which of the marked objects is {word}?"))
-        answer = _LETTERS[int(np.argmax(order == target))]
-        return f"{question}\n{lines}\nAnswer with the letter of the right option.", answer
+        return lettered(question, marks, target, order)
     return f"Which of the marked objects is {word}?", marks[target]
 
 
@@ -58,8 +55,13 @@ def letter_of(scene: Scene, rng: np.random.Generator) -> Exchange | None:
         return None
     target = int(rng.integers(len(scene.regions)))
     marks = [f"<region:{region.id}>" for region in scene.regions]
-    order = rng.permutation(len(marks))
-    lines = "\n".join(f"{_LETTERS[i]}. {marks[j]}" for i, j in enumerate(order))
+    order = rng.permutation(len(marks)).tolist()
     question = pick(rng, (f"Which one is {marks[target]}?", f"Which option is {marks[target]}?"))
-    answer = _LETTERS[int(np.argmax(order == target))]
-    return f"{question}\n{lines}\nAnswer with the letter of the right option.", answer
+    return lettered(question, marks, target, order)
+
+
+def lettered(question: str, options: Sequence[str], answer: int, order: Sequence[int]) -> Exchange:
+    """The question with its options, in an order, behind letters; the answer is one of those."""
+    lines = "\n".join(f"{_LETTERS[i]}. {options[j]}" for i, j in enumerate(order))
+    asked = f"{question}\n{lines}\nAnswer with the letter of the right option."
+    return asked, _LETTERS[list(order).index(answer)]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from vip_llava.data.scenes.photos import Rectangle
+from vip_llava.data.scenes.questions.choosing import lettered
 from vip_llava.data.scenes.scene import Exchange, Scene, pick
 from vip_llava.model.focal import centre, view_remarks
 
 # Two centres count as apart on an axis when they differ by this share of the larger side, so that
 # the answer is one that people would give too.
 _APART = 0.5
+# So many times the area of the other is clearly larger.
+_LARGER = 1.5
 
 
 def side(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     """Left or right of, above or below: as a choice or as yes or no."""
-    if len(scene.marked) != 2:
+    if len(scene.marked) < 2:
         return None
-    i, j = (int(k) for k in rng.permutation(2))
+    i, j = (int(k) for k in rng.permutation(len(scene.marked))[:2])
     a, b = scene.marked[i].box, scene.marked[j].box
     first, second = (f"<region:{scene.regions[k].id}>" for k in (i, j))
     axes = [axis for axis in (0, 1) if _apart(a, b, axis)]
@@ -39,6 +43,58 @@ def side(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     return f"Is {first} {asked[1]} {second}?", "yes" if asked == true_word else "no"
 
 
+# Of each axis: the words of its low and of its high end.
+_FURTHEST = (
+    (("further left", "the leftmost"), ("further right", "the rightmost")),
+    (("higher up", "the highest"), ("lower", "the lowest")),
+)
+
+
+def further(scene: Scene, rng: np.random.Generator) -> Exchange | None:
+    """Which one is further left, right, up or down; of more than two, which is furthest?
+
+    The answer is the mark's wording, or the letter before it.
+    """
+    count, size = len(scene.marked), scene.picture.size
+    if count < 2:
+        return None
+    axis, end = (int(k) for k in rng.integers(2, size=2))
+    # Of those at the wanted end the first two, by what is pointed at: the first must be clear of
+    # the second as a thing, too.
+    places = [centre(region, size)[axis] * (-1 if end else 1) for region in scene.regions]
+    first, second = np.argsort(places, kind="stable")[:2].tolist()
+    a, b = scene.marked[first].box, scene.marked[second].box
+    before = a[axis] + a[axis + 2] < b[axis] + b[axis + 2]
+    if not _apart(a, b, axis) or before == bool(end):
+        return None
+    return _which(scene, first, _FURTHEST[axis][end], rng)
+
+
+def larger(scene: Scene, rng: np.random.Generator) -> Exchange | None:
+    """Which of the two is larger, or smaller, in the picture? Answered as `further` is."""
+    if len(scene.marked) != 2:
+        return None
+    areas = [_area(thing.box) for thing in scene.marked]
+    if max(areas) < _LARGER * min(areas):
+        return None
+    words = pick(rng, ("bigger", "larger", "smaller"))
+    best = int(np.argmin(areas) if words == "smaller" else np.argmax(areas))
+    return _which(scene, best, (words, f"the {words} one"), rng)
+
+
+def _which(scene: Scene, answer: int, words: tuple[str, str], rng: np.random.Generator) -> Exchange:
+    """Which of the marked things is so? `words`: of two ("further left"), and of all ("the leftmost")."""
+    marks = [f"<region:{region.id}>" for region in scene.regions]
+    order = rng.permutation(len(marks)).tolist()
+    if rng.random() < 0.3:
+        return lettered(f"Which one is {words[1]}?", marks, answer, order)
+    if len(marks) > 2 or rng.random() < 0.3:
+        which = pick(rng, ("Which of the marked objects", "Which one", "Which marked object"))
+        return f"{which} is {words[1]}?", marks[answer]
+    asked = pick(rng, ("Which is {}, {} or {}?", "Which one is {}: {} or {}?"))
+    return asked.format(words[0], *(marks[k] for k in order)), marks[answer]
+
+
 def where(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     """How one of several lies to the others, in the words of `view_remarks`."""
     if len(scene.marked) < 2:
@@ -56,8 +112,8 @@ def size(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     """Which of the two is larger in the picture?"""
     if len(scene.marked) != 2:
         return None
-    areas = [(t.box[2] - t.box[0]) * (t.box[3] - t.box[1]) for t in scene.marked]
-    if max(areas) < 1.5 * min(areas):
+    areas = [_area(thing.box) for thing in scene.marked]
+    if max(areas) < _LARGER * min(areas):
         return None
     i, j = (int(k) for k in rng.permutation(2))
     first, second = (f"<region:{scene.regions[k].id}>" for k in (i, j))
@@ -76,8 +132,10 @@ def same_kind(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     return "Are the two marked objects the same kind of thing?", "yes" if same else "no"
 
 
-def _apart(
-    a: tuple[float, float, float, float], b: tuple[float, float, float, float], axis: int
-) -> bool:
+def _area(box: Rectangle) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _apart(a: Rectangle, b: Rectangle, axis: int) -> bool:
     distance = abs(a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2
     return distance > _APART * max(a[axis + 2] - a[axis], b[axis + 2] - b[axis])

@@ -1,0 +1,53 @@
+"""Which questions are asked about a scene, by the kind of its batch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
+from vip_llava.data.scenes.scene import Exchange, Scene, Task
+
+
+def exchanges(
+    scene: Scene, tasks: list[Task], most: int, rng: np.random.Generator
+) -> list[Exchange]:
+    """Up to `most` different questions about a scene: one twice would be answered by looking back."""
+    found: dict[str, Exchange] = {}
+    for _ in range(most if most == 1 else 2 * most):
+        exchange = tasks[int(rng.integers(len(tasks)))](scene, rng)
+        if exchange is not None and len(found) < most:
+            # "Which one is a dog?" is the same in other words and with options in another order.
+            found.setdefault(exchange[0].partition("\n")[0].rpartition(" is ")[2], exchange)
+    return list(found.values())
+
+
+def tasks_of(kind: str, scene: Scene, words: tuple[str, ...], *, told: bool) -> list[Task]:
+    """What may be asked about a scene, each as often as it comes.
+
+    words: labels to be wrong with. told: whether the model is told where several marks lie; then
+    it is also asked for steps on the way to an answer.
+    """
+    if not scene.regions:
+        if not scene.captions:
+            return [whole.main_thing]
+        return [*[whole.caption] * 5, whole.presence, whole.how_many, whole.main_thing]
+    naming_one: list[Task] = [naming.name_one_of_many] * 3
+    steps: list[Task] = []
+    if kind == "two":
+        steps = [relations.where] * 2 if told else []
+        sides: list[Task] = [*[relations.side] * 4, *[relations.further] * 2]
+        compared: list[Task] = [relations.size, relations.larger, relations.same_kind]
+        return [*sides, *compared, *[marks.count_marks] * 2, *naming_one, *steps]
+    if kind in ("three", "four"):
+        steps = [relations.where, choosing.letter_of] if told else []
+        places: list[Task] = [relations.side, relations.further]
+        return [*[choosing.choose_region] * 6, *places, marks.count_marks, *naming_one, *steps]
+    rare: list[Task] = [
+        partial(naming.is_it, others=words),
+        partial(choosing.choose_word, others=words),
+        marks.mark_color,
+        marks.mark_shape,
+    ]
+    return [*[naming.name_region] * 20, *rare]
