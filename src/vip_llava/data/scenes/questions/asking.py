@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import partial
 
 import numpy as np
 
 from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
 from vip_llava.data.scenes.scene import Exchange, Scene, Task
+from vip_llava.regions.phrases import placeholders
 
 
 def exchanges(
     scene: Scene, tasks: list[Task], most: int, rng: np.random.Generator
 ) -> list[Exchange]:
     """Up to `most` different questions about a scene: one twice would be answered by looking back."""
-    found: dict[str, Exchange] = {}
+    found: dict[Hashable, Exchange] = {}
     for _ in range(most if most == 1 else 2 * most):
-        exchange = tasks[int(rng.integers(len(tasks)))](scene, rng)
+        task = tasks[int(rng.integers(len(tasks)))]
+        exchange = task(scene, rng)
         if exchange is not None and len(found) < most:
-            # "Which one is a dog?" is the same in other words and with options in another order.
-            found.setdefault(exchange[0].partition("\n")[0].rpartition(" is ")[2], exchange)
+            found.setdefault((task, *_subject(task, *exchange)), exchange)
     return list(found.values())
+
+
+def _subject(task: Task, question: str, answer: str) -> tuple[Hashable, ...]:
+    """What two questions of a task have in common that ask the same in other words."""
+    asked = question.partition("\n")[0]
+    marks = frozenset(placeholders(asked))
+    if task is relations.side:  # of two marks both directions may be asked, and both ways round
+        return marks, answer
+    return (marks or asked.partition(" is ")[2],)
 
 
 def tasks_of(kind: str, scene: Scene, words: tuple[str, ...], *, told: bool) -> list[Task]:
