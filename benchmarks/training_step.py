@@ -10,8 +10,9 @@ AdamW (with a rate of 0, so that the weights stay the same and the losses can be
     python benchmarks/training_step.py --tiny      # a minute on a CPU; shows that it runs
 
 Cases: `stage1`, projector alone, 32 rows of 624 tokens a step, also with the tower's outputs cached;
-`stage2`, projector and language model, 16 rows of 832 tokens; `ragged`, the same for rows of 40 to
-1,276 tokens, two fifths of them text alone; `curves`, the losses of 12 steps that do learn (4 layers);
+`stage2`, projector and language model, 16 rows of 832 tokens; `ragged`, the same for conversations
+about regions of real photos (`ragged_rows.py`), 625 to 906 tokens long, and two fifths text alone, 40 to
+700 tokens; `drawn`, with lengths up to 1,276 drawn for both; `curves`, the losses of 12 steps that do learn (4 layers);
 `qlora`, adapters on a base of 4 bits: its memory.
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import platform
 import time
 import traceback
@@ -48,6 +50,7 @@ from vip_llava.training.recipes.recipe import Adapter
 from vip_llava.training.vision import compile_layers, read_views, tower_features
 
 RESULTS = Path(__file__).parent / "results"
+LISTED = Path(__file__).parent / "ragged_rows.json"
 PARTS = {1: ("projector",), 2: ("projector", "language")}
 Batch = dict[str, Any]
 
@@ -98,12 +101,15 @@ class Case:
     shortest: int
     longest: int
     pictured: float = 1.0
+    listed: bool = False
+    """Whether the lengths of rows with a picture are those of real conversations."""
 
 
 CASES = {
     "stage1": Case(1, 32, 128, 48, 48),
     "stage2": Case(2, 16, 96, 256, 256),
-    "ragged": Case(2, 16, 160, 40, 700, 0.6),
+    "ragged": Case(2, 16, 160, 40, 700, 0.6, listed=True),
+    "drawn": Case(2, 16, 160, 40, 700, 0.6),
     "curves": Case(2, 8, 96, 40, 700, 0.6),
     "qlora": Case(2, 16, 32, 256, 256),
 }
@@ -276,19 +282,26 @@ def build(size: Size, device: str, dtype: torch.dtype, stage: int) -> Any:
 
 
 def make_samples(size: Size, case: Case, seed: int = 0) -> list[Sample]:
-    """Rows as a mix has them: some with one picture, others text; a fifth of the text is learned."""
+    """Rows as a mix has them: some with one picture, others text.
+
+    A fifth of the text is learned where the lengths are drawn.
+    """
     generator = torch.Generator().manual_seed(seed)
     image = size.text["vocab_size"] - 1
     shortest, longest = (max(round(size.scale * n), 3) for n in (case.shortest, case.longest))
+    listed = json.loads(LISTED.read_text(encoding="utf-8")) if case.listed else []
     samples = []
     for number in range(case.rows):
         # Short ones are more frequent.
         share = torch.rand((), generator=generator).item() ** 2
         length = shortest + round(share * (longest - shortest))
-        ids = torch.randint(1, image, (length,), generator=generator).tolist()
         learned = max(length // 5, 1)
+        pictured = number < case.pictured * case.rows
+        if pictured and listed:
+            length, learned = (max(round(size.scale * n), 3) for n in listed[number % len(listed)])
+        ids = torch.randint(1, image, (length,), generator=generator).tolist()
         pixels = None
-        if number < case.pictured * case.rows:
+        if pictured:
             ids[1:1] = [image] * size.view_tokens
             side = size.vision["image_size"]
             pixels = torch.randn(1, 3, side, side, generator=generator)

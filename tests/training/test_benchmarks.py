@@ -38,7 +38,7 @@ def script() -> Iterator[Callable[[str], Any]]:
 
     yield opened
     sys.path.remove(str(FOLDER))
-    for name in {"ablations", "scaling", "training_step"} - before:
+    for name in {"ablations", "ragged_rows", "scaling", "training_step"} - before:
         sys.modules.pop(name, None)
 
 
@@ -118,3 +118,15 @@ def test_two_processes_leave_their_figures(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "2.json").read_text())
     assert found["processes"] == 2 and found["rows"] > 0
     assert "| 2 | " in made.stdout and "100%" in made.stdout
+
+
+def test_a_photo_becomes_a_conversation_about_its_things(
+    script: Callable[[str], Any], labelled_folder: Path
+) -> None:
+    photo = next(photo for photo in read_regions(labelled_folder) if photo.captions)
+    messages = script("ragged_rows").conversation(photo, np.random.default_rng(0))
+    answers = [message.text for message in messages[1::2]]
+    assert answers[0] in photo.captions
+    assert answers[1:] == [thing.label for thing in photo.things]
+    assert [message.pictures for message in messages] == [1, *[0] * (len(messages) - 1)]
+    assert all("rectangle" in message.text for message in messages[2::2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,10 +35,9 @@ def benchmark() -> Iterator[Any]:
 def test_it_runs(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     names = list(benchmark.CASES)
     benchmark.main(["--tiny", "--eager", *(f"--case={name}" for name in names)])
-    told = capsys.readouterr().out.splitlines()[-4:]
-    assert [line.split(":")[0] for line in told] == names[
-        :4
-    ]  # the losses of all that have two ways
+    told = capsys.readouterr().out.splitlines()[-5:]
+    # The losses of all that have two ways.
+    assert [line.split(":")[0] for line in told] == names[:5]
     differences = [float(line.removesuffix(" of it").split()[-1]) for line in told]
     assert max(differences) < 1e-5
 
@@ -75,3 +75,12 @@ def test_the_fast_way_computes_the_same(benchmark: Any) -> None:
     (plain, plain_slope), (ours, our_slope) = found
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     assert float((our_slope - plain_slope).norm() / plain_slope.norm()) < 1e-3
+
+
+def test_rows_with_pictures_are_as_long_as_real_ones(benchmark: Any) -> None:
+    case = benchmark.CASES["ragged"]
+    samples = benchmark.make_samples(benchmark.BIG, case)
+    text = sorted(sample.length - 576 for sample in samples if not sample.text_only)
+    listed = json.loads(benchmark.LISTED.read_text(encoding="utf-8"))
+    assert text == sorted(length for length, _ in listed)
+    assert sum(sample.text_only for sample in samples) == case.rows - len(listed)

@@ -22,6 +22,7 @@ from vip_llava.evaluation.benchmarks.marked import (
     several_items,
 )
 from vip_llava.regions import Arrow, draw, resolve
+from vip_llava.regions.phrases import phrase
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,16 @@ def photos(labelled_folder: Path) -> list[Photo]:
     return list(read_regions(labelled_folder))
 
 
+def unequal(photo: Photo) -> Photo:
+    """The photo with its first thing half as wide, so that one is larger than another."""
+    first, *others = photo.things
+    x1, y1, x2, y2 = first.box
+    return replace(photo, things=(replace(first, box=(x1, y1, (x1 + x2) / 2, y2)), *others))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_items_are_the_same_every_time(photos: Sequence[Photo], variant: str) -> None:
+    photos = [unequal(photo) for photo in photos]
     first, again = items_of(photos, variant), items_of(photos, variant)
     assert [(i.id, i.label, i.answer) for i in first] == [(i.id, i.label, i.answer) for i in again]
     for one, other in zip(first, again, strict=True):
@@ -89,6 +98,21 @@ def test_questions_about_several(photos: Sequence[Photo]) -> None:
         *("yes", "no", "left", "right", "above", "below")
     }
     assert all(len(item.request["regions"]) == 2 for item in sides)
+
+
+def test_questions_about_places_sizes_and_counts(photos: Sequence[Photo]) -> None:
+    photos = [unequal(photo) for photo in photos]
+    found = {name: several_items(photos, name) for name in ("furthest", "larger", "count")}
+    for item in (*found["furthest"], *found["larger"]):
+        regions = resolve(item.request["regions"], (1000, 1000)).regions
+        words = [f"The object {phrase(region, regions)}" for region in regions]
+        lettered = f"\n{item.answer}. " in item.request["question"]
+        assert lettered or item.answer in words or item.answer.capitalize() in words
+    assert found["furthest"] and {len(item.request["regions"]) for item in found["larger"]} == {2}
+    names = {2: "two", 3: "three", 4: "four"}
+    assert {item.answer for item in found["count"]} == set(names.values())
+    for item in found["count"]:
+        assert item.answer == names[len(item.request["regions"])]
 
 
 def test_an_unknown_variant(photos: Sequence[Photo]) -> None:

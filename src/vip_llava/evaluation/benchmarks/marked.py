@@ -3,8 +3,9 @@
 Questions about labelled things of photos that training never saw. Variants of one question: each of
 the eight shapes in red; `drawn` (the mark is on the picture, the model gets no geometry); `control`
 (the same words, nothing drawn, no geometry); and for several marks `four` (which of four marked
-things is the ...?) and `sides` (left or right, above or below?). Answers are greedy and must equal
-the label. Geometry comes from one seed for each question, so a score can be had again. It
+things is the ...?), `sides` (left or right, above or below?), `furthest` (which of two is further left,
+which of three or four is the lowest, ...?), `larger` (which of two?) and `count` (how many are
+marked: two, three or four?). Answers are greedy and must equal the label. Geometry comes from one seed for each question, so a score can be had again. It
 deliberately does not know the model: it makes requests and judges answers.
 """
 
@@ -21,8 +22,8 @@ from PIL import Image
 
 from vip_llava.data.scenes.marking import SHAPES
 from vip_llava.data.scenes.photos import Photo, Thing
-from vip_llava.data.scenes.questions import choosing, relations
-from vip_llava.data.scenes.scene import Scene, overlap
+from vip_llava.data.scenes.questions import choosing, marks, relations
+from vip_llava.data.scenes.scene import Scene, Task, overlap
 from vip_llava.data.scenes.words import canonical
 from vip_llava.errors import RequestError
 from vip_llava.regions import PALETTE, Point, Region, draw, resolve
@@ -30,7 +31,17 @@ from vip_llava.regions.phrases import expand
 from vip_llava.regions.sampling import sample_region
 
 NAMING = "What is <region:1>?"
-VARIANTS = (*SHAPES, "drawn", "control", "four", "sides")
+# Of several marks: how many they may be, by turns, and what is asked.
+_SEVERAL: dict[str, tuple[tuple[int, ...], Task]] = {
+    "four": ((4,), choosing.choose_region),
+    "sides": ((2,), relations.side),
+    "furthest": ((2, 3, 4), relations.further),
+    "larger": ((2,), relations.larger),
+    "count": ((2, 3, 4), marks.count_marks),
+}
+SEVERAL = tuple(_SEVERAL)
+"""Variants about several marks."""
+VARIANTS = (*SHAPES, "drawn", "control", *SEVERAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +100,11 @@ def red_mark(thing: Thing, size: tuple[int, int], shape: str, name: str) -> Regi
 
 
 def several_items(photos: Iterable[Photo], variant: str, *, most: int | None = None) -> list[Item]:
-    """Questions about four (`four`) or two (`sides`) marked things of one COCO photo."""
-    count, task = (4, choosing.choose_region) if variant == "four" else (2, relations.side)
+    """Questions about several marked things of one COCO photo, up to four of a photo."""
+    counts, task = _SEVERAL[variant]
     items = []
     for photo, attempt in ((p, a) for p in photos if p.is_coco for a in range(4)):
+        count = counts[attempt % len(counts)]
         name = f"{photo.id}/{variant}/{attempt}"
         rng = np.random.default_rng(list(name.encode()))
         marked = _apart(photo.things, count, rng)
@@ -106,9 +118,9 @@ def several_items(photos: Iterable[Photo], variant: str, *, most: int | None = N
         # Tasks look at boxes, words and ids only; the picture is opened by the assistant.
         scene = Scene(Image.new("RGB", photo.size), photo.things, tuple(marked), resolved)
         exchange = task(scene, rng)
-        if exchange is None or len(exchange[1]) > 5:  # letters and single words only
+        if exchange is None or (variant == "four" and len(exchange[1]) > 1):  # letters only
             continue
-        question, answer = exchange
+        question, answer = exchange[0], expand(exchange[1], resolved)
         request = {"picture": photo.jpeg, "question": question, "regions": regions}
         items.append(Item(name, answer, partial(dict, request), answer))
     return list(_spread(items, most))
@@ -132,9 +144,7 @@ def _spread(rows: Sequence[Any], most: int | None) -> Sequence[Any]:
 
 def items_of(photos: Sequence[Photo], variant: str, most: int | None = None) -> list[Item]:
     """The items of any variant. Raises RequestError for an unknown one."""
-    build: Callable[..., list[Item]] = (
-        several_items if variant in ("four", "sides") else naming_items
-    )
+    build: Callable[..., list[Item]] = several_items if variant in SEVERAL else naming_items
     return build(photos, variant, most=most)
 
 

@@ -15,24 +15,22 @@ from vip_llava.data.scenes.photos import is_validation, read_regions
 from vip_llava.data.scenes.words import canonical
 from vip_llava.errors import DataError
 from vip_llava.evaluation.benchmarks.labels import label_scores
-from vip_llava.evaluation.benchmarks.marked import VARIANTS, items_of
+from vip_llava.evaluation.benchmarks.marked import SEVERAL, VARIANTS, items_of
 from vip_llava.evaluation.benchmarks.shares import share_score
 from vip_llava.evaluation.items import Benchmark, Item, Options, Row, Score, Verdict
 from vip_llava.request import Request
 
 __all__ = ["MarkedThings"]
 
-_SEVERAL = ("four", "sides")
-
 
 class MarkedThings(Benchmark):
-    """Groups are the variants: shapes, `drawn`, `control`, `four`, `sides`."""
+    """Groups are the variants: shapes, `drawn`, `control`, and those about several marks."""
 
     name = "marked"
     about = "What is marked, and only because of the mark? The default model's validation"
     needs = "regions.jsonl and its photos"
     groups = VARIANTS
-    max_new_tokens = 8  # the longest label has five
+    max_new_tokens = 12  # the longest label has five, a mark's words up to ten
 
     def __init__(self, data: Path, options: Options) -> None:
         super().__init__(data, options)
@@ -72,7 +70,7 @@ class MarkedThings(Benchmark):
         found: list[Score] = []
         for group in cls.groups:
             several = [row for row in rows if row.group == group]
-            if several and group in _SEVERAL:
+            if several and group in SEVERAL:
                 found.append(share_score("right", several, group=group, axis="several marks"))
             elif several:
                 axis = "shape" if group in (*SHAPES, "control") else "geometry"
