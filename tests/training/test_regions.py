@@ -53,7 +53,7 @@ def make_trainer(
 ) -> MakeTrainer:
     photos = list(read_regions(labelled_folder))
 
-    def make(start: Path | None = None, **changes: Any) -> RegionTrainer:
+    def make(*start: Path, **changes: Any) -> RegionTrainer:
         torch.manual_seed(0)
         mix = MixSettings(
             shares={"one": 0.7, "whole": 0.1, "two": 0.1, "four": 0.1},
@@ -214,7 +214,7 @@ def test_start_goes_on_from_trained_parts(make_trainer: MakeTrainer, tmp_path: P
     first = make_trainer()
     first.run(tmp_path)
     batch = batch_of(first)
-    second = make_trainer(start=tmp_path)
+    second = make_trainer(tmp_path)
     with torch.no_grad():
         for weight, average in zip(first.weights, first.averages, strict=True):
             weight.copy_(average)
@@ -239,7 +239,7 @@ def test_start_refuses_parts_of_another_kind(
 ) -> None:
     make_trainer(steps=1).run(tmp_path)
     with pytest.raises(CheckpointError, match=reason):
-        make_trainer(start=tmp_path, **changes)
+        make_trainer(tmp_path, **changes)
 
 
 def test_rank_zero_tunes_and_saves_the_language_model(
@@ -320,6 +320,27 @@ def test_the_mean_with_the_start(make_trainer: MakeTrainer, tmp_path: Path) -> N
     assert any(not torch.equal(mean.lora[name], old.lora[name]) for name in old.lora)
     with pytest.raises(RequestError, match="needs parts to start from"):
         make_trainer(mean_with_start=True)
+
+
+def test_the_mean_of_several_starts(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("first", "second")]
+    for seed, folder in enumerate(folders):
+        make_trainer(seed=seed, steps=4, lr_tower=1e-3 * (seed + 1)).run(folder)
+    trained = [read_trained(folder) for folder in folders]
+    mean = make_trainer(*folders).model.state_dict()
+    seen = 0
+    for name, value in trained[0].lora.items():
+        letter = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}[name[-1]]
+        found = mean[f"model.language_model.{name[:-1]}{letter}"]
+        torch.testing.assert_close(found, (value + trained[1].lora[name]) / 2)
+        seen += not torch.equal(value, trained[1].lora[name])
+    for name, value in trained[0].projector.items():
+        found = mean[f"model.multi_modal_projector.{name}"]
+        torch.testing.assert_close(found, (value + trained[1].projector[name]) / 2)
+    assert seen > 0
+    make_trainer(steps=1, lora_rank=8, lora_alpha=16).run(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="have different weights"):
+        make_trainer(folders[0], tmp_path / "other")
 
 
 def test_what_has_no_rate_rests(make_trainer: MakeTrainer) -> None:

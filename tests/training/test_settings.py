@@ -25,6 +25,8 @@ def test_there_are_recipes() -> None:
         "default-model-3",
         "default-model-4",
         "default-model-5",
+        "default-model-6",
+        "default-model-7",
         "default-model",
     ]
 

@@ -124,14 +124,16 @@ def _train_default(
     dry_run: bool,
 ) -> None:
     """Train the default model by one of its recipes."""
-    tower, start, seconds, most = options.tower, options.start, options.seconds, options.most
+    tower, seconds, most = options.tower, options.seconds, options.most
+    start = [folder.expanduser() for folder in options.start or ()]
     from vip_llava.training.scenes.settings import read_recipe
 
     settings = read_recipe(path, overrides)
     if tower is not None and not tower.expanduser().is_file():
         raise RequestError(f"--tower {tower}: no such file")
-    if start is not None and not (start.expanduser() / "parts.json").is_file():
-        raise RequestError(f"--start {start}: no trained parts there (parts.json is missing)")
+    for folder in start:
+        if not (folder / "parts.json").is_file():
+            raise RequestError(f"--start {folder}: no trained parts there (parts.json is missing)")
     from vip_llava.training.scenes.default_model import build, read_training
 
     photos = read_training(data.expanduser(), most)
@@ -151,7 +153,7 @@ def _train_default(
             tower.expanduser() if tower is not None else None,
             where,
             compiled=where.startswith("cuda"),
-            start=start.expanduser() if start is not None else None,
+            start=start,
             progress=progress,
         )
     trainer.run(out.expanduser(), seconds=seconds, report=_report)

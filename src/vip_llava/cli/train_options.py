@@ -72,8 +72,12 @@ class DefaultOptions:
         ),
     ] = None
     start: Annotated[
-        Path | None,
-        _default("--start", metavar="DIR", text="Go on from these trained parts."),
+        list[Path] | None,
+        _default(
+            "--start",
+            metavar="DIR",
+            text="Go on from these trained parts; given several times: from their mean.",
+        ),
     ] = None
     seconds: Annotated[
         float,
@@ -88,7 +92,7 @@ class DefaultOptions:
         """Raises RequestError if one of these is given."""
         given = {
             "--tower": self.tower,
-            "--start": self.start,
+            "--start": self.start or None,
             "--seconds": None if math.isinf(self.seconds) else self.seconds,
             "--most": self.most,
         }

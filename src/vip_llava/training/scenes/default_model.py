@@ -36,7 +36,8 @@ from vip_llava.model.fetch import Progress
 from vip_llava.model.focal import FocalSettings
 from vip_llava.model.lite2 import ensure_tower, read_tower
 from vip_llava.model.smollm import ensure_language_model
-from vip_llava.training.scenes.regions import RegionTrainer, set_trainable
+from vip_llava.training.scenes.learned import set_trainable
+from vip_llava.training.scenes.regions import RegionTrainer
 from vip_llava.training.scenes.settings import RunSettings
 
 # Packs of photos of one thing, beside `regions.jsonl`; each may be absent.
@@ -140,13 +141,13 @@ def build(
     *,
     compiled: bool,
     most: int | None = None,
-    start: Path | None = None,
+    start: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> RegionTrainer:
     """The trainer with its data, everything decoded and on the device.
 
     data: a folder, or what `read_training` made of it. tower: a file of the published tower
-    (`.pth` or safetensors), fetched if None. start: go on from these trained parts.
+    (`.pth` or safetensors), fetched if None. start: go on from these trained parts, of several folders from their mean.
     Raises DataError, CheckpointError or DownloadError.
     """
     torch.manual_seed(settings.seed)

@@ -11,12 +11,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -24,14 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from vip_llava.data.scenes.mentions import IGNORED
 from vip_llava.data.scenes.mix import RegionMix
 from vip_llava.data.scenes.settings import VIEWS
-from vip_llava.errors import CheckpointError, RequestError
-from vip_llava.model.default import (
-    LORA_TARGETS,
-    load_trained,
-    read_trained,
-    save_trained,
-    trained_state,
-)
+from vip_llava.errors import RequestError
+from vip_llava.model.default import save_trained, trained_state
+from vip_llava.training.scenes.learned import rate_groups, set_trainable, start_from
 from vip_llava.training.scenes.settings import RunSettings
 
 Report = Callable[[dict[str, Any]], None]
@@ -52,32 +46,6 @@ class Batches(Dataset[dict[str, Any]]):
         return {k: v if isinstance(v, str) else torch.from_numpy(v) for k, v in made.items()}
 
 
-def set_trainable(model: Any, settings: RunSettings) -> None:
-    """Let a VipLlava's tower and projector train, and of its language model LoRA layers, put in
-    here, or with rank 0 all of it; everything else is frozen, and so is a part whose rate is 0."""
-    inner = model.model
-    model.requires_grad_(False)
-    if settings.lora_rank:
-        # peft's annotation wants a whole alpha; what it computes with is alpha / r.
-        alpha: Any = settings.lora_alpha
-        config = LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=list(LORA_TARGETS),
-        )
-        inject_adapter_in_model(config, inner.language_model)
-    else:
-        inner.language_model.requires_grad_(True)
-    if settings.lr_language == 0:
-        inner.language_model.requires_grad_(False)
-    elif settings.tuned_layers:
-        # Nothing below them needs a gradient then, if the projector rests too.
-        inner.language_model.layers[: -settings.tuned_layers].requires_grad_(False)
-    inner.vision_tower.requires_grad_(settings.lr_tower > 0)
-    inner.multi_modal_projector.requires_grad_(settings.lr_projector > 0)
-
-
 class RegionTrainer:
     """Holds the model in training form, its optimizer and its averaged weights."""
 
@@ -89,13 +57,13 @@ class RegionTrainer:
         device: str,
         *,
         compiled: bool,
-        start: Path | None = None,
+        start: Sequence[Path] = (),
     ) -> None:
         """`model`: a VipLlava with float32 weights; it is changed in place.
 
         device: of torch ("cuda", "cpu"). compiled: compile the tower and the decoder's layers.
-        start: go on from these trained parts, with a fresh optimizer; CheckpointError if they
-        don't fit.
+        start: go on from these trained parts (of several folders their mean), with a fresh
+        optimizer; CheckpointError if they don't fit.
         """
         self.model, self.mix, self.settings, self.device = model, mix, settings, device
         set_trainable(model, settings)
@@ -103,15 +71,15 @@ class RegionTrainer:
         model.to(device).train()
         self.classifier.to(device)
         model.model.vision_tower.to(memory_format=torch.channels_last)
-        if start is not None:
-            self._start_from(start)
-        self.groups = self._groups()
+        if start:
+            start_from(model, start, settings)
+        self.groups = rate_groups(model, self.classifier, settings)
         self.optimizer = torch.optim.AdamW(
             self.groups, betas=(0.9, 0.98), fused=device.startswith("cuda")
         )
         self.weights = [p for g in self.groups for p in g["params"]]
         self.averages = [p.detach().clone() for p in self.weights]
-        if settings.mean_with_start and start is None:
+        if settings.mean_with_start and not start:
             raise RequestError("mean_with_start needs parts to start from")
         self.started = [p.detach().clone() for p in self.weights if settings.mean_with_start]
         self.tower_rows = max(mix.settings.rows[k] * VIEWS[k] for k in mix.settings.rows)
@@ -122,55 +90,6 @@ class RegionTrainer:
                 layer.compile(dynamic=False)
         self.mean = torch.tensor(mix.processor.geometry.mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(mix.processor.geometry.std, device=device).view(1, 3, 1, 1)
-
-    def _start_from(self, folder: Path) -> None:
-        """Put trained parts into the model as it is now, LoRA layers in place."""
-        parts = read_trained(folder)
-        s = self.settings
-        if bool(parts.lora) != bool(s.lora_rank):
-            raise CheckpointError(
-                f"{folder} was trained {'with' if parts.lora else 'without'} LoRA, and this run "
-                f"has lora_rank {s.lora_rank}"
-            )
-        if parts.lora and not math.isclose(parts.lora_scale, s.lora_alpha / s.lora_rank):
-            raise CheckpointError(
-                f"{folder} has the LoRA scale {parts.lora_scale}, and this run lora_alpha / "
-                f"lora_rank = {s.lora_alpha / s.lora_rank}"
-            )
-        load_trained(self.model, parts, folder)
-        if not parts.lora:
-            return
-        letters = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
-        lora = {f"{k[:-1]}{letters[k[-1]]}": v for k, v in parts.lora.items()}
-        try:
-            found = self.model.model.language_model.load_state_dict(lora, strict=False)
-        except RuntimeError as error:  # another rank
-            raise CheckpointError(f"{folder}: the LoRA does not fit: {error}") from error
-        missing = [k for k in found.missing_keys if ".lora_" in k]
-        if missing or found.unexpected_keys:
-            raise CheckpointError(
-                f"{folder}: LoRA lacks {missing[:3]}, unexpected {found.unexpected_keys[:3]}"
-            )
-
-    def _groups(self) -> list[dict[str, Any]]:
-        s, inner = self.settings, self.model.model
-        parts = (
-            (inner.language_model, s.lr_language),
-            (inner.multi_modal_projector, s.lr_projector),
-            (self.classifier, s.lr_projector),
-            (inner.vision_tower, s.lr_tower),
-        )
-        groups = []
-        for module, rate in parts:
-            trained = [p for p in module.parameters() if p.requires_grad]
-            for chosen, decay in (
-                ([p for p in trained if p.ndim > 1], s.weight_decay),
-                ([p for p in trained if p.ndim <= 1], 0.0),
-            ):
-                if chosen:
-                    group = {"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay}
-                    groups.append(group)
-        return groups
 
     def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Answer, class and naming loss of a batch on the device; all are means, in nats."""
