@@ -35,17 +35,14 @@ from vip_llava.data.scenes.questions import choosing, naming
 from vip_llava.data.scenes.scene import Exchange, Scene, Task
 from vip_llava.evaluation.benchmarks.marked import NAMING, Item, items_of
 from vip_llava.evaluation.intervals import share
-from vip_llava.model.default import default_processor, load_default, new_default
-from vip_llava.model.efficientnet import load_published
-from vip_llava.model.lite2 import ensure_tower, read_tower
+from vip_llava.model.default import default_processor, load_default
 from vip_llava.model.processor import Conversation
-from vip_llava.model.smollm import ensure_language_model
 from vip_llava.model.templates import Message
 from vip_llava.training.scenes.default_model import (
     focal_settings,
     mix_settings,
     read_training,
-    reset_projector,
+    untrained,
 )
 from vip_llava.training.scenes.regions import RegionTrainer
 from vip_llava.training.scenes.settings import RunSettings
@@ -91,17 +88,20 @@ class Mix(RegionMix):
 
     variant = Variant("")
 
-    def _tasks(self, kind: str) -> list[Task]:
+    def tasks(self, kind: str, scene: Scene) -> list[Task]:
+        if not scene.regions:
+            return super().tasks(kind, scene)
+        words = self.source.words
         rare = (naming.is_it, choosing.choose_word)
-        return [*[naming.name_region] * 20, *(partial(task, others=self.words) for task in rare)]
+        return [*[naming.name_region] * 20, *(partial(task, others=words) for task in rare)]
 
     def _encoded(
-        self, kind: str, scene: Scene, exchanges: Sequence[Exchange], rng: np.random.Generator
+        self, kind: str, scene: Scene, asked: Sequence[Exchange], rng: np.random.Generator
     ) -> Row | None:
         if not self.variant.in_words or not scene.regions:
-            return super()._encoded(kind, scene, exchanges, rng)
+            return super()._encoded(kind, scene, asked, rng)
         box, size = scene.regions[0].bounds(scene.picture.size), scene.picture.size
-        question, answer = (in_words(text, box, size) for text in exchanges[0])
+        question, answer = (in_words(text, box, size) for text in asked[0])
         messages = (Message("user", question), Message("assistant", answer))
         ids, labels = self.processor.encode_training(Conversation(messages, scene.picture))
         if len(ids) > self._length(kind):
@@ -140,11 +140,7 @@ def train(variant: Variant, given: argparse.Namespace, device: str, out: Path) -
     )
     torch.manual_seed(0)
     read = read_training(given.data, given.most_photos)
-    language_model = ensure_language_model()
-    model: Any = new_default(language_model)
-    tower = read_tower(given.tower if given.tower is not None else ensure_tower())
-    load_published(model.model.vision_tower, tower)
-    reset_projector(model)
+    model, language_model = untrained(given.tower)
     if variant.last_depth:
         only_last_depth(model.model.vision_tower)
     focal = focal_settings(settings)

@@ -61,3 +61,24 @@ def test_an_error_has_its_prefix(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.error_line("[x] is \x1b[31m wrong")
     terminal.note("[y]")
     assert capsys.readouterr().err == "vip-llava: error: [x] is [31m wrong\nvip-llava: [y]\n"
+
+
+def test_a_log_shows_that_long_work_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with terminal.counting("marked", "questions") as progress:
+        for done in range(1, 41):
+            clock[0] += 5
+            progress(done, 40)
+    with terminal.counting("rows.jsonl", "rows") as progress:
+        progress(1, 0)
+        clock[0] += 90
+        progress(2, 0)
+    assert capsys.readouterr().err.splitlines() == [
+        "vip-llava: marked: 12 of 40 questions in 1 min",
+        "vip-llava: marked: 24 of 40 questions in 2 min",
+        "vip-llava: marked: 36 of 40 questions in 3 min",
+        "vip-llava: rows.jsonl: 2 rows in 2 min",
+    ]

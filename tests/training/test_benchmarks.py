@@ -67,6 +67,10 @@ def test_a_box_in_words_is_not_drawn(
     drawn, bare = (made[name]["views"].astype(int) for name in ("no-close-view", "in-words"))
     assert drawn.shape == bare.shape == (4, 1, 64, 64, 3)
     assert np.abs(drawn[0] - bare[0]).max() > 30
+    # Marks are asked about by name alone, whatever else the default model is asked.
+    scene = mix.source.scene("whole", np.random.default_rng(0))
+    tasks = {getattr(task, "func", task).__name__ for task in mix.tasks("whole", scene)}
+    assert tasks == {"name_region", "is_it", "choose_word"}
     assert ablations.in_words("What is <region:1>?", (32, 12, 64, 48), (64, 48)) == (
         "What is the object at [50, 25, 100, 100]?"
     )

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ __all__ = ["counting", "error_line", "loading", "note", "printable", "stderr", "
 
 # Everything that could move a cursor or rename a window, but not the line feed and the tab.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Seconds between lines of progress where nobody watches.
+_LINE_EVERY = 60
 
 
 def stderr() -> Console:
@@ -91,12 +94,12 @@ def loading(what: str) -> Iterator[Callable[[str, int, int], None]]:
 def counting(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Progress of long work on stderr; `unit` is what is counted, like "rows".
 
-    Yields `progress(done, total)`; a total of 0 is not known. Where stderr is no terminal nothing
-    is shown.
+    Yields `progress(done, total)`; a total of 0 is not known. Where stderr is no terminal, a line
+    is written about every minute.
     """
     console = stderr()
     if not console.is_terminal:
-        yield lambda done, total: None
+        yield _Counted(console, what, unit)
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -128,6 +131,24 @@ class _Lines:
         if stage and stage != self.last:
             self.last = stage
             self.console.print(printable(f"vip-llava: {stage}"), markup=False)
+
+
+class _Counted:
+    """The same for what is counted: a line a minute, so that a log shows that it goes on."""
+
+    def __init__(self, console: Console, what: str, unit: str) -> None:
+        self.console, self.what, self.unit = console, what, unit
+        self.began = self.told = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.told < _LINE_EVERY:
+            return
+        self.told = now
+        of = f" of {total}" if total else ""
+        passed = f"{(now - self.began) / 60:.0f} min"
+        text = f"vip-llava: {self.what}: {done}{of} {self.unit} in {passed}"
+        self.console.print(printable(text), markup=False)
 
 
 def _quiet_libraries() -> None:

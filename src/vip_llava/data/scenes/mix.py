@@ -18,7 +18,7 @@ from PIL import Image
 from vip_llava.data.scenes.mentions import IGNORED, mention_names
 from vip_llava.data.scenes.photos import Photo
 from vip_llava.data.scenes.questions.asking import exchanges, tasks_of
-from vip_llava.data.scenes.scene import Exchange, Scene
+from vip_llava.data.scenes.scene import Exchange, Scene, Task
 from vip_llava.data.scenes.settings import VIEWS, MixSettings
 from vip_llava.data.scenes.sources import SceneSource
 from vip_llava.errors import RegionError
@@ -92,6 +92,10 @@ class RegionMix:
             "classes": classes,
         }
 
+    def tasks(self, kind: str, scene: Scene) -> list[Task]:
+        """What may be asked about a scene, each as often as it comes; another mix may ask others."""
+        return tasks_of(kind, scene, self.source.words, told=self.focal.told)
+
     def _row(self, kind: str, rng: np.random.Generator) -> Row:
         # A scene may have nothing to ask, or too much to say: draw another; bounded, so that a
         # mistake in a task shows as an error instead of a hang.
@@ -99,7 +103,7 @@ class RegionMix:
             scene = self.source.scene(kind, rng)
             if scene is None:
                 continue
-            tasks = tasks_of(kind, scene, self.source.words, told=self.focal.told)
+            tasks = self.tasks(kind, scene)
             asked = exchanges(scene, tasks, self.settings.turns[kind], rng)
             row = self._encoded(kind, scene, asked, rng) if asked else None
             if row is not None:

@@ -152,11 +152,7 @@ def build(
     """
     torch.manual_seed(settings.seed)
     read = read_training(data, most) if isinstance(data, Path) else data
-    language_model = ensure_language_model(progress=progress)
-    model: Any = new_default(language_model)
-    published = read_tower(tower if tower is not None else ensure_tower(progress=progress))
-    load_published(model.model.vision_tower, published)
-    reset_projector(model)
+    model, language_model = untrained(tower, progress)
     focal = focal_settings(settings)
     processor = default_processor(language_model, focal)
     mix = RegionMix(
@@ -164,6 +160,19 @@ def build(
     )
     mix.source.decode_all()
     return RegionTrainer(model, mix, settings, device, compiled=compiled, start=start)
+
+
+def untrained(tower: Path | None, progress: Progress | None = None) -> tuple[Any, Path]:
+    """A VipLlava of the published parts with a new projector, and the language model's folder.
+
+    tower: as in `build`. Raises CheckpointError or DownloadError.
+    """
+    language_model = ensure_language_model(progress=progress)
+    model: Any = new_default(language_model)
+    published = read_tower(tower if tower is not None else ensure_tower(progress=progress))
+    load_published(model.model.vision_tower, published)
+    reset_projector(model)
+    return model, language_model
 
 
 def reset_projector(model: Any) -> None:
