@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vip_llava.engine.subject import random_subject
-from vip_llava.model.half import HalfLinear, can_halve, halve
+from vip_llava.model.half import HalfLinear, can_halve, halve, products
 
 pytestmark = pytest.mark.skipif(
     not can_halve(torch.device("cpu")), reason="this torch has no float16 product for this CPU"
@@ -79,3 +79,36 @@ def test_a_model_says_nearly_the_same_in_less_memory() -> None:
     assert hidden > 0 and model.num_parameters() + hidden == count
     kept = [name for name, part in model.get_decoder().named_modules() if type(part) is nn.Linear]
     assert kept == []
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layers_that_read_the_same_share_a_block(bias: bool) -> None:
+    torch.manual_seed(0)
+    subject = random_subject("tiny")
+    decoder: Any = subject.model.get_decoder()
+    attention = decoder.layers[0].self_attn
+    names = ("q_proj", "k_proj", "v_proj")
+    if bias:
+        for name in names:
+            layer = getattr(attention, name)
+            layer.bias = nn.Parameter(torch.randn(layer.out_features))
+    linears = [getattr(attention, name) for name in names]
+    halve(subject.model)
+    halves = [getattr(attention, name) for name in names]
+    assert len({id(half.block) for half in halves}) == 1
+    assert attention.o_proj.block is not halves[0].block
+    x = torch.randn(3, linears[0].in_features)
+    calls = []
+    forward = HalfLinear.forward
+    for linear, half, made in zip(linears, halves, products(halves, x), strict=True):
+        assert torch.equal(made, half(x)) and made.shape == (3, linear.out_features)
+        assert torch.equal(half.state_dict()["weight"], linear.weight.detach().half().float())
+        torch.testing.assert_close(half(x), linear(x), rtol=1e-2, atol=1e-3)
+        assert half.hidden_parameters == sum(p.numel() for p in linear.parameters())
+    # Who hooks into a layer is called, and so is one that was put in its place.
+    halves[1].register_forward_hook(lambda *_: calls.append("hook"))
+    again = products(halves, x)
+    assert calls == ["hook"] and torch.equal(again[1], forward(halves[1], x))
+    assert torch.equal(products([halves[0], linears[1]], x)[1], linears[1](x))
+    twins = copy.deepcopy(attention)
+    assert twins.q_proj.block is twins.k_proj.block is not halves[0].block

@@ -28,6 +28,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from vip_llava.engine.attention import StepPlan, attend
+from vip_llava.model.half import products
 
 __all__ = ["LeanLlama", "hooked"]
 
@@ -67,15 +68,16 @@ class LeanLlama:
             attention, mlp = layer.self_attn, layer.mlp
             normed = _norm(layer.input_layernorm, hidden)
             shape = (len(hidden), -1, attention.head_dim)
-            query, key = attention.q_proj(normed).view(shape), attention.k_proj(normed).view(shape)
+            layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+            query, key, value = (made.view(shape) for made in products(layers, normed))
             both = _rotated(torch.cat((query, key), dim=1), cos, sin)
             query, key = both[:, : query.shape[1]], both[:, query.shape[1] :]
-            memory.write(index, step.places, key, attention.v_proj(normed).view(shape))
+            memory.write(index, step.places, key, value)
             found = attend(step, index, query, attention.scaling)
             hidden = hidden + attention.o_proj(found.flatten(1))
             normed = _norm(layer.post_attention_layernorm, hidden)
-            gated = F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed)
-            hidden = hidden + mlp.down_proj(gated)
+            gate, up = products((mlp.gate_proj, mlp.up_proj), normed)
+            hidden = hidden + mlp.down_proj(F.silu(gate) * up)
         return _norm(decoder.norm, hidden)
 
 
