@@ -81,6 +81,16 @@ class Board:
         self.page.locator(".vl-example").nth(number).click()
         self.page.wait_for_selector('.vl-stage[data-empty="false"]')
 
+    def slide(self, name: str, value: str) -> None:
+        """Type a number beside a slider, once the page listens: then the slider goes there."""
+        slider = self.page.get_by_label(f"range slider for {name}")
+        for _ in range(100):
+            self.page.get_by_label(f"number input for {name}").fill(value)
+            if slider.input_value() == value:
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"{name} stays at {slider.input_value()}, not {value}")
+
     def tool(self, name: str) -> None:
         self.page.locator(f'[data-tool="{name}"].vl-tool').click()
 

@@ -121,8 +121,8 @@ def test_wrong_asks_are_told_in_true_words(board: Board) -> None:
 
 def test_parameters_reach_the_model(board: Board) -> None:
     board.page.get_by_role("button", name="Parameters").click()
-    board.page.get_by_label("number input for Most tokens").fill("3")
-    board.page.get_by_label("number input for Temperature").fill("0.7")
+    board.slide("Most tokens", "3")
+    board.slide("Temperature", "0.7")
     board.page.get_by_label("Seed").fill("11")
     board.page.keyboard.press("Tab")
     board.example(0)
