@@ -215,3 +215,25 @@ def test_the_extras_are_those_of_the_readme() -> None:
     sentence = readme[readme.index("Extras:") :].split("\n\n")[0]
     for extra in project["optional-dependencies"]:
         assert f"`{extra}`" in sentence
+
+
+def test_the_tested_versions_satisfy_the_metadata() -> None:
+    """`constraints.txt` pins every dependency that `make setup` installs, within its bounds."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in pairs}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = re.search(r"^EXTRAS := (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert extras is not None
+    wanted = list(project["dependencies"])
+    for extra in extras[1].split(","):
+        wanted += project["optional-dependencies"][extra]
+    wrong = []
+    for requirement in map(Requirement, wanted):
+        pin = pins.get(canonicalize_name(requirement.name))
+        if requirement.name != "vip-llava" and (pin is None or pin not in requirement.specifier):
+            wrong.append(f"{requirement}: constraints.txt has {pin}")
+    assert wrong == []

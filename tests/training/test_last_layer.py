@@ -97,7 +97,13 @@ def test_a_watched_layer_works_out_everything(make_vip: Made, make_row: Made) ->
     model, batch = make_vip(), padded(make_row)
     compute_loss_inside(model)
     assert ends_early(model, {})
-    for more in ("output_hidden_states", "output_attentions", "use_cache", "past_key_values"):
+    for more in (
+        "output_hidden_states",
+        "output_attentions",
+        "use_cache",
+        "past_key_values",
+        "cache",
+    ):
         assert not ends_early(model, {more: True})
     attention = model.get_decoder().layers[-1].self_attn
     hook = attention.register_forward_hook(lambda *_given: None)

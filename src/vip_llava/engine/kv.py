@@ -156,7 +156,7 @@ def _grown(memory: Tensor, size: int) -> Tensor:
 
 
 class StepCache(Cache):
-    """The `past_key_values` of one step: new keys and values go to their places in the memory.
+    """The transformers cache of one step: new keys and values go to their places in the memory.
 
     What a token attends to is not handed back here but read by `attention.paged_attention`, since
     only that knows which tokens belong together.

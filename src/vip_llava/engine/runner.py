@@ -22,6 +22,7 @@ from vip_llava.engine.kv import KVMemory, StepCache
 from vip_llava.engine.paths import Paths
 from vip_llava.engine.scheduler import Row
 from vip_llava.engine.transfer import sent
+from vip_llava.model.cache_argument import CACHE
 
 __all__ = ["Runner"]
 
@@ -121,9 +122,9 @@ class Runner:
             output = decoder(
                 inputs_embeds=embeds,
                 position_ids=step.positions,
-                past_key_values=StepCache(self._memory, step.places),
                 use_cache=True,
                 step_plan=step,
+                **{CACHE: StepCache(self._memory, step.places)},
             )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden

@@ -7,6 +7,7 @@ same name. It knows no other files of a checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vip_llava.errors import CheckpointError
 from vip_llava.model.checkpoint_files import read_json, read_tensors
 from vip_llava.model.layouts import canonical_from_hub, canonical_from_original, listed
 
-__all__ = ["Adapter", "apply_adapter", "read_adapter"]
+__all__ = ["Adapter", "apply_adapter", "fold_adapter", "read_adapter"]
 
 _PREFIX = "base_model.model."
 # Settings that change the arithmetic; everything else in adapter_config.json is about training.
@@ -100,7 +101,7 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter, merge: bool) -> PreT
     Raises:
         CheckpointError: layers that the model lacks, or adapter weights missing or of wrong shape.
     """
-    from peft import LoraConfig, get_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
     from peft import set_peft_model_state_dict as set_weights
 
     lacking = [name for name in adapter.modules if not _has(model, name)]
@@ -108,27 +109,32 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter, merge: bool) -> PreT
         raise CheckpointError(f"{adapter.folder}: the base has no layers {listed(lacking)}")
     # Full names, because a bare "q_proj" would also match the picture encoder.
     settings = LoraConfig(target_modules=adapter.modules, inference_mode=True, **adapter.settings)
-    model.add_adapter(settings)
+    inject_adapter_in_model(settings, model)
     # Told not to save embeddings, or peft asks a hub whether the base has them.
     expected = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     _compare(adapter.folder, {k: v.shape for k, v in expected.items()}, adapter.weights)
     set_weights(model, adapter.weights, adapter_name="default")
     if merge:
-        _merge(model, adapter)
+        fold_adapter(model, adapter.modules, str(adapter.folder))
     return model
 
 
-def _merge(model: PreTrainedModel, adapter: Adapter) -> None:
-    """Fold every adapter into its layer and put the plain layer back."""
-    for name in adapter.modules:
+def fold_adapter(model: PreTrainedModel, names: Iterable[str], source: str) -> None:
+    """Merge the LoRA layers called `names` into their base layers and put those back; in place.
+
+    Args:
+        source: what the error names, the adapter's folder.
+
+    Raises:
+        CheckpointError: a merged weight is not finite.
+    """
+    for name in names:
         layer: Any = model.get_submodule(name)
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:  # peft's check for weights that are not finite
-            raise CheckpointError(f"{adapter.folder}: {name} can't be merged: {error}") from error
+            raise CheckpointError(f"{source}: {name} can't be merged: {error}") from error
         model.set_submodule(name, layer.get_base_layer())
-    # transformers would otherwise save the model as an adapter.
-    model._hf_peft_config_loaded = False
     if hasattr(model, "peft_config"):
         del model.peft_config
 

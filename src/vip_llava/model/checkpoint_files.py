@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from vip_llava.errors import CheckpointError
 from vip_llava.model.layouts import listed, read_bin
+from vip_llava.model.safetensors_files import load_tensors, save_tensors
 
 __all__ = ["find_weights", "has_weights", "read_json", "read_tensors", "write_tensors"]
 
@@ -31,6 +30,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{path}: permission denied; this user needs read access to the file"
+        ) from error
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} is no checkpoint folder: it has no {path.name}"
@@ -92,7 +95,7 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     files = list(paths)
     for path in files:
-        part = read_bin(path) if path.suffix == ".bin" else _read_safetensors(path)
+        part = read_bin(path) if path.suffix == ".bin" else load_tensors(path)
         twice = tensors.keys() & part.keys()
         if twice:
             raise CheckpointError(f"{path} repeats weights of another shard: {listed(twice)}")
@@ -103,13 +106,6 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
             if lost:
                 raise CheckpointError(f"{index} lists weights that no shard has: {listed(lost)}")
     return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
 
 
 def write_tensors(
@@ -129,23 +125,13 @@ def write_tensors(
         shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        return [_write_shard(folder / "model.safetensors", shards[0])]
+        return [save_tensors(folder / "model.safetensors", shards[0])]
     paths, places = [], {}
     for number, shard in enumerate(shards, start=1):
         path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        paths.append(_write_shard(path, shard))
+        paths.append(save_tensors(path, shard))
         places.update(dict.fromkeys(shard, path.name))
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return paths
-
-
-def _write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-    # safetensors refuses views and shared storage; a copy of a view is what a file needs anyway.
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        path,
-        metadata={"format": "pt"},
-    )
-    return path

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -40,6 +39,7 @@ from vip_llava.model.focal import FocalSettings
 from vip_llava.model.geometry import PictureGeometry
 from vip_llava.model.layouts import listed
 from vip_llava.model.processor import Processor
+from vip_llava.model.safetensors_files import load_tensors, save_tensors
 from vip_llava.model.smollm import ensure_language_model
 from vip_llava.model.templates import get_template
 
@@ -65,7 +65,7 @@ def new_default(language_model: Path) -> VipLlavaForConditionalGeneration:
     with no_init_weights():
         model = VipLlavaForConditionalGeneration(config)
     body: nn.Module = model.model.language_model
-    state = load_file(language_model / "model.safetensors")
+    state = load_tensors(language_model / "model.safetensors")
     words = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     body.load_state_dict(words)
     model.tie_weights()
@@ -275,8 +275,7 @@ def save_trained(
         cuts = 2 if sum(v.numel() for v in part.values()) > 7_000_000 else 1
         for cut in range(cuts):
             name = f"{piece}-{cut + 1}-of-{cuts}.safetensors"
-            chosen = {k: part[k].detach().half().cpu().contiguous() for k in keys[cut::cuts]}
-            save_file(chosen, folder / name)
+            save_tensors(folder / name, {k: part[k].half() for k in keys[cut::cuts]})
             names.append(name)
     listing = {"files": names, "lora_scale": lora_scale, "focal": asdict(focal), **facts}
     (folder / _LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")

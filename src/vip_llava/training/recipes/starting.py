@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -25,6 +24,7 @@ from vip_llava.model.hub import DEFAULT_NAME, Progress, resolve_folder
 from vip_llava.model.loading import load_model
 from vip_llava.model.placement import Placement
 from vip_llava.model.processor import Processor
+from vip_llava.model.safetensors_files import save_tensors
 from vip_llava.model.settings import build_processor
 from vip_llava.model.sources import Source, open_checkpoint
 from vip_llava.model.towers import guard_placeholder
@@ -163,7 +163,7 @@ def write_new_projector(
         "use_mm_proj": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_new_weights(inside, hidden, five, seed), folder / "mm_projector.safetensors")
+    save_tensors(folder / "mm_projector.safetensors", _new_weights(inside, hidden, five, seed))
     text_of_config = json.dumps(config, indent=2) + "\n"
     (folder / "config.json").write_text(text_of_config, encoding="utf-8")  # last: it completes
     return folder

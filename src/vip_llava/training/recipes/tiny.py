@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from vip_llava.model.building import quiet
+from vip_llava.model.safetensors_files import save_tensors
 from vip_llava.training.recipes.recipe import TinyModel
 
 __all__ = ["write_tiny"]
@@ -47,7 +48,9 @@ def write_tiny(folder: Path, settings: TinyModel, texts: Iterable[str], seed: in
     torch.manual_seed(seed)
     try:
         with quiet():
-            _model(settings, pieces).save_pretrained(partial)
+            model = _model(settings, pieces)
+            model.config.save_pretrained(partial)
+            save_tensors(partial / "model.safetensors", model.state_dict())
     finally:
         torch.random.set_rng_state(state)
     _write_picture_settings(partial, settings.picture)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from vip_llava.errors import CheckpointError
@@ -25,6 +24,7 @@ from vip_llava.model.convert import convert
 from vip_llava.model.layouts import PROJECTOR, ProjectorStyle, canonical_to_original
 from vip_llava.model.loading import load_model
 from vip_llava.model.processor import Processor
+from vip_llava.model.safetensors_files import save_tensors
 from vip_llava.model.settings import PROCESSOR_FILE
 from vip_llava.training.adapters import write_adapter
 
@@ -104,17 +104,16 @@ def export_projector(
         state: the model's weights, where they were gathered from several devices.
     """
     every = model.state_dict() if state is None else state
-    weights = {n: t.detach().cpu() for n, t in every.items() if n.startswith(PROJECTOR)}
+    weights = {n: t for n, t in every.items() if n.startswith(PROJECTOR)}
     norm = f"{PROJECTOR}projector_layernorm.weight" in weights
     linears = sum(".linear_" in n and n.endswith(".weight") for n in weights)
     bare = linears == 1 and not norm
     style = ProjectorStyle(linears, norm, bare)
     named = {
-        canonical_to_original(n, style): (t.to(dtype) if dtype else t).contiguous()
-        for n, t in weights.items()
+        canonical_to_original(n, style): t.to(dtype) if dtype else t for n, t in weights.items()
     }
     with _made(target) as partial:
-        save_file(named, partial / "mm_projector.safetensors", metadata={"format": "pt"})
+        save_tensors(partial / "mm_projector.safetensors", named)
         _write_json(partial / "config.json", config)
     return target
 
