@@ -35,9 +35,9 @@ from vip_llava.data.scenes.questions import choosing, naming
 from vip_llava.data.scenes.scene import Exchange, Scene, Task
 from vip_llava.evaluation.benchmarks.marked import NAMING, Item, items_of
 from vip_llava.evaluation.intervals import share
-from vip_llava.model.default import default_processor, load_default
-from vip_llava.model.processor import Conversation
-from vip_llava.model.templates import Message
+from vip_llava.models.default.build import default_processor, load_default
+from vip_llava.prompting.processor import Conversation
+from vip_llava.prompting.templates import Message
 from vip_llava.training.scenes.default_model import (
     focal_settings,
     mix_settings,
@@ -66,7 +66,7 @@ class Variant:
 VARIANTS = {
     "whole": Variant("four depths, close view, all shapes", groups=(*SHAPES, "control")),
     "one-depth": Variant("only the tower's last depth", last_depth=True),
-    "no-close-view": Variant("the drawn picture alone", kind="whole", groups=("drawn",)),
+    "no-close-view": Variant("the drawn image alone", kind="whole", groups=("drawn",)),
     "in-words": Variant(
         "nothing drawn, no close view: the box as numbers in the question",
         kind="whole", groups=("in-words",), in_words=True,
@@ -78,7 +78,7 @@ VARIANTS = {
 
 
 def in_words(text: str, box: Sequence[float], size: tuple[int, int]) -> str:
-    """A question with the box in hundredths of the picture in the place of the region's words."""
+    """A question with the box in hundredths of the image in the place of the region's words."""
     hundredths = [round(100 * v / size[i % 2]) for i, v in enumerate(box)]
     return text.replace("<region:1>", f"the object at {hundredths}")
 
@@ -100,13 +100,13 @@ class Mix(RegionMix):
     ) -> Row | None:
         if not self.variant.in_words or not scene.regions:
             return super()._encoded(kind, scene, asked, rng)
-        box, size = scene.regions[0].bounds(scene.picture.size), scene.picture.size
+        box, size = scene.regions[0].bounds(scene.image.size), scene.image.size
         question, answer = (in_words(text, box, size) for text in asked[0])
         messages = (Message("user", question), Message("assistant", answer))
-        ids, labels = self.processor.encode_training(Conversation(messages, scene.picture))
+        ids, labels = self.processor.encode_training(Conversation(messages, scene.image))
         if len(ids) > self._length(kind):
             return None
-        return [self.processor.geometry.fit(scene.picture)], ids, labels, [], []
+        return [self.processor.geometry.fit(scene.image)], ids, labels, [], []
 
 
 def only_last_depth(tower: Any) -> None:
@@ -166,7 +166,7 @@ def worded(photos: Sequence[Photo]) -> list[Item]:
     for photo in (p for p in photos if p.is_coco):
         for index, thing in enumerate(photo.things):
             question = in_words(NAMING, thing.box, photo.size)
-            request = partial(dict, picture=photo.jpeg, question=question)
+            request = partial(dict, image=photo.jpeg, question=question)
             made.append(Item(f"{photo.id}/{index}", thing.label, request, thing.label))
     return made
 

@@ -1,7 +1,7 @@
 """How long the default model takes to answer, and how much memory: cold and warm.
 
 Cold: whole processes of `vip-llava ask` with a ten-token limit, from start to exit. Warm: the same
-question again in one process that holds the model. Beside: the same prompt, picture and number of tokens by
+question again in one process that holds the model. Beside: the same prompt, image and number of tokens by
 transformers' own `generate` on float32 weights, by turns with `ask` in one process. The targets: a ten-token answer in at most 12 s
 cold and 3 s warm on two cores of a processor without a GPU, at most 1.6 GB resident.
 
@@ -24,7 +24,7 @@ from pathlib import Path
 PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "cat.jpg"
 BOX = (100, 40, 330, 250)
 # A caption is long enough to fill the limit, so that ten tokens are really generated.
-QUESTION = "Describe the picture."
+QUESTION = "Describe the image."
 TOKENS = 10
 RESULTS = Path(__file__).parent / "results"
 
@@ -68,7 +68,7 @@ def beside(runs: int) -> list[tuple[float, float]]:
 
     ours, plain = load(), load(dtype="float32")
     model, processor = plain.model, plain.processor
-    request = {"picture": PHOTO, "question": QUESTION, "regions": Box(*BOX)}
+    request = {"image": PHOTO, "question": QUESTION, "regions": Box(*BOX)}
     pairs = []
     for _ in range(runs + 1):
         began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""How long drawing takes: one prompt of each shape on a 640 x 480 picture, on one core.
+"""How long drawing takes: one prompt of each shape on a 640 x 480 image, on one core.
 
-Each time is a whole `draw` call - resolving the region, copying the picture, drawing - with a mark of
+Each time is a whole `draw` call - resolving the region, copying the image, drawing - with a mark of
 about 150 x 150 pixels, half transparent (the training's way) and opaque (the default when asking).
-Compared with the published 3.6 ms (ellipse) to 14 ms (scribble) of the original on such a picture;
+Compared with the published 3.6 ms (ellipse) to 14 ms (scribble) of the original on such an image;
 only those two were published, the other shapes are compared with the faster of them.
 
     python benchmarks/drawing.py [--rounds 30] [--write NAME_OF_HARDWARE]
@@ -70,17 +70,17 @@ def marks() -> dict[str, Region]:
         "mask": Mask([outline]),
         "contour (rle)": Contour(rle=disc),
         "mask (rle)": Mask(rle=disc),
-        "box, whole picture": Box(5, 5, 635, 475),
-        "ellipse, whole picture": Ellipse(5, 5, 635, 475),
+        "box, whole image": Box(5, 5, 635, 475),
+        "ellipse, whole image": Ellipse(5, 5, 635, 475),
     }
 
 
-def whole_picture_overlay(picture: Image.Image) -> Image.Image:
-    """The textbook way: an RGBA layer as large as the picture with an ellipse on it, composed and turned
+def whole_image_overlay(image: Image.Image) -> Image.Image:
+    """The textbook way: an RGBA layer as large as the image with an ellipse on it, composed and turned
     back. A yardstick for the machine and its present load; the original does more than this."""
-    layer = Image.new("RGBA", picture.size, (255, 0, 0, 0))
+    layer = Image.new("RGBA", image.size, (255, 0, 0, 0))
     ImageDraw.Draw(layer).ellipse((220, 160, 370, 310), outline=(255, 0, 0, 177), width=5)
-    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
@@ -108,21 +108,21 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, tu
 
 def table(rounds: int) -> str:
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     calls: dict[str, Callable[[], object]] = {
-        "copy": picture.copy,
-        "overlay": partial(whole_picture_overlay, picture),
+        "copy": image.copy,
+        "overlay": partial(whole_image_overlay, image),
     }
     for name, mark in marks().items():
         for alpha in (177, 255):
             region = mark.changed(alpha=alpha, color="red")
-            calls[f"{name} {alpha}"] = partial(draw, picture, [region])
+            calls[f"{name} {alpha}"] = partial(draw, image, [region])
     times = measure(calls, rounds)
     lines = [
         "| shape | alpha 177 | (middle) | opaque | (middle) | original | times faster (alpha 177, opaque) |",
         "|---|---|---|---|---|---|---|",
-        f"| copying the picture (part of each) | | | {times['copy'][0]:.3f} | {times['copy'][1]:.3f} | | |",
-        f"| whole-picture overlay, same run | {times['overlay'][0]:.3f} | {times['overlay'][1]:.3f} | | | | |",
+        f"| copying the image (part of each) | | | {times['copy'][0]:.3f} | {times['copy'][1]:.3f} | | |",
+        f"| whole-image overlay, same run | {times['overlay'][0]:.3f} | {times['overlay'][1]:.3f} | | | | |",
     ]
     for name in marks():
         mixed, opaque = times[f"{name} 177"], times[f"{name} 255"]
@@ -146,7 +146,7 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time drawing on a 640 x 480 picture.")
+    parser = argparse.ArgumentParser(description="Time drawing on a 640 x 480 image.")
     parser.add_argument(
         "--rounds", type=int, default=30, help=f"turns of {INNER} calls (default 30)"
     )
@@ -163,14 +163,14 @@ def main() -> None:
         file = RESULTS / f"drawing_{options.write}_{today}.md"
         file.parent.mkdir(exist_ok=True)
         file.write_text(
-            f"# Drawing one prompt on a 640 x 480 picture\n\n"
+            f"# Drawing one prompt on a 640 x 480 image\n\n"
             f"Milliseconds of processor time for a whole `draw` call, one core of {processor()}. First figure: the "
             f"median over {options.rounds} turns of the fastest of {INNER} calls, so that other work on the machine "
             f"counts little; (middle): the median of all calls, with whatever else ran. Python "
             f"{platform.python_version()}, Pillow {PIL.__version__}, numpy {np.__version__}.\n\n"
-            f"The original's times are the published ones for such a picture on one core: 3.6 ms (ellipse) to 14 ms "
+            f"The original's times are the published ones for such an image on one core: 3.6 ms (ellipse) to 14 ms "
             f"(scribble); the other shapes lie between, and are compared with the smaller one. They "
-            f"were not measured again here: the whole-picture overlay is a yardstick for this machine, the bare "
+            f"were not measured again here: the whole-image overlay is a yardstick for this machine, the bare "
             f"technique without the original's other work. "
             f"Command: `python benchmarks/drawing.py --write {options.write}`.\n\n{report}\n"
         )

@@ -1,4 +1,4 @@
-"""Where the time of the engine's steps goes on a GPU: recorded steps, prompts, pictures, the host.
+"""Where the time of the engine's steps goes on a GPU: recorded steps, prompts, images, the host.
 
     python benchmarks/engine_steps.py [--tiny] [--only PART ...] [--profile]
 
@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from vip_llava.engine import Engine, SamplingParams
-from vip_llava.engine.captured import _parted
-from vip_llava.engine.ceilings import Ceilings, ceilings, finished, peak_bytes, step_bytes
+from vip_llava.bench.bench_model import Subject, random_subject
+from vip_llava.bench.roofline import Ceilings, ceilings, finished, peak_bytes, step_bytes
+from vip_llava.engine import Engine
+from vip_llava.engine.decode_graphs import _parted
 from vip_llava.engine.digests import view_digests
 from vip_llava.engine.portrait import portrait
-from vip_llava.engine.subject import Subject, random_subject
-from vip_llava.model.quantize import Quantization, quantize_model
+from vip_llava.models.quantize import Quantization, quantize_model
+from vip_llava.sampling_params import SamplingParams
 
 TEXT = 64
 ASKERS = 64
@@ -106,7 +107,7 @@ def replays(
 @torch.inference_mode()
 def attention(subject: Subject, engine: Engine) -> None:
     """A recorded step of one request with attention in several layouts."""
-    from vip_llava.kernels.fused import choices
+    from vip_llava.kernels.fused import tuned_configs as choices
 
     known = choices.attention_setting
     step: Any = engine._paths.decode
@@ -148,7 +149,7 @@ def decode(name: str, subject: Subject, engine: Engine, **params: Any) -> None:
 
 @torch.inference_mode()
 def first_token(subject: Subject, engine: Engine, profiled: bool) -> None:
-    """A new picture and its question, whole and in parts."""
+    """A new image and its question, whole and in parts."""
     device, model = subject.model.device, subject.model
     found = []
     for seed in range(7):
@@ -157,14 +158,14 @@ def first_token(subject: Subject, engine: Engine, profiled: bool) -> None:
         began = time.perf_counter()
         engine.submit(*asked, SamplingParams(max_new_tokens=1)).result()
         found.append(1e3 * (time.perf_counter() - began))
-    say("first token, new picture", statistics.median(found[2:]), "ms")
+    say("first token, new image", statistics.median(found[2:]), "ms")
     _, pixels = subject.prompt(1, TEXT)
-    say("of it: hash of the picture", middle_ms(device, lambda: view_digests(pixels)), "ms", "host")
+    say("of it: hash of the image", middle_ms(device, lambda: view_digests(pixels)), "ms", "host")
     say("of it: portrait of the model", middle_ms(device, lambda: portrait(model)), "ms", "host")
     for count in (1, 2, 8):
         views = pixels.repeat(count, 1, 1, 1)
         took = middle_ms(device, lambda views=views: engine._vision._run(views), 5)  # type: ignore[misc]
-        say(f"pictures encoded together: {count}", took, "ms", "recorded")
+        say(f"images encoded together: {count}", took, "ms", "recorded")
     for prompt in (TEXT + subject.tokens_per_view, 24):
         chosen = [(next_row(subject, engine, prompt), prompt)]
         took = middle_ms(device, lambda chosen=chosen: engine._runner(chosen), 5)  # type: ignore[misc]
@@ -190,7 +191,7 @@ def next_row(subject: Subject, engine: Engine, tokens: int) -> Any:
 
 
 def second_turn(subject: Subject, engine: Engine) -> None:
-    """The next question about the same picture."""
+    """The next question about the same image."""
     found = []
     for seed in range(7):
         ids, pixels = subject.prompt(700 + seed, TEXT)
@@ -203,7 +204,7 @@ def second_turn(subject: Subject, engine: Engine) -> None:
 
 
 def many(subject: Subject, engine: Engine) -> None:
-    """Many askers at once, each with a picture of its own; the first turn warms up."""
+    """Many askers at once, each with an image of its own; the first turn warms up."""
     for turn in range(2):
         engine.forget()
         asked = [subject.prompt(2000 + 100 * turn + number, TEXT) for number in range(ASKERS)]

@@ -27,15 +27,15 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vip_llava.api import Assistant
+from vip_llava.assistant import Assistant
+from vip_llava.bench.bench_model import random_subject
 from vip_llava.engine import EngineSettings
-from vip_llava.engine.subject import random_subject
 from vip_llava.evaluation.benchmarks import open_benchmark
 from vip_llava.evaluation.items import Benchmark
 from vip_llava.evaluation.run import items_of, run
-from vip_llava.model.geometry import PictureGeometry
-from vip_llava.model.processor import Processor
-from vip_llava.model.templates import get_template
+from vip_llava.prompting.geometry import ImageGeometry
+from vip_llava.prompting.processor import Processor
+from vip_llava.prompting.templates import get_template
 
 RESULTS = Path(__file__).parent / "results"
 BOXES = [[20, 20, 200, 160], [240, 20, 420, 160], [20, 200, 200, 340], [240, 200, 420, 340]]
@@ -78,7 +78,7 @@ def random_assistant(size: str, device: str, batch_size: int) -> Assistant:
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    geometry = PictureGeometry(mode="pad", size=subject.side, mean=mean, std=std)
+    geometry = ImageGeometry(mode="pad", size=subject.side, mean=mean, std=std)
     template = get_template("vicuna_v1")
     image, per_view = subject.image_token_id, subject.tokens_per_view
     processor = Processor(tokenizer, geometry, template, image, per_view)

@@ -23,7 +23,7 @@ import torch
 
 from kernels import TINY, Case, Product, Requests, Size, microseconds, numbers, products, random
 from vip_llava.kernels import fused
-from vip_llava.kernels.fused import choices
+from vip_llava.kernels.fused import tuned_configs as choices
 
 WORKERS = 12
 

@@ -29,7 +29,8 @@ import torch
 import triton
 from torch import Tensor
 
-from vip_llava.kernels import Dense, Int4, Int8, Matrix, Norm, fused, plain
+from vip_llava.kernels import Dense, Int4, Int8, Matrix, Norm, fused
+from vip_llava.kernels import reference as plain
 
 
 @dataclass(frozen=True)

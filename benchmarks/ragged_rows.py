@@ -18,10 +18,10 @@ import numpy as np
 
 from vip_llava.data.scenes.photos import Photo, is_validation, read_regions
 from vip_llava.data.scenes.scene import pick
-from vip_llava.model.default import default_processor
-from vip_llava.model.smollm import ensure_language_model
-from vip_llava.model.templates import Message, get_template
-from vip_llava.model.tokenization import encode_training
+from vip_llava.models.default.build import default_processor
+from vip_llava.models.default.language_model import ensure_language_model
+from vip_llava.prompting.templates import Message, get_template
+from vip_llava.prompting.tokenization import encode_training
 from vip_llava.regions import PALETTE, Box, resolve
 from vip_llava.regions.phrases import expand
 
@@ -31,12 +31,12 @@ QUESTIONS = ("What is {}?", "Name {}.", "What is the object {}?", "Can you tell 
 
 
 def conversation(photo: Photo, rng: np.random.Generator) -> list[Message]:
-    """What is asked about a photo, the first time with the picture, and the answers."""
+    """What is asked about a photo, the first time with the image, and the answers."""
     things = photo.things[:MOST]
     colors = [*PALETTE] * MOST
     boxes = [Box(*thing.box, id=str(i), color=colors[i]) for i, thing in enumerate(things)]
     regions = resolve(boxes, photo.size).regions
-    said = [("Describe the picture.", pick(rng, photo.captions))] if photo.captions else []
+    said = [("Describe the image.", pick(rng, photo.captions))] if photo.captions else []
     for thing, region in zip(things, regions, strict=True):
         said.append((pick(rng, QUESTIONS).format(f"<region:{region.id}>"), thing.label))
     messages = []
@@ -44,11 +44,11 @@ def conversation(photo: Photo, rng: np.random.Generator) -> list[Message]:
         messages.append(Message("user", expand(question, regions)))
         messages.append(Message("assistant", answer))
     first = messages[0]
-    return [Message(first.role, first.text, pictures=1), *messages[1:]]
+    return [Message(first.role, first.text, images=1), *messages[1:]]
 
 
 def lengths(folder: Path) -> list[tuple[int, int]]:
-    """Tokens of the text of each row, without its picture, and how many of them are learned."""
+    """Tokens of the text of each row, without its image, and how many of them are learned."""
     photos = [p for p in read_regions(folder) if p.things and not is_validation(p.id)]
     tokenizer = default_processor(ensure_language_model()).tokenizer
     template = get_template("vicuna_v1")

@@ -4,7 +4,7 @@
                                  [--random 7b --device cuda --dtype bfloat16] [--write HARDWARE]
 
 Both serve the same model, one after the other in processes of their own, and get the same questions
-about the same pictures, each with its own box, streamed. A client asks its next question when the
+about the same images, each with its own box, streamed. A client asks its next question when the
 last one is answered. Without `--random` the model is the default one; random weights have the
 published sizes, and their answers the full number of tokens. Nothing leaves this machine.
 """

@@ -30,10 +30,10 @@ def random_assistant(size: str, device: str, dtype: str) -> Assistant:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from vip_llava.engine.subject import random_subject
-    from vip_llava.model.geometry import PictureGeometry
-    from vip_llava.model.processor import Processor
-    from vip_llava.model.templates import get_template
+    from vip_llava.bench.bench_model import random_subject
+    from vip_llava.prompting.geometry import ImageGeometry
+    from vip_llava.prompting.processor import Processor
+    from vip_llava.prompting.templates import get_template
 
     torch.manual_seed(0)  # both ways serve the same weights
     subject = random_subject(size, device, getattr(torch, dtype))
@@ -55,7 +55,7 @@ def random_assistant(size: str, device: str, dtype: str) -> Assistant:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    geometry = PictureGeometry(mode="pad", size=subject.side)
+    geometry = ImageGeometry(mode="pad", size=subject.side)
     processor = Processor(
         tokenizer,
         geometry,
@@ -76,7 +76,7 @@ def opened_assistant(given: Any) -> Assistant:
 def serve_ours(assistant: Assistant) -> None:
     """The project's own server."""
     from vip_llava.serving.api.app import create_app
-    from vip_llava.serving.entrance.running import run
+    from vip_llava.serving.middleware.running import run
 
     settings = make_settings(port=0, limits={"rate": 0, "answer_seconds": 3600})
     app = create_app({"m": assistant}, settings)
@@ -94,7 +94,7 @@ class Worker(BaseHTTPRequestHandler):
         length = int(self.headers["content-length"])
         body = ChatRequest.model_validate_json(self.rfile.read(length))
         asked = understood(body, Limits())
-        request = opened(asked, [each.address for each in asked.pictures], Limits())
+        request = opened(asked, [each.address for each in asked.images], Limits())
         prepared = self.assistant.prepare(request, **asked.sampling)
         inputs = self.assistant.processor([prepared.conversation])
         self.send_response(200)

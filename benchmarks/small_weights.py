@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vip_llava.kernels import plain
-from vip_llava.model.quantize import Int4Linear, Int8Linear
+from vip_llava.kernels import reference as plain
+from vip_llava.models.quantize import Int4Linear, Int8Linear
 
 Small = type[Int8Linear] | type[Int4Linear]
 

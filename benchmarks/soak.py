@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py [--minutes 10] [--clients 8] [--random tiny] [--write HARDWARE]
 
-Clients ask with and without pictures, stream, leave early, upload and delete, and send what is
+Clients ask with and without images, stream, leave early, upload and delete, and send what is
 refused. Every half minute the server's memory, threads and open files are read. It ends with an
 error if one of them grows, a request hangs, or an answer is not what it should be. At most 60
 minutes; everything stays on this machine.
@@ -57,11 +57,11 @@ class Soak:
                 self.wrong.append(f"{action.__name__}: {type(error).__name__} {error}"[:200])
 
     async def whole(self, rng: random.Random) -> None:
-        """A picture with a region, answered at once."""
+        """An image with a region, answered at once."""
         body = {**question(rng.randrange(10_000), 8), "stream": False}
         answer = await self.client.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text
-        assert answer.json()["vip_llava"]["pictures"][0]["regions"]
+        assert answer.json()["vip_llava"]["images"][0]["regions"]
 
     async def stream(self, rng: random.Random) -> None:
         """The same, streamed to its end."""
@@ -78,7 +78,7 @@ class Soak:
                     break
 
     async def words(self, rng: random.Random) -> None:
-        """No picture, sampled."""
+        """No image, sampled."""
         message = {"role": "user", "content": f"Say {rng.randrange(10**9)}."}
         body = {"model": "m", "messages": [message], "max_tokens": 8, "temperature": 1.0}
         answer = await self.client.post("/v1/chat/completions", json=body)

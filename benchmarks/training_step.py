@@ -41,11 +41,11 @@ from transformers import (
 from vip_llava.data.batches import PackedCollator, PaddedCollator
 from vip_llava.data.packing import PackedBatches
 from vip_llava.data.samples import Sample
-from vip_llava.model.towers import used_states
+from vip_llava.models.truncate_layers import used_states
 from vip_llava.training.adapters import add_adapter
 from vip_llava.training.attention import use_packed_attention
 from vip_llava.training.losses import compute_loss_inside
-from vip_llava.training.parts import choose_trainable, feature_layers
+from vip_llava.training.param_groups import choose_trainable, feature_layers
 from vip_llava.training.recipes.recipe import Adapter
 from vip_llava.training.vision import compile_layers, read_views, tower_features
 
@@ -100,9 +100,9 @@ class Case:
     rows: int
     shortest: int
     longest: int
-    pictured: float = 1.0
+    imaged: float = 1.0
     listed: bool = False
-    """Whether the lengths of rows with a picture are those of real conversations."""
+    """Whether the lengths of rows with an image are those of real conversations."""
 
 
 CASES = {
@@ -286,7 +286,7 @@ def build(size: Size, device: str, dtype: torch.dtype, stage: int) -> Any:
 
 
 def make_samples(size: Size, case: Case, seed: int = 0) -> list[Sample]:
-    """Rows as a mix has them: some with one picture, others text.
+    """Rows as a mix has them: some with one image, others text.
 
     A fifth of the text is learned where the lengths are drawn.
     """
@@ -300,12 +300,12 @@ def make_samples(size: Size, case: Case, seed: int = 0) -> list[Sample]:
         share = torch.rand((), generator=generator).item() ** 2
         length = shortest + round(share * (longest - shortest))
         learned = max(length // 5, 1)
-        pictured = number < case.pictured * case.rows
-        if pictured and listed:
+        imaged = number < case.imaged * case.rows
+        if imaged and listed:
             length, learned = (max(round(size.scale * n), 3) for n in listed[number % len(listed)])
         ids = torch.randint(1, image, (length,), generator=generator).tolist()
         pixels = None
-        if pictured:
+        if imaged:
             ids[1:1] = [image] * size.view_tokens
             side = size.vision["image_size"]
             pixels = torch.randn(1, 3, side, side, generator=generator)
@@ -327,7 +327,7 @@ def packed(samples: list[Sample], tokens: int) -> list[Batch]:
 
 
 def cached(model: Any, batch: Batch) -> Batch:
-    """The batch with what the tower makes of its pictures in the place of them."""
+    """The batch with what the tower makes of its images in the place of them."""
     with torch.no_grad():
         features = tower_features(model, batch["pixel_values"].to(model.device))
     return {**batch, "pixel_values": {"features": features}}

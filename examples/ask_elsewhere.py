@@ -1,8 +1,8 @@
-"""Ask a server that knows nothing of regions: draw, pad and word here, and send an ordinary picture.
+"""Ask a server that knows nothing of regions: draw, pad and word here, and send an ordinary image.
 
     python examples/ask_elsewhere.py http://127.0.0.1:8000/v1 MODEL PHOTO "What is <region:1>?" X1,Y1,X2,Y2
 
-Any server with the chat API of OpenAI will do. The picture is padded to the model's square here, as
+Any server with the chat API of OpenAI will do. The image is padded to the model's square here, as
 the models were trained; a server that crops it to that square then has nothing left to cut off.
 """
 
@@ -15,8 +15,8 @@ import sys
 
 import httpx
 
-from vip_llava import Box, draw, open_picture
-from vip_llava.model.geometry import PictureGeometry
+from vip_llava import Box, draw, open_image
+from vip_llava.prompting.geometry import ImageGeometry
 from vip_llava.regions import expand, resolve
 
 SIDE = 336  # pixels of the published models' input
@@ -24,9 +24,9 @@ SIDE = 336  # pixels of the published models' input
 
 def ask(base_url: str, model: str, photo: str, question: str, box: str, side: int = SIDE) -> str:
     """The answer to a question about a box (X1,Y1,X2,Y2 in pixels of the photo)."""
-    picture = open_picture(photo)
-    regions = resolve([Box(*map(float, box.split(",")))], picture.size).regions
-    seen = PictureGeometry(mode="pad", size=side).fit(draw(picture, regions))
+    image = open_image(photo)
+    regions = resolve([Box(*map(float, box.split(",")))], image.size).regions
+    seen = ImageGeometry(mode="pad", size=side).fit(draw(image, regions))
     file = io.BytesIO()
     seen.save(file, "PNG")
     address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

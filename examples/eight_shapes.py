@@ -22,10 +22,10 @@ from vip_llava import (
     Scribble,
     Triangle,
     draw,
-    open_picture,
+    open_image,
 )
 
-# The spoon of the demo photo, in shares of the picture, and its outline.
+# The spoon of the demo photo, in shares of the image, and its outline.
 SPOON = [
     (0.660, 0.170), (0.685, 0.163), (0.705, 0.185), (0.690, 0.285), (0.640, 0.560),
     (0.640, 0.590), (0.675, 0.650), (0.680, 0.720), (0.650, 0.790), (0.600, 0.815),
@@ -52,14 +52,14 @@ COLUMNS, PANEL, TITLE, GAP = 4, (300, 200), 22, 6
 
 def sheet(photo: str) -> Image.Image:
     """The eight drawn photos with their names, four in a row."""
-    picture = open_picture(photo)
+    image = open_image(photo)
     rows = -(-len(SHAPES) // COLUMNS)
     width, height = PANEL[0] + GAP, PANEL[1] + TITLE
     page = Image.new("RGB", (COLUMNS * width - GAP, rows * height), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
     for number, region in enumerate(SHAPES):
         corner = (number % COLUMNS * width, number // COLUMNS * height)
-        page.paste(draw(picture, [region]).resize(PANEL, Image.Resampling.LANCZOS), corner)
+        page.paste(draw(image, [region]).resize(PANEL, Image.Resampling.LANCZOS), corner)
         pen.text((corner[0] + 4, corner[1] + PANEL[1] + 2), region.shape, "black", font)
     return page
 

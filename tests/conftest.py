@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import CLIPVisionModel
 
-    from vip_llava.model.processor import Processor
+    from vip_llava.prompting.processor import Processor
 
 # Without a GPU the CUDA kernels are tested by Triton's interpreter. It has to be asked for before
 # anything imports Triton, and changes nothing for those who don't use it.
@@ -68,7 +68,7 @@ def write_tiny_tokenizer(folder: Path, vocab_size: int = 400) -> int:
 
 
 def write_tiny_image_processor(folder: Path, size: int) -> None:
-    """The CLIP image processor's settings for a `size` x `size` picture."""
+    """The CLIP image processor's settings for a `size` x `size` image."""
     settings = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": size, "width": size},
@@ -91,8 +91,8 @@ def model_at_hand(request: pytest.FixtureRequest) -> None:
     """Where fetching is forbidden and nothing was fetched before, say so instead of failing."""
     if request.node.get_closest_marker("default_model") is None:
         return
-    from vip_llava.model.fetch import cache_folder, offline
-    from vip_llava.model.smollm import FOLDER_NAME
+    from vip_llava.models.default.fetch import cache_folder, offline
+    from vip_llava.models.default.language_model import FOLDER_NAME
 
     folder = cache_folder() / FOLDER_NAME
     if offline() and not folder.is_dir():
@@ -120,17 +120,17 @@ def write_labelled(folder: Path) -> Path:
     (folder / "images").mkdir(parents=True)
     rows = []
     for number, name in enumerate([*kept, *trained]):
-        picture = Image.new("RGB", (96, 72), (128, 120 + number, 110))
+        image = Image.new("RGB", (96, 72), (128, 120 + number, 110))
         things = MADE_THINGS if number < 3 else MADE_THINGS[3:]
         objects = []
         for label, color, (x1, y1, x2, y2) in things:
-            ImageDraw.Draw(picture).rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
+            ImageDraw.Draw(image).rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
             outline = [[x1, y1, x2, y1, x2, y2, x1, y2]]
             box = [x1, y1, x2, y2]
             objects.append(
                 {"label": label, "box": box, "polygons": outline if number == 2 else None}
             )
-        picture.save(folder / "images" / f"{name}.jpg", quality=95)
+        image.save(folder / "images" / f"{name}.jpg", quality=95)
         rows.append(
             {
                 "id": name,
@@ -161,11 +161,11 @@ def lite_processor() -> Processor:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from vip_llava.model.efficientnet import PIXEL_MEAN, PIXEL_STD
-    from vip_llava.model.focal import FocalSettings
-    from vip_llava.model.geometry import PictureGeometry
-    from vip_llava.model.processor import Processor
-    from vip_llava.model.templates import get_template
+    from vip_llava.models.default.efficientnet import PIXEL_MEAN, PIXEL_STD
+    from vip_llava.prompting.focal_views import FocalSettings
+    from vip_llava.prompting.geometry import ImageGeometry
+    from vip_llava.prompting.processor import Processor
+    from vip_llava.prompting.templates import get_template
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
@@ -180,7 +180,7 @@ def lite_processor() -> Processor:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
-    geometry = PictureGeometry(mode="pad", size=64, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3)
+    geometry = ImageGeometry(mode="pad", size=64, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3)
     return Processor(tokenizer, geometry, get_template("chatml"), 3, 17, FocalSettings())
 
 
@@ -192,8 +192,8 @@ def lite_model() -> Callable[..., Any]:
         import torch
         from transformers import LlamaConfig, VipLlavaForConditionalGeneration
 
-        from vip_llava.model.default import default_config
-        from vip_llava.model.efficientnet import EfficientNetLiteConfig
+        from vip_llava.models.default.build import default_config
+        from vip_llava.models.default.efficientnet import EfficientNetLiteConfig
 
         vision = EfficientNetLiteConfig(
             stages=[[1, 3, 1, 1, 8], [2, 3, 2, 2, 12], [1, 5, 2, 2, 16]],
@@ -235,7 +235,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random VipLlava in the Hugging Face layout (float32, five-layer tower) with a tokenizer.
 
     Language model: width 32, 2 layers, 4 heads over 2 key/value heads, 2048 positions. Tower: width
-    32, 12 layers, 56 x 56 picture, patch 14, so a picture is 16 tokens. `<image>` is the last id.
+    32, 12 layers, 56 x 56 image, patch 14, so an image is 16 tokens. `<image>` is the last id.
     """
     import torch
     from transformers import (
@@ -276,7 +276,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = VipLlavaForConditionalGeneration(config).eval()
     with torch.no_grad():
-        # The usual small start makes every picture look alike; wider weights make answers differ.
+        # The usual small start makes every image look alike; wider weights make answers differ.
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.15)
@@ -288,7 +288,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_clip() -> CLIPVisionModel:
-    """A random CLIP picture encoder: width 32, 12 layers, 56 x 56 picture, patch 14."""
+    """A random CLIP image encoder: width 32, 12 layers, 56 x 56 image, patch 14."""
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -504,7 +504,7 @@ def make_vip() -> Callable[..., Any]:
 def make_row() -> Callable[..., dict[str, Any]]:
     """`make_row([3, "view", 4], learned=2, seed=0)`: a training row for the model of `make_vip`.
 
-    A number stands for that many text ids, "view" for a picture; the last `learned` ids are
+    A number stands for that many text ids, "view" for an image; the last `learned` ids are
     labels. Gives `input_ids` and `labels` (lists) and `pixel_values` [N, 3, 28, 28] or None.
     """
 

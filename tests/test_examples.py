@@ -1,4 +1,4 @@
-"""The example programs run, and the picture of the README is what they make today."""
+"""The example programs run, and the image of the README is what they make today."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PHOTO = ROOT / "examples" / "photos" / "coffee.jpg"
 
 
-def test_the_picture_of_the_eight_shapes_is_up_to_date(tmp_path: Path) -> None:
+def test_the_image_of_the_eight_shapes_is_up_to_date(tmp_path: Path) -> None:
     program, target = ROOT / "examples" / "eight_shapes.py", tmp_path / "shapes.jpg"
     subprocess.run([sys.executable, str(program), str(PHOTO), str(target)], check=True)
     with Image.open(target) as made, Image.open(ROOT / "docs/images/shapes.jpg") as shown:
@@ -37,7 +37,7 @@ def test_the_example_rows_are_of_every_form_and_usable() -> None:
     from vip_llava.data.reading import RowFile
 
     rows = RowFile.open(ROOT / "examples" / "rows.jsonl")
-    report = check(rows, PHOTO.parent, open_pictures=True)
+    report = check(rows, PHOTO.parent, open_images=True)
     assert report.usable, report.problems
     assert set(report.kinds) == {"conversation", "regions", "custom", "refcocog"}
     assert report.text_only == 1
@@ -46,5 +46,5 @@ def test_the_example_rows_are_of_every_form_and_usable() -> None:
 @pytest.mark.parametrize("photo", sorted(PHOTO.parent.glob("*.jpg")), ids=lambda path: path.name)
 def test_photos_carry_no_metadata(photo: Path) -> None:
     """No place, camera or name of a person travels with a bundled photo."""
-    with Image.open(photo) as picture:
-        assert not picture.getexif()
+    with Image.open(photo) as image:
+        assert not image.getexif()

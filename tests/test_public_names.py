@@ -26,15 +26,15 @@ PUBLIC = [
     "__version__",
     "draw",
     "load",
-    "open_picture",
+    "open_image",
 ]
 ERRORS = [
     "CheckpointError",
     "DataError",
     "DownloadError",
+    "ImageError",
     "MissingExtraError",
     "PhraseError",
-    "PictureError",
     "QuantizationError",
     "RegionError",
     "RequestError",
@@ -43,7 +43,7 @@ ERRORS = [
     "VipLlavaError",
 ]
 ARGUMENTS_OF_LOAD = ["name_or_folder", "dtype", "device", "device_map", "quantization", "base"]
-ARGUMENTS_OF_ASK = ["picture", "question", "regions", "max_new_tokens", "temperature", "seed"]
+ARGUMENTS_OF_ASK = ["image", "question", "regions", "max_new_tokens", "temperature", "seed"]
 
 
 def test_the_list_is_frozen() -> None:

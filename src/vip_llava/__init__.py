@@ -1,4 +1,4 @@
-"""Point at something in a picture and ask about it.
+"""Point at something in an image and ask about it.
 
 The public face of the package: an explicit list, frozen by a test. Names are looked up on first
 use, so that `import vip_llava.regions` needs only Pillow and numpy.
@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vip_llava.api import Answer, Assistant, Chat, load
+    from vip_llava.assistant import Answer, Assistant, Chat, load
     from vip_llava.errors import VipLlavaError
-    from vip_llava.pictures import open_picture
+    from vip_llava.images import open_image
     from vip_llava.regions import (
         Arrow,
         Box,
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "vip_llava.api": ("Answer", "Assistant", "Chat", "load"),
+    "vip_llava.assistant": ("Answer", "Assistant", "Chat", "load"),
     "vip_llava.errors": ("VipLlavaError",),
-    "vip_llava.pictures": ("open_picture",),
+    "vip_llava.images": ("open_image",),
     "vip_llava.regions": (
         "Arrow",
         "Box",
@@ -64,7 +64,7 @@ __all__ = [
     "__version__",
     "draw",
     "load",
-    "open_picture",
+    "open_image",
 ]
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vip_llava.regions import Region
 
-__all__ = ["Answer", "DrawnPicture", "Timing", "TokenLogprob", "Usage"]
+__all__ = ["Answer", "DrawnImage", "Timing", "TokenLogprob", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class Timing:
     `prefill` also the time that it waited for its turn."""
 
     open: float
-    """Opening the picture (decoding, EXIF turn, conversion to RGB)."""
+    """Opening the image (decoding, EXIF turn, conversion to RGB)."""
     draw: float
     """Resolving and drawing the regions."""
     preprocess: float
-    """Wording, tokens, and the picture's way to tensors."""
+    """Wording, tokens, and the image's way to tensors."""
     prefill: float
     """Vision tower and prompt, up to and with the first token."""
     decode: float
@@ -68,13 +68,13 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnPicture:
-    """A picture as the model was shown it."""
+class DrawnImage:
+    """An image as the model was shown it."""
 
     image: Image.Image
     """Regions drawn, in its original size; RGB."""
     regions: tuple[Region, ...]
-    """In pixels, clipped to the picture, with id, colour, alpha and width filled in."""
+    """In pixels, clipped to the image, with id, colour, alpha and width filled in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,10 @@ class Answer:
 
     text: str
     """White space at both ends, stop texts and control tokens are not part of it."""
-    pictures: tuple[DrawnPicture, ...]
-    """All pictures of the conversation, in order."""
+    images: tuple[DrawnImage, ...]
+    """All images of the conversation, in order."""
     prompt: str
-    """The whole prompt, with `<image>` where a view of the picture stands."""
+    """The whole prompt, with `<image>` where a view of the image stands."""
     usage: Usage
     timing: Timing
     notes: tuple[str, ...]
@@ -116,19 +116,19 @@ class Answer:
 
     @property
     def image(self) -> Image.Image | None:
-        """The picture, the first one of several, as the model was shown it; None without one."""
-        return self.pictures[0].image if self.pictures else None
+        """The image, the first one of several, as the model was shown it; None without one."""
+        return self.images[0].image if self.images else None
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The regions of all pictures as they were drawn, each in pixels of its own picture."""
-        return tuple(region for each in self.pictures for region in each.regions)
+        """The regions of all images as they were drawn, each in pixels of its own image."""
+        return tuple(region for each in self.images for region in each.regions)
 
     def __str__(self) -> str:
         return self.text
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures themselves, of which the sizes stay."""
+        """Everything but the images themselves, of which the sizes stay."""
         values: dict[str, Any] = {
             "text": self.text,
             "finish_reason": self.finish_reason,
@@ -140,8 +140,8 @@ class Answer:
             "notes": list(self.notes),
             "seed": self.seed,
         }
-        if len(self.pictures) > 1:
-            values["images"] = [_size(each.image) for each in self.pictures]
+        if len(self.images) > 1:
+            values["images"] = [_size(each.image) for each in self.images]
         if self.logprobs is not None:
             values["logprobs"] = [each.to_json() for each in self.logprobs]
         return values

@@ -1,6 +1,6 @@
-"""A conversation of several turns about one picture.
+"""A conversation of several turns about one image.
 
-Keeps the picture, its regions and what was said; every turn goes the way of a single ask. A turn
+Keeps the image, its regions and what was said; every turn goes the way of a single ask. A turn
 that fails or is left early leaves the conversation as it was.
 """
 
@@ -11,17 +11,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from vip_llava.errors import RequestError
-from vip_llava.model.templates import Message
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
+from vip_llava.prompting.prepare import Sampling, as_messages, as_regions
+from vip_llava.prompting.templates import Message
 from vip_llava.regions import Region, draw_resolved, resolve
-from vip_llava.request import Sampling, as_messages, as_regions
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vip_llava.answer import Answer
-    from vip_llava.api import AnswerStream, Assistant
-    from vip_llava.request import MessageLike, Picture, RegionLike
+    from vip_llava.assistant import AnswerStream, Assistant
+    from vip_llava.prompting.prepare import ImageInput, MessageLike, RegionLike
 
 __all__ = ["Chat"]
 
@@ -32,12 +32,12 @@ class Chat:
     def __init__(
         self,
         assistant: Assistant,
-        picture: Picture,
+        image: ImageInput,
         regions: Sequence[RegionLike] | RegionLike = (),
         history: Sequence[MessageLike] = (),
     ) -> None:
         self._assistant = assistant
-        self._picture = None if picture is None else open_picture(picture)
+        self._image = None if image is None else open_image(image)
         self._messages = as_messages(history)
         self._regions: tuple[Region, ...] = ()
         self._notes: tuple[str, ...] = ()  # what was clipped; every answer tells it
@@ -55,8 +55,8 @@ class Chat:
 
     @property
     def image(self) -> Image.Image | None:
-        """The picture with the regions so far drawn on it."""
-        return None if self._picture is None else draw_resolved(self._picture, self._regions)
+        """The image with the regions so far drawn on it."""
+        return None if self._image is None else draw_resolved(self._image, self._regions)
 
     def add_region(self, region: RegionLike) -> Region:
         """Draw one more region from now on; returns it with its id and colour filled in.
@@ -84,7 +84,7 @@ class Chat:
         """As `ask`, giving pieces of text; the turn counts once its last piece has been taken."""
         known, clipped = self._with(regions)
         before = self._messages
-        stream = self._assistant.stream(self._picture, question, known, history=before, **sampling)
+        stream = self._assistant.stream(self._image, question, known, history=before, **sampling)
         # The regions reach `ask` already clipped, so it has nothing to say about them itself.
         stream.prepared = replace(stream.prepared, notes=_joined(clipped, stream.prepared.notes))
 
@@ -105,9 +105,9 @@ class Chat:
         added = as_regions(new)
         if not added:
             return self._regions, self._notes
-        if self._picture is None:
-            raise RequestError("regions need a picture to draw them on; this chat has none")
-        resolution = resolve((*self._regions, *added), self._picture.size)
+        if self._image is None:
+            raise RequestError("regions need an image to draw them on; this chat has none")
+        resolution = resolve((*self._regions, *added), self._image.size)
         return resolution.regions, _joined(self._notes, resolution.notes)
 
 

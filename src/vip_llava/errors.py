@@ -1,6 +1,6 @@
 """The one tree of errors that a user of vip-llava can meet.
 
-Every mistake of a user (a bad region, an unreadable picture, a folder that is no checkpoint)
+Every mistake of a user (a bad region, an unreadable image, a folder that is no checkpoint)
 raises a subclass of `VipLlavaError` whose message says what was wrong, where, and what would be
 right. Mistakes of a programmer are asserts or ordinary `TypeError`s and do not belong here.
 
@@ -13,9 +13,9 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DownloadError",
+    "ImageError",
     "MissingExtraError",
     "PhraseError",
-    "PictureError",
     "QuantizationError",
     "RegionError",
     "RequestError",
@@ -37,8 +37,8 @@ class PhraseError(VipLlavaError, ValueError):
     """A `<region:ID>` in a text that names no given region, or a region that can't be worded."""
 
 
-class PictureError(VipLlavaError, ValueError):
-    """A picture that can't be opened safely: format, size, truncation, animation, mode."""
+class ImageError(VipLlavaError, ValueError):
+    """An image that can't be opened safely: format, size, truncation, animation, mode."""
 
 
 class TemplateError(VipLlavaError, ValueError):

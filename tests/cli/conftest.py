@@ -89,6 +89,6 @@ def vip_llava(
 @pytest.fixture(scope="session")
 def assistant(tiny_model_folder: Path) -> Any:
     """The tiny model, open."""
-    from vip_llava.api import load
+    from vip_llava.assistant import load
 
     return load(tiny_model_folder)

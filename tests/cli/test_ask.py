@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
 from vip_llava.regions import Box, Point, draw
 
 Program = Callable[..., Any]
@@ -56,7 +56,7 @@ def test_json_tells_what_the_model_saw(
         content.pop(name), wanted.pop(name)
     assert content == {**wanted, "saved": str(out)}
     assert "lime rectangle" in content["prompt"] and "red point" in content["prompt"]
-    assert open_picture(out).tobytes() == draw(open_picture(photo), regions).tobytes()
+    assert open_image(out).tobytes() == draw(open_image(photo), regions).tobytes()
 
 
 def test_the_question_may_be_piped(ask: Program) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vip_llava.engine.measure import WORKLOADS, Figure
+from vip_llava.bench.workloads import WORKLOADS, Figure
 
 Program = Callable[..., Any]
 SMALL = ("--random", "tiny", "--runs", 1, "--new-tokens", 3, "--text-tokens", 6, "--askers", 2)
@@ -34,7 +34,7 @@ def test_json_has_every_figure(program: Program) -> None:
     told = json.loads(ran.out)
     assert {row["workload"] for row in told["figures"]} == {
         "decode, one asker",
-        "first token, new picture",
+        "first token, new image",
         "2 askers",
         "2 askers, first token",
         "2 askers, whole answer",
@@ -63,7 +63,7 @@ def test_what_fails_costs_nothing_else(
     ran = program("bench", *SMALL, *words)
     assert ran.code == 1
     assert "Not measured: decode: RuntimeError: made up" in ran.out
-    assert "| first token, new picture | engine |" in target.read_text()
+    assert "| first token, new image | engine |" in target.read_text()
 
 
 def test_after_some_time_nothing_more_begins(program: Program) -> None:
@@ -79,7 +79,7 @@ def test_a_model_can_be_measured(
     monkeypatch.setattr("vip_llava.cli.bench.open_assistant", lambda *_: assistant)
     ran = program("bench", *SMALL[2:], "--workload", "first-token")
     assert ran.code == 0, ran.err
-    assert f"One picture of {assistant.info.tokens_per_view} tokens" in ran.out
+    assert f"One image of {assistant.info.tokens_per_view} tokens" in ran.out
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from vip_llava.cli.commands import Talk
 from vip_llava.cli.prepare import Marked
 from vip_llava.errors import RegionError, RequestError
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
 from vip_llava.regions import Box, Point, draw, resolve
 
 Program = Callable[..., Any]
@@ -28,10 +28,10 @@ def opened(assistant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def talk(assistant: Any, photo: Path) -> Talk:
-    picture = open_picture(photo)
+    image = open_image(photo)
     regions = (Box(5, 5, 40, 30),)
-    resolution = resolve(regions, picture.size)
-    marked = Marked(picture, regions, resolution.regions, resolution.notes)
+    resolution = resolve(regions, image.size)
+    marked = Marked(image, regions, resolution.regions, resolution.notes)
     return Talk(assistant, marked, {"max_new_tokens": 6})
 
 
@@ -88,7 +88,7 @@ def test_a_region_is_added_with_its_style(talk: Talk, photo: Path) -> None:
     added = talk.chat.regions[-1]
     assert (added.id, added.color, added.alpha, added.radius) == ("2", "blue", 99, 3)
     wanted = draw(
-        open_picture(photo),
+        open_image(photo),
         [Box(5, 5, 40, 30), Point(60, 40, radius=3, color="blue", alpha=99)],
     )
     assert talk.chat.image is not None and talk.chat.image.tobytes() == wanted.tobytes()
@@ -152,7 +152,7 @@ def test_save_and_regions_and_help(
 ) -> None:
     talk.command(f"/save {tmp_path / 'now.png'}")
     assert talk.chat.image is not None
-    assert open_picture(tmp_path / "now.png").tobytes() == talk.chat.image.tobytes()
+    assert open_image(tmp_path / "now.png").tobytes() == talk.chat.image.tobytes()
     talk.command("/regions")
     talk.command("/help")
     shown = capsys.readouterr()

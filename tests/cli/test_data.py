@@ -17,10 +17,10 @@ from vip_llava.data.records import parse_row
 Program = Callable[..., Any]
 
 
-def row(name: str, picture: str = "a.png") -> dict[str, Any]:
+def row(name: str, image: str = "a.png") -> dict[str, Any]:
     return {
         "id": name,
-        "image": picture,
+        "image": image,
         "conversations": [
             {"from": "human", "value": "<image>\nWhat is it?"},
             {"from": "gpt", "value": "A red cup."},
@@ -64,7 +64,7 @@ class TestCheck:
         assert "conversation" in ran.out and "can be used as it is." in ran.out
 
     @pytest.mark.parametrize("bad", [row("x", "no.png"), {"id": "x", "conversations": []}])
-    def test_a_bad_row_or_a_missing_picture_ends_with_two(
+    def test_a_bad_row_or_a_missing_image_ends_with_two(
         self, program: Program, file: Callable[..., Path], bad: Any
     ) -> None:
         ran = program("data", "check", file(row("1"), bad))
@@ -97,15 +97,15 @@ class TestCheck:
         )
         assert cut.code == 2 and "max_length 20" in json.loads(cut.out)["problems"][0]["reason"]
 
-    def test_pictures_may_lie_elsewhere(
+    def test_images_may_lie_elsewhere(
         self, program: Program, file: Callable[..., Path], tmp_path: Path
     ) -> None:
         path = file(row("1"))
         (tmp_path / "photos").mkdir()
         (tmp_path / "a.png").rename(tmp_path / "photos" / "a.png")
         assert program("data", "check", path).code == 2
-        assert program("data", "check", path, "--pictures", tmp_path / "photos").code == 0
-        assert program("data", "check", path, "--pictures", tmp_path / "photo").code == 2
+        assert program("data", "check", path, "--images", tmp_path / "photos").code == 0
+        assert program("data", "check", path, "--images", tmp_path / "photo").code == 2
 
     def test_no_such_file(self, program: Program, tmp_path: Path) -> None:
         ran = program("data", "check", tmp_path / "no.jsonl")
@@ -186,7 +186,7 @@ class TestConvert:
         assert len(rows) == 4
 
     @pytest.mark.parametrize(("name", "text"), [("ids.txt", "4\n5.jpg\n"), ("ids.json", "[5, 6]")])
-    def test_pictures_are_chosen_by_id(
+    def test_images_are_chosen_by_id(
         self,
         program: Program,
         references: tuple[Path, Path],

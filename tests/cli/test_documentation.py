@@ -105,12 +105,12 @@ def desk(
     (tmp_path / "labelled").symlink_to(labelled_folder)
     (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vip_llava.api.load", _tiny_load(tiny_model_folder))
+    monkeypatch.setattr("vip_llava.assistant.load", _tiny_load(tiny_model_folder))
     return tmp_path
 
 
 def _tiny_load(folder: Path) -> Callable[..., Any]:
-    from vip_llava import api
+    from vip_llava import assistant as api
 
     whole = api.load
 

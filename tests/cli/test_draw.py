@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
 from vip_llava.regions import Arrow, Box, Ellipse, Point, draw
 
 Program = Callable[..., Any]
 
 
-def test_the_picture_is_the_one_that_the_library_draws(
+def test_the_image_is_the_one_that_the_library_draws(
     program: Program, photo: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.png"
@@ -28,7 +28,7 @@ def test_the_picture_is_the_one_that_the_library_draws(
     assert (ran.code, ran.out) == (0, "")
     assert "out.png" in ran.err
     wanted = draw(
-        open_picture(photo),
+        open_image(photo),
         [
             Point(60, 40, radius=3),
             Box(5, 5, 40, 30),
@@ -36,7 +36,7 @@ def test_the_picture_is_the_one_that_the_library_draws(
             Ellipse(3, 33, 30, 58),
         ],
     )
-    assert np.array_equal(np.asarray(open_picture(out)), np.asarray(wanted))
+    assert np.array_equal(np.asarray(open_image(out)), np.asarray(wanted))
 
 
 def test_ids_are_given_in_typed_order_across_options(program: Program, photo: Path) -> None:
@@ -79,8 +79,8 @@ def test_flags_of_the_original_draw(program: Program, photo: Path, tmp_path: Pat
         "--rgb", "0,0,255", "--alpha", "255", "--width", "10", "--save", out,
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    wanted = draw(open_picture(photo), [Box(10, 10, 60, 50, color="blue", alpha=255, width=2)])
-    assert np.array_equal(np.asarray(open_picture(out)), np.asarray(wanted))
+    wanted = draw(open_image(photo), [Box(10, 10, 60, 50, color="blue", alpha=255, width=2)])
+    assert np.array_equal(np.asarray(open_image(out)), np.asarray(wanted))
 
 
 def test_a_mask_file_is_drawn(program: Program, photo: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_mask_file_is_drawn(program: Program, photo: Path, tmp_path: Path) -> 
         out,
     )
     assert ran.code == 0, ran.err
-    red = (np.asarray(open_picture(out)) == (255, 0, 0)).all(axis=2)
+    red = (np.asarray(open_image(out)) == (255, 0, 0)).all(axis=2)
     assert np.array_equal(red, mask > 0)
 
 
@@ -115,13 +115,13 @@ def test_the_format_follows_the_name(
         assert drawn.size == (80, 60)
 
 
-def test_the_photo_may_come_from_stdin_and_the_picture_go_to_stdout(
+def test_the_photo_may_come_from_stdin_and_the_image_go_to_stdout(
     vip_llava: Callable[..., Any], photo: Path
 ) -> None:
     done = vip_llava("draw", "-", "--box", "5,5,40,30", "--save", "-", stdin=photo.read_bytes())
     assert done.returncode == 0, done.stderr
-    wanted = draw(open_picture(photo), [Box(5, 5, 40, 30)])
-    assert open_picture(done.stdout).tobytes() == wanted.tobytes()
+    wanted = draw(open_image(photo), [Box(5, 5, 40, 30)])
+    assert open_image(done.stdout).tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_photo_may_come_from_stdin_and_the_picture_go_to_stdout(
         (["--box", "5,5,40,30", "--save", "{folder}.png"], ".png: that is a folder"),
         (["--box", "5,5,40,30", "--save", "{folder}/../photo.png"], "that is the photo itself"),
         (["--box", "5,5,40,30", "--save", "-", "--json"], "both want stdout"),
-        (["--unit", "--box", "5,5,40,30", "--json"], "coordinates inside the picture are 0 to 1"),
+        (["--unit", "--box", "5,5,40,30", "--json"], "coordinates inside the image are 0 to 1"),
         (["--box", "5,5,40,30", "--color", "mauve", "--json"], "--color 'mauve'"),
         (["--box", "500,500,900,900", "--json"], "region '1' (box)"),
         (["--shape", "arrow", "--json"], "need --bbox"),
@@ -174,7 +174,7 @@ def test_a_wrong_photo_is_named(
 
 def test_what_is_no_photo_on_stdin_is_named(vip_llava: Callable[..., Any]) -> None:
     done = vip_llava("draw", "-", "--box", "1,1,9,9", "--json", stdin=b"")
-    assert done.returncode == 2 and b"the photo from stdin (-): the picture is empty" in done.stderr
+    assert done.returncode == 2 and b"the photo from stdin (-): the image is empty" in done.stderr
 
 
 def test_a_full_disk_names_the_file(

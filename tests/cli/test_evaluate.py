@@ -54,7 +54,7 @@ def test_a_benchmark_by_name_with_a_run_that_goes_on(
 def test_the_originals_flags(
     program: Program, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """`--question-file` and `--image-folder` of its evaluation scripts, pictures elsewhere."""
+    """`--question-file` and `--image-folder` of its evaluation scripts, images elsewhere."""
     listing = tmp_path / "regions.jsonl"
     listing.write_bytes((labelled_folder / "regions.jsonl").read_bytes())
     files = ("--question-file", listing, "--image-folder", labelled_folder)
@@ -147,7 +147,7 @@ def test_a_mistake_is_told_before_a_model_is_opened(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a model is opened")
 
-    monkeypatch.setattr("vip_llava.api.load", fail)
+    monkeypatch.setattr("vip_llava.assistant.load", fail)
     names = {"made": labelled_folder, "tmp": tmp_path}
     ran = program("eval", *(item.format(**names) for item in argv))
     assert ran.code == 2 and "Traceback" not in ran.err
@@ -168,7 +168,7 @@ def test_other_weights_of_the_default_model(
         opened.update(options)
         return lite_model(), lite_processor
 
-    monkeypatch.setattr("vip_llava.model.default.load_default", load_default)
+    monkeypatch.setattr("vip_llava.models.default.build.load_default", load_default)
     argv = ("--data", labelled_folder, "--weights", tmp_path, "--device", "cpu", "--most", 2)
     ran = program("eval", *argv, "--variants", "box")
     assert ran.code == 0, ran.err

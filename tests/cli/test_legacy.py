@@ -43,14 +43,14 @@ def test_every_shape_is_made_from_a_box_alone_and_points_into_it(shape: str) -> 
 
 
 @pytest.mark.parametrize("shape", LEGACY_SHAPES)
-def test_the_same_flags_draw_the_same_picture(shape: str) -> None:
+def test_the_same_flags_draw_the_same_image(shape: str) -> None:
     photo = Image.new("RGB", SIZE, "white")
     first, second = (draw(photo, [region(shape)]).tobytes() for _ in range(2))
     assert first == second != photo.tobytes()
 
 
 def test_defaults_are_those_of_the_original() -> None:
-    """Red, alpha 128, width 3 on a picture of 336: here twice as wide."""
+    """Red, alpha 128, width 3 on an image of 336: here twice as wide."""
     found = region("rectangle")
     assert found == Box(100, 80, 260, 300, color=(255, 0, 0), alpha=128, width=6)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import vip_llava
 from vip_llava.cli import main as program_module
 from vip_llava.cli.main import VERBS, app
-from vip_llava.errors import CheckpointError, DownloadError, MissingExtraError, PictureError
+from vip_llava.errors import CheckpointError, DownloadError, ImageError, MissingExtraError
 
 Program = Callable[..., Any]
 
@@ -62,7 +62,7 @@ def test_an_unknown_verb_is_a_usage_error(program: Program) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (PictureError("photo.jpg: broken"), 2, "photo.jpg: broken"),
+        (ImageError("photo.jpg: broken"), 2, "photo.jpg: broken"),
         (CheckpointError("no weights"), 2, "no weights"),
         (DownloadError("no network"), 1, "no network"),
         (MissingExtraError("install vip-llava[quant]"), 1, "vip-llava[quant]"),

@@ -1,4 +1,4 @@
-"""Mask files: pictures and JSON."""
+"""Mask files: images and JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vip_llava.cli.masks import outline_from_file, read_json
-from vip_llava.errors import PictureError, RegionError
+from vip_llava.errors import ImageError, RegionError
 from vip_llava.regions import Mask, draw
 
 SIZE = (12, 8)
@@ -24,39 +24,39 @@ def inside() -> np.ndarray:
 
 
 def drawn(outline: dict) -> np.ndarray:
-    """Where a Mask with this outline colours a black picture."""
-    picture = draw(Image.new("RGB", SIZE), [Mask(**outline, color="red", alpha=255)])
-    return np.asarray(picture)[..., 0] == 255
+    """Where a Mask with this outline colours a black image."""
+    image = draw(Image.new("RGB", SIZE), [Mask(**outline, color="red", alpha=255)])
+    return np.asarray(image)[..., 0] == 255
 
 
 def write(path: Path, kind: str) -> Path:
     mask = inside()
     if kind == "L":
-        picture = Image.fromarray(mask.astype(np.uint8))  # 1 is inside, as in label maps
+        image = Image.fromarray(mask.astype(np.uint8))  # 1 is inside, as in label maps
     elif kind == "1":
-        picture = Image.fromarray(mask)
+        image = Image.fromarray(mask)
     elif kind == "I;16":
-        picture = Image.fromarray(mask.astype(np.uint16) * 256)
+        image = Image.fromarray(mask.astype(np.uint16) * 256)
     elif kind == "RGB":
-        picture = Image.fromarray(np.stack([mask * 0, mask * 0, mask * 255], 2).astype(np.uint8))
+        image = Image.fromarray(np.stack([mask * 0, mask * 0, mask * 255], 2).astype(np.uint8))
     elif kind == "RGBA":
         pixels = np.full((8, 12, 4), 77, dtype=np.uint8)
         pixels[..., 3] = mask * 255
-        picture = Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
     elif kind == "RGBA opaque":
         pixels = np.repeat(mask[..., None] * 255, 4, axis=2).astype(np.uint8)
         pixels[..., 3] = 255
-        picture = Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
     else:
-        picture = Image.fromarray(mask.astype(np.uint8))
-        picture.putpalette([9, 9, 9, 200, 0, 0])
-        assert picture.mode == "P"
-    picture.save(path)
+        image = Image.fromarray(mask.astype(np.uint8))
+        image.putpalette([9, 9, 9, 200, 0, 0])
+        assert image.mode == "P"
+    image.save(path)
     return path
 
 
 @pytest.mark.parametrize("kind", ["L", "1", "I;16", "RGB", "RGBA", "RGBA opaque", "P"])
-def test_a_mask_picture_of_any_kind_marks_its_inside(tmp_path: Path, kind: str) -> None:
+def test_a_mask_image_of_any_kind_marks_its_inside(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "mask.png", kind)
     outline = outline_from_file(path, SIZE, "--mask")
     assert np.array_equal(drawn(outline), inside())
@@ -82,13 +82,13 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
         outline_from_file(path, (20, 20), "--mask")
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     (tmp_path / "text.txt").write_text("hello")
     whole = write(tmp_path / "whole.png", "RGB").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     for name in ("mask.png", "text.txt", "cut.png"):
-        with pytest.raises(PictureError, match=f"--mask .*{name}: not a mask picture"):
+        with pytest.raises(ImageError, match=f"--mask .*{name}: not a mask image"):
             outline_from_file(tmp_path / name, SIZE, "--mask")
 
 

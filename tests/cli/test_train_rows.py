@@ -13,7 +13,7 @@ import pytest
 Program = Callable[..., Any]
 RECIPES = Path(__file__).parents[2] / "recipes"
 TUTORIAL = RECIPES / "tutorial" / "tiny.yaml"
-SMALL = ("--set", "model.tiny.width=32", "--set", "model.tiny.picture=56", "--device", "cpu")
+SMALL = ("--set", "model.tiny.width=32", "--set", "model.tiny.image=56", "--device", "cpu")
 
 
 def test_a_dry_run_teaches_and_writes_nothing(program: Program, tmp_path: Path) -> None:

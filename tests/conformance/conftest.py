@@ -13,14 +13,19 @@ from typing import Any
 
 import pytest
 
-from vip_llava.model.templates import Message, Template, get_template
-from vip_llava.model.text_tokenizers import (
+from vip_llava.prompting.templates import Message, Template, get_template
+from vip_llava.prompting.tokenization import (
+    IGNORED_LABEL,
+    IMAGE_ID,
+    encode_training,
+    record_messages,
+)
+from vip_llava.prompting.tokenizers import (
     ControlToken,
     JsonTokenizer,
     PieceTokenizer,
     TextTokenizer,
 )
-from vip_llava.model.tokenization import IGNORED_LABEL, IMAGE_ID, encode_training, record_messages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -130,10 +135,10 @@ class Version:
         )
 
     def refuses(self, record: Mapping[str, Any]) -> bool:
-        """The original raised, or put a picture into an answer: a reason is given instead."""
+        """The original raised, or put an image into an answer: a reason is given instead."""
         answers = [turn.get("value") for turn in record["conversation"] if turn["from"] == "gpt"]
-        pictured = record["has_image"] and any("<image>" in (text or "") for text in answers)
-        return "error" in record or pictured
+        imaged = record["has_image"] and any("<image>" in (text or "") for text in answers)
+        return "error" in record or imaged
 
     def spells_control(self, record: Mapping[str, Any]) -> bool:
         """A text holds a control token's name: a token for the original, text for us."""
@@ -142,7 +147,7 @@ class Version:
 
     def leaves_answer_open(self, record: Mapping[str, Any]) -> bool:
         """An empty answer (the original reads it as "to be generated" and writes no end)."""
-        return any(message.text == "" and not message.pictures for message in self.messages(record))
+        return any(message.text == "" and not message.images for message in self.messages(record))
 
     def ids_are_right(self, record: Mapping[str, Any]) -> bool:
         return not self.spells_control(record) and not self.leaves_answer_open(record)
@@ -151,7 +156,7 @@ class Version:
         """Our sample with the original's fault at a begin token that the template spells.
 
         A tokenizer that puts it in front as well doubles it; with one that does not, the
-        original takes it for the tokenizer's and drops the first token after each picture.
+        original takes it for the tokenizer's and drops the first token after each image.
         """
         if not self.template.begin:
             return ids, labels

@@ -104,7 +104,7 @@ def arranged(case: Record, size: tuple[int, int], count: int, folder: Path) -> l
     row = parse_row(case["source"])
     return [
         arrange(
-            row, size, generator("conformance", case["id"], number), pictures=folder,
+            row, size, generator("conformance", case["id"], number), images=folder,
             alpha=case["data_args"].get("alpha"), style=case["data_args"].get("visual_prompt_style"),
         )
         for number in range(count)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vip_llava.model.tokenization import IGNORED_LABEL, collate
+from vip_llava.prompting.tokenization import IGNORED_LABEL, collate
 
 pytestmark = pytest.mark.conformance
 

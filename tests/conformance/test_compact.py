@@ -1,7 +1,7 @@
 """The compact part of the comparison with the original, which needs no recorded results.
 
 The references here are written in the plainest way from what the original is known to do: CLIP's own
-picture processor on a picture that was padded by hand, a transparent layer as large as the picture for
+image processor on an image that was padded by hand, a transparent layer as large as the image for
 every drawing, prompts in full. The recorded results say the same with far more cases.
 """
 
@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessorPil
 
-from vip_llava.model.geometry import PictureGeometry
-from vip_llava.model.templates import Message, get_template
+from vip_llava.prompting.geometry import ImageGeometry
+from vip_llava.prompting.templates import Message, get_template
 from vip_llava.regions import Box, Contour, Ellipse, Mask, Region, draw
 
 pytestmark = pytest.mark.conformance
@@ -32,19 +32,19 @@ def noise(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def clip(picture: Image.Image) -> npt.NDArray[np.float32]:
+def clip(image: Image.Image) -> npt.NDArray[np.float32]:
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_mean=list(MEAN),
         image_std=list(STD), resample=3,
     )  # fmt: skip
-    return np.asarray(processor(picture, return_tensors="np")["pixel_values"][0])
+    return np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
 
 
-def padded(picture: Image.Image) -> Image.Image:
+def padded(image: Image.Image) -> Image.Image:
     """In the middle of a square of CLIP's mean colour."""
-    side = max(picture.size)
+    side = max(image.size)
     square = Image.new("RGB", (side, side), tuple(int(255 * part) for part in MEAN))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 
 
@@ -53,15 +53,15 @@ def padded(picture: Image.Image) -> Image.Image:
 def test_pixels_are_those_of_clips_own_processor(
     mode: str, prepare: Callable[[Image.Image], Image.Image], size: tuple[int, int]
 ) -> None:
-    picture = noise(size)
-    geometry = PictureGeometry(mode=mode, size=56, mean=MEAN, std=STD)  # type: ignore[arg-type]
-    np.testing.assert_allclose(geometry.pixels(picture), clip(prepare(picture)), atol=2e-6, rtol=0)
+    image = noise(size)
+    geometry = ImageGeometry(mode=mode, size=56, mean=MEAN, std=STD)  # type: ignore[arg-type]
+    np.testing.assert_allclose(geometry.pixels(image), clip(prepare(image)), atol=2e-6, rtol=0)
 
 
-def overlay(picture: Image.Image, paint: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
-    layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+def overlay(image: Image.Image, paint: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
+    layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     paint(ImageDraw.Draw(layer))
-    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
 def outlines(pen: ImageDraw.ImageDraw, ink: tuple[int, ...], reach: int) -> None:
@@ -83,16 +83,16 @@ def outlines(pen: ImageDraw.ImageDraw, ink: tuple[int, ...], reach: int) -> None
     ],
     ids=["rectangle", "ellipse", "contour", "mask"],
 )
-def test_drawings_are_those_of_a_layer_over_the_picture(
+def test_drawings_are_those_of_a_layer_over_the_image(
     region: Region,
     paint: Callable[[ImageDraw.ImageDraw, tuple[int, ...], int], None],
     width: int,
     alpha: int,
 ) -> None:
-    picture = noise((120, 96))
+    image = noise((120, 96))
     looks = {"color": (255, 165, 0), "alpha": alpha}
-    ours = draw(picture, [region.changed(width=width, **looks)])
-    theirs = overlay(picture, lambda pen: paint(pen, (255, 165, 0, alpha), width))
+    ours = draw(image, [region.changed(width=width, **looks)])
+    theirs = overlay(image, lambda pen: paint(pen, (255, 165, 0, alpha), width))
     apart = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs))
     assert apart.max() <= 1  # two ways to round the same mixture
 

@@ -1,6 +1,6 @@
 """The recorded small training file: it loads unchanged, and each row becomes the recorded talk.
 
-Pictures and tokens of these rows are compared elsewhere.
+Images and tokens of these rows are compared elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .rows import Record, hints, normal, records, unmarked
 pytestmark = pytest.mark.conformance
 
 PLAIN = {0, 1, 2, 9}
-#: 1: these rows had no <image> in their question, so the picture was never seen.
+#: 1: these rows had no <image> in their question, so the image was never seen.
 UNSEEN = {3, 5}
 
 
@@ -43,9 +43,9 @@ def cases(folder: Path) -> list[Record]:
 def made(rows: RowFile, folder: Path, index: int, number: int = 0) -> Marked:
     row = rows[index]
     size = None
-    if row.pictures:
-        with Image.open(folder / "pictures" / row.pictures[0]) as picture:
-            size = picture.size
+    if row.images:
+        with Image.open(folder / "images" / row.images[0]) as image:
+            size = image.size
     return arrange(row, size, generator("dataset", index, number))
 
 
@@ -55,7 +55,7 @@ def test_the_file_loads_unchanged(rows: RowFile, folder: Path) -> None:
     for index, value in enumerate(values):
         assert rows.raw(index) == value
         assert rows[index].id == str(value["id"])
-        assert rows[index].pictures == ((value["image"],) if "image" in value else ())
+        assert rows[index].images == ((value["image"],) if "image" in value else ())
     kinds = [row.kind for row in rows]
     assert kinds == [
         "conversation", "conversation", "conversation", "refcocog", "refcocog-gpt4v", "vg_rel",
@@ -93,7 +93,7 @@ def test_marked_rows_can_become_the_recorded_ones(
         recorded = [normal(turn["value"]) for turn in case["conversation_used"]]
         recorded[0] = recorded[0].replace("object . Please", "object {VP+the}. Please")  # 2
         if index in UNSEEN:
-            assert case["number_of_picture_tokens"] == 0
+            assert case["number_of_image_tokens"] == 0
             recorded[0] = f"<image>\n{recorded[0]}"
         own = [
             [normal(turn.text) for turn in made(rows, folder, index, n).turns] for n in range(300)
@@ -106,14 +106,12 @@ def test_marked_rows_can_become_the_recorded_ones(
     assert checked
 
 
-def test_a_row_shows_its_picture_exactly_once(
+def test_a_row_shows_its_image_exactly_once(
     rows: RowFile, folder: Path, cases: list[Record]
 ) -> None:
     for index in range(len(rows)):
         marked = made(rows, folder, index)
         count = sum(turn.text.count("<image>") for turn in marked.turns)
-        assert count == len(rows[index].pictures)
-    tokens = {case["index"]: case["number_of_picture_tokens"] for case in cases}
-    assert {
-        index for index, count in tokens.items() if count != len(rows[index].pictures)
-    } == UNSEEN
+        assert count == len(rows[index].images)
+    tokens = {case["index"]: case["number_of_image_tokens"] for case in cases}
+    assert {index for index, count in tokens.items() if count != len(rows[index].images)} == UNSEEN

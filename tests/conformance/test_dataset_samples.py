@@ -1,7 +1,7 @@
-"""A small training file: tokens, labels and pictures are those of the original's data set.
+"""A small training file: tokens, labels and images are those of the original's data set.
 
 Compared are the rows of which nothing is random. The rest is drawn from another generator here: its
-pictures differ, and the texts are checked by their distributions elsewhere.
+images differ, and the texts are checked by their distributions elsewhere.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import pytest
 
 from vip_llava.data.reading import RowFile
 from vip_llava.data.samples import BadRow, Sample, SampleDataset, lengths
-from vip_llava.model.geometry import PictureGeometry, aspect_mode
-from vip_llava.model.processor import Processor
-from vip_llava.model.templates import get_template
-from vip_llava.model.text_tokenizers import TextTokenizer
-from vip_llava.model.tokenization import IMAGE_ID
+from vip_llava.prompting.geometry import ImageGeometry, aspect_mode
+from vip_llava.prompting.processor import Processor
+from vip_llava.prompting.templates import get_template
+from vip_llava.prompting.tokenization import IMAGE_ID
+from vip_llava.prompting.tokenizers import TextTokenizer
 
 pytestmark = pytest.mark.conformance
 
@@ -37,10 +37,10 @@ def datasets(
     tokenizer = recorded_tokenizer("sp_legacy")
     made = {}
     for mode in ("pad", "square"):
-        geometry = PictureGeometry(mode=aspect_mode(mode))
+        geometry = ImageGeometry(mode=aspect_mode(mode))
         processor = Processor(tokenizer, geometry, get_template("v1"), VIEW, 1)
         rows = RowFile.open(folder / "data.json")
-        made[mode] = SampleDataset(rows, folder / "pictures", processor, seed=1, max_length=2048)
+        made[mode] = SampleDataset(rows, folder / "images", processor, seed=1, max_length=2048)
     return made
 
 
@@ -62,7 +62,7 @@ def test_rows_without_chance(
         assert ids == case["input_ids"], case["id"]
         assert sample.labels == case["labels"], case["id"]
         if sample.pixel_values is None:
-            # The original needs a picture of zeros beside a text.
+            # The original needs an image of zeros beside a text.
             assert case["image_mean"] == 0
             assert case["record_id"] == "text-1"
         else:
@@ -74,10 +74,10 @@ def test_rows_without_chance(
     assert compared >= 5
 
 
-def test_every_row_shows_its_picture(
+def test_every_row_shows_its_image(
     family: Callable[[str], Path], datasets: dict[str, SampleDataset]
 ) -> None:
-    """Also those whose question had no marker in the original (its model never saw the picture)."""
+    """Also those whose question had no marker in the original (its model never saw the image)."""
     rows = json.loads((family("dataset") / "data.json").read_text("utf-8"))
     blind = 0
     for case in cases(family("dataset")):
@@ -86,7 +86,7 @@ def test_every_row_shows_its_picture(
         assert isinstance(sample, Sample), sample
         assert sample.input_ids.count(VIEW) == int("image" in row)
         assert any(label != -100 for label in sample.labels)
-        blind += "image" in row and case["number_of_picture_tokens"] == 0
+        blind += "image" in row and case["number_of_image_tokens"] == 0
         if sample.pixel_values is not None and str(case["record_id"]) not in PLAIN:
             assert list(sample.pixel_values[0].shape) == case["image_shape"]
     assert blind

@@ -1,4 +1,4 @@
-"""Pixels of the model's input against the recorded ones, for any picture and aspect mode."""
+"""Pixels of the model's input against the recorded ones, for any image and aspect mode."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vip_llava.model.geometry import PictureGeometry, aspect_mode
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
+from vip_llava.prompting.geometry import ImageGeometry, aspect_mode
 
 pytestmark = pytest.mark.conformance
 
@@ -29,10 +29,10 @@ def recorded(family: Callable[[str], Path]) -> tuple[Path, dict[str, Any], list[
 
 
 def _right_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records that say what a right program does: it turns the picture into RGB first.
+    """Records that say what a right program does: it turns the image into RGB first.
 
-    Those made from the opened picture itself differ for modes that pad or resize wrongly; there
-    the picture's record after conversion says what is right.
+    Those made from the opened image itself differ for modes that pad or resize wrongly; there
+    the image's record after conversion says what is right.
     """
     return [
         record
@@ -51,9 +51,7 @@ def _rgb(folder: Path, record: dict[str, Any]) -> Image.Image:
         return image.convert("RGB")
 
 
-def _differences(
-    geometry: PictureGeometry, image: Image.Image, record: dict[str, Any]
-) -> list[str]:
+def _differences(geometry: ImageGeometry, image: Image.Image, record: dict[str, Any]) -> list[str]:
     pixels = geometry.pixels(image)
     square = np.ascontiguousarray(np.asarray(geometry.fit(image)).transpose(2, 0, 1))
     rows = np.array(record["grid_index"])
@@ -81,7 +79,7 @@ def test_pixels_are_the_recorded_ones(
     assert right, "no usable record"
     wrong = {}
     for record in right:
-        geometry = PictureGeometry.from_config(config, aspect_mode(record["mode"]))
+        geometry = ImageGeometry.from_config(config, aspect_mode(record["mode"]))
         differences = _differences(geometry, _rgb(folder, record), record)
         if differences:
             wrong[record["id"]] = differences
@@ -93,7 +91,7 @@ def test_what_the_original_refuses_has_pixels_too(
 ) -> None:
     folder, config, records = recorded
     for record in (record for record in records if "error" in record):
-        geometry = PictureGeometry.from_config(config, aspect_mode(record["mode"]))
+        geometry = ImageGeometry.from_config(config, aspect_mode(record["mode"]))
         pixels = geometry.pixels(_rgb(folder, record))
         assert pixels.shape == (3, geometry.size, geometry.size), record["id"]
         assert np.isfinite(pixels).all(), record["id"]
@@ -102,14 +100,14 @@ def test_what_the_original_refuses_has_pixels_too(
 def test_the_opener_gives_the_colours_that_pillow_gives(
     recorded: tuple[Path, dict[str, Any], list[dict[str, Any]]],
 ) -> None:
-    """For pictures without transparency and with 8 bits; the others are better here on purpose."""
+    """For images without transparency and with 8 bits; the others are better here on purpose."""
     folder, _, records = recorded
     files = {record["file"]: record for record in records if record["pil_mode"] in OPAQUE_8_BIT}
     for file, record in files.items():
         with Image.open(folder / file) as image:
             if image.has_transparency_data or image.getexif().get(0x0112, 1) != 1:
                 continue
-        opened = open_picture(folder / file)
+        opened = open_image(folder / file)
         assert opened.mode == "RGB"
         assert opened.tobytes() == _rgb(folder, record).tobytes(), file
 
@@ -119,7 +117,7 @@ def test_every_input_opens(
 ) -> None:
     folder, config, records = recorded
     for record in records:
-        picture = open_picture(folder / record["file"])
-        assert picture.size == tuple(record["size"]) or picture.size == tuple(record["size"][::-1])
-        geometry = PictureGeometry.from_config(config, aspect_mode(record["mode"]))
-        assert geometry.fit(picture).size == (geometry.size, geometry.size)
+        image = open_image(folder / record["file"])
+        assert image.size == tuple(record["size"]) or image.size == tuple(record["size"][::-1])
+        geometry = ImageGeometry.from_config(config, aspect_mode(record["mode"]))
+        assert geometry.fit(image).size == (geometry.size, geometry.size)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vip_llava.model.text_tokenizers import TextTokenizer
-from vip_llava.model.tokenization import encode_marked
+from vip_llava.prompting.tokenization import encode_marked
+from vip_llava.prompting.tokenizers import TextTokenizer
 
 pytestmark = pytest.mark.conformance
 
@@ -27,7 +27,7 @@ def test_rebuilt_tokenizers(
             assert ids == sample["input_ids"], (name, sample["text"])
 
 
-def test_prompts_with_pictures(
+def test_prompts_with_images(
     family: Callable[[str], Path], recorded_tokenizer: Callable[[str], TextTokenizer]
 ) -> None:
     lines = (family("image_token") / "cases.jsonl").read_text("utf-8").splitlines()

@@ -1,6 +1,6 @@
 """Weights and arithmetic against the original's: embeddings, logits, losses, greedy tokens.
 
-The original marks a picture by -200 and puts the features there; the helper here writes that as
+The original marks an image by -200 and puts the features there; the helper here writes that as
 transformers' placeholders, one id for each feature.
 """
 
@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vip_llava.model.loading import load_weights
+from vip_llava.models.loading import load_weights
 
 pytestmark = pytest.mark.conformance
 
 TOLERANCE = 1e-4
-PICTURE, IGNORED = -200, -100
+IMAGE, IGNORED = -200, -100
 
 
 @dataclass
@@ -76,7 +76,7 @@ def cases_of(folder: Path) -> Iterator[Case]:
 
 
 def to_placeholders(case: Case, model: PreTrainedModel) -> Inputs:
-    """Ids, mask and labels with the features in place; a row without a picture skips one slot."""
+    """Ids, mask and labels with the features in place; a row without an image skips one slot."""
     ids = case.get("input_ids")
     assert ids is not None
     mask, labels, pixels = case.get("attention_mask"), case.get("labels"), case.get("pixel_values")
@@ -92,13 +92,13 @@ def to_placeholders(case: Case, model: PreTrainedModel) -> Inputs:
         new_ids: list[int] = []
         new_labels: list[int] = []
         for id_, label in zip(ids[row][kept].tolist(), row_labels[kept].tolist(), strict=True):
-            picture = id_ == PICTURE
-            new_ids += [token] * count if picture else [id_]
-            new_labels += [IGNORED] * count if picture else [label]
-            if picture:
+            image = id_ == IMAGE
+            new_ids += [token] * count if image else [id_]
+            new_labels += [IGNORED] * count if image else [label]
+            if image:
                 slots.append(slot)
                 slot += 1
-        slot += PICTURE not in ids[row]
+        slot += IMAGE not in ids[row]
         rows.append((new_ids[:limit], new_labels[:limit]))
     width = max(len(row) for row, _ in rows)
     return Inputs(
@@ -136,13 +136,13 @@ def greedy(model: PreTrainedModel, inputs: Inputs, row: int, eos: int, count: in
         inputs.labels[row : row + 1, keep],
         inputs.pixel_values,
     )
-    pictures = [
+    images = [
         int((ids == model.config.image_token_id).sum()) // model.config.image_seq_length
         for ids in inputs.input_ids
     ]
     if alone.pixel_values is not None:
-        begin = sum(pictures[:row])
-        chosen = alone.pixel_values[begin : begin + pictures[row]]
+        begin = sum(images[:row])
+        chosen = alone.pixel_values[begin : begin + images[row]]
         alone.pixel_values = chosen if len(chosen) else None
     embeddings = embedded(model, alone)
     tokens: list[int] = []

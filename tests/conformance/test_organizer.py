@@ -41,9 +41,9 @@ def distributions(family: Callable[[str], Path]) -> list[Record]:
 
 @pytest.fixture(scope="module")
 def arranged(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Arranger:
-    with Image.open(family("organizer") / "picture.png") as picture:
-        size = picture.size
-    folder = tmp_path_factory.mktemp("pictures")
+    with Image.open(family("organizer") / "image.png") as image:
+        size = image.size
+    folder = tmp_path_factory.mktemp("images")
     return lambda case, count: rows.arranged(case, size, count, folder)
 
 
@@ -61,7 +61,7 @@ def mended(case: Record, texts: list[str]) -> list[str]:
     """Recorded texts, normal, with the original's faults put right; ours go through it as well."""
     kind, texts = case["type"], [normal(text) for text in texts]
     if kind in ("refcocog", "alpha", "vg_rel") and not texts[0].startswith("<image>\n"):
-        texts[0] = f"<image>\n{texts[0]}"  # 1: no marker, so the picture was never seen
+        texts[0] = f"<image>\n{texts[0]}"  # 1: no marker, so the image was never seen
     if (
         texts[0].startswith("<image>\nDescribe the object")
         and "with the visual prompt" not in texts[0]

@@ -1,16 +1,16 @@
 """Our drawings against the recorded ones of the original, pixel by pixel.
 
 Rectangle, ellipse, contour and mask are drawn from what the record gives, with the line width and
-opacity that reached the original's drawing routine; a point's centre is read off the recorded picture.
+opacity that reached the original's drawing routine; a point's centre is read off the recorded image.
 The random part of triangle, scribble and arrow is not recorded; their distributions are compared in
 `test_sampling.py`.
 
-"The same" is: every drawn pixel has a drawn neighbour in the other picture, and where both are drawn the
+"The same" is: every drawn pixel has a drawn neighbour in the other image, and where both are drawn the
 values differ by at most one step. Where this program does otherwise on purpose, the rule is tested:
 
 * geometry without area, a reversed box and polygons that can't be built or cross themselves are errors
   (a crossing polygon matches once `repair_polygons` made it simple);
-* a box or outline that reaches over the picture is cut off there and closed along the border, where
+* a box or outline that reaches over the image is cut off there and closed along the border, where
   the original leaves it open.
 """
 
@@ -58,14 +58,14 @@ def records(folder: Path) -> list[Record]:
     return [json.loads(line) for line in lines]
 
 
-def picture_of(record: Record, folder: Path) -> Image.Image:
-    with Image.open(folder / "inputs" / f"{record['image']}.png") as picture:
-        return picture.convert("RGB")
+def image_of(record: Record, folder: Path) -> Image.Image:
+    with Image.open(folder / "inputs" / f"{record['image']}.png") as image:
+        return image.convert("RGB")
 
 
 def recorded(record: Record, folder: Path) -> Pixels:
-    with Image.open(folder / record["output"]) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(folder / record["output"]) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def changed(before: Image.Image, after: Pixels) -> Marks:
@@ -81,9 +81,9 @@ def grown(marks: Marks, reach: int = 1) -> Marks:
     return result
 
 
-def alike(picture: Image.Image, ours: Pixels, theirs: Pixels, ignore: Marks | None = None) -> bool:
-    """Whether two drawings on a picture are the same within one pixel; see above."""
-    a, b = changed(picture, ours), changed(picture, theirs)
+def alike(image: Image.Image, ours: Pixels, theirs: Pixels, ignore: Marks | None = None) -> bool:
+    """Whether two drawings on an image are the same within one pixel; see above."""
+    a, b = changed(image, ours), changed(image, theirs)
     both = a & b
     if both.any() and np.abs(ours[both].astype(int) - theirs[both]).max() > 1:
         return False
@@ -172,7 +172,7 @@ def drawn_cases(records: list[Record], shape: str) -> Iterator[Record]:
 
 
 def border(record: Record, size: tuple[int, int], reach: int) -> Marks:
-    """The picture's edge, `reach` pixels deep, on the sides that the region reaches over."""
+    """The image's edge, `reach` pixels deep, on the sides that the region reaches over."""
     parts = polygons_of(record) if record["shape"] == "mask contour" else [record["bbox"]]
     across = [x for flat in parts for x in flat[0::2]]
     down = [y for flat in parts for y in flat[1::2]]
@@ -196,20 +196,20 @@ def test_the_drawing_is_that_of_the_original(
     for record in drawn_cases(records, shape):
         if breaks_a_rule(record):
             continue
-        picture, theirs = picture_of(record, folder), recorded(record, folder)
+        image, theirs = image_of(record, folder), recorded(record, folder)
         if not record["changed_pixels"]:  # the original drew nothing and said nothing
             with pytest.raises(RegionError, match=r"outside|inside"):
-                draw(picture, [BUILDERS[shape](record)])
+                draw(image, [BUILDERS[shape](record)])
             continue
-        ours = np.asarray(draw(picture, [BUILDERS[shape](record)]))
+        ours = np.asarray(draw(image, [BUILDERS[shape](record)]))
         closed = None
         if shape in ("rectangle", "mask contour"):
-            closed = border(record, picture.size, record["drawn_with"]["line_width"] + 1)
+            closed = border(record, image.size, record["drawn_with"]["line_width"] + 1)
             # The line along the border is there, and only where the region is cut off.
-            if closed.any() and not (changed(picture, ours) & closed).any():
+            if closed.any() and not (changed(image, ours) & closed).any():
                 wrong.append(record["id"])
         compared += 1
-        if not alike(picture, ours, theirs, closed):
+        if not alike(image, ours, theirs, closed):
             wrong.append(record["id"])
     assert compared
     assert not wrong
@@ -229,9 +229,9 @@ def test_forbidden_geometry_is_an_error_and_repairable_polygons_match(
             continue
         simple = repair_polygons(flat for flat in polygons_of(record) if len(flat) >= 6)
         if simple:
-            picture, theirs = picture_of(record, folder), recorded(record, folder)
+            image, theirs = image_of(record, folder), recorded(record, folder)
             repaired = BUILDERS[shape](record | {"segmentation": simple})
-            if not alike(picture, np.asarray(draw(picture, [repaired])), theirs):
+            if not alike(image, np.asarray(draw(image, [repaired])), theirs):
                 wrong.append(record["id"])
     assert not wrong
 
@@ -241,21 +241,21 @@ def test_a_point_is_that_of_the_original(records: list[Record], folder: Path) ->
     for record in drawn_cases(records, "point"):
         if not record["changed_pixels"]:
             continue
-        picture, theirs = picture_of(record, folder), recorded(record, folder)
+        image, theirs = image_of(record, folder), recorded(record, folder)
         used = record["drawn_with"]
         across, down = used["radius"] * used["aspect_ratio"], used["radius"] / used["aspect_ratio"]
         left, top, right, bottom = record["changed_bbox"]
-        # The picture's border may hide one side of the dot, so its centre is tried from both.
+        # The image's border may hide one side of the dot, so its centre is tried from both.
         centers = itertools.product(
             ((left + right) / 2, left + across, right - across),
             ((top + bottom) / 2, top + down, bottom - down),
         )
         drawings = (
-            np.asarray(draw(picture, [Point(x, y, radius=(across, down), **looks_of(record))]))
+            np.asarray(draw(image, [Point(x, y, radius=(across, down), **looks_of(record))]))
             for x, y in centers
         )
         compared += 1
-        if not any(alike(picture, ours, theirs) for ours in drawings):
+        if not any(alike(image, ours, theirs) for ours in drawings):
             wrong.append(record["id"])
     assert compared
     assert not wrong
@@ -272,10 +272,10 @@ def test_what_fails_in_the_original_is_drawn_or_refused_here(
             with pytest.raises(RegionError, match=r"reversed|no area"):
                 Box(x1, y1, x2, y2)
             continue
-        picture = picture_of(record, folder)
-        center = min((x1 + x2) / 2, picture.width - 1), min((y1 + y2) / 2, picture.height - 1)
+        image = image_of(record, folder)
+        center = min((x1 + x2) / 2, image.width - 1), min((y1 + y2) / 2, image.height - 1)
         region = Point(*center) if record["shape"] == "point" else Ellipse(x1, y1, x2, y2)
-        assert changed(picture, np.asarray(draw(picture, [region]))).any(), record["id"]
+        assert changed(image, np.asarray(draw(image, [region]))).any(), record["id"]
 
 
 def test_default_width_and_radius_are_the_constant_ones_of_the_original(folder: Path) -> None:

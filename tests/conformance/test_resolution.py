@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vip_llava.model.geometry import best_resolution
+from vip_llava.prompting.geometry import best_resolution
 
 pytestmark = pytest.mark.conformance
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vip_llava.data.order import GroupedBatches, grouped_by_length, grouped_by_modality
+from vip_llava.data.batch_sampler import GroupedBatches, grouped_by_length, grouped_by_modality
 
 pytestmark = pytest.mark.conformance
 

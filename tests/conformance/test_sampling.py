@@ -62,14 +62,14 @@ def sampled(case: Record, count: int) -> list[Region]:
 
 
 def measured(case: Record, region: Region) -> dict[str, float]:
-    """The recorded quantities of one drawing: white ink on a black picture."""
-    picture = draw(Image.new("RGB", tuple(case["image_size"])), [region])
+    """The recorded quantities of one drawing: white ink on a black image."""
+    image = draw(Image.new("RGB", tuple(case["image_size"])), [region])
     x1, y1, x2, y2 = case["bbox"]
     width, height = x2 - x1, y2 - y1
-    found = picture.getbbox()
+    found = image.getbbox()
     assert found is not None, "nothing was drawn"
     left, top, right, bottom = found
-    ink = np.asarray(picture.getchannel(0).crop(found))
+    ink = np.asarray(image.getchannel(0).crop(found))
     rows, columns = np.nonzero(ink)
     inside = (
         (columns + left >= x1) & (columns + left <= x2) & (rows + top >= y1) & (rows + top <= y2)
@@ -175,8 +175,8 @@ def test_all_single_drawings_can_be_sampled(family: Callable[[str], Path]) -> No
     size: dict[str, tuple[int, int]] = {}
     for case in records(folder / "cases.jsonl"):
         if case["image"] not in size:
-            with Image.open(next((folder / "inputs").glob(f"{case['image']}.*"))) as picture:
-                size[case["image"]] = picture.size
+            with Image.open(next((folder / "inputs").glob(f"{case['image']}.*"))) as image:
+                size[case["image"]] = image.size
         shape = NAMES.get(case["shape"], case["shape"])
         box = case["bbox"]
         if shape not in SHAPES or not (box[0] < box[2] and box[1] < box[3]):

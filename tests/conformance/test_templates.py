@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import TemplateError
-from vip_llava.model.templates import TEMPLATES, Message, Role, get_template
+from vip_llava.prompting.templates import TEMPLATES, Message, Role, get_template
 
 pytestmark = pytest.mark.conformance
 
@@ -22,7 +22,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def messages_of(case: dict[str, Any], roles: Sequence[str]) -> list[Message]:
-    """Our messages for a recorded list; a tuple's picture goes where the original's server puts it."""
+    """Our messages for a recorded list; a tuple's image goes where the original's server puts it."""
     turns: list[Message] = []
     for index, (role, text) in enumerate(case["messages"]):
         # `plain` has two empty role names: there only the place tells who speaks.

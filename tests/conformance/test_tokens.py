@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import DataError
-from vip_llava.model.tokenization import IGNORED_LABEL, IMAGE_ID
+from vip_llava.prompting.tokenization import IGNORED_LABEL, IMAGE_ID
 
 pytestmark = pytest.mark.conformance
 
@@ -28,7 +28,7 @@ def records(folder: Path, versions: dict[str, Any]) -> Iterator[tuple[Any, dict[
 
 
 def limit(record: dict[str, Any]) -> int | None:
-    """A sample with a picture is cut when it is put into a batch, one without already here."""
+    """A sample with an image is cut when it is put into a batch, one without already here."""
     return None if record["has_image"] else int(record["model_max_length"])
 
 

@@ -5,7 +5,7 @@ import torch
 
 from vip_llava.data.batches import PackedCollator, PaddedCollator
 from vip_llava.data.samples import BadRow, Sample
-from vip_llava.model.tokenization import IGNORED_LABEL
+from vip_llava.prompting.tokenization import IGNORED_LABEL
 
 IMAGE, PAD, SIDE = 90, 7, 4
 
@@ -17,7 +17,7 @@ def sample(name: str, ids: list[int], learned: int, views: int = 0) -> Sample:
     return Sample(name, ids, labels, pixels)
 
 
-PICTURED = sample("a", [11, IMAGE, IMAGE, IMAGE, IMAGE, 12, 13], 2, views=2)
+IMAGED = sample("a", [11, IMAGE, IMAGE, IMAGE, IMAGE, 12, 13], 2, views=2)
 TEXT = sample("b", [21, 22, 23], 1)
 # A label at the first token: nothing predicts it.
 WHOLE = sample("c", [31, 32], 2)
@@ -26,10 +26,10 @@ BAD = BadRow("rows.json: row 9", "x", "no answer")
 
 
 def test_padded_rows() -> None:
-    batch = PaddedCollator(PAD)([TEXT, PICTURED, BAD, LATE])
+    batch = PaddedCollator(PAD)([TEXT, IMAGED, BAD, LATE])
     assert batch["input_ids"].tolist() == [
         [21, 22, 23, PAD, PAD, PAD, PAD],
-        PICTURED.input_ids,
+        IMAGED.input_ids,
         [41, 42, IMAGE, IMAGE, 43, PAD, PAD],
     ]
     assert batch["attention_mask"].tolist() == [[1] * 3 + [0] * 4, [1] * 7, [1] * 5 + [0] * 2]
@@ -43,9 +43,9 @@ def test_padded_rows() -> None:
 
 
 def test_packed_rows() -> None:
-    batch = PackedCollator(PAD)([BAD, TEXT, PICTURED, WHOLE, LATE])
+    batch = PackedCollator(PAD)([BAD, TEXT, IMAGED, WHOLE, LATE])
     assert batch["input_ids"].tolist() == [
-        TEXT.input_ids + PICTURED.input_ids + WHOLE.input_ids + LATE.input_ids
+        TEXT.input_ids + IMAGED.input_ids + WHOLE.input_ids + LATE.input_ids
     ]
     positions = [*range(3), *range(7), *range(2), *range(5)]
     assert batch["position_ids"].tolist() == [positions]
@@ -66,7 +66,7 @@ def test_packed_rows() -> None:
 
 
 def test_both_learn_as_many_tokens() -> None:
-    rows = [TEXT, PICTURED, WHOLE, LATE]
+    rows = [TEXT, IMAGED, WHOLE, LATE]
     assert PackedCollator(PAD)(rows)["num_items"] == PaddedCollator(PAD)(rows)["num_items"] == 5
 
 
@@ -92,7 +92,7 @@ def test_widths_are_multiples() -> None:
 def test_fixed_shapes() -> None:
     collator = PackedCollator(PAD, 12, fixed=True)
     assert collator([TEXT, LATE])["input_ids"].shape == (1, 12)
-    assert collator([PICTURED, LATE])["input_ids"].shape == (1, 12)
+    assert collator([IMAGED, LATE])["input_ids"].shape == (1, 12)
     # Estimates may have been too low; nothing is cut.
-    assert collator([PICTURED, LATE, TEXT])["input_ids"].shape == (1, 15)
+    assert collator([IMAGED, LATE, TEXT])["input_ids"].shape == (1, 15)
     assert PackedCollator(PAD, 12)([TEXT])["input_ids"].shape == (1, 3)

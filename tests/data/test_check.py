@@ -48,7 +48,7 @@ def test_kinds_are_counted_and_good_rows_are_usable(
     }
     report = check(rows(talk(1), marked("refcocog-1", [1, 2, 20, 20]), text), folder)
     assert report.kinds == {"conversation": 2, "refcocog": 1}
-    assert (report.rows, report.bad, report.text_only, report.pictures) == (3, 0, 1, 1)
+    assert (report.rows, report.bad, report.text_only, report.images) == (3, 0, 1, 1)
     assert report.usable
     assert report.lengths[0] == 7  # <image> What is it? A red cup.
     assert report.lengths[1] > 8  # with the words that the task writes
@@ -72,7 +72,7 @@ def test_bad_rows_are_named_with_number_id_and_reason(
     assert "field conversations" in reasons[0]
     assert "x1 < x2" in reasons[1] and "refcocog-9" not in reasons[1]
     assert "no turn has an answer" in reasons[2]
-    assert "2 pictures and 1 <image>" in reasons[3]
+    assert "2 images and 1 <image>" in reasons[3]
     assert report.bad == 4 and not report.usable
     assert sum(report.kinds.values()) == 1
 
@@ -93,22 +93,22 @@ def test_few_problems_are_kept_and_all_are_counted(
     assert report.bad == 9
 
 
-def test_missing_pictures_are_named_with_their_rows(
+def test_missing_images_are_named_with_their_rows(
     rows: Callable[..., RowFile], folder: Path
 ) -> None:
     file = rows(talk(1), talk(2, image="no.png"), talk(3, image="no.png"))
     report = check(file, folder)
     assert report.missing == {"no.png": 2}
-    assert report.pictures == 2 and report.bad == 0 and not report.usable
+    assert report.images == 2 and report.bad == 0 and not report.usable
     unknown = check(file)
-    assert not unknown.missing and not unknown.looked_for_pictures and unknown.usable
+    assert not unknown.missing and not unknown.looked_for_images and unknown.usable
 
 
-def test_opened_pictures_tell_more(rows: Callable[..., RowFile], folder: Path) -> None:
-    (folder / "b.png").write_bytes(b"no picture")
+def test_opened_images_tell_more(rows: Callable[..., RowFile], folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"no image")
     file = rows(marked("refcocog-1", [100, 100, 120, 120]), talk(2, image="b.png"))
     assert check(file, folder).usable
-    report = check(file, folder, open_pictures=True)
+    report = check(file, folder, open_images=True)
     assert [each.row for each in report.problems] == [1, 2]
     assert "field bboxes[0]" in report.problems[0].reason
     assert "b.png" in report.problems[1].reason
@@ -185,7 +185,7 @@ def test_the_report_is_json(rows: Callable[..., RowFile], folder: Path) -> None:
     assert told["usable"] is False
     assert told["rows"] == 4 and told["kinds"] == {"conversation": 3} and told["bad_rows"] == 1
     assert told["problems"][0]["row"] == 3 and told["problems"][0]["id"] == "3"
-    assert told["missing_pictures"] == {"no.png": 1}
+    assert told["missing_images"] == {"no.png": 1}
     assert told["repeated_ids"] == told["repeated_rows"] == [[1, 2]]
     assert told["length"]["unit"] == "words"
     assert told["length"]["median"] == told["length"]["longest"] == 7

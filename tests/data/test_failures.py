@@ -82,12 +82,12 @@ def test_the_report_counts_kinds_of_reasons() -> None:
     fail(failures, 1)
     fail(failures, 2)
     failures.seen(3)
-    failures.add("mix.json: row 9", "id-9", "no picture")
+    failures.add("mix.json: row 9", "id-9", "no image")
     report = failures.report()
     assert report["rows"] == 5
     assert report["failed"] == 3
     assert report["limit"] == 10
-    assert report["reasons"] == {"box … is …": 2, "no picture": 1}
+    assert report["reasons"] == {"box … is …": 2, "no image": 1}
     assert [entry["id"] for entry in report["first"]] == ["id-1", "id-2", "id-9"]
 
 

@@ -27,11 +27,11 @@ def test_every_row_once_and_no_pack_too_long(
 
 
 def ragged(count: int, seed: int = 0) -> list[int]:
-    """As a mix of rows with a picture (576 and some) and of text alone."""
+    """As a mix of rows with an image (576 and some) and of text alone."""
     generator = torch.Generator().manual_seed(seed)
-    pictured = torch.randint(620, 1100, (count // 2,), generator=generator).tolist()
+    imaged = torch.randint(620, 1100, (count // 2,), generator=generator).tolist()
     texts = torch.randint(30, 900, (count - count // 2,), generator=generator).tolist()
-    return [*pictured, *(-length for length in texts)]
+    return [*imaged, *(-length for length in texts)]
 
 
 def test_packs_are_nearly_full() -> None:

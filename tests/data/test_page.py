@@ -54,7 +54,7 @@ def test_every_text_is_escaped() -> None:
         where=EVIL,
         id=EVIL,
         kind=EVIL,
-        pictures=((EVIL, Image.new("RGB", (40, 30))),),
+        images=((EVIL, Image.new("RGB", (40, 30))),),
         pieces=(Piece(EVIL), Piece(EVIL, True), Piece(EVIL, False, "frame")),
         regions=(region,),
         facts=(EVIL,),
@@ -72,7 +72,7 @@ def test_every_text_is_escaped() -> None:
 
 
 def test_nothing_is_fetched_or_run() -> None:
-    found = read(Card(where="r", id="1", pictures=(("p", Image.new("RGB", (9, 9))),)))
+    found = read(Card(where="r", id="1", images=(("p", Image.new("RGB", (9, 9))),)))
     policy = [given for tag, given in found.tags if given.get("http-equiv")]
     assert policy[0]["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     sources = [given["src"] for tag, given in found.tags if "src" in given]
@@ -87,7 +87,7 @@ def test_learned_pieces_are_marked_and_the_rest_is_not() -> None:
         id="7",
         pieces=(
             Piece("USER: ", kind="frame"),
-            Piece("<image>", kind="picture"),
+            Piece("<image>", kind="image"),
             Piece("What?"),
             Piece("A cup", True),
             Piece("</s>", True, "frame"),
@@ -96,8 +96,8 @@ def test_learned_pieces_are_marked_and_the_rest_is_not() -> None:
     text = written(card)
     article = text[text.index("<article>") :]
     assert re.findall(r"<mark>(.*?)</mark>", article) == ["A cup", "&lt;/s&gt;"]
-    assert '<span class="picture">&lt;image&gt;</span>' in article
-    assert '<span class="frame">USER: </span><span class="picture">' in article
+    assert '<span class="image">&lt;image&gt;</span>' in article
+    assert '<span class="frame">USER: </span><span class="image">' in article
     assert "<span>What?</span>" in article
 
 
@@ -106,9 +106,9 @@ def test_hidden_characters_are_written_out() -> None:
     assert "a\\u202ebc\\u0000\\u200b\nd\te é 猫" in read(card).text["article"]
 
 
-def test_pictures_are_small_copies() -> None:
+def test_images_are_small_copies() -> None:
     big = Image.new("RGB", (2000, 500), (10, 200, 30))
-    found = read(Card(where="r", id="1", pictures=(("big", big),)))
+    found = read(Card(where="r", id="1", images=(("big", big),)))
     source = next(str(given["src"]) for tag, given in found.tags if tag == "img")
     shown = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     assert shown.size == (512, 128)

@@ -95,7 +95,7 @@ def test_each_kind_is_recognized(kind: str) -> None:
     parsed = parse_row(ROWS[kind])
     assert type(parsed) is KINDS[kind]
     assert parsed.kind == kind
-    assert parsed.pictures == ("a.jpg",)
+    assert parsed.images == ("a.jpg",)
 
 
 def test_every_kind_has_an_example_here() -> None:
@@ -138,8 +138,8 @@ def test_a_table_s_nulls_count_as_missing() -> None:
 @pytest.mark.parametrize(
     ("image", "names"), [(None, ()), (["a.png", "b.png"], ("a.png", "b.png")), ([], ())]
 )
-def test_a_conversation_has_any_number_of_pictures(image: object, names: object) -> None:
-    assert parse_row(row("conversation", image=image)).pictures == names
+def test_a_conversation_has_any_number_of_images(image: object, names: object) -> None:
+    assert parse_row(row("conversation", image=image)).images == names
 
 
 @pytest.mark.parametrize(

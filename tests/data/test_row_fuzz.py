@@ -73,15 +73,15 @@ def test_there_is_an_example_of_every_kind() -> None:
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_a_spoiled_row_is_refused_in_words_or_used(number: int) -> None:
     rng = random.Random(number)
-    picture = Image.new("RGB", (320, 240))
+    image = Image.new("RGB", (320, 240))
     refused = used = 0
     for trial in range(400):
         value = spoiled(EXAMPLES[number], rng)
         try:
             row = parse_row(value, where="f: row 1")
-            marked = arrange(row, picture.size, random.Random(trial), pictures=Path("nowhere"))
+            marked = arrange(row, image.size, random.Random(trial), images=Path("nowhere"))
             if trial % 10 == 0:
-                draw_resolved(picture, marked.regions)
+                draw_resolved(image, marked.regions)
         except DataError as error:
             refused += 1
             assert str(error).startswith(("f: row 1: ", "id "))
@@ -89,6 +89,6 @@ def test_a_spoiled_row_is_refused_in_words_or_used(number: int) -> None:
             continue
         used += 1
         shown = sum(turn.text.count("<image>") for turn in marked.turns)
-        assert not row.pictures or shown == len(row.pictures)
+        assert not row.images or shown == len(row.images)
     assert refused > 100
     assert used > 10

@@ -15,7 +15,7 @@ from vip_llava.data.failures import Failures
 from vip_llava.data.records import parse_row
 from vip_llava.data.samples import BadRow, Sample, SampleDataset, lengths
 from vip_llava.errors import DataError
-from vip_llava.model.processor import Processor
+from vip_llava.prompting.processor import Processor
 
 IMAGE, TOKENS = 3, 17
 Make = Callable[..., SampleDataset]
@@ -54,7 +54,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"id": "b1", "image": "none.png", "conversations": talk("<image>\na", "b")}, "none.png"),
     ({"id": "b2", "image": "../a.png", "conversations": talk("<image>\na", "b")}, "leads out"),
     ({"id": "b3", "image": "/etc/a.png", "conversations": talk("<image>\na", "b")}, "leads out"),
-    ({"id": "b4", "image": "notes.txt", "conversations": talk("<image>\na", "b")}, "picture"),
+    ({"id": "b4", "image": "notes.txt", "conversations": talk("<image>\na", "b")}, "image"),
     ({"id": "b5", "conversations": talk("a")}, "no answer"),
     ({"id": "b6", "conversations": talk("word " * 300, "b")}, "max_length is 200"),
     ({"id": "b7", "image": ["a.png"] * 30, "conversations": talk("a", "b")}, "cuts through"),
@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "sub").mkdir()
     Image.new("RGB", (60, 40), (90, 120, 150)).save(tmp_path / "a.png")
     Image.new("RGB", (40, 60), (200, 30, 30)).save(tmp_path / "sub" / "b.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     return tmp_path
 
 
@@ -191,12 +191,12 @@ def test_failures_are_counted_where_they_are_wanted(make: Make) -> None:
         dataset[2]
 
 
-def test_no_folder_of_pictures(lite_processor: Processor) -> None:
+def test_no_folder_of_images(lite_processor: Processor) -> None:
     dataset = SampleDataset(ROWS, None, lite_processor)
     assert isinstance(dataset[1], Sample)
     bad = dataset[0]
     assert isinstance(bad, BadRow)
-    assert "no folder of pictures" in bad.reason
+    assert "no folder of images" in bad.reason
 
 
 def test_parsed_rows_and_raw_ones_are_the_same(make: Make) -> None:

@@ -14,8 +14,8 @@ from vip_llava.data.reading import RowFile
 from vip_llava.data.samples import Sample, SampleDataset
 from vip_llava.data.view import Viewer, token_pieces
 from vip_llava.errors import DataError
-from vip_llava.model.processor import Processor
-from vip_llava.model.tokenization import IGNORED_LABEL
+from vip_llava.prompting.processor import Processor
+from vip_llava.prompting.tokenization import IGNORED_LABEL
 from vip_llava.regions import Box, draw
 
 ROWS: list[dict[str, Any]] = [
@@ -81,16 +81,16 @@ def test_answers_and_their_end_marks_are_learned(viewer: Callable[..., Viewer]) 
     assert "".join(texts(card, learned=True)) == " a cup ß 猫</s> yes</s>"
     asked = "".join(texts(card, learned=False))
     assert "What is the object within the red rectangle?" in asked
-    assert [piece.text for piece in card.pieces if piece.kind == "picture"] == ["<image>"]
+    assert [piece.text for piece in card.pieces if piece.kind == "image"] == ["<image>"]
     assert not card.tokens and card.facts[1] == "5 of them learned"
 
 
-def test_the_picture_is_drawn_as_training_draws_it(
+def test_the_image_is_drawn_as_training_draws_it(
     viewer: Callable[..., Viewer], photo: Image.Image
 ) -> None:
-    ((words, picture),) = viewer().card(0).pictures
+    ((words, image),) = viewer().card(0).images
     assert words == "a.png, 64 x 48"
-    assert picture.tobytes() == draw(photo, [Box(5, 5, 40, 30, color="red")]).tobytes()
+    assert image.tobytes() == draw(photo, [Box(5, 5, 40, 30, color="red")]).tobytes()
 
 
 def test_seed_and_epoch_choose_the_marks(viewer: Callable[..., Viewer]) -> None:
@@ -119,9 +119,9 @@ def test_a_row_that_cannot_be_used_says_why(
     assert not card.problem.startswith("id ")
 
 
-def test_text_alone_has_no_picture(viewer: Callable[..., Viewer]) -> None:
+def test_text_alone_has_no_image(viewer: Callable[..., Viewer]) -> None:
     card = viewer(template="chatml").card(2)
-    assert card.pictures == () and card.problem is None
+    assert card.images == () and card.problem is None
     assert "".join(texts(card, learned=True)).startswith("2")
 
 
@@ -145,17 +145,17 @@ def test_tokens_are_those_of_the_sample(
     assert card.facts == (f"{sample.length} tokens", f"{learned} of them learned")
     assert made.length(index) == sample.length
     views = 0 if sample.pixel_values is None else len(sample.pixel_values)
-    assert len(card.pictures) == views  # the picture, and a close view of each region
+    assert len(card.images) == views  # the image, and a close view of each region
 
 
 def test_close_views_are_shown_and_counted(
     viewer: Callable[..., Viewer], lite_processor: Processor
 ) -> None:
     card = viewer(processor=lite_processor).card(0)
-    assert [words for words, _ in card.pictures] == ["a.png, 64 x 48", "close view 1"]
-    shown = [piece.text for piece in card.pieces if piece.kind == "picture"]
+    assert [words for words, _ in card.images] == ["a.png, 64 x 48", "close view 1"]
+    shown = [piece.text for piece in card.pieces if piece.kind == "image"]
     assert shown == ["<image> x 17", "<image> x 17"]
-    assert card.pictures[1][1].size == (64, 64)
+    assert card.images[1][1].size == (64, 64)
 
 
 def test_token_pieces_spell_the_prompt(
@@ -171,7 +171,7 @@ def test_token_pieces_spell_the_prompt(
 
 
 def test_blanks_of_word_pieces_are_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
-    from vip_llava.api import load
+    from vip_llava.assistant import load
 
     processor = load(tiny_model_folder).processor
     ids = processor.tokenizer.plain("a red cup, two cups", at_start=True)
@@ -187,6 +187,6 @@ def test_what_is_cut_off_is_said(viewer: Callable[..., Viewer], lite_processor: 
     assert card.facts[2] == f"3 more are cut off at {whole - 3}"
     assert made.length(0) == whole - 3
     short = viewer(processor=lite_processor, max_length=20)
-    assert "cuts through the pictures" in str(short.card(0).problem)
-    with pytest.raises(DataError, match="cuts through the pictures"):
+    assert "cuts through the images" in str(short.card(0).problem)
+    with pytest.raises(DataError, match="cuts through the images"):
         short.length(0)

@@ -20,9 +20,10 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.engine import Engine, EngineSettings, SamplingParams
-from vip_llava.engine.graphs import Recorder, Recording
+from vip_llava.engine import Engine, EngineSettings
+from vip_llava.engine.graph_pool import Recorder, Recording
 from vip_llava.errors import RequestError
+from vip_llava.sampling_params import SamplingParams
 
 IMAGE = 99
 VIEW_TOKENS = 4
@@ -118,7 +119,7 @@ def make_engine() -> Callable[..., Engine]:
     def make(model: PreTrainedModel, **given: Any) -> Engine:
         names = {field.name for field in fields(EngineSettings)}
         settings = {name: given.pop(name) for name in list(given) if name in names}
-        # A random model would choose the picture's placeholder now and then; no real one may.
+        # A random model would choose the image's placeholder now and then; no real one may.
         given = {"image_token_id": IMAGE, "suppress_ids": [IMAGE], **given}
         return Engine(model, settings=EngineSettings(**settings), **given)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vip_llava.engine.attention import PAGED_ATTENTION, Piece, paged, paged_attention, plan
-from vip_llava.engine.kv import KVMemory, StepCache
+from vip_llava.engine.block_manager import KVMemory, StepCache
 
 HEADS, HELD, WIDTH, PLACES = 4, 2, 8, 256
 

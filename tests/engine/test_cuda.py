@@ -17,11 +17,12 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.engine import Engine, EngineSettings, Generated, SamplingParams
+from vip_llava.engine import Engine, EngineSettings, Generated
 from vip_llava.engine.digests import view_digests
-from vip_llava.engine.prompts import PromptStep
-from vip_llava.engine.vision import VisionCache
-from vip_llava.model.quantize import Quantization, quantize_model
+from vip_llava.engine.encoder_cache import VisionCache
+from vip_llava.engine.prefill_graphs import PromptStep
+from vip_llava.models.quantize import Quantization, quantize_model
+from vip_llava.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -30,7 +31,7 @@ LENGTHS = (30, 1, 200, 7, 65, 90)
 
 
 def llava(width: int, heads: int, held: int, inner: int, rows: int, kind: torch.dtype) -> Any:
-    """A random model of two layers; the picture's token is the last one."""
+    """A random model of two layers; the image's token is the last one."""
     tower = CLIPVisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=11, num_attention_heads=4,
         image_size=56, patch_size=14,
@@ -70,7 +71,7 @@ def engine_of(model: Any, captured: bool | None = None, **given: Any) -> Engine:
 
 
 def prompt(model: Any, length: int, seed: int = 0) -> tuple[list[int], torch.Tensor | None]:
-    """Random ids; those of ten and more have a picture in them."""
+    """Random ids; those of ten and more have an image in them."""
     rows = len(model.get_input_embeddings().weight)
     generator = torch.Generator().manual_seed(1000 * seed + length)
     ids = torch.randint(1, rows - 2, (length,), generator=generator).tolist()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vip_llava.engine.portrait import portrait
-from vip_llava.model.quantize import Quantization, quantize_model
+from vip_llava.models.quantize import Quantization, quantize_model
 
 
 def test_what_changes_a_portrait(vip_model: Any) -> None:

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vip_llava.engine import Engine, SamplingParams
-from vip_llava.engine.kv import Blocks
-from vip_llava.engine.sampling import SamplingState
+from vip_llava.engine import Engine
+from vip_llava.engine.block_manager import Blocks
+from vip_llava.engine.sampler import SamplingState
 from vip_llava.engine.scheduler import Row, Scheduler
 from vip_llava.errors import RequestError
+from vip_llava.sampling_params import SamplingParams
 
 SHAPES = [(5, 1), (17, 2), (1, 0), (9, 1), (30, 0), (40, 3), (2, 0)]
 COUNT = 12
@@ -254,7 +255,7 @@ def test_too_little_memory_puts_off_and_changes_nothing(
 
 
 def test_a_second_turn_reads_only_what_is_new(vip_model: Any, make_ask: Any) -> None:
-    """The same pictures, the same first turn and its answer in front."""
+    """The same images, the same first turn and its answer in front."""
     engine = engine_of(vip_model)
     first = make_ask(20, 3)
     answer = submit(engine, first, 10).result()
@@ -296,7 +297,7 @@ def test_a_second_turn_reads_only_what_is_new(vip_model: Any, make_ask: Any) -> 
     assert (stats.cached_tokens, stats.prompt_tokens) == (32, len(first.ids) + len(ids))
 
 
-def test_the_same_words_about_another_picture_share_nothing(vip_model: Any, make_ask: Any) -> None:
+def test_the_same_words_about_another_image_share_nothing(vip_model: Any, make_ask: Any) -> None:
     engine = engine_of(vip_model)
     one = make_ask(40, 2)
     pixels = one.pixels.clone()

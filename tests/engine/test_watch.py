@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from vip_llava.engine import Engine, EngineSettings, SamplingParams
+from vip_llava.engine import Engine, EngineSettings
 from vip_llava.engine.digests import Guesses, view_digests
+from vip_llava.sampling_params import SamplingParams
 
 SIDE = 28
 SMALL = 3 * SIDE * SIDE
@@ -30,13 +31,13 @@ def asked(engine: Engine, ask: Any) -> Any:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few pixels are looked at that other pictures look alike."""
+    """So few pixels are looked at that other images look alike."""
     monkeypatch.setattr("vip_llava.engine.digests._SAMPLE", 3)
 
 
 @pytest.fixture
 def alike(make_ask: Any) -> list[Any]:
-    """One question about three pictures that only differ where a guess does not look."""
+    """One question about three images that only differ where a guess does not look."""
     first = make_ask(40, 1)
     others = []
     for shift in (1.0, -1.0):
@@ -77,7 +78,7 @@ def test_a_wrong_guess_changes_no_answer(
         found = [asked(engine, alike[which]).result().tokens for which in order]
     assert found == [expected[which] for which in order]
     if not together:
-        assert engine.stats().preemptions == 5  # as often as the picture was another one
+        assert engine.stats().preemptions == 5  # as often as the image was another one
     engine.forget()  # so that features are needed
     before = engine.stats().vision_misses
     assert [asked(engine, alike[which]).result().tokens for which in (0, 2)] == expected[::2]

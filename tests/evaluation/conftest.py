@@ -1,4 +1,4 @@
-"""Small data folders in the formats in which the benchmarks are published; pictures are drawn here."""
+"""Small data folders in the formats in which the benchmarks are published; images are drawn here."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ BOXES = [[4, 4, 40, 30], [50, 4, 90, 30], [4, 40, 40, 68], [50, 40, 90, 68]]
 @pytest.fixture(scope="session")
 def assistant(tiny_model_folder: Path) -> Any:
     """A random tiny model: real answers without sense."""
-    from vip_llava.api import load
+    from vip_llava.assistant import load
 
     return load(tiny_model_folder, device="cpu")
 
 
-def write_picture(path: Path, shade: int = 120) -> None:
+def write_image(path: Path, shade: int = 120) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.new("RGB", (96, 72), (shade, 130, 110))
+    image = Image.new("RGB", (96, 72), (shade, 130, 110))
     for box, color in zip(BOXES, ("tan", "navy", "olive", "maroon"), strict=True):
-        ImageDraw.Draw(picture).rectangle(tuple(box), fill=color)
-    picture.save(path)
+        ImageDraw.Draw(image).rectangle(tuple(box), fill=color)
+    image.save(path)
 
 
 def rows_file(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -38,21 +38,21 @@ def rows_file(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Pat
     (folder / name).write_text(json.dumps(rows), "utf-8")
     for number, row in enumerate(rows):
         if "image" in row and "missing" not in row["image"]:
-            write_picture(folder / row["image"], 100 + number)
+            write_image(folder / row["image"], 100 + number)
     return folder
 
 
 @pytest.fixture(scope="session")
 def write_rows() -> Callable[..., Path]:
-    """`write_rows(folder, name, rows)`: a JSON file of rows, and a picture for each row whose picture
+    """`write_rows(folder, name, rows)`: a JSON file of rows, and an image for each row whose image
     is not called "missing"."""
     return rows_file
 
 
 @pytest.fixture(scope="session")
-def draw_picture() -> Callable[..., None]:
-    """`draw_picture(path)`: 96 x 72 pixels with four things."""
-    return write_picture
+def draw_image() -> Callable[..., None]:
+    """`draw_image(path)`: 96 x 72 pixels with four things."""
+    return write_image
 
 
 def v7w(number: int, right: int, image: str | None = None) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def v7w(number: int, right: int, image: str | None = None) -> dict[str, Any]:
 
 @pytest.fixture
 def visual7w(tmp_path: Path) -> Path:
-    """Five rows: answers A, B, C, D and a picture that is not there."""
+    """Five rows: answers A, B, C, D and an image that is not there."""
     rows = [v7w(number, number) for number in range(4)]
     return rows_file(tmp_path / "v7w", "v7w-test.json", [*rows, v7w(4, 0, "v7w/missing.jpg")])
 
@@ -92,7 +92,7 @@ def score_of() -> Callable[..., tuple[list[Row], list[Score]]]:
                 "id": item.id,
                 "group": item.group,
                 "expected": item.expected,
-                "picture": item.picture,
+                "image": item.image,
                 "facts": item.facts,
             }
             try:

@@ -39,15 +39,15 @@ def test_a_mean_of_shares_is_about_wilsons() -> None:
     assert mean(values) == (value, low, high)  # no chance in it
 
 
-def test_questions_about_one_picture_are_not_independent() -> None:
+def test_questions_about_one_image_are_not_independent() -> None:
     dice = random.Random(0)
-    values, pictures = [], []
-    for picture in range(40):
+    values, images = [], []
+    for image in range(40):
         hit = float(dice.random() < 0.5)
         values += [hit] * 10
-        pictures += [picture] * 10
+        images += [image] * 10
     _, low, high = mean(values)
-    _, wide_low, wide_high = mean(values, pictures)
+    _, wide_low, wide_high = mean(values, images)
     assert None not in (low, high, wide_low, wide_high)
     assert (wide_high or 0) - (wide_low or 0) > 2.5 * ((high or 0) - (low or 0))
 

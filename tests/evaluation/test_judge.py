@@ -19,12 +19,12 @@ from fastapi.responses import JSONResponse
 
 from vip_llava.errors import DataError, RequestError
 from vip_llava.evaluation.benchmarks.vip_bench import VipBench
-from vip_llava.evaluation.folder import RunFolder
 from vip_llava.evaluation.items import Row
 from vip_llava.evaluation.judge.endpoint import Endpoint, checked_address
 from vip_llava.evaluation.judge.grading import grade_run
 from vip_llava.evaluation.judge.prompt import HINT, PROMPT, line, prompt_text, read_score
 from vip_llava.evaluation.judge.tables import write_judged
+from vip_llava.evaluation.run_directory import RunFolder
 
 
 @dataclass
@@ -109,7 +109,7 @@ def finished(tmp_path: Path) -> Path:
         for name, right, answer, caps in ROWS
     ]
     gone = {"question_id": "v1_3", "capability": ["rel"], "question": "?"}
-    rows.append(Row("bbox/v1_3", "bbox", "no", facts=gone, failed="no picture", score=0.0))
+    rows.append(Row("bbox/v1_3", "bbox", "no", facts=gone, failed="no image", score=0.0))
     folder.add(rows, 1.0)
     folder.finish(rows, VipBench.scores(rows), {})
     return folder.path

@@ -9,13 +9,13 @@ import pytest
 
 from vip_llava.errors import RequestError
 from vip_llava.evaluation.benchmarks.vip_bench import VipBench
-from vip_llava.evaluation.folder import RunFolder
 from vip_llava.evaluation.items import Row
 from vip_llava.evaluation.judge.endpoint import Endpoint
 from vip_llava.evaluation.judge.grading import grade_run
 from vip_llava.evaluation.judge.tables import write_judged
+from vip_llava.evaluation.run_directory import RunFolder
 from vip_llava.serving.api.app import create_app
-from vip_llava.serving.entrance.running import background
+from vip_llava.serving.middleware.running import background
 from vip_llava.serving.settings import make_settings
 
 KEY = "a-key-of-this-test-and-no-other"

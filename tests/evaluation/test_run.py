@@ -14,10 +14,10 @@ import pytest
 
 from vip_llava.errors import DataError, RequestError
 from vip_llava.evaluation.benchmarks import BENCHMARKS, benchmark_class, open_benchmark
-from vip_llava.evaluation.folder import RunFolder, answer_line, slug
 from vip_llava.evaluation.identity import fingerprint
 from vip_llava.evaluation.items import Item, Options, Row, spread
 from vip_llava.evaluation.run import allowed, items_of, run
+from vip_llava.evaluation.run_directory import RunFolder, answer_line, slug
 
 FEW: dict[str, Any] = {"sampling": {"max_new_tokens": 6}}
 
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on(
 
 
 def test_what_failed_is_tried_again(
-    assistant: Any, visual7w: Path, tmp_path: Path, draw_picture: Callable[..., None]
+    assistant: Any, visual7w: Path, tmp_path: Path, draw_image: Callable[..., None]
 ) -> None:
     def once() -> Any:
         return run(
@@ -120,7 +120,7 @@ def test_what_failed_is_tried_again(
         )
 
     assert once().rows[4].failed
-    draw_picture(visual7w / "v7w" / "missing.jpg")
+    draw_image(visual7w / "v7w" / "missing.jpg")
     result = once()
     assert result.asked == 1 and result.rows[4].failed is None and result.scores[0].failed == 0
 
@@ -173,7 +173,7 @@ def test_another_model_of_the_same_name_is_another_model(
 ) -> None:
     import torch
 
-    from vip_llava.api import load
+    from vip_llava.assistant import load
 
     run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=1, **FEW)
     trained = load(tiny_model_folder, device="cpu")

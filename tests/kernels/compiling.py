@@ -21,7 +21,7 @@ from triton.compiler import ASTSource, compile  # Triton's
 from triton.runtime.jit import JITFunction
 
 from vip_llava.kernels import Dense, Int4, Int8, Matrix, Norm, fused
-from vip_llava.kernels.fused import setting
+from vip_llava.kernels.fused import context as setting
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 NAMES |= {torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64"}

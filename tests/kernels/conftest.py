@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.kernels import Dense, Int4, Int8, Matrix, plain
+from vip_llava.kernels import Dense, Int4, Int8, Matrix
+from vip_llava.kernels import reference as plain
 
 
 @pytest.fixture(scope="session")
 def fused() -> ModuleType:
     pytest.importorskip("triton", reason="Triton is not installed")
     from vip_llava.kernels import fused
-    from vip_llava.kernels.fused import setting
+    from vip_llava.kernels.fused import context as setting
 
     if not setting.INTERPRETED and not torch.cuda.is_available():
         pytest.skip("needs a GPU or TRITON_INTERPRET=1")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.kernels import Dense, Int4, Int8, Norm, plain
+from vip_llava.kernels import Dense, Int4, Int8, Norm
+from vip_llava.kernels import reference as plain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -78,7 +79,7 @@ def exactly(layer: Layer) -> Layer:
 def test_a_recorded_layer(
     fused: Any, make: Any, monkeypatch: pytest.MonkeyPatch, bits: int, rows: int
 ) -> None:
-    from vip_llava.kernels.fused import setting
+    from vip_llava.kernels.fused import context as setting
 
     layer = Layer(make, bits, rows)
     hidden = make.randn(rows, WIDTH, dtype=BF16)

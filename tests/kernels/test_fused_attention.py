@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.kernels import plain
+from vip_llava.kernels import reference as plain
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 HEADS = [(4, 4, 16), (6, 2, 24), (2, 2, 128), (8, 1, 64)]
@@ -104,7 +104,7 @@ def test_a_step_stores_and_attends(
 def test_parts_make_no_difference(
     fused: Any, make: Any, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    from vip_llava.kernels.fused import choices
+    from vip_llava.kernels.fused import tuned_configs as choices
 
     for tile, (heads, held, width) in ((16, HEADS[0]), (32, HEADS[1])):
         setting = choices.AttentionSetting(tile, 4, 2, parts)

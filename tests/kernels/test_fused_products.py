@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.kernels import Int4, Int8, Norm, plain
+from vip_llava.kernels import Int4, Int8, Norm
+from vip_llava.kernels import reference as plain
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 SHAPES = [(32, (40, 16, 16)), (96, (19,)), (608, (9, 6))]
@@ -141,7 +142,8 @@ def test_what_is_not_a_number_is_not_lost(fused: Any, make: Any, bits: int) -> N
 def test_programs_that_share_tiles(
     fused: Any, make: Any, monkeypatch: pytest.MonkeyPatch, bits: int, layout: tuple[int, ...]
 ) -> None:
-    from vip_llava.kernels.fused import choices, products
+    from vip_llava.kernels.fused import products
+    from vip_llava.kernels.fused import tuned_configs as choices
 
     monkeypatch.setattr(choices, "words_setting", lambda *_: choices.WordsSetting(*layout))
     monkeypatch.setattr(products, "processors", lambda _: 2)

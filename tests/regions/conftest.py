@@ -1,4 +1,4 @@
-"""Strategies for regions and a picture to draw on, shared by the tests of this package."""
+"""Strategies for regions and an image to draw on, shared by the tests of this package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Strategy = st.SearchStrategy[Region]
 
 @pytest.fixture(scope="session")
 def noise() -> Callable[[int, int], Image.Image]:
-    """`noise(width, height)`: an RGB picture in which every changed pixel shows."""
+    """`noise(width, height)`: an RGB image in which every changed pixel shows."""
 
     def make(width: int, height: int) -> Image.Image:
         pixels = np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -42,7 +42,7 @@ def noise() -> Callable[[int, int], Image.Image]:
 def any_region() -> Callable[..., Strategy]:
     """`any_region(width, height, inside=True)`: a strategy of valid regions of all eight shapes.
 
-    With `inside` false they may reach past the picture or lie outside.
+    With `inside` false they may reach past the image or lie outside.
     """
 
     def build(width: int, height: int, *, inside: bool = True) -> Strategy:

@@ -87,7 +87,7 @@ def test_rle_and_polygons_of_the_same_area_look_the_same() -> None:
         )
 
 
-def test_an_rle_over_the_whole_picture_has_a_visible_contour() -> None:
+def test_an_rle_over_the_whole_image_has_a_visible_contour() -> None:
     outline = on_black(Contour(rle=Rle.from_mask(np.ones((80, 100), dtype=bool)), width=1))
     assert outline[0].all()
     assert outline[:, -1].all()
@@ -133,11 +133,11 @@ def test_a_sharp_bend_of_a_scribble_is_round() -> None:
 
 @given(alpha=st.integers(0, 255), value=st.integers(0, 255), ink=st.integers(0, 255))
 def test_blending_is_rounded_mixing(alpha: int, value: int, ink: int) -> None:
-    picture = Image.new("RGB", (30, 20), (value,) * 3)
+    image = Image.new("RGB", (30, 20), (value,) * 3)
     color = (ink,) * 3
     regions: list[Region] = [Box(2, 2, 9, 9), Point(15, 10, radius=4), Mask([[20, 2, 28, 2, 28, 9]]), Arrow((2, 18), (12, 18))]  # fmt: skip
     for region in regions:
-        after = draw(picture, [region.changed(color="#" + f"{ink:02x}" * 3, alpha=alpha)])
+        after = draw(image, [region.changed(color="#" + f"{ink:02x}" * 3, alpha=alpha)])
         mixed = (ink * alpha + value * (255 - alpha)) / 255
         colors = {pixel for _, pixel in after.getcolors() or []}
         assert all(min(abs(c[0] - value), abs(c[0] - mixed)) <= 0.5 for c in colors), (
@@ -147,20 +147,20 @@ def test_blending_is_rounded_mixing(alpha: int, value: int, ink: int) -> None:
 
 
 @given(data=st.data())
-def test_the_given_picture_is_untouched_and_the_result_deterministic(
+def test_the_given_image_is_untouched_and_the_result_deterministic(
     any_region: Regions, noise: Noise, data: st.DataObject
 ) -> None:
-    picture = noise(60, 40)
-    before = picture.tobytes()
+    image = noise(60, 40)
+    before = image.tobytes()
     regions = data.draw(st.lists(any_region(60, 40), max_size=4))
-    first, second = draw(picture, regions), draw(picture, regions)
-    assert picture.tobytes() == before
+    first, second = draw(image, regions), draw(image, regions)
+    assert image.tobytes() == before
     assert (first.mode, first.size) == ("RGB", (60, 40))
     assert first.tobytes() == second.tobytes()
-    again = draw_resolved(picture, resolve(regions, picture.size).regions)
+    again = draw_resolved(image, resolve(regions, image.size).regions)
     assert again.tobytes() == first.tobytes()
-    read = [region_from_json(region.to_json()) for region in render(picture, regions)[1].regions]
-    assert draw(picture, read).tobytes() == first.tobytes()
+    read = [region_from_json(region.to_json()) for region in render(image, regions)[1].regions]
+    assert draw(image, read).tobytes() == first.tobytes()
 
 
 @given(data=st.data())
@@ -184,14 +184,14 @@ def test_only_pixels_near_the_region_change_and_some_do(
 
 
 @given(data=st.data())
-def test_straight_into_the_picture_equals_the_way_through_a_mask(
+def test_straight_into_the_image_equals_the_way_through_a_mask(
     any_region: Regions, noise: Noise, data: st.DataObject
 ) -> None:
-    picture = noise(60, 40)
-    region = resolve([data.draw(any_region(60, 40))], picture.size).regions[0]
-    fast = draw_resolved(picture, [region])
+    image = noise(60, 40)
+    region = resolve([data.draw(any_region(60, 40))], image.size).regions[0]
+    fast = draw_resolved(image, [region])
     if isinstance(region, Box):
-        x1, y1, x2, y2 = (int(part) for part in region.extent(picture.size))
+        x1, y1, x2, y2 = (int(part) for part in region.extent(image.size))
         width = max(1, int(region.width or 1))
         mask = np.zeros((40, 60), dtype=np.uint8)
         mask[y1 : y2 + 1, x1 : x2 + 1] = region.alpha or 0
@@ -199,26 +199,26 @@ def test_straight_into_the_picture_equals_the_way_through_a_mask(
         mask[y1 + width : max(bottom + 1 - width, 0), x1 + width : max(right + 1 - width, 0)] = 0
         opacity, left, top = Image.fromarray(mask), 0, 0
     else:
-        opacity, left, top = drawing._masked(region, picture.size, region.alpha or 0)
-    full = Image.new("L", picture.size)
+        opacity, left, top = drawing._masked(region, image.size, region.alpha or 0)
+    full = Image.new("L", image.size)
     full.paste(opacity, (left, top))
-    slow = picture.copy()
+    slow = image.copy()
     slow.paste(rgb(region.color or "red"), (0, 0, 60, 40), full)
     assert slow.tobytes() == fast.tobytes()
 
 
 def test_blocks_equal_the_whole(noise: Noise) -> None:
-    picture = noise(500, 400)
+    image = noise(500, 400)
     for region in (
         Triangle([(5, 5), (490, 20), (200, 390)], width=7),
         Scribble([(9, 9), (480, 300), (20, 380)]),
     ):
-        done = resolve([region.changed(alpha=99, color="blue")], picture.size).regions[0]
-        mask, left, top = drawing._masked(done, picture.size, 99)
+        done = resolve([region.changed(alpha=99, color="blue")], image.size).regions[0]
+        mask, left, top = drawing._masked(done, image.size, 99)
         assert mask.width * mask.height > drawing._FEW
-        slow = picture.copy()
+        slow = image.copy()
         slow.paste((0, 0, 255), (left, top, left + mask.width, top + mask.height), mask)
-        assert draw_resolved(picture, [done]).tobytes() == slow.tobytes()
+        assert draw_resolved(image, [done]).tobytes() == slow.tobytes()
 
 
 @given(reach=st.integers(1, 9), seed=st.integers(0, 99))
@@ -231,39 +231,37 @@ def test_growing_equals_the_largest_of_the_square(reach: int, seed: int) -> None
 
 
 def test_later_regions_lie_over_earlier_ones_and_colours_follow_the_order(noise: Noise) -> None:
-    picture = noise(100, 80)
-    drawn, resolution = render(
-        picture, [Box(10, 10, 50, 50), Box(30, 30, 70, 70), Box(5, 5, 90, 75)]
-    )
+    image = noise(100, 80)
+    drawn, resolution = render(image, [Box(10, 10, 50, 50), Box(30, 30, 70, 70), Box(5, 5, 90, 75)])
     assert [region.color for region in resolution.regions] == ["red", "lime", "blue"]
     assert drawn.getpixel((10, 20)) == (255, 0, 0)
     assert drawn.getpixel((50, 30)) == (0, 255, 0)  # here the first and the second cross
-    alone = draw(picture, resolution.regions[:1])
+    alone = draw(image, resolution.regions[:1])
     assert alone.getpixel((50, 30)) == (255, 0, 0)
 
 
 def test_unit_and_pixel_frames_draw_the_same(noise: Noise) -> None:
-    picture = noise(200, 100)
+    image = noise(200, 100)
     pixel = [
         Box(20, 30, 120, 70),
         Arrow((20, 30), (120, 70)),
         Point(50, 50, radius=10),
         Mask([SQUARE]),
     ]
-    unit = [region.to_frame("unit", picture.size) for region in pixel]
-    assert draw(picture, unit).tobytes() == draw(picture, pixel).tobytes()
+    unit = [region.to_frame("unit", image.size) for region in pixel]
+    assert draw(image, unit).tobytes() == draw(image, pixel).tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "RGBA"])
 def test_other_modes_become_rgb(mode: str, noise: Noise) -> None:
-    picture = noise(40, 30).convert(mode)
-    drawn = draw(picture, [Box(5, 5, 20, 20)])
+    image = noise(40, 30).convert(mode)
+    drawn = draw(image, [Box(5, 5, 20, 20)])
     assert drawn.mode == "RGB"
-    assert drawn.getpixel((30, 25)) == picture.convert("RGB").getpixel((30, 25))
+    assert drawn.getpixel((30, 25)) == image.convert("RGB").getpixel((30, 25))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
-def test_slim_pictures(size: tuple[int, int]) -> None:
+def test_slim_images(size: tuple[int, int]) -> None:
     whole = [0, 0, *size]
     flat = [0, 0, size[0], 0, size[0], size[1], 0, size[1]]
     for region in (Box(*whole), Mask([flat]), Contour([flat]), Point(0.5, 0.5), Ellipse(*whole)):
@@ -271,7 +269,7 @@ def test_slim_pictures(size: tuple[int, int]) -> None:
 
 
 def test_nothing_visible_is_an_error_not_silence() -> None:
-    picture = Image.new("RGB", (100, 80))
+    image = Image.new("RGB", (100, 80))
     for region in (
         Ellipse(-200, -200, 300, 300, id="e"),
         Triangle([(-400, -400), (500, -400), (50, 900)], id="e"),
@@ -279,7 +277,7 @@ def test_nothing_visible_is_an_error_not_silence() -> None:
         Scribble([(0, 80), (9, 80)], id="e", width=1),  # along the far border, on no pixel
     ):
         with pytest.raises(RegionError, match=r"region 'e' .* nothing would be seen"):
-            draw(picture, [region])
+            draw(image, [region])
 
 
 @given(data=st.data())
@@ -287,14 +285,14 @@ def test_nothing_visible_is_an_error_not_silence() -> None:
 def test_any_region_is_drawn_or_refused_with_a_reason(
     any_region: Regions, noise: Noise, data: st.DataObject
 ) -> None:
-    picture = noise(60, 40)
+    image = noise(60, 40)
     region = data.draw(any_region(60, 40, inside=False))
     try:
-        drawn = draw(picture, [region])
+        drawn = draw(image, [region])
     except RegionError as error:
         assert "side" in str(error)
         return
-    assert drawn.size == picture.size
+    assert drawn.size == image.size
 
 
 HUGE = 1e6
@@ -314,10 +312,10 @@ DICE = random.Random(0)
     ids=lambda region: region.shape,
 )  # fmt: skip
 def test_huge_geometry_is_drawn_in_time(region: Region) -> None:
-    picture = Image.new("RGB", (640, 480))
+    image = Image.new("RGB", (640, 480))
     start = time.perf_counter()
     try:
-        draw(picture, [region])
+        draw(image, [region])
     except RegionError as error:
         assert "nothing would be seen" in str(error)
     assert time.perf_counter() - start < 5

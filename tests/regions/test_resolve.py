@@ -134,7 +134,7 @@ def test_outside_is_refused_by_name(region: Region) -> None:
 def test_an_rle_of_another_size() -> None:
     mask = Mask(rle={"size": [2, 3], "counts": "231"}, id="m")  # type: ignore[arg-type]
     with pytest.raises(
-        RegionError, match=r"region 'm' \(mask\): its rle is for a picture of 3 x 2 .* 336 x 200"
+        RegionError, match=r"region 'm' \(mask\): its rle is for an image of 3 x 2 .* 336 x 200"
     ):
         resolve([mask], SIZE)
     assert resolve([mask], (3, 2)).regions[0].extent((3, 2)) == (1, 0, 3, 2)

@@ -163,7 +163,7 @@ def test_triangles_are_never_flat() -> None:
 
 
 @pytest.mark.parametrize("box", [(0, 0, 400, 300), (0, 0, 30, 20), (380, 280, 400, 300), BOX])
-def test_arrows_lie_in_the_picture_and_point_into_the_box(box: tuple[int, int, int, int]) -> None:
+def test_arrows_lie_in_the_image_and_point_into_the_box(box: tuple[int, int, int, int]) -> None:
     x1, y1, x2, y2 = box
     angles = set()
     for seed in range(60):
@@ -177,7 +177,7 @@ def test_arrows_lie_in_the_picture_and_point_into_the_box(box: tuple[int, int, i
     assert len(angles) > 10
 
 
-def test_an_ellipse_around_the_whole_picture_is_still_seen() -> None:
+def test_an_ellipse_around_the_whole_image_is_still_seen() -> None:
     for seed in range(50):
         ellipse = sample("ellipse", seed, box=(0, 0, 400, 300))
         assert isinstance(ellipse, Ellipse)
@@ -192,7 +192,7 @@ def test_an_ellipse_around_the_whole_picture_is_still_seen() -> None:
         ((1, 2, math.inf, 4), "four finite"),
         ((30, 2, 10, 4), "reversed"),
         ((10, 2, 10, 4), "empty"),
-        ((500, 2, 600, 4), "outside the picture of 400 x 300"),
+        ((500, 2, 600, 4), "outside the image of 400 x 300"),
     ],
 )
 def test_a_bad_box_is_an_error(box: tuple[float, ...], said: str) -> None:
@@ -215,7 +215,7 @@ def test_unknown_shape_and_style_are_errors() -> None:
 
 @st.composite
 def boxes(data: st.DrawFn) -> tuple[float, float, float, float]:
-    """Any box that a picture of 400 x 300 shows a pixel of, also partly outside, tiny and huge."""
+    """Any box that an image of 400 x 300 shows a pixel of, also partly outside, tiny and huge."""
     x1 = data(st.floats(-500, 399))
     y1 = data(st.floats(-500, 299))
     return x1, y1, max(x1, 0) + data(st.floats(1, 900)), max(y1, 0) + data(st.floats(1, 900))
@@ -299,7 +299,7 @@ def test_a_prompt_style_overrides_the_source() -> None:
 
 
 @given(st.sampled_from(list(POLICIES.values())), st.integers(1, 9), st.integers(0, 2**32))
-def test_things_of_one_picture_can_be_told_apart(rule: Policy, count: int, seed: int) -> None:
+def test_things_of_one_image_can_be_told_apart(rule: Policy, count: int, seed: int) -> None:
     prompts = sample_prompts(rule, count, random.Random(seed))
     assert len(prompts) == count
     assert {prompt.shape for prompt in prompts} <= set(rule.shapes)
@@ -323,7 +323,7 @@ def test_a_fixed_colour_and_more_things_than_names() -> None:
     assert Counter(isinstance(prompt.color, str) for prompt in many) == {True: 9, False: 3}
 
 
-def test_regions_of_a_picture_have_ids_and_words_of_their_own() -> None:
+def test_regions_of_a_image_have_ids_and_words_of_their_own() -> None:
     rng = random.Random(2)
     places = [(10, 10, 60, 60), (100, 10, 160, 60), (200, 10, 260, 60), (10, 100, 60, 160)]
     for rule in POLICIES.values():

@@ -127,7 +127,7 @@ def test_bad_geometry_names_the_region_and_the_rule(
     [
         ({"alpha": -1}, "alpha"), ({"alpha": 256}, "alpha"), ({"alpha": 1.5}, "alpha"), ({"alpha": True}, "alpha"),
         ({"width": 0}, "width"), ({"width": -2}, "width"), ({"width": NAN}, "width"), ({"width": 1001}, "width"),
-        ({"width": "3"}, "width"), ({"frame": "picture"}, "frame"), ({"frame": None}, "frame"),
+        ({"width": "3"}, "width"), ({"frame": "image"}, "frame"), ({"frame": None}, "frame"),
         ({"id": ""}, "id"), ({"id": "a b"}, "id"), ({"id": "<1>"}, "id"), ({"id": "x" * 65}, "id"), ({"id": 1}, "id"),
     ],
 )  # fmt: skip
@@ -187,7 +187,7 @@ def test_a_unit_region_beyond_the_pixel_limit() -> None:
         Box(0, 0, 1e5, 1, frame="unit").to_frame("pixel", (640, 480))
 
 
-def test_bounds_are_cut_off_at_the_picture() -> None:
+def test_bounds_are_cut_off_at_the_image() -> None:
     size = (200, 100)
     assert Box(-10, 20, 50, 60).bounds(size) == (0, 20, 50, 60)
     assert Ellipse(0.25, 0.5, 0.75, 2, frame="unit").bounds(size) == (50, 50, 150, 100)
@@ -203,7 +203,7 @@ def test_bounds_are_cut_off_at_the_picture() -> None:
 
 
 @given(data=st.data())
-def test_bounds_lie_in_the_picture(
+def test_bounds_lie_in_the_image(
     any_region: Callable[..., st.SearchStrategy[Region]], data: st.DataObject
 ) -> None:
     size = (60, 40)

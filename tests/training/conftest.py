@@ -35,7 +35,7 @@ def tiny_model(request: pytest.FixtureRequest) -> Any:
 def split(
     make_original: Callable[..., Path], tiny_model_folder: Path, tmp_path: Path
 ) -> dict[str, Path]:
-    """A language model and a picture encoder in folders of their own, as a stage 1 wants them."""
+    """A language model and an image encoder in folders of their own, as a stage 1 wants them."""
     from safetensors.torch import load_file, save_file
 
     whole = make_original(5)

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from vip_llava.errors import CheckpointError
-from vip_llava.model.loading import load_weights
-from vip_llava.model.quantize import Int4Linear, Int8Linear, Quantization, quantize_model
+from vip_llava.models.loading import load_weights
+from vip_llava.models.quantize import Int4Linear, Int8Linear, Quantization, quantize_model
 from vip_llava.training.adapters import (
     adapter_state,
     add_adapter,

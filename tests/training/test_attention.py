@@ -24,7 +24,7 @@ from vip_llava.training.losses import compute_loss_inside
 
 Rows = list[dict[str, Any]]
 
-# Several pictures, one, none; pictures in later turns; answers of all lengths.
+# Several images, one, none; images in later turns; answers of all lengths.
 SHAPES: list[tuple[list[int | str], int]] = [
     ([2, "view", "view", 5], 3),
     ([9], 4),

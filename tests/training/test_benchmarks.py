@@ -17,7 +17,7 @@ import torch
 
 from vip_llava.data.scenes.photos import read_regions
 from vip_llava.data.scenes.settings import MixSettings
-from vip_llava.model.processor import Processor
+from vip_llava.prompting.processor import Processor
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -77,7 +77,7 @@ def test_a_box_in_words_is_not_drawn(
 
 
 def test_only_the_last_depth_is_left(script: Callable[[str], Any]) -> None:
-    from vip_llava.model.efficientnet import EfficientNetLiteConfig, EfficientNetLiteTower
+    from vip_llava.models.default.efficientnet import EfficientNetLiteConfig, EfficientNetLiteTower
 
     config = EfficientNetLiteConfig()
     torch.manual_seed(0)
@@ -132,5 +132,5 @@ def test_a_photo_becomes_a_conversation_about_its_things(
     answers = [message.text for message in messages[1::2]]
     assert answers[0] in photo.captions
     assert answers[1:] == [thing.label for thing in photo.things]
-    assert [message.pictures for message in messages] == [1, *[0] * (len(messages) - 1)]
+    assert [message.images for message in messages] == [1, *[0] * (len(messages) - 1)]
     assert all("rectangle" in message.text for message in messages[2::2])

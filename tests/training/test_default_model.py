@@ -16,7 +16,7 @@ from PIL import Image
 from vip_llava.data.scenes.photos import is_validation, read_regions
 from vip_llava.data.scenes.settings import MixSettings
 from vip_llava.errors import DataError
-from vip_llava.model.focal import FocalSettings
+from vip_llava.prompting.focal_views import FocalSettings
 from vip_llava.training.scenes import default_model
 from vip_llava.training.scenes.default_model import (
     PACKS,
@@ -98,7 +98,7 @@ def test_batch_sizes_are_scaled() -> None:
     assert focal_settings(changed) == FocalSettings(0.8, named=False)
     assert focal_settings(RunSettings(steps=1)) == FocalSettings()
     assert focal_settings(RunSettings(steps=1, told_views=True)) == FocalSettings(told=True)
-    larger = RunSettings(steps=1, picture_scale=(0.6, 1.2), harsh_share=0.25)
+    larger = RunSettings(steps=1, image_scale=(0.6, 1.2), harsh_share=0.25)
     augment = mix_settings(larger).augment
     assert (augment.scale, augment.harsh_share) == ((0.6, 1.2), 0.25)
     assert mix_settings(RunSettings(steps=1)).augment == MixSettings().augment
@@ -153,7 +153,7 @@ def test_build_puts_the_parts_together(
 def test_the_known_shape_is_that_of_the_language_model() -> None:
     from transformers import LlamaConfig
 
-    from vip_llava.model.smollm import ensure_language_model
+    from vip_llava.models.default.language_model import ensure_language_model
 
     config = LlamaConfig.from_pretrained(ensure_language_model())
     known = default_model._LANGUAGE_MODEL

@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file
 
 from vip_llava.errors import CheckpointError
-from vip_llava.model.loading import load_model, load_weights
-from vip_llava.model.quantize import Int4Linear
+from vip_llava.models.loading import load_model, load_weights
+from vip_llava.models.quantize import Int4Linear
 from vip_llava.training.adapters import add_adapter
+from vip_llava.training.recipes.model_init import open_start
 from vip_llava.training.recipes.recipe import Adapter, Recipe
-from vip_llava.training.recipes.starting import open_start
 from vip_llava.training.results import export
 from vip_llava.training.results.card import Outcome, model_card
 
 Make = Callable[..., Path]
 VALUES: dict[str, Any] = {
     "about": "a try",
-    "model": {"tiny": {"width": 32, "picture": 56, "vocabulary": 320}},
+    "model": {"tiny": {"width": 32, "image": 56, "vocabulary": 320}},
     "data": {"files": ["rows.jsonl"]},
     "train": {"parts": ["projector"]},
     "optimizer": {"lr": 1e-3},
@@ -90,7 +90,7 @@ def test_a_whole_model_in_both_layouts(tmp_path: Path, layout: Any) -> None:
     with pytest.raises(CheckpointError, match="already exists"):
         export.export_model(*arguments, target)
     # and round through the other layout
-    from vip_llava.model.convert import convert
+    from vip_llava.models.convert import convert
 
     other = convert(target, tmp_path / "other", "original" if layout == "hf" else "hf")
     assert torch.equal(logits(load_weights(other, device="cpu")), want)
@@ -195,7 +195,7 @@ def outcome(result: str = "model") -> Outcome:
         rows=153600,
         loss=0.8125,
         learned={"projector": 1000},
-        failures={"failed": 3, "reasons": {"the picture is missing": 3}},
+        failures={"failed": 3, "reasons": {"the image is missing": 3}},
         versions={"torch": "2.13"},
     )
 
@@ -205,7 +205,7 @@ def test_a_card_says_what_is_known() -> None:
     header, _, text = card.removeprefix("---\n").partition("---\n")
     assert "license: other" in header and "base_model" not in header
     assert 'load("owner/model")' in text and "a small random model" in text
-    for word in ("`rows.jsonl`", "153,600 rows", "not be used: 3", "3 x the picture", "0.001",
+    for word in ("`rows.jsonl`", "153,600 rows", "not be used: 3", "3 x the image", "0.001",
                  "| 1,200 |", "0.8125", "numbers learned, projector | 1,000", "torch | 2.13"):  # fmt: skip
         assert word in text, word
     adapted = recipe(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vip_llava.errors import DataError, MissingExtraError
-from vip_llava.model.loading import load_model
+from vip_llava.models.loading import load_model
 from vip_llava.training.logs import (
     Answers,
     MetricsFile,
@@ -88,14 +88,14 @@ def test_a_question_is_all_before_the_first_answer() -> None:
     assert (question.name, question.ids, question.wanted) == ("7", [1, 2], "3 4")
 
 
-@pytest.mark.parametrize("picture", [True, False])
+@pytest.mark.parametrize("image", [True, False])
 def test_answers_change_nothing_of_the_run(
-    tiny_model_folder: Path, tmp_path: Path, picture: bool
+    tiny_model_folder: Path, tmp_path: Path, image: bool
 ) -> None:
     model, processor = load_model(tiny_model_folder, device="cpu")
     model.train()
-    ids = [1, *([processor.image_token_id] * 16 if picture else []), 20, 21]
-    question = Question("a", ids, torch.zeros(1, 3, 56, 56) if picture else None, "wanted")
+    ids = [1, *([processor.image_token_id] * 16 if image else []), 20, 21]
+    question = Question("a", ids, torch.zeros(1, 3, 56, 56) if image else None, "wanted")
     answers = Answers([question], processor.decode, tmp_path, every=5, longest=4)
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -108,7 +108,7 @@ def test_answers_change_nothing_of_the_run(
     assert lines[0] == {"step": 5, "id": "a", "wanted": "wanted", "answer": lines[1]["answer"]}
     made: Any = model
     made.train(False)
-    pixels = {"pixel_values": torch.zeros(1, 3, 56, 56)} if picture else {}
+    pixels = {"pixel_values": torch.zeros(1, 3, 56, 56)} if image else {}
     plain = made.generate(
         input_ids=torch.tensor([ids]),
         **pixels,

@@ -91,7 +91,7 @@ def test_two_processes_resume_exactly(tmp_path: Path, parallel: str) -> None:
 
 @pytest.mark.slow
 def test_projector_alone_in_two_processes(tmp_path: Path) -> None:
-    """Stage 1, where one process may have pictures in its batch and the other none."""
+    """Stage 1, where one process may have images in its batch and the other none."""
     whole = tmp_path / "whole"
     trainer(whole, parts=("projector",)).train()
     for parallel in ("ddp", "fsdp2"):

@@ -111,7 +111,7 @@ def test_rows_and_steps(tmp_path: Path) -> None:
 
 def test_local_folders_say_their_shape(tiny_model_folder: Path) -> None:
     plan = make_plan(values(model={"start": str(tiny_model_folder)}))
-    from vip_llava.model.loading import load_weights
+    from vip_llava.models.loading import load_weights
 
     model = load_weights(tiny_model_folder, device="cpu")
     assert plan[TOTAL] == sum(p.numel() for p in model.parameters())

@@ -17,9 +17,9 @@ from vip_llava.data.scenes.mix import RegionMix
 from vip_llava.data.scenes.photos import read_regions
 from vip_llava.data.scenes.settings import MixSettings
 from vip_llava.errors import CheckpointError, RequestError
-from vip_llava.model.default import apply_trained, read_trained, save_trained, trained_focal
-from vip_llava.model.focal import FocalSettings
-from vip_llava.model.processor import Processor
+from vip_llava.models.default.build import apply_trained, read_trained, save_trained, trained_focal
+from vip_llava.prompting.focal_views import FocalSettings
+from vip_llava.prompting.processor import Processor
 from vip_llava.training.scenes.regions import RegionTrainer
 from vip_llava.training.scenes.settings import RunSettings
 

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from vip_llava.data.reading import RowFile
 from vip_llava.errors import DataError, MissingExtraError, RequestError
-from vip_llava.model.loading import load_model
-from vip_llava.training.feeding import Rows, make_feed, open_rows, texts
+from vip_llava.models.loading import load_model
+from vip_llava.training.data_module import Rows, make_feed, open_rows, texts
 from vip_llava.training.logs import read_metrics
 from vip_llava.training.recipes.recipe import Recipe
 from vip_llava.training.recipes.recipe_files import read
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "recipes" / "tutorial" / "tiny.yaml"
 SMALL: dict[str, Any] = {
     "model.tiny.width": 32,
-    "model.tiny.picture": 56,
+    "model.tiny.image": 56,
     "model.tiny.vocabulary": 320,
     "log.every": 1,
     "log.samples": 0,
@@ -140,7 +140,7 @@ def test_packing_keeps_the_batch_on_average(tmp_path: Path) -> None:
     made = recipe(data__packing=True, data__packed_tokens=300, batch__size=20)
     rows = open_rows(made)
 
-    from vip_llava.training.recipes.starting import open_start
+    from vip_llava.training.recipes.model_init import open_start
 
     start = open_start(made, tmp_path, dtype=torch.float32, texts=texts(rows))
     for world in (1, 2):
@@ -159,8 +159,8 @@ def bad_file(folder: Path) -> Path:
 
 
 def data(folder: Path, **changes: Any) -> dict[str, Any]:
-    pictures = os.path.relpath(ROOT / "examples" / "photos", folder)
-    values = {"root": str(folder), "files": "rows.jsonl", "pictures": pictures, "workers": 0}
+    images = os.path.relpath(ROOT / "examples" / "photos", folder)
+    values = {"root": str(folder), "files": "rows.jsonl", "images": images, "workers": 0}
     return {**values, **changes}
 
 

@@ -57,7 +57,7 @@ def test_the_fast_way_computes_the_same(benchmark: Any) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=0.3)  # wide enough for every picture and row to matter
+                parameter.normal_(std=0.3)  # wide enough for every image and row to matter
     samples = benchmark.make_samples(benchmark.TINY, benchmark.Case(2, 2, 6, 40, 700, 0.5))
     batches = [
         benchmark.on_device(collator(samples), model)
@@ -77,7 +77,7 @@ def test_the_fast_way_computes_the_same(benchmark: Any) -> None:
     assert float((our_slope - plain_slope).norm() / plain_slope.norm()) < 1e-3
 
 
-def test_rows_with_pictures_are_as_long_as_real_ones(benchmark: Any) -> None:
+def test_rows_with_images_are_as_long_as_real_ones(benchmark: Any) -> None:
     case = benchmark.CASES["ragged"]
     samples = benchmark.make_samples(benchmark.BIG, case)
     text = sorted(sample.length - 576 for sample in samples if not sample.text_only)

@@ -1,4 +1,4 @@
-"""Pictures get to their places as transformers puts them there; a tower's layers may be compiled."""
+"""Images get to their places as transformers puts them there; a tower's layers may be compiled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vip_llava.errors import DataError
-from vip_llava.training.parts import choose_trainable
+from vip_llava.training.param_groups import choose_trainable
 from vip_llava.training.vision import compile_layers, read_views, tower_features
 
 IMAGE = 99
@@ -16,8 +16,8 @@ IDS = torch.tensor([[1, 5, *[IMAGE] * 4, 7, 8], [*[IMAGE] * 4, 9, *[IMAGE] * 2, 
 IDS = torch.cat([IDS, torch.tensor([[4, *[IMAGE] * 2, 6, 2, 2, 2, 2]])])
 
 
-def test_pictures_are_put_where_transformers_puts_them(tiny_model: Any) -> None:
-    """Also where a picture's places are no block, or go on in the next row."""
+def test_images_are_put_where_transformers_puts_them(tiny_model: Any) -> None:
+    """Also where an image's places are no block, or go on in the next row."""
     pixels = torch.randn(3, 3, 28, 28)
     weights = list(tiny_model.model.multi_modal_projector.parameters())
     plain = tiny_model(input_ids=IDS, pixel_values=pixels).logits
@@ -40,9 +40,9 @@ def test_embeddings_of_ones_own_are_left_to_transformers(tiny_model: Any) -> Non
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_too_few_or_too_many_pictures_are_told(tiny_model: Any, count: int) -> None:
+def test_too_few_or_too_many_images_are_told(tiny_model: Any, count: int) -> None:
     read_views(tiny_model)
-    with pytest.raises(DataError, match=f"12 places of pictures, the pictures fill {4 * count}"):
+    with pytest.raises(DataError, match=f"12 places of images, the images fill {4 * count}"):
         tiny_model(input_ids=IDS, pixel_values=torch.randn(count, 3, 28, 28))
 
 

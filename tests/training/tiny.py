@@ -100,7 +100,7 @@ class Bad:
 
 
 class Rows:
-    """Rows of 8 to 19 text tokens, two of three with a picture; drawn anew in each epoch."""
+    """Rows of 8 to 19 text tokens, two of three with an image; drawn anew in each epoch."""
 
     def __init__(self, count: int, bad: tuple[int, ...] = (), seed: int = 0) -> None:
         self.count, self.bad, self.seed, self.epoch = count, bad, seed, -1
@@ -180,7 +180,7 @@ def trainer(out: Path, **options: Any) -> Any:
     """A small run: 20 rows in batches of 2; `options` as `run` describes them, and for arguments."""
     from vip_llava.data.failures import Failures
     from vip_llava.training.parallel import parallel_arguments
-    from vip_llava.training.parts import choose_trainable
+    from vip_llava.training.param_groups import choose_trainable
     from vip_llava.training.resume.loader import EveryRow
     from vip_llava.training.trainer import RowTrainer
 
@@ -215,7 +215,7 @@ def run(settings: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
-    from vip_llava.training import together
+    from vip_llava.training import dist_utils as together
 
     run(json.loads(sys.argv[1]))
     together.leave()

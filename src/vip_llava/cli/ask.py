@@ -17,7 +17,7 @@ from vip_llava.cli.prepare import (
     mark,
     open_assistant,
     question_from,
-    save_picture,
+    save_image,
 )
 from vip_llava.cli.settings import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
 from vip_llava.cli.terminal import note, write_answer
@@ -52,7 +52,7 @@ def ask(
     regions: RegionOptions,
     save: Annotated[
         str | None,
-        typer.Option("--save", metavar="OUT.png", help="Write the drawn picture here."),
+        typer.Option("--save", metavar="OUT.png", help="Write the drawn image here."),
     ] = None,
     as_json: Annotated[
         bool,
@@ -87,7 +87,7 @@ def ask(
     marked = mark(ctx, photo, regions, legacy)
     check_wording(text, marked.resolved)
     if save is not None:
-        save_picture(marked.drawn(), save)
+        save_image(marked.drawn(), save)
     _answer(marked, text, model, sampling, as_json=as_json, stream=stream, saved=save)
 
 
@@ -104,13 +104,13 @@ def _answer(
     keywords: dict[str, Any] = sampling.keywords()
     assistant = open_assistant(model, keywords)
     if as_json:
-        answer = assistant.ask(marked.picture, question, marked.regions, **keywords)
+        answer = assistant.ask(marked.image, question, marked.regions, **keywords)
         content = answer.to_json()
         if saved is not None:
             content["saved"] = saved
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return
-    with assistant.stream(marked.picture, question, marked.regions, **keywords) as pieces:
+    with assistant.stream(marked.image, question, marked.regions, **keywords) as pieces:
         show = stream if stream is not None else sys.stdout.isatty()
         for piece in pieces:
             if show:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vip_llava.cli.prepare import open_assistant
-from vip_llava.cli.settings import DebugFlag, ModelOptions
+from vip_llava.cli.settings import DebugFlag, ModelOptions, option_name
 from vip_llava.cli.terminal import note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.engine.ceilings import Ceilings
-    from vip_llava.engine.measure import Figure, Load
-    from vip_llava.engine.subject import Subject
+    from vip_llava.bench.bench_model import Subject
+    from vip_llava.bench.roofline import Ceilings
+    from vip_llava.bench.workloads import Figure, Load
 
 __all__ = ["EPILOG", "bench", "report"]
 
@@ -87,8 +87,8 @@ def bench(
     Every workload is run by this project's engine and by the generate method of transformers, by
     turns in one process, so that the ratio is of one run. The table is on stdout.
     """
-    from vip_llava.engine.ceilings import ceilings, held_bytes, peak_bytes
-    from vip_llava.engine.measure import USUAL, WORKLOADS, Load, measure
+    from vip_llava.bench.roofline import ceilings, held_bytes, peak_bytes
+    from vip_llava.bench.workloads import USUAL, WORKLOADS, Load, measure
 
     unknown = [name for name in workload or () if name not in WORKLOADS]
     if unknown:
@@ -131,7 +131,7 @@ def bench(
 
 def _subject(random: str | None, options: ModelOptions) -> tuple[str, Subject]:
     """What is measured, with its name."""
-    from vip_llava.engine.subject import Subject, random_subject
+    from vip_llava.bench.bench_model import Subject, random_subject
 
     if random is None:
         assistant = open_assistant(options, {})
@@ -150,7 +150,7 @@ def _subject(random: str | None, options: ModelOptions) -> tuple[str, Subject]:
     known = {"device", "dtype", "quantization"}
     refused = sorted(chosen.keys() - known) + ["model"] * (options.model is not None)
     if refused:
-        raise RequestError(f"--random can't go with --{refused[0]}")
+        raise RequestError(f"--random can't go with {option_name(refused[0])}")
     dtype: Any = getattr(torch, chosen["dtype"], None) if "dtype" in chosen else None
     if "dtype" in chosen and not isinstance(dtype, torch.dtype):
         raise RequestError(f"--dtype {chosen['dtype']}: no such type of numbers")
@@ -158,7 +158,7 @@ def _subject(random: str | None, options: ModelOptions) -> tuple[str, Subject]:
     subject, small = random_subject(random, device, dtype), chosen.get("quantization")
     if small is None:
         return f"random {random}", subject
-    from vip_llava.model.quantize import parse_quantization, quantize_model
+    from vip_llava.models.quantize import parse_quantization, quantize_model
 
     quantization = parse_quantization(small, subject.model.device)
     assert quantization is not None
@@ -189,7 +189,7 @@ def report(
         f"{what or device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, {str(model.dtype).removeprefix('torch.')}.",
-        f"One picture of {subject.tokens_per_view} tokens and {load.text_tokens} of text in, "
+        f"One image of {subject.tokens_per_view} tokens and {load.text_tokens} of text in, "
         f"{load.new_tokens} out; middle of {load.runs} runs (`many`: one).",
         f"A copy moves {best.copy_gigabytes:.1f} GB/s, a large product does "
         f"{best.product_teraflops:.2f} TFLOP/s; most memory held: {peak / 1e9:.2f} GB.",
@@ -217,7 +217,7 @@ def report(
 
 def _share(figure: Figure, subject: Subject, load: Load, best: Ceilings) -> str:
     """How much of what the device can do a figure of the engine is, where that is simple to say."""
-    from vip_llava.engine.ceilings import first_token_work, step_bytes
+    from vip_llava.bench.roofline import first_token_work, step_bytes
 
     if figure.workload.startswith("weights read"):
         return f"{100 * figure.value / best.copy_gigabytes:.0f} % of the copy"
@@ -227,7 +227,7 @@ def _share(figure: Figure, subject: Subject, load: Load, best: Ceilings) -> str:
         rate = step_bytes(subject.model) * figure.value / 1e9
         share = 100 * rate / best.copy_gigabytes
         return f"weights read at {rate:.1f} GB/s, {share:.0f} % of the copy"
-    if figure.workload == "first token, new picture":
+    if figure.workload == "first token, new image":
         tokens = load.text_tokens + subject.tokens_per_view
         rate = first_token_work(subject.model, tokens, subject.tokens_per_view) / figure.value / 1e9
         share = 100 * rate / best.product_teraflops

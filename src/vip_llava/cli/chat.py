@@ -16,7 +16,7 @@ import typer
 from vip_llava.cli.commands import Talk
 from vip_llava.cli.legacy import LegacyOptions
 from vip_llava.cli.options import RegionOptions
-from vip_llava.cli.prepare import check_target, mark, open_assistant, save_picture
+from vip_llava.cli.prepare import check_target, mark, open_assistant, save_image
 from vip_llava.cli.settings import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
 from vip_llava.cli.terminal import error_line, note, write_answer
 from vip_llava.errors import RequestError, VipLlavaError
@@ -42,9 +42,7 @@ def chat(
     regions: RegionOptions,
     save: Annotated[
         str | None,
-        typer.Option(
-            "--save", metavar="OUT.png", help="Write the drawn picture here at the start."
-        ),
+        typer.Option("--save", metavar="OUT.png", help="Write the drawn image here at the start."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each answer as one line of JSON.")
@@ -68,7 +66,7 @@ def chat(
     check_target(save, photo)
     marked = mark(ctx, photo, regions, legacy)
     if save is not None:
-        save_picture(marked.drawn(), save)
+        save_image(marked.drawn(), save)
     keywords = sampling.keywords()
     assistant = open_assistant(model, keywords)
     talk = Talk(assistant, marked, keywords, unit=regions.unit)

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from vip_llava.cli.options import SHAPE_OPTIONS, STYLES, region_from_text, style_from_text
-from vip_llava.cli.prepare import save_picture
+from vip_llava.cli.prepare import save_image
 from vip_llava.cli.terminal import note, stderr
 from vip_llava.errors import RegionError, RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.api import AnswerStream, Assistant
+    from vip_llava.assistant import AnswerStream, Assistant
     from vip_llava.cli.prepare import Marked
-    from vip_llava.model.templates import Message
+    from vip_llava.prompting.templates import Message
     from vip_llava.regions import Region
 
 __all__ = ["HELP", "Talk"]
@@ -28,7 +28,7 @@ HELP = """\
 /box 10,20,200,150     mark a region; also /ellipse /triangle /point /arrow /scribble /contour /mask,
                        written like the options of the same name; color=lime alpha=200 width=3 may follow
 /regions               list the regions and how to name them in a question
-/save OUT.png          write the picture as the model sees it
+/save OUT.png          write the image as the model sees it
 /undo                  take back the last turn or region
 /help                  this list
 /quit                  end (so does Ctrl-D); Ctrl-C stops an answer"""
@@ -46,11 +46,11 @@ class Talk:
         unit: bool = False,
     ) -> None:
         self._assistant = assistant
-        self._picture = marked.picture
+        self._image = marked.image
         self._sampling = dict(sampling)
         self._frame: Literal["pixel", "unit"] = "unit" if unit else "pixel"
         self._before: list[tuple[tuple[Region, ...], tuple[Message, ...]]] = []
-        self.chat = assistant.chat(marked.picture, marked.resolved)
+        self.chat = assistant.chat(marked.image, marked.resolved)
         self._commands: dict[str, Callable[[str], None]] = {
             "regions": self._list,
             "save": self._save,
@@ -87,7 +87,7 @@ class Talk:
     def _mark(self, name: str, text: str) -> None:
         try:
             geometry, style = _split_style(name, text)
-            region = region_from_text(name, geometry, (self._picture.size, self._frame), **style)
+            region = region_from_text(name, geometry, (self._image.size, self._frame), **style)
         except RegionError as error:  # here the shapes are typed with a slash, styles without
             told = re.sub(r"^--(color|alpha|width) ", r"\1=", str(error))
             raise RegionError(re.sub(rf"^--{name}\b", f"/{name}", told)) from error
@@ -107,14 +107,14 @@ class Talk:
             raise RequestError("/save needs a file name, like /save drawn.png")
         image = self.chat.image
         assert image is not None  # a Talk always has a photo
-        save_picture(image, rest)
+        save_image(image, rest)
 
     def _undo(self, _rest: str) -> None:
         if not self._before:
             raise RequestError("/undo: nothing to take back")
         regions, messages = self._before.pop()
         what = "the last turn" if len(messages) < len(self.chat.messages) else "the last region"
-        self.chat = self._assistant.chat(self._picture, regions, history=messages)
+        self.chat = self._assistant.chat(self._image, regions, history=messages)
         note(f"{what} is taken back")
 
     def _help(self, _rest: str) -> None:

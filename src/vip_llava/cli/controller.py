@@ -101,9 +101,9 @@ def controller(
     settings.check_open()
     from vip_llava.serving.cluster.admission import AddressList
     from vip_llava.serving.cluster.controller import LOOPBACK, create_controller
-    from vip_llava.serving.cluster.joining import Joining
+    from vip_llava.serving.cluster.heartbeat import Joining
     from vip_llava.serving.cluster.registry import EXPIRY_SECONDS, Registry
-    from vip_llava.serving.entrance.running import listen, run
+    from vip_llava.serving.middleware.running import listen, run
 
     allowed = tuple(allow_worker or LOOPBACK)
     expiry = EXPIRY_SECONDS if expiry is None else expiry

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vip_llava.cli.settings import DebugFlag
+from vip_llava.cli.settings import DebugFlag, SourceOptions
 from vip_llava.cli.terminal import loading, note
 from vip_llava.errors import CheckpointError
 
@@ -35,23 +35,8 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model folder or hub name.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new or empty folder.")],
     to: Annotated[Layout, typer.Option("--to", help="The layout to write.")],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            "--model-base",
-            metavar="NAME|FOLDER",
-            help="Model that a projector or adapter folder belongs to.",
-        ),
-    ] = None,
-    vision_tower: Annotated[
-        str | None,
-        typer.Option(
-            "--vision-tower",
-            metavar="NAME|FOLDER",
-            help="Where the picture encoder is, if not inside.",
-        ),
-    ] = None,
+    *,
+    parts: SourceOptions,
     debug: DebugFlag = False,
 ) -> None:
     """Write a checkpoint in the other layout.
@@ -63,15 +48,20 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists and is not an empty folder; name a new one")
     with loading(f"converting {source}") as progress:
-        from vip_llava.model.convert import convert as write
+        from vip_llava.models.convert import convert as write
 
         adapter = Path(source).expanduser()
         if (adapter / "adapter_config.json").is_file():
-            if base is None:
+            if parts.base is None:
                 raise CheckpointError(f"{source} holds an adapter: --base names what it belongs to")
+            if parts.revision is not None:
+                raise CheckpointError(
+                    f"--revision: {source} is a folder; only a hub id has revisions"
+                )
             from vip_llava.training.results.export import merge_folder
 
-            merge_folder(adapter, base, target, layout=to.value, vision_tower=vision_tower)
+            tower = parts.vision_tower
+            merge_folder(adapter, parts.base, target, layout=to.value, vision_tower=tower)
         else:
-            write(source, target, to.value, base=base, vision_tower=vision_tower, progress=progress)
+            write(source, target, to.value, progress=progress, **parts.keywords())
     note(f"written: {target}")

@@ -1,6 +1,6 @@
 """Text of the command line -> numbers and polygons: `1,2,3,4`, `x,y,x,y;x,y,...` or JSON lists.
 
-Says what was expected when the text is something else. Knows no shapes and no pictures; whether
+Says what was expected when the text is something else. Knows no shapes and no images; whether
 the numbers make sense is decided where a Region is made.
 """
 

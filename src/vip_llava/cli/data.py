@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vip_llava.cli.data_report import show_report
-from vip_llava.cli.settings import DebugFlag
+from vip_llava.cli.settings import DebugFlag, SourceOptions, option_name
 from vip_llava.cli.terminal import counting, loading, note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
     from vip_llava.data.converters import Account, Source
     from vip_llava.data.reading import RowFile
-    from vip_llava.model.processor import Processor
+    from vip_llava.prompting.processor import Processor
 
 __all__ = ["CHECK_EPILOG", "CONVERT_EPILOG", "VIEW_EPILOG", "check", "convert", "view"]
 
@@ -27,16 +27,16 @@ CHECK_EPILOG = """Examples
 
   vip-llava data check rows.jsonl
 
-  vip-llava data check rows.jsonl --pictures photos --open
+  vip-llava data check rows.jsonl --images photos --open
 
-  vip-llava data check rows.jsonl --pictures photos --json
+  vip-llava data check rows.jsonl --images photos --json
 """
 
 VIEW_EPILOG = """Examples
 
-  vip-llava data view rows.jsonl --pictures photos -o page.html
+  vip-llava data view rows.jsonl --images photos -o page.html
 
-  vip-llava data view rows.jsonl --pictures photos --rows 1,2 --seed 7 -o page.html
+  vip-llava data view rows.jsonl --images photos --rows 1,2 --seed 7 -o page.html
 """
 
 CONVERT_EPILOG = """Examples
@@ -54,17 +54,15 @@ FileArgument = Annotated[
         metavar="FILE", help="A JSON, JSON Lines or Parquet file, or a saved Hugging Face dataset."
     ),
 ]
-PicturesOption = Annotated[
+ImagesOption = Annotated[
     Path | None,
     typer.Option(
-        "--pictures", metavar="DIR", help="Folder of the pictures (if not given: that of FILE)."
+        "--images", metavar="DIR", help="Folder of the images (if not given: that of FILE)."
     ),
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option(
-        "--model", metavar="NAME", help="Use the tokenizer and picture size of this model."
-    ),
+    typer.Option("--model", metavar="NAME", help="Use the tokenizer and image size of this model."),
 ]
 MaxLengthOption = Annotated[
     int,
@@ -75,11 +73,12 @@ MaxLengthOption = Annotated[
 def check(
     *,
     file: FileArgument,
-    pictures: PicturesOption = None,
-    open_pictures: Annotated[
-        bool, typer.Option("--open", help="Open every picture and place the regions on it.")
+    images: ImagesOption = None,
+    open_images: Annotated[
+        bool, typer.Option("--open", help="Open every image and place the regions on it.")
     ] = False,
     model: ModelOption = None,
+    parts: SourceOptions,
     max_length: MaxLengthOption = 2048,
     most: Annotated[
         int | None, typer.Option("--most", metavar="N", min=1, help="Check the first N rows only.")
@@ -89,25 +88,26 @@ def check(
 ) -> None:
     """Check a data file before training on it.
 
-    Counts rows of each kind, names bad rows with reasons, missing pictures and repeated rows, and
+    Counts rows of each kind, names bad rows with reasons, missing images and repeated rows, and
     shows how long conversations are: in words, or with --model in tokens of the whole sample.
-    Ends with exit code 2 if a row can't be used or a picture is missing.
+    Ends with exit code 2 if a row can't be used or an image is missing.
     """
     from vip_llava.data.check import check as look
 
     rows = _open_rows(file)
-    folder = _folder(pictures, file)
+    folder = _folder(images, file)
     measure = None
-    if model is not None:
+    processor = _processor(model, parts)
+    if processor is not None:
         from vip_llava.data.view import Viewer
 
-        viewer = Viewer(rows, folder, processor=_processor(model), max_length=max_length)
+        viewer = Viewer(rows, folder, processor=processor, max_length=max_length)
         measure = viewer.length
     with counting(f"checking {file}", "rows") as progress:
         report = look(
             rows,
             folder,
-            open_pictures=open_pictures,
+            open_images=open_images,
             measure=measure,
             most=most,
             progress=progress,
@@ -124,7 +124,7 @@ def view(
     *,
     file: FileArgument,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="PAGE.html", help="The page.")],
-    pictures: PicturesOption = None,
+    images: ImagesOption = None,
     rows: Annotated[
         str | None,
         typer.Option("--rows", metavar="1,5,8-10", help="These rows, counted from 1."),
@@ -138,6 +138,7 @@ def view(
         int, typer.Option("--epoch", metavar="N", min=0, help="Prompts are drawn anew each epoch.")
     ] = 0,
     model: ModelOption = None,
+    parts: SourceOptions,
     max_length: MaxLengthOption = 2048,
     template: Annotated[
         str, typer.Option("--template", metavar="NAME", help="Chat template, without --model.")
@@ -146,7 +147,7 @@ def view(
 ) -> None:
     """Show rows as training sees them, on one HTML page.
 
-    Beside the pictures, with the visual prompts of this seed and epoch drawn on them, stands the
+    Beside the images, with the visual prompts of this seed and epoch drawn on them, stands the
     prompt; what training learns is highlighted: token by token with --model, else as text.
     """
     from vip_llava.data.page import page
@@ -159,8 +160,8 @@ def view(
     chosen = _chosen(rows, most, len(found))
     viewer = Viewer(
         found,
-        _folder(pictures, file),
-        processor=None if model is None else _processor(model),
+        _folder(images, file),
+        processor=_processor(model, parts),
         template=template,
         seed=seed,
         epoch=epoch,
@@ -189,10 +190,10 @@ def convert(
     ] = None,
     ids: Annotated[
         Path | None,
-        typer.Option("--ids", metavar="FILE", help="Take only pictures with the ids in this file."),
+        typer.Option("--ids", metavar="FILE", help="Take only images with the ids in this file."),
     ] = None,
     prefix: Annotated[
-        str, typer.Option("--prefix", metavar="DIR", help="Put before every picture's name.")
+        str, typer.Option("--prefix", metavar="DIR", help="Put before every image's name.")
     ] = "",
     max_failures: Annotated[
         int,
@@ -243,25 +244,32 @@ def _open_rows(file: Path) -> RowFile:
     return RowFile.open(path)
 
 
-def _folder(pictures: Path | None, file: Path) -> Path:
-    folder = (pictures or file.parent).expanduser()
+def _folder(images: Path | None, file: Path) -> Path:
+    folder = (images or file.parent).expanduser()
     if not folder.is_dir():
-        raise RequestError(f"--pictures {pictures}: no such folder")
+        raise RequestError(f"--images {images}: no such folder")
     return folder
 
 
-def _processor(name: str) -> Processor:
-    """The processor of a model, opened without building the model where that is possible."""
-    from vip_llava.model.hub import DEFAULT_NAME
-    from vip_llava.model.loading import load_model
-    from vip_llava.model.settings import build_processor
-    from vip_llava.model.sources import Source as Checkpoint
-    from vip_llava.model.sources import open_checkpoint
+def _processor(name: str | None, parts: SourceOptions) -> Processor | None:
+    """The processor of a model, opened without building the model where that is possible.
+
+    RequestError where options of a model are given without one.
+    """
+    if name is None:
+        for given in parts.keywords():
+            raise RequestError(f"{option_name(given)} needs --model")
+        return None
+    from vip_llava.models.checkpoints import Source as Checkpoint
+    from vip_llava.models.checkpoints import open_checkpoint
+    from vip_llava.models.hub import DEFAULT_NAME
+    from vip_llava.models.loading import load_model
+    from vip_llava.models.processor_loading import build_processor
 
     with loading(f"opening {name}") as progress:
         if name == DEFAULT_NAME:
-            return load_model(name, progress=progress)[1]
-        opened = open_checkpoint(Checkpoint.named(name, progress=progress))
+            return load_model(name, progress=progress, **parts.keywords())[1]
+        opened = open_checkpoint(Checkpoint.named(name, progress=progress, **parts.keywords()))
         return build_processor(opened, None, None)
 
 
@@ -298,7 +306,7 @@ def _split(source: Source, given: str | None) -> str | None:
 
 
 def _ids(path: Path) -> frozenset[str]:
-    """Picture ids of a JSON list or of a text file, without the endings of file names."""
+    """Image ids of a JSON list or of a text file, without the endings of file names."""
     from vip_llava.data.converters.base import read_json
 
     if not path.expanduser().is_file():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show_report"]
 
-_SHOWN = 20  # bad rows, missing pictures and groups of repeated rows
+_SHOWN = 20  # bad rows, missing images and groups of repeated rows
 _BAR = 40  # columns of the longest bar
 
 
@@ -38,7 +38,7 @@ def _tables(report: Report) -> list[tuple[str, Table]]:
     counts += [("bad rows", str(report.bad))] if report.bad else []
     counts += [("all rows", str(report.rows))]
     tables = [("Rows", _table(("kind", "rows"), counts))]
-    tables.append(("Pictures", _table(("", "number"), _pictures(report))))
+    tables.append(("Images", _table(("", "number"), _images(report))))
     bars = _bars(report)
     if bars:
         tables.append(("Length", _table((report.unit, "rows", ""), bars)))
@@ -48,8 +48,8 @@ def _tables(report: Report) -> list[tuple[str, Table]]:
         tables.append((title, _table(("row", "id", "reason"), rows)))
     if report.missing:
         names = [(name, str(count)) for name, count in report.missing.most_common(_SHOWN)]
-        title = _titled("Missing pictures", len(names), len(report.missing))
-        tables.append((title, _table(("picture", "rows"), names)))
+        title = _titled("Missing images", len(names), len(report.missing))
+        tables.append((title, _table(("image", "rows"), names)))
     for title, groups in (
         ("Rows with the same id", report.repeated_ids),
         ("Rows with the same content", report.repeated_rows),
@@ -84,10 +84,10 @@ def _listed(numbers: Sequence[int]) -> str:
     return text if len(numbers) <= 10 else f"{text} and {len(numbers) - 10} more"
 
 
-def _pictures(report: Report) -> list[tuple[str, str]]:
-    rows = [("rows without a picture", str(report.text_only))]
-    rows.append(("different pictures named", str(report.pictures)))
-    missing = str(len(report.missing)) if report.looked_for_pictures else "not looked for"
+def _images(report: Report) -> list[tuple[str, str]]:
+    rows = [("rows without an image", str(report.text_only))]
+    rows.append(("different images named", str(report.images)))
+    missing = str(len(report.missing)) if report.looked_for_images else "not looked for"
     return [*rows, ("of them missing", missing)]
 
 

@@ -1,4 +1,4 @@
-"""`vip-llava draw`: draw regions on a photo and write the picture. Needs no model and no torch."""
+"""`vip-llava draw`: draw regions on a photo and write the image. Needs no model and no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from vip_llava.cli.legacy import LegacyOptions
 from vip_llava.cli.options import RegionOptions
-from vip_llava.cli.prepare import check_target, mark, save_picture
+from vip_llava.cli.prepare import check_target, mark, save_image
 from vip_llava.cli.settings import DebugFlag, photo_and_question
 from vip_llava.errors import RequestError
 
@@ -35,7 +35,7 @@ def draw(
     regions: RegionOptions,
     save: Annotated[
         str | None,
-        typer.Option("--save", metavar="OUT.png", help="Write the picture here; - is stdout."),
+        typer.Option("--save", metavar="OUT.png", help="Write the image here; - is stdout."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the resolved regions as JSON.")
@@ -45,7 +45,7 @@ def draw(
 ) -> None:
     """Draw regions on a photo, exactly as a model would see them.
 
-    The same photo and the same regions always give the same picture.
+    The same photo and the same regions always give the same image.
     """
     photo, _ = photo_and_question(photo, None, legacy.image_file, None)
     if save is None and not as_json:
@@ -57,9 +57,9 @@ def draw(
     if not marked.resolved:
         raise RequestError("nothing to draw: mark a region, for example --box x1,y1,x2,y2")
     if save is not None:
-        save_picture(marked.drawn(), save)
+        save_image(marked.drawn(), save)
     if as_json:
-        width, height = marked.picture.size
+        width, height = marked.image.size
         content = {
             "size": [width, height],
             "regions": [region.to_json() for region in marked.resolved],

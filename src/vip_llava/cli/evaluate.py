@@ -19,12 +19,12 @@ from typer.core import TyperGroup
 
 from vip_llava.cli.evaluate_options import QuestionOptions, RunOptions, WriteOptions
 from vip_llava.cli.prepare import open_assistant
-from vip_llava.cli.settings import DebugFlag, ModelOptions
+from vip_llava.cli.settings import DebugFlag, ModelOptions, option_name
 from vip_llava.cli.terminal import counting, loading, note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.api import Assistant
+    from vip_llava.assistant import Assistant
     from vip_llava.evaluation.items import Benchmark, Item, Score
     from vip_llava.evaluation.run import Result
 
@@ -134,7 +134,7 @@ def _questions(name: str, data: Path, chosen: QuestionOptions) -> tuple[Benchmar
     from vip_llava.evaluation.run import items_of
 
     options = Options(
-        pictures=chosen.pictures.expanduser() if chosen.pictures is not None else None,
+        images=chosen.images.expanduser() if chosen.images is not None else None,
         groups=chosen.names(benchmark_class(name).groups),
         seed=chosen.seed,
         alpha=chosen.alpha,
@@ -150,19 +150,17 @@ def _questions(name: str, data: Path, chosen: QuestionOptions) -> tuple[Benchmar
 
 def _assistant(running: RunOptions, options: ModelOptions) -> Assistant:
     """The model, or the default model with other trained parts."""
-    aspect = running.image_aspect_ratio
-    more = {"image_aspect_ratio": aspect} if aspect is not None else {}
     weights = running.weights
     if weights is None:
-        return open_assistant(options, {}, **more)
-    chosen = options.keywords() | more
+        return open_assistant(options, {})
+    chosen = options.keywords()
     refused = sorted(chosen.keys() - {"device", "dtype"})
     if refused:
-        raise RequestError(f"--weights can't go with --{refused[0].replace('_', '-')}")
+        raise RequestError(f"--weights can't go with {option_name(refused[0])}")
     with loading(f"opening {weights}") as progress:
-        from vip_llava.api import Assistant
-        from vip_llava.model.default import load_default
-        from vip_llava.model.placement import Placement
+        from vip_llava.assistant import Assistant
+        from vip_llava.models.default.build import load_default
+        from vip_llava.models.placement import Placement
 
         place = Placement.of(chosen.get("dtype", "auto"), chosen.get("device"), None, None)
         parts = load_default(
@@ -234,7 +232,7 @@ def _tell(result: Result, count: int) -> None:
 def _write(folder: Path, writing: WriteOptions) -> None:
     """The files for people and for other programs."""
     if writing.json_file is not None:
-        from vip_llava.evaluation.folder import RunFolder
+        from vip_llava.evaluation.run_directory import RunFolder
 
         content = {
             "scores": json.loads((folder / "scores.json").read_text("utf-8")),

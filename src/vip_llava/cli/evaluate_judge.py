@@ -74,7 +74,7 @@ def judge(
     """Grade a run's answers with a judge: totals, capabilities, and their spread.
 
     What is graded is kept in the run's folder, so that a stopped grading goes on. The answers and
-    their questions are sent to URL, pictures are not.
+    their questions are sent to URL, images are not.
     """
     prices = _prices(price)
     from vip_llava.evaluation.judge.endpoint import Endpoint

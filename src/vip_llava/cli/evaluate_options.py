@@ -39,14 +39,14 @@ class QuestionOptions:
         bool,
         _option("Questions", "--all", text="Also photos that the default model was trained on."),
     ] = False
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
         _option(
             "Questions",
-            "--pictures",
+            "--images",
             "--image-folder",
             metavar="DIR",
-            text="The pictures, if elsewhere.",
+            text="The images, if elsewhere.",
         ),
     ] = None
     question: Annotated[
@@ -100,16 +100,6 @@ class RunOptions:
             "Run", "--weights", metavar="DIR", text="Trained parts to put into the default model."
         ),
     ] = None
-    image_aspect_ratio: Annotated[
-        str | None,
-        _option(
-            "Run",
-            "--image-aspect-ratio",
-            "--image_aspect_ratio",
-            metavar="pad|square|resize",
-            text="How pictures become square, if not as the model says.",
-        ),
-    ] = None
 
     @property
     def limit(self) -> int | float:
@@ -137,7 +127,7 @@ class WriteOptions:
     ] = None
     html_file: Annotated[
         Path | None,
-        _option("Output", "--html", metavar="FILE", text="Write a page with charts and pictures."),
+        _option("Output", "--html", metavar="FILE", text="Write a page with charts and images."),
     ] = None
 
     def check(self) -> None:

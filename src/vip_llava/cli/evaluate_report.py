@@ -34,7 +34,7 @@ def report(
     ] = "vip-llava evaluation",
     debug: DebugFlag = False,
 ) -> None:
-    """Write one page of one or more runs: scores, charts, pictures.
+    """Write one page of one or more runs: scores, charts, images.
 
     Runs of the same benchmark stand side by side, with their differences on the same questions. The
     page is one file that fetches nothing.

@@ -1,8 +1,8 @@
 """The flags of the original program's command line, and what they mean here.
 
 `--bbox --seg --shape --rgb` (with `--alpha --width`) describe one region; the original drew it with
-random sizes and angles, this draws the same picture every time. Its line width is counted on a
-picture whose longest side is 336 pixels, so it is scaled to the photo here. Models and questions
+random sizes and angles, this draws the same image every time. Its line width is counted on a
+image whose longest side is 336 pixels, so it is scaled to the photo here. Models and questions
 only change names: those flags are aliases in `settings`.
 """
 

@@ -91,7 +91,7 @@ USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ 
 
 app = typer.Typer(
     name="vip-llava",
-    help="Point at something in a picture and ask about it.",
+    help="Point at something in an image and ask about it.",
     epilog='Start with: vip-llava ask photo.jpg "What is <region:1>?" --box 100,80,260,300',
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=True,
@@ -114,7 +114,7 @@ def _program(
     ] = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Point at something in a picture and ask about it."""
+    """Point at something in an image and ask about it."""
 
 
 def _paragraphs(verb: Callable[..., None]) -> str:

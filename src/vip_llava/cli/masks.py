@@ -1,6 +1,6 @@
-"""Files named by `--mask` and `--contour`: a picture whose bright part is inside, or JSON.
+"""Files named by `--mask` and `--contour`: an image whose bright part is inside, or JSON.
 
-Turns either into the keywords of a Contour or Mask region. A mask picture must be as large as the
+Turns either into the keywords of a Contour or Mask region. A mask image must be as large as the
 photo, which is checked from its header, before anything is decoded. Knows no models and draws nothing.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vip_llava.cli.coordinates import polygons_from
-from vip_llava.errors import PictureError, RegionError
+from vip_llava.errors import ImageError, RegionError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ JSON_BYTES = 64 * 1024 * 1024
 def outline_from_file(path: Path, size: tuple[int, int], option: str) -> dict[str, Any]:
     """`{"polygons": ...}` or `{"rle": ...}` from a file; `size` is (width, height) of the photo.
 
-    Raises RegionError or PictureError that name the file and what it should hold.
+    Raises RegionError or ImageError that name the file and what it should hold.
     """
     where = f"{option} {path}"
     if not path.is_file():
@@ -77,7 +77,7 @@ def _polygons(found: Any, where: str) -> dict[str, Any]:
 
 
 def _inside(path: Path, size: tuple[int, int], where: str) -> np.ndarray[Any, Any]:
-    """Bool [height, width]: where the mask picture is inside the region."""
+    """Bool [height, width]: where the mask image is inside the region."""
     import numpy as np
     from PIL import Image
 
@@ -95,12 +95,12 @@ def _inside(path: Path, size: tuple[int, int], where: str) -> np.ndarray[Any, An
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, RegionError):
             raise
-        raise PictureError(
-            f"{where}: not a mask picture (PNG, non-zero inside) or a .json file: {error}"
+        raise ImageError(
+            f"{where}: not a mask image (PNG, non-zero inside) or a .json file: {error}"
         ) from error
     if pixels.ndim == 2:
         return np.asarray(pixels != 0)
-    # Cut-out pictures carry the region in their opacity; an opaque one carries it in its colours.
+    # Cut-out images carry the region in their opacity; an opaque one carries it in its colours.
     if has_alpha and (pixels[..., -1] != pixels[0, 0, -1]).any():
         return np.asarray(pixels[..., -1] != 0)
     colours = pixels[..., :-1] if has_alpha else pixels

@@ -100,8 +100,8 @@ def _table(rows: list[ModelRow]) -> Table:
 
 
 def _default_row() -> ModelRow:
-    from vip_llava.model.fetch import cache_folder
-    from vip_llava.model.smollm import FOLDER_NAME, WHEEL
+    from vip_llava.models.default.fetch import cache_folder
+    from vip_llava.models.default.language_model import FOLDER_NAME, WHEEL
 
     folder = cache_folder() / FOLDER_NAME
     ready = (folder / "complete.json").is_file()

@@ -18,15 +18,15 @@ from vip_llava.cli.legacy import LegacyOptions
 from vip_llava.cli.options import RegionOptions, regions_from_typed
 from vip_llava.cli.settings import ModelOptions
 from vip_llava.cli.terminal import loading, note
-from vip_llava.errors import PictureError, RequestError
+from vip_llava.errors import ImageError, RequestError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vip_llava.api import Assistant
+    from vip_llava.assistant import Assistant
     from vip_llava.regions import Region
 
-__all__ = ["Marked", "check_target", "mark", "open_assistant", "open_photo", "save_picture"]
+__all__ = ["Marked", "check_target", "mark", "open_assistant", "open_photo", "save_image"]
 
 FORMATS = {
     ".png": "PNG",
@@ -43,56 +43,56 @@ FORMATS = {
 class Marked:
     """An opened photo and the regions on it: as typed, and resolved to pixels with ids and colours."""
 
-    picture: Image
+    image: Image
     regions: tuple[Region, ...]
     resolved: tuple[Region, ...]
     notes: tuple[str, ...]
 
     def drawn(self) -> Image:
-        """A new RGB picture of the same size with the regions drawn on it."""
+        """A new RGB image of the same size with the regions drawn on it."""
         from vip_llava.regions import draw
 
-        return draw(self.picture, self.regions)
+        return draw(self.image, self.regions)
 
 
 def open_photo(photo: str) -> Image:
     """The photo as RGB, turned as its EXIF says; `-` reads it from stdin."""
-    from vip_llava.pictures import open_picture
+    from vip_llava.images import open_image
 
     if photo == "-":
         try:
-            return open_picture(sys.stdin.buffer.read())
-        except PictureError as error:
-            raise PictureError(f"the photo from stdin (-): {error}") from error
+            return open_image(sys.stdin.buffer.read())
+        except ImageError as error:
+            raise ImageError(f"the photo from stdin (-): {error}") from error
     if photo.startswith(("http://", "https://", "data:")):
-        return open_picture(photo)
+        return open_image(photo)
     path = Path(photo).expanduser()
     if not path.exists():
-        raise PictureError(f"{photo}: no such photo")
+        raise ImageError(f"{photo}: no such photo")
     if path.is_dir():
-        raise PictureError(f"{photo}: a folder, not a photo")
+        raise ImageError(f"{photo}: a folder, not a photo")
     try:
-        return open_picture(path)
-    except PictureError as error:
+        return open_image(path)
+    except ImageError as error:
         if photo in str(error):
             raise
-        raise PictureError(f"{photo}: {error}") from error
+        raise ImageError(f"{photo}: {error}") from error
 
 
 def mark(ctx: typer.Context, photo: str, regions: RegionOptions, legacy: LegacyOptions) -> Marked:
     """Open the photo and read the regions that were typed; notes (like clipping) go to stderr."""
     from vip_llava.regions import resolve
 
-    picture = open_photo(photo)
-    found = regions_from_typed(typed_options(ctx), picture.size, unit=regions.unit, legacy=legacy)
-    resolution = resolve(found, picture.size)
+    image = open_photo(photo)
+    found = regions_from_typed(typed_options(ctx), image.size, unit=regions.unit, legacy=legacy)
+    resolution = resolve(found, image.size)
     for text in resolution.notes:
         note(text)
-    return Marked(picture, tuple(found), tuple(resolution.regions), tuple(resolution.notes))
+    return Marked(image, tuple(found), tuple(resolution.regions), tuple(resolution.notes))
 
 
 def check_target(target: str | None, photo: str = "-") -> None:
-    """RequestError unless `target` is a file name that a picture can be written to (or None).
+    """RequestError unless `target` is a file name that an image can be written to (or None).
 
     The photo itself is none: marks drawn over the only copy can't be taken back.
     """
@@ -110,33 +110,30 @@ def check_target(target: str | None, photo: str = "-") -> None:
         raise RequestError(f"--save {target}: that is the photo itself; name another file")
 
 
-def save_picture(picture: Image, target: str) -> None:
-    """Write `picture` where `target` says; `-` is PNG on stdout."""
+def save_image(image: Image, target: str) -> None:
+    """Write `image` where `target` says; `-` is PNG on stdout."""
     if target == "-":
-        picture.save(sys.stdout.buffer, format="PNG")
+        image.save(sys.stdout.buffer, format="PNG")
         sys.stdout.buffer.flush()
         return
     check_target(target)
     path = Path(target).expanduser()
     kind = FORMATS[path.suffix.lower()]
     try:
-        picture.save(path, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
+        image.save(path, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
     except OSError as error:  # a full disk comes without the file's name
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"can't be written: {reason}", f"--save {target}") from error
-    note(f"drawn picture: {target}")
+    note(f"drawn image: {target}")
 
 
-def open_assistant(options: ModelOptions, sampling: Mapping[str, Any], **more: Any) -> Assistant:
-    """Open the model, with progress on stderr; RequestError first where `sampling` can't be.
-
-    more: further keywords of `vip_llava.load`.
-    """
-    keywords: dict[str, Any] = {**options.keywords(), **more}
+def open_assistant(options: ModelOptions, sampling: Mapping[str, Any]) -> Assistant:
+    """Open the model, with progress on stderr; RequestError first where `sampling` can't be."""
+    keywords = options.keywords()
     name = options.model or "the default model"
     with loading(f"opening {name}") as progress:
-        from vip_llava.api import load
-        from vip_llava.engine import SamplingParams
+        from vip_llava.assistant import load
+        from vip_llava.sampling_params import SamplingParams
 
         SamplingParams(**sampling)
         return load(options.model, progress=progress, **keywords)

@@ -18,7 +18,7 @@ from vip_llava.cli.terminal import note
 from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
-    from vip_llava.api import Assistant
+    from vip_llava.assistant import Assistant
     from vip_llava.serving.settings import ServerSettings
 
 __all__ = ["EPILOG", "serve"]
@@ -58,7 +58,7 @@ def serve(
     model: ModelOptions,
     debug: DebugFlag = False,
 ) -> None:
-    """Answer over HTTP as the OpenAI API does, with regions on the pictures.
+    """Answer over HTTP as the OpenAI API does, with regions on the images.
 
     Listens on this machine only, unless told otherwise. The model is opened while the server
     already runs: /ready says when it can answer. Ctrl-C lets running answers end.
@@ -68,6 +68,7 @@ def serve(
     if models is not None and (name or model.model):
         raise ServingError("--models names all models; leave out --model and --name")
     many = named_models(models) if models is not None else {}
+    model.check_models(many.values())
     called = name or (model_name(model.model) if model.model else "default")
     if check:
         told = settings.model_dump(mode="json", exclude={"keys"})
@@ -86,7 +87,7 @@ def _run(called: str, model: ModelOptions, settings: ServerSettings) -> None:
     """Serve until a signal; raises what kept the model from being opened."""
     needs_serve()
     from vip_llava.serving.api.app import create_app, models_of
-    from vip_llava.serving.entrance.running import listen, run, stop
+    from vip_llava.serving.middleware.running import listen, run, stop
 
     failures: list[Exception] = []
 
@@ -109,7 +110,7 @@ def _run(called: str, model: ModelOptions, settings: ServerSettings) -> None:
 
 def _opened(model: ModelOptions) -> Assistant:
     """The model, with progress as lines: a bar would run through the log."""
-    from vip_llava.api import load
+    from vip_llava.assistant import load
 
     keywords: dict[str, Any] = model.keywords()
     note(f"opening {model.model or 'the default model'}")

@@ -28,7 +28,7 @@ def serve_models(
     from vip_llava.serving.cluster.controller import create_controller
     from vip_llava.serving.cluster.local import LocalWorkers
     from vip_llava.serving.cluster.signing import Secret
-    from vip_llava.serving.entrance.running import listen, run, stop
+    from vip_llava.serving.middleware.running import listen, run, stop
 
     secret = Secret.new()
     listener = listen(settings)
@@ -62,9 +62,7 @@ def _arguments(model: ModelOptions, settings: ServerSettings) -> list[str]:
     """The options of a worker that opens and limits as was asked of `serve`."""
     from vip_llava.serving.settings import Limits
 
-    found = ["--port", "0", "--drain", f"{settings.drain_seconds:g}"]
-    for name, value in model.keywords().items():
-        found += [f"--{name}", str(value)]
+    found = ["--port", "0", "--drain", f"{settings.drain_seconds:g}", *model.arguments()]
     usual = Limits()
     for name, value in settings.limits.model_dump().items():
         if value != getattr(usual, name):

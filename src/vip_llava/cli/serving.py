@@ -80,7 +80,7 @@ class ServerOptions:
     ] = None
     fetch_host: Annotated[
         list[str] | None,
-        _access("--fetch-host", metavar="NAME", text="A host to fetch pictures from (repeatable)."),
+        _access("--fetch-host", metavar="NAME", text="A host to fetch images from (repeatable)."),
     ] = None
     log_content: Annotated[
         bool, _access("--log-content", text="Write questions and answers to the log.")

@@ -1,4 +1,4 @@
-"""Options of the model and of sampling, shared by `ask` and `chat`, with the original's spellings.
+"""Options of the model, for every verb that opens one, and of sampling, with the original's spellings.
 
 Only names and help texts live here; values are checked where they are used. Imports nothing heavy.
 """
@@ -6,6 +6,7 @@ Only names and help texts live here; values are checked where they are used. Imp
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,17 @@ import typer
 from vip_llava.cli.legacy import LEGACY_PANEL
 from vip_llava.errors import RequestError
 
-__all__ = ["DebugFlag", "ModelOptions", "SamplingOptions", "photo_and_question"]
+__all__ = [
+    "BaseOption",
+    "DebugFlag",
+    "ModelOptions",
+    "RevisionOption",
+    "SamplingOptions",
+    "SourceOptions",
+    "VisionTowerOption",
+    "option_name",
+    "photo_and_question",
+]
 
 MODEL_PANEL = "Model"
 SAMPLING_PANEL = "Answer"
@@ -38,9 +49,51 @@ DebugFlag = Annotated[
 ]
 
 
+BaseOption = Annotated[
+    str | None,
+    _model(
+        "--base",
+        "--model-base",
+        metavar="NAME|FOLDER",
+        text="Model that a projector or LoRA folder belongs to.",
+    ),
+]
+VisionTowerOption = Annotated[
+    str | None,
+    _model(
+        "--vision-tower",
+        metavar="NAME|FOLDER",
+        text="Image encoder, if the checkpoint has none inside.",
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    _model("--revision", metavar="COMMIT", text="Branch, tag or commit of a hub model."),
+]
+
+
+def option_name(keyword: str) -> str:
+    """The option for a keyword of `vip_llava.load`: `vision_tower` is `--vision-tower`."""
+    return f"--{keyword.replace('_', '-')}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """Where the parts of a checkpoint are, for verbs that take the model itself in another way."""
+
+    base: BaseOption = None
+    vision_tower: VisionTowerOption = None
+    revision: RevisionOption = None
+
+    def keywords(self) -> dict[str, str]:
+        """The chosen values as keywords of `vip_llava.load`; unset options are left out."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model is opened, and how."""
+    """Which model is opened, and how: one option for each keyword of `vip_llava.load`."""
 
     model: Annotated[
         str | None,
@@ -52,17 +105,23 @@ class ModelOptions:
             text="Model to use; the default model if not given. See `vip-llava models`.",
         ),
     ] = None
-    base: Annotated[
-        str | None,
-        _model(
-            "--base",
-            "--model-base",
-            metavar="NAME|FOLDER",
-            text="Language model that a projector or LoRA folder belongs to.",
+    base: BaseOption = None
+    vision_tower: VisionTowerOption = None
+    revision: RevisionOption = None
+    merge_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--merge-adapter/--no-merge-adapter",
+            help="Fold a LoRA into the weights, or keep it as an adapter.",
+            rich_help_panel=MODEL_PANEL,
         ),
-    ] = None
+    ] = True
     device: Annotated[
         str | None, _model("--device", metavar="DEVICE", text="cpu, cuda, cuda:1, mps.")
+    ] = None
+    device_map: Annotated[
+        str | None,
+        _model("--device-map", metavar="MAP", text="auto spreads a model over several GPUs."),
     ] = None
     dtype: Annotated[
         str, _model("--dtype", metavar="DTYPE", text="auto, float32, bfloat16 or float16.")
@@ -79,6 +138,15 @@ class ModelOptions:
             text="Conversation template, if the model does not say it.",
         ),
     ] = None
+    image_aspect_ratio: Annotated[
+        str | None,
+        _model(
+            "--image-aspect-ratio",
+            "--image_aspect_ratio",
+            metavar="pad|square|resize",
+            text="How images become square, if not as the model says.",
+        ),
+    ] = None
     load_4bit: Annotated[
         bool,
         typer.Option(
@@ -93,15 +161,45 @@ class ModelOptions:
     ] = False
 
     def keywords(self) -> dict[str, Any]:
-        """What was chosen, as keywords of `vip_llava.load`; unset options are left out."""
+        """The chosen values as keywords of `vip_llava.load`; unset options are left out."""
         wanted = {
             "base": self.base,
+            "vision_tower": self.vision_tower,
+            "revision": self.revision,
+            "merge_adapter": None if self.merge_adapter else False,
             "device": self.device,
+            "device_map": self.device_map,
             "dtype": self.dtype if self.dtype != "auto" else None,
             "quantization": self._quantization(),
             "template": self.template,
+            "image_aspect_ratio": self.image_aspect_ratio,
         }
         return {name: value for name, value in wanted.items() if value is not None}
+
+    def arguments(self) -> list[str]:
+        """The chosen values, without the model's name, as arguments of another process."""
+        found = []
+        for name, value in self.keywords().items():
+            if value is False:
+                found.append(f"--no-{name.replace('_', '-')}")
+            else:
+                found += [option_name(name), str(value)]
+        return found
+
+    def check_models(self, models: Iterable[str | None]) -> None:
+        """RequestError where an option can't apply to all of these models; None is the default."""
+        names = list(models)
+        if len(names) > 1 and self.revision is not None:
+            raise RequestError(
+                "--revision belongs to one hub model and can't apply to several; serve that model "
+                "alone, with --model and --revision"
+            )
+        parts = SourceOptions(self.base, self.vision_tower).keywords()
+        if len(names) > 1 and None in names and parts:
+            raise RequestError(
+                f"{option_name(min(parts))} applies to all models, and the default model takes none; "
+                "leave default out of --models, or serve it alone"
+            )
 
     def _quantization(self) -> str | None:
         asked = {self.quantization.lower().replace("-", "")} if self.quantization else set()

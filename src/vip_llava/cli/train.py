@@ -47,7 +47,7 @@ def train(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="Folder of the row files and their pictures (data.root of the recipe). For the "
+            help="Folder of the row files and their images (data.root of the recipe). For the "
             "default model: folder with regions.jsonl, its photos, and packs.",
         ),
     ] = None,
@@ -96,6 +96,7 @@ def train(
         from vip_llava.cli.train_rows import train_rows
 
         default.refuse()
+        overrides = {**rows.overrides(), **overrides}
         if data is not None:
             overrides = {"data.root": str(data.expanduser()), **overrides}
         train_rows(

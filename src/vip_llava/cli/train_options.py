@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vip_llava.cli.settings import BaseOption, VisionTowerOption
 from vip_llava.errors import RequestError
 
 __all__ = ["DefaultOptions", "RowsOptions"]
@@ -33,6 +34,8 @@ def _default(*flags: str, text: str, **more: Any) -> Any:
 class RowsOptions:
     """What only a recipe on rows takes."""
 
+    base: BaseOption = None
+    vision_tower: VisionTowerOption = None
     resume: Annotated[
         bool,
         _rows(
@@ -53,9 +56,20 @@ class RowsOptions:
         ),
     ] = None
 
+    def overrides(self) -> dict[str, str]:
+        """The values of the recipe that these options change, by their place in it."""
+        given = {"model.base": self.base, "model.tower": self.vision_tower}
+        return {name: value for name, value in given.items() if value is not None}
+
     def refuse(self) -> None:
         """Raises RequestError if one of these is given."""
-        given = {"--resume": self.resume or None, "--devices": self.devices, "--push": self.push}
+        given = {
+            "--base": self.base,
+            "--vision-tower": self.vision_tower,
+            "--resume": self.resume or None,
+            "--devices": self.devices,
+            "--push": self.push,
+        }
         _refuse(given, "is for recipes on rows; this is one of the default model's own")
 
 

@@ -48,7 +48,7 @@ def train_rows(
     folder = out or (Path(recipe.out) if recipe.out is not None else None)
     if folder is None:
         raise RequestError("--out is missing, and the recipe names no folder as `out`")
-    from vip_llava.training import together
+    from vip_llava.training import dist_utils as together
     from vip_llava.training.run import run
 
     first = os.environ.get("RANK", "0") == "0"

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vip_llava.cli.serving import KEY_VARIABLE, ServerOptions, log_to_stderr, needs_serve
-from vip_llava.cli.settings import DebugFlag, ModelOptions
+from vip_llava.cli.settings import DebugFlag, ModelOptions, option_name
 from vip_llava.cli.terminal import note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.serving.page.asking import Asker
-    from vip_llava.serving.page.suggest import Suggester
     from vip_llava.serving.settings import ServerSettings
+    from vip_llava.serving.web.asking import Asker
+    from vip_llava.serving.web.suggest import Suggester
 
 __all__ = ["EPILOG", "web"]
 
@@ -115,6 +115,7 @@ def web(
     settings = _settings(typed)
     settings.check_open()
     names = _names(models, model, controller)
+    model.check_models(None if name == "default" else name for name in names)
     if model_list_mode not in ("once", "reload"):
         raise RequestError(f"--model-list-mode {model_list_mode}: give once or reload")
     if check:
@@ -141,6 +142,8 @@ def _names(models: str | None, model: ModelOptions, controller: str | None) -> l
     if sum(map(bool, (given, model.model, controller))) > 1:
         raise RequestError("give one of --model, --models and --controller")
     if controller:
+        for keyword in model.keywords():
+            raise RequestError(f"{option_name(keyword)} opens a model here, --controller does not")
         return []
     return given or [model.model or "default"]
 
@@ -162,19 +165,19 @@ def _run(
     sam: str | None,
 ) -> None:
     needs_serve()
-    from vip_llava.serving.entrance.running import listen, run
-    from vip_llava.serving.page.app import create_page
+    from vip_llava.serving.middleware.running import listen, run
+    from vip_llava.serving.web.app import create_page
 
     # The port is taken before anything heavy is loaded, so that a taken one is told at once.
     listener = listen(settings)
     asker: Asker
     if controller:
-        from vip_llava.serving.page.asking_http import HttpAsker
+        from vip_llava.serving.web.asking_http import HttpAsker
 
         seconds = settings.limits.answer_seconds
         asker = HttpAsker(controller, key, reload=list_mode == "reload", seconds=seconds)
     else:
-        from vip_llava.serving.page.asking import LocalAsker
+        from vip_llava.serving.web.asking import LocalAsker
 
         asker = LocalAsker(_opened(names, model), settings.limits)
     app = create_page(asker, settings, suggester=_suggester(sam), votes=votes)
@@ -183,7 +186,7 @@ def _run(
 
 def _opened(names: list[str], model: ModelOptions) -> dict[str, Any]:
     """The models by the names that visitors see."""
-    from vip_llava.api import load
+    from vip_llava.assistant import load
 
     found = {}
     for name in names:
@@ -197,6 +200,6 @@ def _opened(names: list[str], model: ModelOptions) -> dict[str, Any]:
 
 
 def _suggester(sam: str | None) -> Suggester:
-    from vip_llava.serving.page.suggest import GrabCut, SegmentAnything
+    from vip_llava.serving.web.suggest import GrabCut, SegmentAnything
 
     return SegmentAnything(sam) if sam else GrabCut()

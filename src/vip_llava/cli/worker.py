@@ -26,8 +26,8 @@ from vip_llava.cli.terminal import note
 from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
-    from vip_llava.api import Assistant
-    from vip_llava.serving.cluster.joining import Joining
+    from vip_llava.assistant import Assistant
+    from vip_llava.serving.cluster.heartbeat import Joining
     from vip_llava.serving.cluster.signing import Secret
     from vip_llava.serving.settings import ServerSettings
 
@@ -121,10 +121,6 @@ def worker(
         str | None,
         typer.Option("--name", "--model-name", metavar="NAME", help="What clients call the model."),
     ] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option("--device-map", metavar="MAP", help="auto spreads a model over several GPUs."),
-    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Print the settings with all limits, and end.")
     ] = False,
@@ -139,6 +135,7 @@ def worker(
     models are open, joins again when the controller was away, and leaves before it stops.
     """
     chosen = _chosen(models, model.model, name)
+    model.check_models(chosen.values())
     settings = server.settings(port=PORT)
     if place.limit_model_concurrency is not None:
         note("--limit-model-concurrency does nothing here; --limit queue=N bounds what may wait")
@@ -150,8 +147,7 @@ def worker(
         return
     secret = place.secret()
     log_to_stderr(debug=debug)
-    keywords = {**model.keywords(), **({"device_map": device_map} if device_map else {})}
-    _run(chosen, keywords, settings, place, secret)
+    _run(chosen, model.keywords(), settings, place, secret)
 
 
 def _chosen(models: str | None, model: str | None, name: str | None) -> dict[str, str | None]:
@@ -174,9 +170,9 @@ def _run(
 ) -> None:
     """Serve until a signal; raises what kept a model from being opened."""
     from vip_llava.serving.api.app import models_of
-    from vip_llava.serving.cluster.standing import as_member
     from vip_llava.serving.cluster.worker import create_worker
-    from vip_llava.serving.entrance.running import listen, run, stop
+    from vip_llava.serving.cluster.worker_status import as_member
+    from vip_llava.serving.middleware.running import listen, run, stop
 
     failures: list[Exception] = []
 
@@ -210,7 +206,7 @@ def _run(
 
 
 def _joining(place: PlaceOptions, address: str, secret: Secret, status: Any) -> Joining:
-    from vip_llava.serving.cluster.joining import HEART_BEAT_SECONDS, Joining
+    from vip_llava.serving.cluster.heartbeat import HEART_BEAT_SECONDS, Joining
 
     interval = HEART_BEAT_SECONDS if place.heart_beat is None else place.heart_beat
     return Joining(place.controller, address, secret, status, interval=interval)
@@ -218,7 +214,7 @@ def _joining(place: PlaceOptions, address: str, secret: Secret, status: Any) -> 
 
 def _loader(called: str, model: str | None, keywords: dict[str, Any]) -> Any:
     def load_it() -> Assistant:
-        from vip_llava.api import load
+        from vip_llava.assistant import load
 
         note(f"opening {called}")
         return load(model, **keywords)

@@ -1,7 +1,7 @@
 """Samples to batches: padded rows of one width, or all samples one after the other in one row.
 
 A row that failed travels along as it is (`bad`); the batch is smaller by it and nothing takes its
-place. This module knows lists of ids and pictures as tensors. It knows no tokenizer, no files, and
+place. This module knows lists of ids and images as tensors. It knows no tokenizer, no files, and
 not how attention keeps the sequences of a packed row apart (`training.attention`).
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vip_llava.data.samples import BadRow, Sample
-from vip_llava.model.tokenization import IGNORED_LABEL, collate
+from vip_llava.prompting.tokenization import IGNORED_LABEL, collate
 
 __all__ = ["PackedCollator", "PaddedCollator"]
 

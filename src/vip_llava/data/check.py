@@ -1,7 +1,7 @@
 """What a data file holds and what is wrong with it, found without training on it.
 
 `check` goes through a file once: kinds of rows, bad rows with reasons, a histogram of lengths,
-pictures that are missing, rows that are there twice. Everything found is a value with a JSON form;
+images that are missing, rows that are there twice. Everything found is a value with a JSON form;
 how it looks in a terminal is not known here, and no row is changed or repaired.
 """
 
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from vip_llava.data.fields import Row
 from vip_llava.data.records import VcrRow, parse_row
 from vip_llava.data.tasks import arrange
-from vip_llava.errors import DataError, PictureError, VipLlavaError
-from vip_llava.pictures import open_picture
+from vip_llava.errors import DataError, ImageError, VipLlavaError
+from vip_llava.images import open_image
 
 if TYPE_CHECKING:
     from vip_llava.data.reading import RowFile
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 #: Length in tokens of row number i of the file; raises DataError if training could not use it.
 Measure = Callable[[int], int]
 
-# Stands for a picture that is not opened: no box lies outside.
+# Stands for an image that is not opened: no box lies outside.
 _ANY_SIZE = (1 << 14, 1 << 14)
 #: Upper ends of the bars of the histogram; the last bar has none.
 BARS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -60,10 +60,10 @@ class Report:
     """What `check` found.
 
     kinds: rows of each kind, bad ones not counted. problems: the first of the bad rows; `bad`
-    counts all. missing: picture name -> number of rows that want it. repeated_ids, repeated_rows:
+    counts all. missing: image name -> number of rows that want it. repeated_ids, repeated_rows:
     number of the first row -> numbers of the later ones with the same id, or the same content.
     lengths: of the conversations in `unit` ("words" or "tokens"), in the order of the file; tokens
-    are not known of a row whose picture is missing.
+    are not known of a row whose image is missing.
     """
 
     file: str
@@ -71,8 +71,8 @@ class Report:
     rows: int = 0
     bad: int = 0
     text_only: int = 0
-    pictures: int = 0
-    looked_for_pictures: bool = False
+    images: int = 0
+    looked_for_images: bool = False
     kinds: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     missing: Counter[str] = field(default_factory=Counter)
@@ -82,7 +82,7 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Whether training would meet no bad row and no missing picture."""
+        """Whether training would meet no bad row and no missing image."""
         return not self.bad and not self.missing
 
     def histogram(self) -> tuple[Bin, ...]:
@@ -104,13 +104,13 @@ class Report:
             "rows": self.rows,
             "kinds": dict(self.kinds.most_common()),
             "text_only": self.text_only,
-            "pictures": self.pictures,
+            "images": self.images,
             "bad_rows": self.bad,
             "problems": [
                 {"row": each.row, "id": each.id, "reason": each.reason} for each in self.problems
             ],
-            "looked_for_pictures": self.looked_for_pictures,
-            "missing_pictures": dict(self.missing.most_common()),
+            "looked_for_images": self.looked_for_images,
+            "missing_images": dict(self.missing.most_common()),
             "repeated_ids": _groups(self.repeated_ids),
             "repeated_rows": _groups(self.repeated_rows),
             "length": {
@@ -132,9 +132,9 @@ def _groups(repeated: Mapping[int, list[int]]) -> list[list[int]]:
 
 def check(
     rows: RowFile,
-    pictures: Path | None = None,
+    images: Path | None = None,
     *,
-    open_pictures: bool = False,
+    open_images: bool = False,
     measure: Measure | None = None,
     most: int | None = None,
     most_problems: int = 100,
@@ -144,16 +144,16 @@ def check(
 
     Args:
         rows: the opened file.
-        pictures: folder that the pictures' names are relative to; None: they are not looked for.
-        open_pictures: decode every picture too, and see whether the regions fit into it.
+        images: folder that the images' names are relative to; None: they are not looked for.
+        open_images: decode every image too, and see whether the regions fit into it.
         measure: makes the whole training sample of a row; without it, words are counted.
         most: look at the first rows only.
         most_problems: how many bad rows are kept with their reasons; all are counted.
         progress: called with (rows done, all rows).
     """
     report = Report(rows.name, "words" if measure is None else "tokens")
-    report.looked_for_pictures = pictures is not None
-    look = _Look(report, pictures, open_pictures, measure)
+    report.looked_for_images = images is not None
+    look = _Look(report, images, open_images, measure)
     total = len(rows) if most is None else min(most, len(rows))
     for index in range(total):
         name = ""
@@ -169,7 +169,7 @@ def check(
         report.rows += 1
         if progress is not None:
             progress(index + 1, total)
-    report.pictures = len(look.known)
+    report.images = len(look.known)
     return report
 
 
@@ -177,11 +177,11 @@ class _Look:
     """One pass over a file: what has been seen so far."""
 
     def __init__(
-        self, report: Report, pictures: Path | None, open_pictures: bool, measure: Measure | None
+        self, report: Report, images: Path | None, open_images: bool, measure: Measure | None
     ) -> None:
         self.report = report
-        self.folder = pictures
-        self.open_pictures = open_pictures
+        self.folder = images
+        self.open_images = open_images
         self.measure = measure
         self.known: dict[str, bool] = {}
         self._ids: dict[str, int] = {}
@@ -193,7 +193,7 @@ class _Look:
         present = self._present(row)
         length = self._length(index, row, present)
         self.report.kinds[row.kind] += 1
-        self.report.text_only += not row.pictures
+        self.report.text_only += not row.images
         if length is not None:
             self.report.lengths.append(length)
 
@@ -210,9 +210,9 @@ class _Look:
                 self.report.repeated_ids.setdefault(first, []).append(number)
 
     def _present(self, row: Row) -> bool:
-        """Whether all pictures of a row exist; the absent ones are written down."""
+        """Whether all images of a row exist; the absent ones are written down."""
         absent = []
-        for name in row.pictures:
+        for name in row.images:
             if name not in self.known:
                 self.known[name] = self.folder is None or (self.folder / name).is_file()
             if not self.known[name]:
@@ -224,21 +224,21 @@ class _Look:
         if self.measure is not None:
             return self.measure(index) if present else None
         if self.folder is None and isinstance(row, VcrRow) and row.boxes is None:
-            return None  # its boxes are in a file beside the pictures
+            return None  # its boxes are in a file beside the images
         size = _ANY_SIZE
-        if self.open_pictures and present and self.folder is not None:
-            sizes = [_size(self.folder, name) for name in row.pictures]
+        if self.open_images and present and self.folder is not None:
+            sizes = [_size(self.folder, name) for name in row.images]
             size = sizes[0] if sizes else size
         # One draw of many: whatever is drawn, the words are nearly as many.
-        marked = arrange(row, size, random.Random(0), pictures=self.folder)
+        marked = arrange(row, size, random.Random(0), images=self.folder)
         if not any(turn.role == "gpt" and turn.text.strip() for turn in marked.turns):
             raise DataError("nothing would be learned: no turn has an answer")
         return sum(len(turn.text.split()) for turn in marked.turns)
 
 
 def _size(folder: Path, name: str) -> tuple[int, int]:
-    """Width and height of a picture that can be decoded."""
+    """Width and height of an image that can be decoded."""
     try:
-        return open_picture(folder / name).size
-    except PictureError as error:
-        raise DataError(f"picture {name!r}: {error}") from None
+        return open_image(folder / name).size
+    except ImageError as error:
+        raise DataError(f"image {name!r}: {error}") from None

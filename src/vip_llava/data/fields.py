@@ -3,7 +3,7 @@
 Whatever is wrong with a value says so in one sentence that names the rule; which field, row and file
 it was is added by `records.parse_row`.
 
-It deliberately does not know files, data sources or pictures.
+It deliberately does not know files, data sources or images.
 """
 
 from __future__ import annotations
@@ -125,33 +125,33 @@ class Row(BaseModel):
     kind: ClassVar[str] = ""
 
     id: str = ""
-    pictures: tuple[Text, ...] = Field((), validation_alias="image", serialization_alias="image")
+    images: tuple[Text, ...] = Field((), validation_alias="image", serialization_alias="image")
     turns: tuple[Turn, ...] = Field(
         (), validation_alias="conversations", serialization_alias="conversations"
     )
 
-    @field_validator("pictures", mode="before")
+    @field_validator("images", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         names = value if isinstance(value, (list, tuple)) else (value,)
         for name in names:
             if not isinstance(name, str) or not name:
-                raise ValueError(f"a picture is named by its file, not {brief(name)}")
+                raise ValueError(f"an image is named by its file, not {brief(name)}")
             if re.match(r"[a-z]+://|data:", name):
-                raise ValueError(f"pictures are files; {brief(name)} would have to be fetched")
+                raise ValueError(f"images are files; {brief(name)} would have to be fetched")
         return tuple(names)
 
 
 class MarkedRow(Row):
-    """A row about marked things: one picture, and no other number of them."""
+    """A row about marked things: one image, and no other number of them."""
 
-    pictures: tuple[Text, ...] = Field(
+    images: tuple[Text, ...] = Field(
         validation_alias="image", serialization_alias="image", min_length=1, max_length=1
     )
 
 
 class BoxesRow(MarkedRow):
-    """Boxes in pixels of the picture, and the outlines of the things where they are known.
+    """Boxes in pixels of the image, and the outlines of the things where they are known.
 
     After parsing, `segmentations` has one entry for each box.
     """

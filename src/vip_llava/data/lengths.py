@@ -1,8 +1,8 @@
 """How long rows will be, estimated from their text alone: enough to put rows of like length together.
 
-A million rows are estimated in about a minute, since no picture is opened, nothing is drawn, and only a
+A million rows are estimated in about a minute, since no image is opened, nothing is drawn, and only a
 few rows are tokenized to learn how many characters a token has in these texts. Unlike the
-original's lengths these count a picture's tokens, and rows whose text is yet to be written.
+original's lengths these count an image's tokens, and rows whose text is yet to be written.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from vip_llava.errors import DataError, VipLlavaError
-from vip_llava.model.processor import Conversation, Processor
-from vip_llava.model.templates import Message
+from vip_llava.prompting.processor import Conversation, Processor
+from vip_llava.prompting.templates import Message
 
 if TYPE_CHECKING:
     from vip_llava.data.samples import SampleDataset
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["lengths"]
 
 # Keys whose texts don't reach the model.
-_NOT_TEXT = {"id", "image", "pictures", "from", "role", "meta_dir", "source", "counts"}
+_NOT_TEXT = {"id", "image", "images", "from", "role", "meta_dir", "source", "counts"}
 _NOT_TEXT |= {"shape", "frame", "color"}
 _BOXES = ("bboxes", "bbox", "boxes", "regions")
 _MEASURED = 64
@@ -32,7 +32,7 @@ _WRITTEN = 24  # the words of a question that its source's task writes
 
 
 def lengths(dataset: SampleDataset) -> list[int]:
-    """Tokens of each row, about; negative for rows without a picture, never 0.
+    """Tokens of each row, about; negative for rows without an image, never 0.
 
     A row that can't be read counts as one token of text.
     """
@@ -52,18 +52,18 @@ def lengths(dataset: SampleDataset) -> list[int]:
 def _length(
     raw: Mapping[str, Any], processor: Processor, limit: int | None, scale: float, start: int
 ) -> int:
-    names = raw.get("image", raw.get("pictures"))
-    pictures = max(_count(names), int(bool(names)))
+    names = raw.get("image", raw.get("images"))
+    images = max(_count(names), int(bool(names)))
     turns = _count(raw.get("conversations") or raw.get("turns"))
     regions = max(_count(raw.get(key)) for key in _BOXES)
     tokens = start + scale * sum(map(len, _texts(raw)))
     # `start` has the first question and the head of its answer.
     tokens += max(turns - 2, 0) * _PER_TURN if turns else _WRITTEN
     tokens += regions * _PER_REGION
-    views = pictures + (regions if pictures and processor.focal is not None else 0)
+    views = images + (regions if images and processor.focal is not None else 0)
     whole = round(tokens) + views * processor.tokens_per_view
     cut = max(whole if limit is None else min(whole, limit), 1)
-    return cut if pictures else -cut
+    return cut if images else -cut
 
 
 def _count(value: Any) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vip_llava.data.order import epoch_generator, fingerprint
+from vip_llava.data.batch_sampler import epoch_generator, fingerprint
 
 __all__ = ["PackedBatches", "pack"]
 

@@ -1,6 +1,6 @@
-"""One HTML page that shows rows as training sees them: pictures, text, learned parts, regions.
+"""One HTML page that shows rows as training sees them: images, text, learned parts, regions.
 
-The page is one file that fetches nothing and runs nothing: pictures are data addresses, there is no
+The page is one file that fetches nothing and runs nothing: images are data addresses, there is no
 script, and its own policy forbids both. Every text is escaped, and characters that could turn or
 hide text are written out. It deliberately does not know where cards come from; see `view`.
 """
@@ -21,7 +21,7 @@ from vip_llava.regions import Region, rgb
 
 __all__ = ["Card", "Piece", "page"]
 
-_SIDE = 512  # pixels of a picture's longer side on the page
+_SIDE = 512  # pixels of an image's longer side on the page
 _QUALITY = 85
 _MOST_DIGITS = 120  # letters of a region's geometry
 
@@ -48,7 +48,7 @@ figcaption, .facts { color: var(--dim); font-size: 13px; overflow-wrap: anywhere
 .text { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .text span { border-radius: 2px; }
 .frame { color: var(--dim); }
-.picture { color: #fff; background: #36c; padding: 0 .3em; }
+.image { color: #fff; background: #36c; padding: 0 .3em; }
 mark { background: var(--learned); color: var(--ink); }
 .tokens mark, .tokens span { box-shadow: -1px 0 0 var(--line); }
 table { border-collapse: collapse; font-size: 13px; margin-top: 1em; width: 100%; }
@@ -66,26 +66,26 @@ class Piece:
     """A part of a prompt, or one token of it.
 
     kind: "frame" was written by the template, "text" stands in the row (or was made of it),
-    "picture" is where pictures go. learned: training computes the loss on it.
+    "image" is where images go. learned: training computes the loss on it.
     """
 
     text: str
     learned: bool = False
-    kind: Literal["frame", "text", "picture"] = "text"
+    kind: Literal["frame", "text", "image"] = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """One row as training sees it, or the reason why it can't be used.
 
-    where: file and row; pictures: words and an RGB picture each, already drawn on; tokens: whether
+    where: file and row; images: words and an RGB image each, already drawn on; tokens: whether
     every piece is one token; facts: short remarks, such as the number of tokens.
     """
 
     where: str
     id: str
     kind: str = ""
-    pictures: tuple[tuple[str, Image.Image], ...] = ()
+    images: tuple[tuple[str, Image.Image], ...] = ()
     pieces: tuple[Piece, ...] = ()
     tokens: bool = False
     regions: tuple[Region, ...] = ()
@@ -94,7 +94,7 @@ class Card:
 
 
 def page(title: str, remarks: Sequence[str], cards: Iterable[Card]) -> Iterator[str]:
-    """The page in pieces, a card at a time, so that many pictures need not be held at once."""
+    """The page in pieces, a card at a time, so that many images need not be held at once."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -132,8 +132,8 @@ def _card(card: Card) -> str:
 
 def _piece(piece: Piece) -> str:
     text = _shown(piece.text)
-    if piece.kind == "picture":
-        return f'<span class="picture">{text}</span>'
+    if piece.kind == "image":
+        return f'<span class="image">{text}</span>'
     if piece.learned:
         return f"<mark>{text}</mark>"
     return f'<span class="frame">{text}</span>' if piece.kind == "frame" else f"<span>{text}</span>"
@@ -141,14 +141,14 @@ def _piece(piece: Piece) -> str:
 
 def _figures(card: Card) -> str:
     return "".join(
-        f'<figure><img src="data:image/jpeg;base64,{_jpeg(picture)}" alt="{_shown(words)}">'
+        f'<figure><img src="data:image/jpeg;base64,{_jpeg(image)}" alt="{_shown(words)}">'
         f"<figcaption>{_shown(words)}</figcaption></figure>"
-        for words, picture in card.pictures
-    ) or ('<p class="facts">no picture</p>' if card.problem is None else "")
+        for words, image in card.images
+    ) or ('<p class="facts">no image</p>' if card.problem is None else "")
 
 
-def _jpeg(picture: Image.Image) -> str:
-    small = picture.convert("RGB")
+def _jpeg(image: Image.Image) -> str:
+    small = image.convert("RGB")
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     held = io.BytesIO()
     small.save(held, format="JPEG", quality=_QUALITY)

@@ -3,7 +3,7 @@
 A `RowFile` holds where the rows are, not the rows: one is read and checked when it is asked for, so
 that a file of a million rows opens quickly and data workers share nothing but places.
 
-It deliberately does not know pictures, tokens or what is done about a bad row.
+It deliberately does not know images, tokens or what is done about a bad row.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 `parse_row` tells the kinds apart the way the published files do: by `regions`, by the source that
 begins the id ("vcr-17", "refcocog-gpt4v-3"), by boxes, else a plain conversation. What can be wrong
-with a row by itself is found here; what depends on the picture is found when it is arranged.
+with a row by itself is found here; what depends on the image is found when it is arranged.
 
-It deliberately does not know files, pictures, colours or the wording of questions.
+It deliberately does not know files, images, colours or the wording of questions.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ __all__ = [
 
 
 class ConversationRow(Row):
-    """A LLaVA row: text with no, one or several pictures."""
+    """A LLaVA row: text with no, one or several images."""
 
     kind: ClassVar[str] = "conversation"
     turns: tuple[Turn, ...] = Field(
@@ -185,7 +185,7 @@ def _kind(given: Mapping[str, Any], name: str, who: str) -> type[Row]:
 
 
 def _mentions_box(given: Mapping[str, Any]) -> bool:
-    """A row with a picture whose text says `<bboxN>` has lost its boxes, and must not pass for text."""
+    """A row with an image whose text says `<bboxN>` has lost its boxes, and must not pass for text."""
     turns = given.get("conversations")
     return (
         "image" in given

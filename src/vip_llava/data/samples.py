@@ -1,4 +1,4 @@
-"""Rows to samples: open, mark, tokenize, and turn pictures into tensors - one row, one sample.
+"""Rows to samples: open, mark, tokenize, and turn images into tensors - one row, one sample.
 
 What is random about a row comes from (seed, epoch, row number) alone, so that workers, order and
 resuming change nothing. A row that can't be used becomes a `BadRow` that says why, and travels on in
@@ -24,9 +24,9 @@ from vip_llava.data.records import parse_row
 from vip_llava.data.tasks import arrange
 from vip_llava.data.tasks.common import PromptStyle
 from vip_llava.errors import DataError, VipLlavaError
-from vip_llava.model.processor import Conversation, Processor
-from vip_llava.model.tokenization import record_messages
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
+from vip_llava.prompting.processor import Conversation, Processor
+from vip_llava.prompting.tokenization import record_messages
 from vip_llava.regions.draw import draw_resolved
 from vip_llava.regions.sampling import generator
 
@@ -37,7 +37,7 @@ __all__ = ["BadRow", "Sample", "SampleDataset", "lengths"]
 class Sample:
     """One row as a model learns it: ids and labels [T], and its views.
 
-    `pixel_values`: float32 [N, 3, S, S], normalised; None without a picture. Each view's
+    `pixel_values`: float32 [N, 3, S, S], normalised; None without an image. Each view's
     placeholders are in `input_ids`. Labels are -100 where nothing is learned.
     """
 
@@ -48,7 +48,7 @@ class Sample:
 
     @property
     def text_only(self) -> bool:
-        """Whether there is no picture."""
+        """Whether there is no image."""
         return self.pixel_values is None
 
     @property
@@ -72,7 +72,7 @@ class SampleDataset(Dataset[Sample | BadRow]):
     def __init__(
         self,
         rows: Sequence[Row | Mapping[str, Any]],
-        pictures: Path | None,
+        images: Path | None,
         processor: Processor,
         *,
         seed: int = 0,
@@ -81,14 +81,14 @@ class SampleDataset(Dataset[Sample | BadRow]):
         alpha: int | None = None,
         style: PromptStyle | None = None,
     ) -> None:
-        """Rows of a `RowFile` or a list; pictures' names are relative to the folder `pictures`.
+        """Rows of a `RowFile` or a list; images' names are relative to the folder `images`.
 
-        `max_length` cuts a sample's tokens (a cut through a picture, or before the first answer, is a
+        `max_length` cuts a sample's tokens (a cut through an image, or before the first answer, is a
         bad row). `failures`: count bad rows at once, for use without workers; a training loop
         counts those that its batches bring. `alpha`, `style`: see `tasks.arrange`.
         """
         self.rows = rows
-        self.pictures = pictures
+        self.images = images
         self.processor = processor
         self.seed = seed
         self.max_length = max_length
@@ -131,14 +131,14 @@ class SampleDataset(Dataset[Sample | BadRow]):
     def conversation(self, row: Row, index: int) -> Conversation:
         """The row with its marks drawn and its text final, as it comes in this epoch.
 
-        Raises DataError, PictureError or RegionError.
+        Raises DataError, ImageError or RegionError.
         """
-        photos = [open_picture(self._path(name)) for name in row.pictures]
+        photos = [open_image(self._path(name)) for name in row.images]
         marked = arrange(
             row,
             photos[0].size if photos else None,
             generator(self.seed, self.epoch, index),
-            pictures=self.pictures,
+            images=self.images,
             alpha=self.alpha,
             style=self.style,
         )
@@ -149,9 +149,9 @@ class SampleDataset(Dataset[Sample | BadRow]):
             self.processor.template,
             [{"from": turn.role, "value": turn.text} for turn in marked.turns],
             has_image=bool(photos),
-            pictures=len(photos),
+            images=len(photos),
         )
-        return Conversation(messages, regions=marked.regions, pictures=tuple(photos), bare=bare)
+        return Conversation(messages, regions=marked.regions, images=tuple(photos), bare=bare)
 
     def sample(self, row: Row, conversation: Conversation) -> Sample:
         """Tokens and tensors of a conversation. Raises DataError where nothing would be learned."""
@@ -163,12 +163,12 @@ class SampleDataset(Dataset[Sample | BadRow]):
         return Sample(row.id, ids, labels, torch.stack(pixels) if pixels else None)
 
     def _path(self, name: str) -> Path:
-        if self.pictures is None:
-            raise DataError(f"field image: there is {name!r}, but no folder of pictures was given")
+        if self.images is None:
+            raise DataError(f"field image: there is {name!r}, but no folder of images was given")
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts:
-            raise DataError(f"field image: {name!r} leads out of the folder of pictures")
-        return self.pictures / parts
+            raise DataError(f"field image: {name!r} leads out of the folder of images")
+        return self.images / parts
 
     def _id(self, index: int) -> str:
         """The id of a row that can't be parsed, as far as it has one."""

@@ -46,7 +46,7 @@ __all__ = [
     "VgRelRow",
 ]
 
-#: A word, or the numbers (from 0) of things in the picture.
+#: A word, or the numbers (from 0) of things in the image.
 VcrToken: TypeAlias = str | tuple[int, ...]
 
 
@@ -59,7 +59,7 @@ ScoredBox: TypeAlias = Annotated[Box, BeforeValidator(_without_score)]
 
 
 class VcrPlaces(BaseModel):
-    """The file beside a VCR picture: boxes and outlines of its things. Other keys are left out."""
+    """The file beside a VCR image: boxes and outlines of its things. Other keys are left out."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -17,9 +17,9 @@ from vip_llava.data.page import Card, Piece
 from vip_llava.data.reading import RowFile
 from vip_llava.data.samples import SampleDataset
 from vip_llava.errors import DataError, VipLlavaError
-from vip_llava.model.processor import Conversation, Processor
-from vip_llava.model.templates import IMAGE_TEXT, get_template
-from vip_llava.model.tokenization import IGNORED_LABEL
+from vip_llava.prompting.processor import Conversation, Processor
+from vip_llava.prompting.templates import IMAGE_TEXT, get_template
+from vip_llava.prompting.tokenization import IGNORED_LABEL
 
 __all__ = ["Viewer", "token_pieces"]
 
@@ -30,14 +30,14 @@ _CONTEXT = 4  # tokens before one that decide how it is written, a blank above a
 class Viewer:
     """Makes cards of the rows of a file.
 
-    pictures: the folder of pictures. processor: shows tokens and focal views of this model; without
+    images: the folder of images. processor: shows tokens and focal views of this model; without
     it `template` names the chat template. seed, epoch: of the training run to look at.
     """
 
     def __init__(
         self,
         rows: RowFile,
-        pictures: Path,
+        images: Path,
         *,
         processor: Processor | None = None,
         template: str = "llava_v1",
@@ -50,7 +50,7 @@ class Viewer:
         self.template = get_template(template) if processor is None else processor.template
         # Up to the conversation a sample needs no more of its processor than the template.
         made_with = processor or cast("Processor", SimpleNamespace(template=self.template))
-        self.samples = SampleDataset(rows, pictures, made_with, seed=seed, max_length=max_length)
+        self.samples = SampleDataset(rows, images, made_with, seed=seed, max_length=max_length)
         self.samples.set_epoch(epoch)
 
     def card(self, index: int) -> Card:
@@ -61,10 +61,10 @@ class Viewer:
             row = self.samples.row(index)
             card = replace(card, kind=row.kind)
             conversation = self.samples.conversation(row, index)
-            names = zip(row.pictures, conversation.shown, strict=True)
+            names = zip(row.images, conversation.shown, strict=True)
             card = replace(
                 card,
-                pictures=tuple((f"{name}, {p.width} x {p.height}", p) for name, p in names),
+                images=tuple((f"{name}, {p.width} x {p.height}", p) for name, p in names),
                 regions=conversation.regions,
             )
             if self.processor is None:
@@ -108,31 +108,31 @@ class Viewer:
         cut = len(processor.encode_training(conversation)[0]) - len(ids)
         if cut:
             facts.append(f"{cut} more are cut off at {self.samples.max_length}")
-        pictures = list(card.pictures)
+        images = list(card.images)
         if conversation.shown:
             first, *_ = conversation.shown
             close = processor.views(first, conversation.regions, conversation.bare)[1:]
-            pictures += [(f"close view {number}", view) for number, view in enumerate(close, 1)]
+            images += [(f"close view {number}", view) for number, view in enumerate(close, 1)]
         return replace(
             card,
-            pictures=tuple(pictures),
+            images=tuple(images),
             pieces=tuple(token_pieces(processor, ids, labels)),
             tokens=True,
             facts=tuple(facts),
         )
 
 
-_KINDS: dict[str, Literal["frame", "text", "picture"]] = {
+_KINDS: dict[str, Literal["frame", "text", "image"]] = {
     "template": "frame",
     "text": "text",
-    "image": "picture",
+    "image": "image",
 }
 
 
 def token_pieces(
     processor: Processor, ids: Sequence[int], labels: Sequence[int]
 ) -> Iterator[Piece]:
-    """A piece for each token of a sample; the tokens of a picture are one piece together.
+    """A piece for each token of a sample; the tokens of an image are one piece together.
 
     Tokens that are only part of a character are shown with those that complete it.
     """
@@ -144,7 +144,7 @@ def token_pieces(
         if ids[place] == processor.image_token_id:
             while end < len(ids) and ids[end] == processor.image_token_id:
                 end += 1
-            yield Piece(f"{IMAGE_TEXT} x {end - place}", learned, "picture")
+            yield Piece(f"{IMAGE_TEXT} x {end - place}", learned, "image")
         elif ids[place] in controls:
             yield Piece(controls[ids[place]], learned, "frame")
         else:

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, PreTrainedModel
 
-from vip_llava.engine.kv import KVMemory
-from vip_llava.engine.transfer import sent
+from vip_llava.engine.block_manager import KVMemory
+from vip_llava.engine.device_transfer import sent
 
 __all__ = ["PAGED_ATTENTION", "Piece", "StepPlan", "attend", "paged", "paged_attention", "plan"]
 

@@ -62,6 +62,6 @@ class Guesses:
 def _samples(pixel_values: Tensor) -> list[bytes]:
     """Of each view a hash of few numbers, spread over all of it."""
     size = pixel_values[:1].numel()
-    # Odd, so that it is not one column of a picture that is looked at.
+    # Odd, so that it is not one column of an image that is looked at.
     step = max(1, size // _SAMPLE) | 1
     return view_digests(pixel_values.detach().flatten(1)[:, ::step])

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vip_llava.engine.config import Generated
 from vip_llava.engine.scheduler import Row, TokenEvent
-from vip_llava.engine.values import Generated
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.engine.core import Engine
+    from vip_llava.engine.engine import Engine
 
 __all__ = ["Handle"]
 

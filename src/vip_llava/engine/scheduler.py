@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from vip_llava.engine.detokenize import TextStream
-from vip_llava.engine.kv import Blocks
-from vip_llava.engine.prefix import block_key
-from vip_llava.engine.sampling import Logprobs, SamplingState
+from vip_llava.engine.block_manager import Blocks
+from vip_llava.engine.detokenizer import TextStream
+from vip_llava.engine.prefix_cache import block_key
+from vip_llava.engine.sampler import Logprobs, SamplingState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ class Row:
     finished_at: float = 0.0
     events: deque[TokenEvent] = field(default_factory=deque)
     guessed: bool = False
-    """`views` may be wrong: they are those of pictures that look alike."""
+    """`views` may be wrong: they are those of images that look alike."""
 
     @property
     def length(self) -> int:
@@ -278,10 +278,10 @@ class Scheduler:
         ids = row.ids(begin, count * size)
         previous = row.keys[-1] if row.keys else b""
         for start in range(begin, count * size, size):
-            pictures: list[bytes] = []
+            images: list[bytes] = []
             first, last = row.images(start, start + size) if row.image_at else (0, 0)
             if last > first:
                 per_view = len(row.image_at) // len(row.views)
-                pictures = row.views[first // per_view : (last - 1) // per_view + 1]
-            previous = block_key(previous, ids[start - begin : start - begin + size], pictures)
+                images = row.views[first // per_view : (last - 1) // per_view + 1]
+            previous = block_key(previous, ids[start - begin : start - begin + size], images)
             row.keys.append(previous)

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vip_llava.engine.captured import Flight
-from vip_llava.engine.kv import BLOCK_TOKENS, Blocks, KVMemory
+from vip_llava.engine.block_manager import BLOCK_TOKENS, Blocks, KVMemory
+from vip_llava.engine.config import EngineSettings
+from vip_llava.engine.decode_graphs import Flight
+from vip_llava.engine.device_transfer import on
+from vip_llava.engine.encoder_cache import VisionCache
+from vip_llava.engine.model_runner import Runner
 from vip_llava.engine.pace import Pace
-from vip_llava.engine.paths import Paths, records
-from vip_llava.engine.runner import Runner
-from vip_llava.engine.sampling import Logprobs, Sampler, logprobs
+from vip_llava.engine.runner_selection import Paths, records
+from vip_llava.engine.sampler import Logprobs, Sampler, logprobs
 from vip_llava.engine.scheduler import Row, Scheduler, TokenEvent
-from vip_llava.engine.transfer import on
-from vip_llava.engine.values import EngineSettings
-from vip_llava.engine.vision import VisionCache
 from vip_llava.engine.watch import Watch
 from vip_llava.errors import RequestError, VipLlavaError
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Steps"]
 
 _USUAL_TEXTS = (16, 32, 64, 128)
-"""Tokens of questions, alone and behind a picture, for which steps are recorded ahead."""
+"""Tokens of questions, alone and behind an image, for which steps are recorded ahead."""
 
 
 class Steps:
@@ -155,7 +155,7 @@ class Steps:
         """Make the recordings that would else be made when they are first needed."""
         self._watch.look()
         view = 0
-        with suppress(Exception):  # whoever brings a picture will be told
+        with suppress(Exception):  # whoever brings an image will be told
             view = self._vision.warm_up(self._settings.max_running)
         decode, prompts = self._paths.decode, self._paths.prompts
         if decode is not None:
@@ -173,7 +173,7 @@ class Steps:
     def _launch(self, rows: list[Row], before: Flight | None = None) -> Flight | None:
         """Start a recorded step for those that can have one; None where nobody can."""
         decode = self._paths.decode
-        # A picture's place needs its features.
+        # An image's place needs its features.
         rows = [row for row in rows if row.images(row.stored, row.length)[0] == len(row.image_at)]
         if decode is None or not rows:
             return None
@@ -218,7 +218,7 @@ class Steps:
         return self._launch(going, flight)
 
     def _with_features(self, chosen: list[tuple[Row, int]]) -> list[tuple[Row, int]]:
-        """Fetch the features of pictures that come up, of all requests together."""
+        """Fetch the features of images that come up, of all requests together."""
         rows = [
             row
             for row, count in chosen
@@ -272,7 +272,7 @@ class Steps:
         for row, count in chosen:
             self._scheduler.fed(row, count)
             if row.images(row.stored, row.length)[0] == len(row.image_at):
-                row.features = None  # all pictures have been read
+                row.features = None  # all images have been read
         return ready, logits
 
     def _choose(self, ready: list[Row], logits: Tensor) -> None:

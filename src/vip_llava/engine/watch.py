@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from vip_llava.engine.paths import Paths
+    from vip_llava.engine.encoder_cache import VisionCache
+    from vip_llava.engine.runner_selection import Paths
     from vip_llava.engine.scheduler import Row
-    from vip_llava.engine.vision import VisionCache
 
 __all__ = ["Watch"]
 
@@ -39,7 +39,7 @@ class Watch:
         """`forget`: called when what was kept from before is not to be used any more."""
         self._model, self._paths, self._vision, self._forget = model, paths, vision, forget
         self._seen, self._glance = portrait(model), Glance(model)
-        self._settled = 0  # at so many recordings of pictures
+        self._settled = 0  # at so many recordings of images
         self._guesses = Guesses()
 
     @property

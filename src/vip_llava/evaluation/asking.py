@@ -1,6 +1,6 @@
 """Asks many items together, and tells an item that can't be asked from one that can.
 
-Pictures are opened, drawn and worded by threads while the model answers others. An item that can't be
+Images are opened, drawn and worded by threads while the model answers others. An item that can't be
 asked gives its reason and takes nobody else with it. Results come in the items' order, so that what
 is made of them depends on neither the batch size nor on who is faster. It deliberately does not know
 what is asked or how answers are judged.
@@ -17,8 +17,8 @@ from vip_llava.errors import VipLlavaError
 
 if TYPE_CHECKING:
     from vip_llava.answer import Answer
-    from vip_llava.api import Assistant, Pending
-    from vip_llava.request import Prepared, Request
+    from vip_llava.assistant import Assistant, Pending
+    from vip_llava.prompting.prepare import Prepared, Request
 
 __all__ = ["Asked", "ask_each"]
 
@@ -47,7 +47,7 @@ def ask_each(
     """The answer of every request, or why there is none, with its place and in order of places.
 
     makes: build the requests, as `Assistant.ask_many` takes them; a `VipLlavaError` raised there is
-    the reason, too. batch_size: how many run together. sampling: as for `Assistant.ask`. Memory holds a bounded number of pictures.
+    the reason, too. batch_size: how many run together. sampling: as for `Assistant.ask`. Memory holds a bounded number of images.
     """
 
     def prepared(make: Make) -> Prepared:
@@ -99,7 +99,7 @@ class _Line:
             if self._running and not future.done():
                 return
             place, self._begun = self._begun, self._begun + 1
-            self.waiting[place] = Future()  # the list keeps its length, the pictures go
+            self.waiting[place] = Future()  # the list keeps its length, the images go
             try:
                 prepared = future.result()
                 self._questions[place] = worded(prepared)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vip_llava import __version__
-from vip_llava.model.fetch import sha256_of
+from vip_llava.models.default.fetch import sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

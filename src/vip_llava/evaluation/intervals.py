@@ -35,8 +35,8 @@ def share(hits: int, count: int) -> Interval:
 def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
     """A mean, with the bootstrap's percentile interval.
 
-    clusters: what values belong together (the picture of each); whole clusters are drawn, since
-    questions about one picture are not independent.
+    clusters: what values belong together (the image of each); whole clusters are drawn, since
+    questions about one image are not independent.
     """
     if not values:
         return None, None, None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vip_llava.errors import DataError, RequestError
-from vip_llava.request import Request
+from vip_llava.prompting.prepare import Request
 
 __all__ = ["Benchmark", "Item", "Options", "Row", "Score", "Verdict", "spread"]
 
@@ -23,7 +23,7 @@ __all__ = ["Benchmark", "Item", "Options", "Row", "Score", "Verdict", "spread"]
 class Item:
     """One question. `make` builds the request and may raise a `VipLlavaError`: then the item failed.
 
-    expected, facts: JSON values; what is right, and what scores are broken down by. picture: its name
+    expected, facts: JSON values; what is right, and what scores are broken down by. image: its name
     in the data, or an empty string.
     """
 
@@ -31,7 +31,7 @@ class Item:
     group: str
     expected: Any
     make: Callable[[], Request] = field(repr=False)
-    picture: str = ""
+    image: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +55,7 @@ class Row:
     id: str
     group: str
     expected: Any
-    picture: str = ""
+    image: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     question: str = ""
     answer: str = ""
@@ -69,7 +69,7 @@ class Row:
     seed: int = 0
     finish_reason: str = ""
     shown: str = ""
-    """The file of the drawn picture in the run's folder, where one was kept."""
+    """The file of the drawn image in the run's folder, where one was kept."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
@@ -118,12 +118,12 @@ class Score:
 class Options:
     """What a person may choose about a benchmark; which of it has a meaning is up to the benchmark.
 
-    pictures: the folder of pictures, if it is not the one of the data. groups: which of the groups, all
+    images: the folder of images, if it is not the one of the data. groups: which of the groups, all
     if empty. seed: of everything drawn by lot. alpha: opacity of marks, 0..255 (the original's
     evaluations use 128). everything: also photos that the default model was trained on.
     """
 
-    pictures: Path | None = None
+    images: Path | None = None
     groups: tuple[str, ...] = ()
     seed: int = 0
     alpha: int = 128
@@ -161,7 +161,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def items(self) -> Sequence[Item]:
-        """All items, in an order that never changes; ids are unique. No picture is opened."""
+        """All items, in an order that never changes; ids are unique. No image is opened."""
 
     @abstractmethod
     def sources(self) -> Sequence[Path]:

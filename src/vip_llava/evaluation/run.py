@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from vip_llava.data.failures import Failures
 from vip_llava.errors import DataError, RequestError, VipLlavaError
 from vip_llava.evaluation.asking import Asked, ask_each
-from vip_llava.evaluation.folder import RunFolder, slug
 from vip_llava.evaluation.identity import about_run, about_sources, fingerprint
 from vip_llava.evaluation.items import Benchmark, Item, Row, Score, spread
+from vip_llava.evaluation.run_directory import RunFolder, slug
 
 if TYPE_CHECKING:
     from vip_llava.answer import Answer
-    from vip_llava.api import Assistant
+    from vip_llava.assistant import Assistant
 
 __all__ = ["Result", "items_of", "run"]
 
-_SHOWN = 6  # pictures kept of right answers, and of wrong ones, in each group
+_SHOWN = 6  # images kept of right answers, and of wrong ones, in each group
 _EVERY = 32  # rows between two writes
 _PAUSE = 5.0  # seconds after which rows are written in any case
 
@@ -89,7 +89,7 @@ def run(
         **about_model(assistant),
     }
     place = RunFolder.begin(folder, asked, about_run(command))
-    # What failed before is tried again: the missing picture may be there by now.
+    # What failed before is tried again: the missing image may be there by now.
     known = {row.id: row for row in place.rows() if row.failed is None}
     left = [item for item in wanted if item.id not in known]
     limit = allowed(max_failed, len(wanted))
@@ -179,7 +179,7 @@ class _Writer:
             "id": item.id,
             "group": item.group,
             "expected": item.expected,
-            "picture": item.picture,
+            "image": item.image,
             "facts": dict(item.facts),
             "question": asked.question,
         }
@@ -189,7 +189,7 @@ class _Writer:
         shown = ""
         if answer.image is not None and self._shown[item.group, verdict.right] < _SHOWN:
             self._shown[item.group, verdict.right] += 1
-            shown = self._folder.keep_picture(answer.image, item.id)
+            shown = self._folder.keep_image(answer.image, item.id)
         row = Row(
             **known,
             answer=answer.text,

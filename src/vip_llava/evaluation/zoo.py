@@ -65,7 +65,7 @@ def page() -> str:
     found = checkpoints()
     scored = [each for each in found if each.published]
     parts = [_HEAD, "## Region benchmarks\n", *_table(scored, data["region"], ours=True)]
-    parts += ["\n## Picture-level benchmarks\n", *_table(scored, data["picture"], ours=False)]
+    parts += ["\n## Image-level benchmarks\n", *_table(scored, data["image"], ours=False)]
     parts += ["\n## Other checkpoints\n", "| checkpoint | language model | what |", "|---|---|---|"]
     parts += [f"| {_link(c)} | {c.base} | {c.stage} |" for c in found if not c.published]
     parts.append("\n## Sources\n")

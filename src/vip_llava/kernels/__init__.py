@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vip_llava.kernels import plain
+from vip_llava.kernels import reference as plain
 from vip_llava.kernels.values import BLOCK_TOKENS, Dense, Int4, Int8, Matrix, Norm
 
 __all__ = ["BLOCK_TOKENS", "Dense", "Int4", "Int8", "Kernels", "Matrix", "Norm", "for_device"]

@@ -2,7 +2,7 @@
 
 A colour is one of nine names (those the model was trained to read in a question) or any RGB value.
 Inside, a colour is always a string: a name or "#rrggbb" in lower case. This module knows nothing of
-regions or pictures.
+regions or images.
 """
 
 from __future__ import annotations

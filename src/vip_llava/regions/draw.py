@@ -1,7 +1,7 @@
-"""Regions onto a picture, as the original draws them: same pixels for the same input, every time.
+"""Regions onto an image, as the original draws them: same pixels for the same input, every time.
 
-Each region is drawn as a mask of its own touched area, and its colour is laid over the picture
-through that mask, so the cost goes with the size of the mark and not of the picture. Later regions lie
+Each region is drawn as a mask of its own touched area, and its colour is laid over the image
+through that mask, so the cost goes with the size of the mark and not of the image. Later regions lie
 over earlier ones. Nothing here is random, and nothing here knows files, models or training.
 """
 
@@ -38,7 +38,7 @@ Ink = int | tuple[int, ...]
 Pixels = npt.NDArray[np.uint8]
 Masked = tuple[
     Image.Image, int, int
-]  # opacity mask ("L" or "1"), and its left and top on the picture
+]  # opacity mask ("L" or "1"), and its left and top on the image
 
 _BLOCK = 64
 _FEW = 16 * _BLOCK * _BLOCK  # pixels of a mask that is laid in one go
@@ -47,23 +47,23 @@ _HUGE = 20_000  # pixels; larger ellipses do not go through Pillow
 _HEAD_ANGLE = math.radians(60)  # between an arrow's shaft and each side of its head
 
 
-def draw(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
-    """A new RGB picture of the same size with the regions drawn on it, in their order.
+def draw(image: Image.Image, regions: Sequence[Region]) -> Image.Image:
+    """A new RGB image of the same size with the regions drawn on it, in their order.
 
     Resolves the regions first; use `render` to get them. Raises RegionError.
     """
-    return render(picture, regions)[0]
+    return render(image, regions)[0]
 
 
-def render(picture: Image.Image, regions: Sequence[Region]) -> tuple[Image.Image, Resolution]:
-    """The drawn picture, and the resolution that says what was drawn. Raises RegionError."""
-    resolution = resolve(regions, picture.size)
-    return draw_resolved(picture, resolution.regions), resolution
+def render(image: Image.Image, regions: Sequence[Region]) -> tuple[Image.Image, Resolution]:
+    """The drawn image, and the resolution that says what was drawn. Raises RegionError."""
+    resolution = resolve(regions, image.size)
+    return draw_resolved(image, resolution.regions), resolution
 
 
-def draw_resolved(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
-    """Like `draw`, for regions that `resolve` returned for this picture's size."""
-    canvas = picture.copy() if picture.mode == "RGB" else picture.convert("RGB")
+def draw_resolved(image: Image.Image, regions: Sequence[Region]) -> Image.Image:
+    """Like `draw`, for regions that `resolve` returned for this image's size."""
+    canvas = image.copy() if image.mode == "RGB" else image.convert("RGB")
     for region in regions:
         _draw_one(canvas, region)
     return canvas
@@ -84,13 +84,13 @@ def _draw_one(canvas: Image.Image, region: Region) -> None:
         visible = _lay(canvas, color, *_masked(region, canvas.size, alpha))
     if not visible:
         raise RegionError(
-            f"{region.label}: none of its line lies inside the picture of "
+            f"{region.label}: none of its line lies inside the image of "
             f"{canvas.size[0]} x {canvas.size[1]} pixels; nothing would be seen"
         )
 
 
 def _is_plain(region: Region, size: Size) -> bool:
-    """Whether Pillow may blend the shape straight into the picture: it touches no pixel twice, and
+    """Whether Pillow may blend the shape straight into the image: it touches no pixel twice, and
     it lies inside. A test holds that this equals the way through a mask."""
     if not (
         isinstance(region, (Ellipse, Point))
@@ -163,7 +163,7 @@ def _bars(canvas: Image.Image, region: Box, color: tuple[int, int, int], alpha: 
     """A box as four bars, so that the inside of a large one costs nothing."""
     width = _line_width(region)
     # Coordinates are cut to whole pixels, and both edges belong to the box, as in the original. A
-    # box up to the picture's very border (x2 = width) ends at the last pixel, so that it is closed.
+    # box up to the image's very border (x2 = width) ends at the last pixel, so that it is closed.
     x1, y1 = int(region.x1), int(region.y1)
     x2, y2 = min(int(region.x2) + 1, canvas.width), min(int(region.y2) + 1, canvas.height)
     inner = x1 + width, y1 + width, x2 - width, y2 - width
@@ -184,7 +184,7 @@ def _bars(canvas: Image.Image, region: Box, color: tuple[int, int, int], alpha: 
             canvas.paste(color, bar, Image.new("L", (right - left, bottom - top), alpha))
 
 
-# Painters: each draws one shape with a pen whose surface begins at (left, top) of the picture.
+# Painters: each draws one shape with a pen whose surface begins at (left, top) of the image.
 
 
 def _ellipse(region: Region, pen: Pen, ink: Ink, left: int, top: int) -> None:
@@ -291,7 +291,7 @@ def _pixels(region: Region, size: Size) -> tuple[Pixels, int, int] | None:
 
 
 def _huge(region: Ellipse | Point, size: Size) -> tuple[Pixels, int, int]:
-    """A part of an ellipse that is far larger than any picture: Pillow's integers overflow there."""
+    """A part of an ellipse that is far larger than any image: Pillow's integers overflow there."""
     x1, y1, x2, y2 = region._extent()
     center_x, center_y, across, down = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
     columns, rows = (
@@ -307,7 +307,7 @@ def _huge(region: Ellipse | Point, size: Size) -> tuple[Pixels, int, int]:
 
 def _outlined(region: Contour) -> tuple[Pixels, int, int]:
     """The one-pixel outline, grown by the width to every side: what the original's many shifted
-    outlines add up to. May reach over the picture's border."""
+    outlines add up to. May reach over the image's border."""
     reach = _line_width(region)
     if region.rle is not None:
         area, left, top = region.rle.crop(margin=reach)

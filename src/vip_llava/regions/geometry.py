@@ -1,8 +1,8 @@
 """Numbers and point lists: what is accepted as geometry, and the few computations on it.
 
 Every check names its owner (`who`, for example "region '2' (box)") and the rule that was broken.
-This module knows nothing of region types, colours, pictures or drawing. shapely is imported only
-where a polygon is checked for crossing itself or is cut off at the picture's border.
+This module knows nothing of region types, colours, images or drawing. shapely is imported only
+where a polygon is checked for crossing itself or is cut off at the image's border.
 """
 
 from __future__ import annotations

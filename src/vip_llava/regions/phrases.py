@@ -15,7 +15,7 @@ What it decides, and why:
 * `collapse` is the way back. For a text that `collapse` leaves alone,
   `collapse(expand(text, regions), regions) == text`.
 
-It deliberately does not know pictures, tokenizers or chat templates, and it draws nothing.
+It deliberately does not know images, tokenizers or chat templates, and it draws nothing.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def placeholders(text: str) -> tuple[str, ...]:
 def expand(question: str, regions: Sequence[Region]) -> str:
     """Every `<region:ID>` in the question replaced by the trained wording.
 
-    `regions` are resolved ones (pixel frame, with id and colour), all that are drawn on the picture.
+    `regions` are resolved ones (pixel frame, with id and colour), all that are drawn on the image.
     A question without placeholders comes back as it is. Raises PhraseError for an id that no region
     has (it names those that exist), for a malformed placeholder, and for regions that no words tell
     apart.

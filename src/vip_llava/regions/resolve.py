@@ -1,9 +1,9 @@
 """From what a user gave to what is drawn: pixels, names, colours, opacity and width for each region.
 
-The result holds no open question: every region is in the pixel frame of one picture and draws the
-same again. What sticks out of the picture is cut off (box, contour, mask) or drawn as far as the
-picture goes (the other shapes, which have no cut form of their kind); either way `notes` says so.
-This module knows picture sizes, not pictures.
+The result holds no open question: every region is in the pixel frame of one image and draws the
+same again. What sticks out of the image is cut off (box, contour, mask) or drawn as far as the
+image goes (the other shapes, which have no cut form of their kind); either way `notes` says so.
+This module knows image sizes, not images.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ __all__ = [
     "resolve_together",
 ]
 
-#: Opacity of lines and dots, and of filled masks, where none was given. The training pictures have
+#: Opacity of lines and dots, and of filled masks, where none was given. The training images have
 #: 96..255 and 48..128; these are the clearly visible ends of both.
 DEFAULT_ALPHA = 255
 MASK_ALPHA = 128
-#: Line width on a picture whose longer side is 336, where none was given; others in proportion.
+#: Line width on an image whose longer side is 336, where none was given; others in proportion.
 DEFAULT_WIDTH = {"contour": 1}
 _LINE = 3
 ANCHOR = 336
@@ -50,7 +50,7 @@ MAX_REGIONS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """`regions`: in the pixel frame of a picture of `size`, complete. `notes`: what was changed."""
+    """`regions`: in the pixel frame of an image of `size`, complete. `notes`: what was changed."""
 
     regions: tuple[Region, ...]
     notes: tuple[str, ...]
@@ -58,33 +58,33 @@ class Resolution:
 
 
 def resolve(regions: Sequence[Region], size: Size) -> Resolution:
-    """Regions as they are drawn on a picture of `size` (width, height) in pixels.
+    """Regions as they are drawn on an image of `size` (width, height) in pixels.
 
     Missing ids become the lowest free numbers "1", "2", ...; missing colours the first palette
     colours that no other region has; missing alpha, width and radius the defaults, scaled with the
     longer side over 336. Resolving again changes nothing. Raises RegionError for two equal ids and
-    for a region of which nothing lies inside the picture.
+    for a region of which nothing lies inside the image.
     """
     return resolve_together([(regions, size)])[0]
 
 
-def resolve_together(pictures: Sequence[tuple[Sequence[Region], Size]]) -> tuple[Resolution, ...]:
-    """The regions of several pictures, each with the size of its own, as `resolve` does for one.
+def resolve_together(images: Sequence[tuple[Sequence[Region], Size]]) -> tuple[Resolution, ...]:
+    """The regions of several images, each with the size of its own, as `resolve` does for one.
 
-    Ids differ over all pictures, and missing colours are free over all, so that words about one
+    Ids differ over all images, and missing colours are free over all, so that words about one
     region mean no other.
     """
     everything: list[Region] = []
-    for regions, size in pictures:
+    for regions, size in images:
         check_size(size)
         _check_kind(regions)
         everything += regions
     notes: list[str] = []
     looks = zip(_ids(everything), _colors(everything, notes), strict=True)
     done = []
-    for regions, size in pictures:
+    for regions, size in images:
         done.append(_resolution(regions, size, looks, notes))
-        notes = []  # those on colours are told with the first picture
+        notes = []  # those on colours are told with the first image
     return tuple(done)
 
 
@@ -93,7 +93,7 @@ def _check_kind(regions: Sequence[Region]) -> None:
         if not isinstance(each, Region):
             raise RegionError(f"a region must be a Box, Ellipse, ..., not {type(each).__name__}")
     if len(regions) > MAX_REGIONS:
-        raise RegionError(f"{len(regions)} regions on one picture; the limit is {MAX_REGIONS}")
+        raise RegionError(f"{len(regions)} regions on one image; the limit is {MAX_REGIONS}")
 
 
 def _resolution(
@@ -156,20 +156,20 @@ def _looks(region: Region, size: Size) -> dict[str, object]:
 
 def _head(arrow: Arrow, size: Size) -> float:
     """Length of an arrow's head in pixels where none was given: half the arrow, but at most 24 on a
-    picture of 336, and broader than the line."""
+    image of 336, and broader than the line."""
     (x1, y1), (x2, y2) = arrow.tail, arrow.tip
     most = 24 * max(size) / ANCHOR
     return max(min(0.5 * math.hypot(x2 - x1, y2 - y1), most), 2.0 * (arrow.width or 1))
 
 
 def _placed(region: Region, size: Size, *, unit: bool) -> tuple[Region, str | None]:
-    """The region on its picture, and a note where a part of it lies outside; `unit`: as it was given."""
+    """The region on its image, and a note where a part of it lies outside; `unit`: as it was given."""
     who = region.label
     if isinstance(region, (Contour, Mask)) and region.rle is not None:
         height, width = region.rle.size
         if (width, height) != size:
             raise RegionError(
-                f"{who}: its rle is for a picture of {width} x {height} pixels (width x height), "
+                f"{who}: its rle is for an image of {width} x {height} pixels (width x height), "
                 f"but this one has {size[0]} x {size[1]}"
             )
         return region, None
@@ -178,18 +178,18 @@ def _placed(region: Region, size: Size, *, unit: bool) -> tuple[Region, str | No
         return region, None
     x1, y1, x2, y2 = region.extent(size)
     if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
-        hint = "; in the frame unit, coordinates inside the picture are 0 to 1" if unit else ""
+        hint = "; in the frame unit, coordinates inside the image are 0 to 1" if unit else ""
         raise RegionError(
-            f"{who}: lies outside the picture: it spans ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}), "
-            f"the picture (0, 0) to ({size[0]}, {size[1]}){hint}"
+            f"{who}: lies outside the image: it spans ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}), "
+            f"the image (0, 0) to ({size[0]}, {size[1]}){hint}"
         )
     if isinstance(region, Arrow):
         region.bounds(size)  # raises unless the tip is inside: an arrow must point at something
     cut = _cut(region, size)
     what = "was cut off" if cut is not region else "is not drawn"
     return cut, (
-        f"{who}: the part outside the picture {what}: it spanned ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}), "
-        f"the picture spans (0, 0) to ({size[0]}, {size[1]})"
+        f"{who}: the part outside the image {what}: it spanned ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}), "
+        f"the image spans (0, 0) to ({size[0]}, {size[1]})"
     )
 
 
@@ -202,7 +202,7 @@ def _cut(region: Region, size: Size) -> Region:
         parts = geometry.clip_polygons(region.polygons or (), width, height)
         if not parts:
             raise RegionError(
-                f"{region.label}: nothing of it lies inside the picture of {size[0]} x {size[1]}"
+                f"{region.label}: nothing of it lies inside the image of {size[0]} x {size[1]}"
             )
         return region.changed(polygons=parts)
     return region

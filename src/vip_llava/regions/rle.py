@@ -3,7 +3,7 @@
 Runs go down the columns (Fortran order) and alternate background, foreground, starting with
 background. The compressed text is COCO's: six bits a character, five of them data, deltas against
 the run two before. Unlike pycocotools, everything is checked: a mask whose runs do not fill its
-size is an error, never a shifted picture. This module knows nothing of regions or drawing.
+size is an error, never a shifted image. This module knows nothing of regions or drawing.
 
 Source of the format: the COCO API (`maskApi`), checked against pycocotools in the tests.
 """
@@ -22,7 +22,7 @@ from vip_llava.regions.geometry import brief
 
 __all__ = ["MAX_MASK_PIXELS", "MAX_RUNS", "Rle"]
 
-#: Largest mask (height x width) and most runs that are accepted; a 16k x 16k picture fits.
+#: Largest mask (height x width) and most runs that are accepted; a 16k x 16k image fits.
 MAX_MASK_PIXELS = 1 << 28
 MAX_RUNS = 4_000_000
 

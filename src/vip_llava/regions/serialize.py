@@ -2,7 +2,7 @@
 
 {"id": "1", "shape": "box", "frame": "pixel", "box": [x1, y1, x2, y2], "color": "red", "alpha": 255,
 "width": 3} - shape, frame and the shape's geometry are required, unknown keys are errors. Writing
-is `Region.to_json`. This module reads no files and knows no pictures.
+is `Region.to_json`. This module reads no files and knows no images.
 """
 
 from __future__ import annotations

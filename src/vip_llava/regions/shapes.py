@@ -1,10 +1,10 @@
 """The eight things a person can point with, as frozen values.
 
-A region carries its frame: "pixel" (of the original, EXIF-turned picture; x runs 0..width, y 0..height)
+A region carries its frame: "pixel" (of the original, EXIF-turned image; x runs 0..width, y 0..height)
 or "unit" (the same as fractions 0..1; lengths such as a radius are fractions of the longer side).
 Everything is checked when the value is made, so that no later step meets a NaN, a reversed box or a
-polygon that crosses itself. A region does not know the picture it is on: defaults that depend on
-the picture are filled in by `resolve`, and pixels are the business of `draw`.
+polygon that crosses itself. A region does not know the image it is on: defaults that depend on
+the image are filled in by `resolve`, and pixels are the business of `draw`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Region:
     """What all shapes share. Use one of the eight subclasses.
 
     frame: "pixel" or "unit". color: a palette name, "#rrggbb" or (r, g, b); kept as a string.
-    alpha: 0 (invisible) .. 255 (opaque). width: of the line, in pixels of the picture; see `Contour`
+    alpha: 0 (invisible) .. 255 (opaque). width: of the line, in pixels of the image; see `Contour`
     for its meaning there; without effect on Mask and Point. id: the name in `<region:ID>`.
     None means: the default, filled in by `resolve`. Raises RegionError for anything else.
     """
@@ -117,7 +117,7 @@ class Region:
         raise NotImplementedError
 
     def to_frame(self, frame: Frame, size: Size) -> Self:
-        """The same region in another frame of a picture of `size` (width, height) in pixels."""
+        """The same region in another frame of an image of `size` (width, height) in pixels."""
         check_size(size)
         if frame == self.frame:
             return self
@@ -146,20 +146,20 @@ class Region:
         return region
 
     def extent(self, size: Size) -> Bounds:
-        """x1, y1, x2, y2 in pixels around the geometry, also where it lies outside the picture."""
+        """x1, y1, x2, y2 in pixels around the geometry, also where it lies outside the image."""
         return self.to_frame("pixel", size)._extent()
 
     def bounds(self, size: Size) -> Bounds:
-        """x1, y1, x2, y2 in pixels of the place pointed at, cut off at the picture of `size`.
+        """x1, y1, x2, y2 in pixels of the place pointed at, cut off at the image of `size`.
 
         An arrow points at a square around its tip; every other shape at its own box. Raises
-        RegionError when nothing of it lies inside the picture.
+        RegionError when nothing of it lies inside the image.
         """
         x1, y1, x2, y2 = self.extent(size)
         cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1]))
         if cut[0] >= cut[2] or cut[1] >= cut[3]:
             raise RegionError(
-                f"{self.label}: lies outside the picture of {size[0]} x {size[1]} pixels"
+                f"{self.label}: lies outside the image of {size[0]} x {size[1]} pixels"
             )
         return cut
 
@@ -300,7 +300,7 @@ class Point(Region):
     """A filled dot: `Point(x, y, radius=4)`.
 
     radius: in pixels (or, in the unit frame, of the longer side); (across, down) makes an oval dot.
-    None is 8 pixels on a picture of 336, in proportion on others.
+    None is 8 pixels on an image of 336, in proportion on others.
     """
 
     x: float
@@ -402,12 +402,12 @@ class Arrow(Region):
         return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
     def bounds(self, size: Size) -> Bounds:
-        """A square around the tip, a fifth of the picture's longer side wide, cut off at the picture."""
+        """A square around the tip, a fifth of the image's longer side wide, cut off at the image."""
         region = self.to_frame("pixel", size)
         (x, y), half = region.tip, max(size) / 10
         if not (0 <= x <= size[0] and 0 <= y <= size[1]):
             raise RegionError(
-                f"{self.label}: its tip lies outside the picture of {size[0]} x {size[1]} pixels"
+                f"{self.label}: its tip lies outside the image of {size[0]} x {size[1]} pixels"
             )
         return (
             max(x - half, 0.0),
@@ -496,7 +496,7 @@ class Contour(_Area):
     """The outline of an area: `Contour(polygons=[[x, y, ...], ...])` or `Contour(rle={...})`.
 
     width: how far the line reaches to either side of the outline, so that it is 2 x width + 1
-    pixels thick (the meaning it has in the training pictures).
+    pixels thick (the meaning it has in the training images).
     """
 
     shape: ClassVar[str] = "contour"
@@ -521,10 +521,10 @@ def default_radius(size: Size) -> float:
 
 
 def check_size(size: Size) -> None:
-    """A picture's (width, height) in whole pixels; anything else is a programmer's mistake."""
+    """An image's (width, height) in whole pixels; anything else is a programmer's mistake."""
     width, height = size
     if not (width >= 1 and height >= 1):
-        raise ValueError(f"a picture's size is (width, height), each at least 1, not {size!r}")
+        raise ValueError(f"an image's size is (width, height), each at least 1, not {size!r}")
 
 
 def plain(value: float) -> float | int:

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.entrance.hosts import folded_entry
+from vip_llava.serving.middleware.hosts import folded_entry
 
 __all__ = ["Limits", "ServerSettings", "is_loopback", "make_settings"]
 
@@ -54,11 +54,11 @@ class Limits(_Value):
     burst: Count = Field(default=120, description="Requests that one client may make at once.")
     messages: Count = Field(default=64, description="Messages of a conversation.")
     text_chars: Count = Field(default=100_000, description="Characters of all texts of a request.")
-    pictures: Count = Field(default=8, description="Pictures of a request.")
-    picture_bytes: Count = Field(default=16 * _MIB, description="Bytes of one picture file.")
-    picture_pixels: Count = Field(default=32_000_000, description="Pixels of one picture.")
-    request_pixels: Count = Field(default=64_000_000, description="Pixels of a request's pictures.")
-    regions: Count = Field(default=100, description="Regions on one picture.")
+    images: Count = Field(default=8, description="Images of a request.")
+    image_bytes: Count = Field(default=16 * _MIB, description="Bytes of one image file.")
+    image_pixels: Count = Field(default=32_000_000, description="Pixels of one image.")
+    request_pixels: Count = Field(default=64_000_000, description="Pixels of a request's images.")
+    regions: Count = Field(default=100, description="Regions on one image.")
     tokens: Count = Field(default=1024, description="Tokens of an answer.")
     choices: Count = Field(default=4, description="Answers to one request (n).")
     queue: Count = Field(
@@ -68,15 +68,13 @@ class Limits(_Value):
     answer_seconds: Seconds = Field(
         default=300, description="Seconds until an answer has to be whole."
     )
-    preparing: Count = Field(
-        default=2, description="Requests whose pictures are opened at one time."
-    )
-    uploads: Count = Field(default=256, description="Uploaded pictures that are kept.")
-    uploads_bytes: Count = Field(default=256 * _MIB, description="Bytes of all uploaded pictures.")
+    preparing: Count = Field(default=2, description="Requests whose images are opened at one time.")
+    uploads: Count = Field(default=256, description="Uploaded images that are kept.")
+    uploads_bytes: Count = Field(default=256 * _MIB, description="Bytes of all uploaded images.")
     upload_seconds: Seconds = Field(
-        default=3600, description="Seconds that an uploaded picture is kept."
+        default=3600, description="Seconds that an uploaded image is kept."
     )
-    fetch_seconds: Seconds = Field(default=10, description="Seconds for fetching one picture.")
+    fetch_seconds: Seconds = Field(default=10, description="Seconds for fetching one image.")
     fetch_redirects: int = Field(default=3, ge=0, description="Redirects that are followed.")
 
 
@@ -100,7 +98,7 @@ class ServerSettings(_Value):
     )
     fetch_hosts: tuple[str, ...] = Field(
         default=(),
-        description="Hosts that pictures are fetched from (https only); none: no fetching.",
+        description="Hosts that images are fetched from (https only); none: no fetching.",
     )
     log_content: bool = Field(default=False, description="Write questions and answers to the log.")
     drain_seconds: Seconds = Field(

@@ -1,7 +1,7 @@
 """LoRA and QLoRA while they train: put on a model, written, read again to go on, merged.
 
-The adapters are peft's; the base of QLoRA has the few bits of `model/quantize.py`, so that it works
-with bitsandbytes and without. A written folder is what `model/adapters.py` reads (and peft itself):
+The adapters are peft's; the base of QLoRA has the few bits of `models/quantize.py`, so that it works
+with bitsandbytes and without. A written folder is what `models/adapters.py` reads (and peft itself):
 `adapter_config.json` and `adapter_model.safetensors` with the projector beside the adapters.
 It knows no recipe files and no data.
 """
@@ -18,10 +18,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vip_llava.errors import CheckpointError
-from vip_llava.model.adapters import fold_adapter, read_adapter
-from vip_llava.model.layouts import PROJECTOR, TEXT
-from vip_llava.model.quantize import Int4Linear, Int8Linear, Quantization, quantize_model
-from vip_llava.model.safetensors_files import save_tensors
+from vip_llava.models.adapters import fold_adapter, read_adapter
+from vip_llava.models.layouts import PROJECTOR, TEXT
+from vip_llava.models.quantize import Int4Linear, Int8Linear, Quantization, quantize_model
+from vip_llava.models.safetensors_files import save_tensors
 from vip_llava.training.recipes.recipe import Adapter
 
 __all__ = [
@@ -44,7 +44,7 @@ _PREFIX = "base_model.model."
 def linear_names(model: PreTrainedModel) -> list[str]:
     """Full names of the language model's linear layers, the output matrix left out.
 
-    Full names, because a bare `q_proj` would also match the picture encoder.
+    Full names, because a bare `q_proj` would also match the image encoder.
     """
     kinds = (nn.Linear, Int4Linear, Int8Linear)
     body = model.get_submodule(TEXT.rstrip("."))

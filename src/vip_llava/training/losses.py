@@ -1,6 +1,6 @@
 """The loss of supervised positions only, without the logits of all positions ever existing.
 
-Of a row's 700 positions 600 are a picture and 50 a question: only the answer is learned, so only its
+Of a row's 700 positions 600 are an image and 50 a question: only the answer is learned, so only its
 hidden states go through the head, some hundred at a time, and before it through the last layer, if
 that is a plain Llama's. The gradients are made in the forward
 pass, chunk by chunk, so that no chunk's logits wait for the backward pass.
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from vip_llava.training.last_layer import READ, ends_early, read_some
+from vip_llava.training.sparse_last_layer import READ, ends_early, read_some
 
 __all__ = ["IGNORED", "compute_loss_inside", "head_loss", "supervised_count", "supervised_loss"]
 

@@ -24,10 +24,10 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from vip_llava.data.failures import Failures
 from vip_llava.data.samples import Sample
 from vip_llava.errors import DataError, RequestError
-from vip_llava.training import together
+from vip_llava.training import dist_utils as together
 from vip_llava.training.adapters import add_adapter, continue_adapter
 from vip_llava.training.attention import use_packed_attention
-from vip_llava.training.feeding import Feed, make_feed, open_rows, texts, with_features
+from vip_llava.training.data_module import Feed, make_feed, open_rows, texts, with_features
 from vip_llava.training.logs import (
     Answers,
     MetricsFile,
@@ -39,9 +39,9 @@ from vip_llava.training.logs import (
     tracker_environment,
 )
 from vip_llava.training.parallel import parallel_arguments
-from vip_llava.training.parts import choose_trainable
+from vip_llava.training.param_groups import choose_trainable
+from vip_llava.training.recipes.model_init import Start, open_start
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.recipes.starting import Start, open_start
 from vip_llava.training.results.card import Outcome
 from vip_llava.training.results.finish import finish
 from vip_llava.training.resume.checkpoints import last_complete
@@ -53,7 +53,7 @@ __all__ = ["WORK", "Result", "run"]
 WORK = "training"
 """Folder of a run inside its result."""
 FEATURES = "features"
-"""Folder inside that for what a frozen encoder makes of the pictures."""
+"""Folder inside that for what a frozen encoder makes of the images."""
 
 
 @dataclass(frozen=True, slots=True)

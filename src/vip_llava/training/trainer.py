@@ -21,10 +21,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vip_llava.data.failures import Failures
 from vip_llava.errors import CheckpointError, RequestError
-from vip_llava.training import together
+from vip_llava.training import dist_utils as together
 from vip_llava.training.losses import compute_loss_inside
 from vip_llava.training.parallel import layer_classes, share_for_certain
-from vip_llava.training.parts import bare, learning, optimizer_groups, part_of
+from vip_llava.training.param_groups import bare, learning, optimizer_groups, part_of
 from vip_llava.training.resume.checkpoints import Disk
 from vip_llava.training.resume.loader import Batches, Collate, RankBatches, row_loader
 from vip_llava.training.resume.randomness import seed_apart, set_random_state

@@ -1,7 +1,7 @@
-"""Pictures on their way into a model that learns.
+"""Images on their way into a model that learns.
 
 A frozen tower runs without a graph and in evaluation mode. Its outputs may come from a cache
-instead of pixels. A batch without pictures still passes one blank picture through tower and
+instead of pixels. A batch without images still passes one blank image through tower and
 projector when several processes train together: each of them has to make the same calls, or those
 that share gradients or weights would wait for each other for ever.
 
@@ -22,11 +22,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from vip_llava.errors import DataError
-from vip_llava.training.parts import bare, feature_layers
+from vip_llava.training.param_groups import bare, feature_layers
 
 __all__ = ["blank_view", "compile_layers", "read_views", "tower_features"]
 
-_OTHER_PICTURES = ("inputs_embeds", "mm_encoder_outputs")
+_OTHER_IMAGES = ("inputs_embeds", "mm_encoder_outputs")
 
 Views = Mapping[str, Tensor]
 
@@ -36,7 +36,7 @@ def read_views(model: nn.Module) -> None:
 
     Its keys: `pixels` [N, 3, S, S]; `features` [M, P, C] from `tower_features`; `cached`, bool
     [N + M], which views come from `features`, where both are given; or `blank` [1, 3, S, S] alone,
-    a picture that no token stands for. A plain tensor is as before.
+    an image that no token stands for. A plain tensor is as before.
     """
     owner: Any = bare(model).model
 
@@ -49,9 +49,9 @@ def read_views(model: nn.Module) -> None:
         pixel_values: Tensor | Views | None = None,
         **kwargs: Any,
     ) -> Any:
-        given = any(kwargs.get(name) is not None for name in _OTHER_PICTURES)
+        given = any(kwargs.get(name) is not None for name in _OTHER_IMAGES)
         if pixel_values is not None and input_ids is not None and not given:
-            kwargs["inputs_embeds"] = _with_pictures(self, input_ids, pixel_values)
+            kwargs["inputs_embeds"] = _with_images(self, input_ids, pixel_values)
             input_ids, pixel_values = None, None
         return usual(self, input_ids=input_ids, pixel_values=pixel_values, **kwargs)
 
@@ -61,7 +61,7 @@ def read_views(model: nn.Module) -> None:
         projected = self.multi_modal_projector(features)
         if "blank" in views:
             projected = projected[:0]  # nothing is written, but the graph runs through it
-        # Llava wants the pictures one by one.
+        # Llava wants the images one by one.
         many: Any = [projected.flatten(0, 1)] if isinstance(self, LlavaModel) else projected
         return BaseModelOutputWithPooling(pooler_output=many)
 
@@ -78,14 +78,14 @@ def tower_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def blank_view(model: nn.Module) -> Tensor:
-    """A black picture [1, 3, S, S] of the size that the model's tower reads."""
+    """A black image [1, 3, S, S] of the size that the model's tower reads."""
     config: Any = bare(model).config
     size = config.vision_config.image_size
     return torch.zeros(1, 3, size, size)
 
 
-def _with_pictures(inner: Any, input_ids: Tensor, pixel_values: Tensor | Views) -> Tensor:
-    """Embeddings [B, T, C] of the ids with the projected pictures at their places.
+def _with_images(inner: Any, input_ids: Tensor, pixel_values: Tensor | Views) -> Tensor:
+    """Embeddings [B, T, C] of the ids with the projected images at their places.
 
     Whole rows are written; a mask over every number, as transformers has it, costs ten times that.
     """
@@ -98,8 +98,7 @@ def _with_pictures(inner: Any, input_ids: Tensor, pixel_values: Tensor | Views) 
     features = features.flatten(0, -2).to(words.device, words.dtype)
     if places.numel() != features.shape[0]:
         raise DataError(
-            f"the ids have {places.numel()} places of pictures, the pictures fill "
-            f"{features.shape[0]}"
+            f"the ids have {places.numel()} places of images, the images fill {features.shape[0]}"
         )
     return words.flatten(0, 1).index_copy(0, places, features).view_as(words)
 

@@ -11,7 +11,7 @@ from vip_llava.data.converters import SOURCES, Raw
 from vip_llava.data.converters.base import (
     LeftOut,
     box_of_corner_and_size,
-    picture_name,
+    image_name,
     read_json,
     read_lines,
 )
@@ -53,11 +53,11 @@ def test_what_is_no_box_is_a_mistake(given: Any) -> None:
 
 def test_names_get_the_prefix_and_stay_in_their_folder() -> None:
     raw = Raw(files=(), prefix="coco/train2014")
-    assert picture_name("a.jpg", raw) == "coco/train2014/a.jpg"
-    assert picture_name("a.jpg", Raw(files=())) == "a.jpg"
+    assert image_name("a.jpg", raw) == "coco/train2014/a.jpg"
+    assert image_name("a.jpg", Raw(files=())) == "a.jpg"
     for name in ("/etc/a.jpg", "../a.jpg", "", None, 3):
         with pytest.raises(ValueError):
-            picture_name(name, raw)
+            image_name(name, raw)
 
 
 def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_json_that_is_none_says_where(tmp_path: Path) -> None:
     path.write_text('{"images": [],\n "boxes": }')
     with pytest.raises(DataError, match=r"a\.json, line 2: not JSON"):
         read_json(path)
-    path.write_text('{"pictures": []}')
-    with pytest.raises(DataError, match=r"'images' is missing; the file has pictures"):
+    path.write_text('{"photos": []}')
+    with pytest.raises(DataError, match=r"'images' is missing; the file has photos"):
         read_json(path, "images")
     path.write_text("[]")
     with pytest.raises(DataError, match="a JSON object with images"):

@@ -33,11 +33,11 @@ def instances(**changes: Any) -> dict[str, Any]:
 
 
 def thing(
-    id_: int, picture: int, category: int, box: list[float], segmentation: Any
+    id_: int, image: int, category: int, box: list[float], segmentation: Any
 ) -> dict[str, Any]:
     return {
         "id": id_,
-        "image_id": picture,
+        "image_id": image,
         "category_id": category,
         "bbox": box,
         "area": box[2] * box[3],
@@ -87,7 +87,7 @@ def test_captions_become_conversations(converter: Converter, write: Write) -> No
     assert found.account.left_out["an empty caption"] == 1
 
 
-def test_only_wanted_pictures_are_taken(converter: Converter, write: Write) -> None:
+def test_only_wanted_images_are_taken(converter: Converter, write: Write) -> None:
     path = write("instances.json", instances())
     assert converter("coco", path, keep=frozenset({"25"})).rows == []
     assert len(converter("coco", path, keep=frozenset({"9"})).rows) == 1
@@ -96,7 +96,7 @@ def test_only_wanted_pictures_are_taken(converter: Converter, write: Write) -> N
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        (thing(7, 77, 1, [1, 2, 3, 4], None), "picture 77"),
+        (thing(7, 77, 1, [1, 2, 3, 4], None), "image 77"),
         (thing(7, 9, 99, [1, 2, 3, 4], None), "99 is missing"),
         (thing(7, 9, 1, [1, 2, "wide", 4], None), "wide"),
     ],

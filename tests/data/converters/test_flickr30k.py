@@ -100,14 +100,14 @@ def test_entities_hidden_by_another_encoding_are_refused(
 def test_folders_are_wanted(
     converter: Converter, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"a folder with a \.xml file for each picture"):
+    with pytest.raises(DataError, match=r"a folder with a \.xml file for each image"):
         converter("flickr30k", folders[0], folders[1] / "1000092795.xml")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.txt files"):
         converter("flickr30k", tmp_path / "empty", folders[1])
 
 
-def test_only_wanted_pictures_are_read(converter: Converter, folders: tuple[Path, Path]) -> None:
+def test_only_wanted_images_are_read(converter: Converter, folders: tuple[Path, Path]) -> None:
     (folders[0] / "2.txt").write_text("[/EN#1/people a man] runs .")
     found = converter("flickr30k", *folders, keep=frozenset({"1000092795"}))
     assert len(found.rows) == 2  # 2.xml is absent, but nobody asked for it

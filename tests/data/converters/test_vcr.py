@@ -39,7 +39,7 @@ def question(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pictures(write: Write, tmp_path: Path) -> Path:
+def images(write: Write, tmp_path: Path) -> Path:
     write(
         "vcr1images/lsmdc_3015/a@0.json",
         {
@@ -53,9 +53,9 @@ def pictures(write: Write, tmp_path: Path) -> Path:
     return tmp_path / "vcr1images"
 
 
-def test_a_question_is_a_row(converter: Converter, write: Write, pictures: Path) -> None:
+def test_a_question_is_a_row(converter: Converter, write: Write, images: Path) -> None:
     path = write("train.jsonl", [question()])
-    row = converter("vcr", path, pictures, prefix="vcr1images").only
+    row = converter("vcr", path, images, prefix="vcr1images").only
     source = question()
     taken = (
         "question",
@@ -92,11 +92,11 @@ def test_the_test_part_has_no_answers(converter: Converter, write: Write) -> Non
     ],
 )
 def test_broken_questions_are_failures(
-    converter: Converter, write: Write, pictures: Path, changes: dict[str, Any], told: str
+    converter: Converter, write: Write, images: Path, changes: dict[str, Any], told: str
 ) -> None:
     path = write("train.jsonl", [question(**changes)])
     with pytest.raises(DataError, match=told):
-        converter("vcr", path, pictures)
+        converter("vcr", path, images)
 
 
 def test_the_second_name_is_a_folder(converter: Converter, write: Write) -> None:

@@ -31,8 +31,8 @@ def asked(qa_id: int = 90, **changes: Any) -> dict[str, Any]:
 
 
 def dataset(*pairs: dict[str, Any], split: str = "train") -> dict[str, Any]:
-    picture = {"image_id": 4, "filename": "v7w_4.jpg", "split": split, "qa_pairs": list(pairs)}
-    return {"dataset": "visual7w-pointing", "images": [picture], "boxes": BOXES}
+    image = {"image_id": 4, "filename": "v7w_4.jpg", "split": split, "qa_pairs": list(pairs)}
+    return {"dataset": "visual7w-pointing", "images": [image], "boxes": BOXES}
 
 
 def test_a_question_has_four_boxes_and_the_right_one(converter: Converter, write: Write) -> None:
@@ -65,7 +65,7 @@ def test_the_same_box_twice_is_left_out(converter: Converter, write: Write) -> N
     assert found.account.left_out == {"a question with the same box twice": 1}
 
 
-def test_the_split_is_that_of_the_picture(converter: Converter, write: Write) -> None:
+def test_the_split_is_that_of_the_image(converter: Converter, write: Write) -> None:
     path = write("v7w.json", dataset(asked(), split="val"))
     assert converter("visual7w", path, split="train").rows == []
     assert len(converter("visual7w", path, split="val").rows) == 1

@@ -28,7 +28,7 @@ def relation(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def picture_data(write: Write) -> Path:
+def image_data(write: Write) -> Path:
     address = "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg"
     return write(
         "image_data.json",
@@ -36,9 +36,9 @@ def picture_data(write: Write) -> Path:
     )
 
 
-def test_a_relationship_is_a_row(converter: Converter, write: Write, picture_data: Path) -> None:
+def test_a_relationship_is_a_row(converter: Converter, write: Write, image_data: Path) -> None:
     path = write("relationships.json", [{"image_id": 1, "relationships": [relation()]}])
-    found = converter("visual-genome", path, picture_data, prefix="vg")
+    found = converter("visual-genome", path, image_data, prefix="vg")
     assert found.only == {
         "id": "vg_rel-1-15927",
         "image": "vg/VG_100K_2/1.jpg",
@@ -47,7 +47,7 @@ def test_a_relationship_is_a_row(converter: Converter, write: Write, picture_dat
     }
 
 
-def test_without_picture_data_names_are_plain(converter: Converter, write: Write) -> None:
+def test_without_image_data_names_are_plain(converter: Converter, write: Write) -> None:
     path = write("relationships.json", [{"image_id": 7, "relationships": [relation()]}])
     assert converter("visual-genome", path).only["image"] == "7.jpg"
 
@@ -67,9 +67,9 @@ def test_what_has_no_words_or_no_area_is_left_out(converter: Converter, write: W
     }
 
 
-def test_a_picture_that_no_one_knows_is_a_failure(
-    converter: Converter, write: Write, picture_data: Path
+def test_a_image_that_no_one_knows_is_a_failure(
+    converter: Converter, write: Write, image_data: Path
 ) -> None:
     path = write("relationships.json", [{"image_id": 2, "relationships": [relation()]}])
     with pytest.raises(DataError, match=r"relationship 15927.*2 is missing"):
-        converter("visual-genome", path, picture_data)
+        converter("visual-genome", path, image_data)

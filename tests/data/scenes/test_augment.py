@@ -1,4 +1,4 @@
-"""Random views: boxes go with the picture, wanted things stay whole."""
+"""Random views: boxes go with the image, wanted things stay whole."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PLAIN = AugmentSettings(light=(1.0, 1.0), saturation=(1.0, 1.0), scale=(0.8, 1.0
 
 def photo_with(box: Rectangle, size: tuple[int, int] = SIZE) -> Image.Image:
     """A black photo with a red rectangle whose left half is blue, so that a flip can be seen."""
-    picture = Image.new("RGB", size)
+    image = Image.new("RGB", size)
     x1, y1, x2, y2 = (int(v) for v in box)
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=(255, 0, 0))
     pen.rectangle((x1, y1, (x1 + x2) // 2 - 1, y2 - 1), fill=(0, 0, 255))
-    return picture
+    return image
 
 
 def seen_box(view: Image.Image) -> Rectangle:
@@ -44,7 +44,7 @@ def boxes(draw: st.DrawFn) -> Rectangle:
 
 @given(box=boxes(), seed=st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
-def test_the_box_follows_the_picture(box: Rectangle, seed: int) -> None:
+def test_the_box_follows_the_image(box: Rectangle, seed: int) -> None:
     thing = Thing("cat", box)
     view, [moved] = augment(photo_with(box), [thing], [0], np.random.default_rng(seed), PLAIN)
     assert moved is not None
@@ -66,7 +66,7 @@ def test_wanted_things_stay_whole(box: Rectangle, seed: int) -> None:
     assert min(moved.box) >= 0 and moved.box[2] <= view.width and moved.box[3] <= view.height
 
 
-def test_flips_mirror_picture_and_box_together() -> None:
+def test_flips_mirror_image_and_box_together() -> None:
     box = (20.0, 30.0, 100.0, 110.0)
     sides = set()
     for seed in range(20):
@@ -111,11 +111,11 @@ def test_zooming_out_shows_the_fill_beside_the_photo() -> None:
 
 
 def test_the_view_is_bounded_and_repeatable() -> None:
-    picture = photo_with((10.0, 10.0, 90.0, 90.0), (1200, 300))
+    image = photo_with((10.0, 10.0, 90.0, 90.0), (1200, 300))
     small = AugmentSettings(longest=100)
-    first, _ = augment(picture, [], [], np.random.default_rng(5), small)
-    again, _ = augment(picture, [], [], np.random.default_rng(5), small)
-    other, _ = augment(picture, [], [], np.random.default_rng(6), small)
+    first, _ = augment(image, [], [], np.random.default_rng(5), small)
+    again, _ = augment(image, [], [], np.random.default_rng(5), small)
+    other, _ = augment(image, [], [], np.random.default_rng(6), small)
     assert max(first.size) <= 101 and first.mode == "RGB"
     assert first.tobytes() == again.tobytes() != other.tobytes()
 

@@ -49,7 +49,7 @@ def test_a_mark_points_at_its_thing(
             assert width * height >= 0.7 * 70 * 70  # it covers most of the thing
 
 
-def test_jitter_moves_edges_a_little_and_stays_in_the_picture() -> None:
+def test_jitter_moves_edges_a_little_and_stays_in_the_image() -> None:
     moved = []
     for seed in range(40):
         rng = np.random.default_rng(seed)

@@ -22,8 +22,8 @@ from vip_llava.data.scenes.questions.asking import exchanges, tasks_of
 from vip_llava.data.scenes.scene import Exchange, Scene
 from vip_llava.data.scenes.settings import MARKED, VIEWS, MixSettings
 from vip_llava.errors import DataError
-from vip_llava.model.focal import FocalSettings
-from vip_llava.model.processor import Processor
+from vip_llava.prompting.focal_views import FocalSettings
+from vip_llava.prompting.processor import Processor
 from vip_llava.regions import Box, resolve
 from vip_llava.regions.phrases import phrase, placeholders
 
@@ -187,7 +187,7 @@ def test_a_mark_of_several_is_named_behind_its_words(
             index = next(i for i in (0, 1) if said.endswith(phrase(regions[i], regions)))
             word = lite_processor.tokenizer.plain(scenes[-1].marked[index].label, at_start=False)
             assert names[at] == word[0].id
-            # Seventeen places are a view; the whole picture's is the first.
+            # Seventeen places are a view; the whole image's is the first.
             assert ids[:at].count(3) >= 17 * (index + 2)
             found[index].append(at)
         assert all(found.values())  # each is at least spoken of behind its view

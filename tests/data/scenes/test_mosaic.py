@@ -21,9 +21,9 @@ def test_each_box_holds_its_tile(seed: int, shape: tuple[int, int]) -> None:
         made.append(color)
         return Image.new("RGB", shape, color), f"thing {len(made) - 1}"
 
-    picture, things = mosaic(tile, np.random.default_rng(seed), side=120)
-    assert picture.size == (120, 120) and len(things) == len(made) and 4 <= len(things) <= 16
-    pixels = np.asarray(picture)
+    image, things = mosaic(tile, np.random.default_rng(seed), side=120)
+    assert image.size == (120, 120) and len(things) == len(made) and 4 <= len(things) <= 16
+    pixels = np.asarray(image)
     for number, thing in enumerate(things):
         assert thing.label == f"thing {number}"
         x1, y1, x2, y2 = (int(v) for v in thing.box)

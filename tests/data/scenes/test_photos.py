@@ -45,9 +45,9 @@ def test_regions_are_read(labelled_folder: Path) -> None:
     assert photos[0].exhaustive_for == frozenset(COCO80) and photos[0].is_coco
     assert photos[3].exhaustive_for == {"person"} and not photos[3].is_coco
     assert photos[2].things[1].polygons == ((56, 4, 92, 4, 92, 28, 56, 28),)
-    picture = photos[0].open()
-    assert (picture.mode, picture.size) == ("RGB", photos[0].size)
-    red, green, _ = picture.getpixel((17, 19))
+    image = photos[0].open()
+    assert (image.mode, image.size) == ("RGB", photos[0].size)
+    red, green, _ = image.getpixel((17, 19))
     assert red > 150 > 80 > green
 
 

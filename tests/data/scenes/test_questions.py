@@ -12,7 +12,7 @@ import pytest
 
 from vip_llava.data.scenes.questions import choosing, marks, naming, relations, whole
 from vip_llava.data.scenes.scene import Exchange, Scene, Task
-from vip_llava.model.focal import view_remarks
+from vip_llava.prompting.focal_views import view_remarks
 from vip_llava.regions import Arrow, Box, Ellipse, Point
 from vip_llava.regions.phrases import placeholders
 
@@ -131,7 +131,7 @@ def test_nothing_is_said_of_sides_where_marks_point_elsewhere(make_scene: MakeSc
 
 def test_where_says_what_is_told_behind_the_view(make_scene: MakeScene) -> None:
     scene = make_scene([("cat", LEFT), ("dog", (150.0, 20.0, 190.0, 60.0))], 2)
-    told = view_remarks(scene.regions, scene.picture.size)
+    told = view_remarks(scene.regions, scene.image.size)
     answers = set()
     for question, answer in exchanges(relations.where, scene):
         [id_] = placeholders(question)

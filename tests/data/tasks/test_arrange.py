@@ -1,4 +1,4 @@
-"""What holds for every source: repeatable, the row unchanged, the picture shown, marks told apart."""
+"""What holds for every source: repeatable, the row unchanged, the image shown, marks told apart."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_no_row_is_changed_so_a_second_epoch_is_like_the_first(vcr_row: dict[str
         assert row == kept
 
 
-def test_the_picture_is_always_shown_once_and_first(vcr_row: dict[str, Any]) -> None:
+def test_the_image_is_always_shown_once_and_first(vcr_row: dict[str, Any]) -> None:
     """Defect 1: questions of refcocog and vg_rel had no <image> at all."""
     for value in rows(vcr_row):
         for seed in range(5):
@@ -108,7 +108,7 @@ def test_a_box_outside_the_photo_is_an_error_with_its_place() -> None:
     }
     with pytest.raises(
         DataError,
-        match=r"^id 'vg_rel-7': field bboxes\[1\]: box .* outside the picture of 320 x 240",
+        match=r"^id 'vg_rel-7': field bboxes\[1\]: box .* outside the image of 320 x 240",
     ):
         arrange(parse_row(value), SIZE, random.Random(0))
     value = {
@@ -138,7 +138,7 @@ def test_too_many_marks_for_words() -> None:
     boxes = [[x, y, x + 8, y + 8] for x in range(0, 300, 10) for y in range(0, 230, 10)]
     value = {"id": "mine", "image": "a.jpg", "bboxes": boxes[:40], "conversations": TALK}
     assert len(arrange(parse_row(value), SIZE, random.Random(0)).regions) == 40
-    with pytest.raises(DataError, match="600 things on one picture can't be told apart by words"):
+    with pytest.raises(DataError, match="600 things on one image can't be told apart by words"):
         arrange(parse_row(value | {"bboxes": boxes[:600]}), SIZE, random.Random(0))
 
 

@@ -26,12 +26,12 @@ def texts(image: Any, *values: str, first: str = "human") -> list[str]:
     "question",
     ["<image>\nWhat?", "What?\n<image>", "What?", "<image>What?", "<image>\n<image>\nWhat?"],
 )
-def test_the_picture_comes_first_wherever_it_stood(question: str) -> None:
+def test_the_image_comes_first_wherever_it_stood(question: str) -> None:
     assert texts("a.jpg", question, " As it is. ") == ["<image>\nWhat?", " As it is. "]
 
 
-def test_a_picture_in_a_later_turn_is_shown_at_the_start() -> None:
-    """Defect 25: two markers in two turns took the next sample's picture."""
+def test_a_image_in_a_later_turn_is_shown_at_the_start() -> None:
+    """Defect 25: two markers in two turns took the next sample's image."""
     assert texts("a.jpg", "Hi", "Hello", "<image>\nWhat?", "Cup") == [
         "<image>\nHi",
         "Hello",
@@ -42,12 +42,12 @@ def test_a_picture_in_a_later_turn_is_shown_at_the_start() -> None:
     assert twice == ["<image>\nHi", "Hello", "What is in", "Cup"]
 
 
-def test_several_pictures_have_a_marker_each() -> None:
+def test_several_images_have_a_marker_each() -> None:
     expected = ["<image>\n<image>\nCompare", "Same"]
     for question in ("Compare", "<image>\n<image>\nCompare", "<image>Compare<image>"):
         assert texts(["a.jpg", "b.jpg"], question, "Same") == expected
     with pytest.raises(
-        DataError, match=r"^id '1': field conversations: there are 2 pictures and 1 <image>"
+        DataError, match=r"^id '1': field conversations: there are 2 images and 1 <image>"
     ):
         texts(["a.jpg", "b.jpg"], "<image>\nCompare", "Same")
 
@@ -56,11 +56,11 @@ def test_text_alone_is_left_alone() -> None:
     assert texts(None, "The HTML tag <image> ", "is old") == ["The HTML tag <image> ", "is old"]
 
 
-def test_an_opening_of_the_model_is_kept_and_the_picture_goes_to_the_human() -> None:
+def test_an_opening_of_the_model_is_kept_and_the_image_goes_to_the_human() -> None:
     assert texts("a.jpg", "Hello", "What?", first="gpt") == ["Hello", "<image>\nWhat?"]
 
 
-def test_a_picture_needs_a_human_and_no_answer() -> None:
+def test_a_image_needs_a_human_and_no_answer() -> None:
     with pytest.raises(DataError, match="turn 2: an answer can't hold <image>"):
         texts("a.jpg", "What?", "This <image>")
     with pytest.raises(DataError, match="no turn of a human"):

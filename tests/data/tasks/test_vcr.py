@@ -139,11 +139,11 @@ def with_file(
 @pytest.mark.parametrize(
     "name", ["./dataset/vcr/a.json", "dataset/vcr/a.json", "vcr/a.json", "./vcr/a.json"]
 )
-def test_places_in_a_file_below_the_pictures(
+def test_places_in_a_file_below_the_images(
     name: str, arranged: Arranger, vcr_row: dict[str, Any], tmp_path: Path
 ) -> None:
     row = with_file(vcr_row, tmp_path, name)
-    assert arranged(row, pictures=tmp_path) == arranged(vcr_row)
+    assert arranged(row, images=tmp_path) == arranged(vcr_row)
 
 
 def test_what_is_wrong_with_the_file_is_named(
@@ -152,11 +152,11 @@ def test_what_is_wrong_with_the_file_is_named(
     row = with_file(vcr_row, tmp_path)
     path = tmp_path / "vcr" / "a.json"
 
-    def refused(message: str, row: dict[str, Any] = row, pictures: Path | None = tmp_path) -> None:
+    def refused(message: str, row: dict[str, Any] = row, images: Path | None = tmp_path) -> None:
         with pytest.raises(DataError, match=f"^id 'vcr-1': field .*{message}"):
-            arranged(row, style="vcr_qar", pictures=pictures)
+            arranged(row, style="vcr_qar", images=images)
 
-    refused("meta_dir: .* name that folder", pictures=None)
+    refused("meta_dir: .* name that folder", images=None)
     refused("meta_dir: there is no file .*b.json", row | {"meta_dir": "./dataset/b.json"})
     for outside in ("../secret.json", "/etc/secret.json", "a/../../b.json", "C:\\x.json"):
         refused("meta_dir: .* must lie in the folder", row | {"meta_dir": outside})

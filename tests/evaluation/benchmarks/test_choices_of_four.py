@@ -23,7 +23,7 @@ def values(scores: Sequence[Score]) -> dict[tuple[str, str], tuple[float | None,
 
 
 def test_visual7w(visual7w: Path, score_of: ScoreOf) -> None:
-    """Right answers are A, B, C, D; the last row's picture is missing and counts as wrong."""
+    """Right answers are A, B, C, D; the last row's image is missing and counts as wrong."""
     answers = {"v7w-0": "a", "v7w-1": "(B) because it is blue", "v7w-2": "", "v7w-3": "D"}
     rows, scores = score_of("visual7w", visual7w, answers)
     assert values(scores) == {

@@ -76,10 +76,10 @@ def test_controls_hold_no_geometry(photos: Sequence[Photo]) -> None:
         words = "What is the object within the red rectangle?"
         assert seen.request["question"] == blind.request["question"] == words
         photo = next(p for p in photos if box.id.startswith(f"{p.id}/"))
-        assert blind.request["picture"] == photo.jpeg  # nothing is drawn
+        assert blind.request["image"] == photo.jpeg  # nothing is drawn
         wanted = draw(photo.open(), resolve(box.request["regions"], photo.size).regions)
-        assert isinstance(seen.request["picture"], Image.Image)
-        assert np.array_equal(np.asarray(seen.request["picture"]), np.asarray(wanted))
+        assert isinstance(seen.request["image"], Image.Image)
+        assert np.array_equal(np.asarray(seen.request["image"]), np.asarray(wanted))
 
 
 def test_most_spreads_evenly(photos: Sequence[Photo]) -> None:

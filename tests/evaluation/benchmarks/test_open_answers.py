@@ -85,8 +85,8 @@ META = {
 
 
 @pytest.fixture
-def vip_bench(tmp_path: Path, draw_picture: Callable[..., None]) -> Path:
-    """Two splits; in `human` the picture of question 2 is missing."""
+def vip_bench(tmp_path: Path, draw_image: Callable[..., None]) -> Path:
+    """Two splits; in `human` the image of question 2 is missing."""
     (tmp_path / "vip-bench-meta-data.json").write_text(json.dumps(META), "utf-8")
     for split in ("bbox", "human"):
         lines = []
@@ -96,7 +96,7 @@ def vip_bench(tmp_path: Path, draw_picture: Callable[..., None]) -> Path:
                 json.dumps({"question_id": number, "image": f"v1_{number}.png", "text": text})
             )
             if (split, number) != ("human", 2):
-                draw_picture(tmp_path / split / "images" / f"v1_{number}.png", 100 + number)
+                draw_image(tmp_path / split / "images" / f"v1_{number}.png", 100 + number)
         (tmp_path / split / "questions.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     return tmp_path
 

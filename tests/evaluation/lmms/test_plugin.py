@@ -81,11 +81,11 @@ def test_documents(data: Path) -> None:
     docs = list(task.docs(None))
     assert [doc["id"] for doc in docs] == [f"v7w-{number}" for number in range(5)]
     [message] = task.messages(docs[1])
-    picture, text = (part.get("url") or part["text"] for part in message["content"])
+    image, text = (part.get("url") or part["text"] for part in message["content"])
     assert text == task.text(docs[1]) and "B. The object within" in text and "<region" not in text
     plain = np.asarray(Image.open(data / "v7w" / "v7w" / "1.jpg"))
-    assert (np.asarray(picture) != plain).any() and picture.size == (96, 72)
-    assert np.array_equal(np.asarray(task.visual(docs[1])[0]), np.asarray(picture))
+    assert (np.asarray(image) != plain).any() and image.size == (96, 72)
+    assert np.array_equal(np.asarray(task.visual(docs[1])[0]), np.asarray(image))
     said = ["a", "(B) since", "D", "D", "A"]
     rows = [task.results(doc, [answer]) for doc, answer in zip(docs, said, strict=True)]
     assert task.score([row["vip_llava_score"] for row in rows]) == pytest.approx(60.0)
@@ -103,19 +103,19 @@ def test_the_data_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_messages_to_requests() -> None:
-    picture = Image.new("RGB", (8, 8))
-    image, text = {"type": "image", "url": picture}, {"type": "text", "text": "What?"}
-    one = request_of([{"role": "user", "content": [image, text]}])
-    assert (one.question, one.picture, one.pictures) == ("What?", picture, ())
+    image = Image.new("RGB", (8, 8))
+    part, text = {"type": "image", "url": image}, {"type": "text", "text": "What?"}
+    one = request_of([{"role": "user", "content": [part, text]}])
+    assert (one.question, one.image, one.images) == ("What?", image, ())
     several = request_of(
         [
             {"role": "system", "content": "Be short."},
-            {"role": "user", "content": [image, text]},
+            {"role": "user", "content": [part, text]},
             {"role": "assistant", "content": [{"type": "text", "text": "That."}]},
-            {"role": "user", "content": [{"type": "text", "text": "And?"}, image, image]},
+            {"role": "user", "content": [{"type": "text", "text": "And?"}, part, part]},
         ]
     )
-    assert several.question == "And?" and len(several.pictures) == 2
+    assert several.question == "And?" and len(several.images) == 2
     assert [turn["text"] for turn in several.history] == ["Be short.\nWhat?", "That."]  # type: ignore[index]
     with pytest.raises(RequestError, match="video can't be asked"):
         request_of([{"role": "user", "content": [{"type": "video", "url": "x"}]}])
@@ -124,9 +124,9 @@ def test_messages_to_requests() -> None:
 
 
 def test_messages_are_answered(assistant: Any) -> None:
-    """Turns with pictures of their own, through the real processor."""
-    picture = Image.new("RGB", (40, 40), (200, 90, 10))
-    image, text = {"type": "image", "url": picture}, {"type": "text", "text": "What?"}
+    """Turns with images of their own, through the real processor."""
+    image = Image.new("RGB", (40, 40), (200, 90, 10))
+    image, text = {"type": "image", "url": image}, {"type": "text", "text": "What?"}
     turns = [
         {"role": "user", "content": [image, text]},
         {"role": "assistant", "content": [{"type": "text", "text": "That."}]},
@@ -159,7 +159,7 @@ def test_beams_are_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
 def test_lmms_eval_runs_it(
-    data: Path, tiny_model_folder: Path, tmp_path: Path, draw_picture: Callable[..., None]
+    data: Path, tiny_model_folder: Path, tmp_path: Path, draw_image: Callable[..., None]
 ) -> None:
     """lmms-eval's own command, with our model from the entry point and our task from its folder."""
     found = importlib.metadata.entry_points(group="lmms_eval.models")

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from vip_llava.errors import DataError
-from vip_llava.evaluation.folder import RunFolder
 from vip_llava.evaluation.items import Row, Score
 from vip_llava.evaluation.report.charts import Bar, bars, radar
 from vip_llava.evaluation.report.page import report
+from vip_llava.evaluation.run_directory import RunFolder
 from vip_llava.evaluation.tables import table_of
 
 NASTY = '<script>alert("x")</script>&'
@@ -71,11 +71,11 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             "hardware": {"devices": ["H200"], "processor": "EPYC", "cores": 2, "system": "Linux"},
         }
         folder = RunFolder.begin(tmp_path / name, asked(model), about)
-        picture = Image.new("RGB", (640, 320), (200, 30, 30))
+        image = Image.new("RGB", (640, 320), (200, 30, 30))
         rows, scores = [], []
         for group, right in hits.items():
             for number in range(10):
-                shown = folder.keep_picture(picture, f"{group}{number}") if number in (0, 9) else ""
+                shown = folder.keep_image(image, f"{group}{number}") if number in (0, 9) else ""
                 rows.append(
                     Row(
                         f"{group}/{number}{more}",
@@ -116,7 +116,7 @@ def test_one_run(make_run: Callable[..., Path]) -> None:
     assert "should be" in text
 
 
-def test_nothing_is_fetched_and_pictures_are_small(make_run: Callable[..., Path]) -> None:
+def test_nothing_is_fetched_and_images_are_small(make_run: Callable[..., Path]) -> None:
     text = report([make_run("a", "tiny", {"box": 6})])
     read = Reader(text)
     tags = {tag for tag, _ in read.tags}
@@ -175,7 +175,7 @@ def test_runs_that_are_not_finished_or_broken(
         report([path])
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "pictures/../../secret.jpg", "/etc/hostname", "x.jpg", "pictures/gone.jpg"])  # fmt: skip
+@pytest.mark.parametrize("name", ["../secret.jpg", "images/../../secret.jpg", "/etc/hostname", "x.jpg", "images/gone.jpg"])  # fmt: skip
 def test_a_row_names_no_other_file(make_run: Callable[..., Path], name: str) -> None:
     path = make_run("a", "tiny", {"box": 2})
     Image.new("RGB", (8, 8)).save(path.parent / "secret.jpg")

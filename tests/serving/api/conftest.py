@@ -1,4 +1,4 @@
-"""A real server on loopback with tiny models, and pictures to send to it."""
+"""A real server on loopback with tiny models, and images to send to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from vip_llava import Assistant, load
 from vip_llava.serving.api.app import create_app
-from vip_llava.serving.entrance.running import background
+from vip_llava.serving.middleware.running import background
 from vip_llava.serving.settings import make_settings
 
 
@@ -30,9 +30,9 @@ def tiny(tiny_model_folder: Path) -> Assistant:
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
     """A made photo of 96 x 64 pixels."""
-    picture = Image.new("RGB", (96, 64), (120, 140, 160))
-    picture.paste((200, 60, 40), (10, 10, 50, 40))
-    return picture
+    image = Image.new("RGB", (96, 64), (120, 140, 160))
+    image.paste((200, 60, 40), (10, 10, 50, 40))
+    return image
 
 
 @pytest.fixture(scope="session")

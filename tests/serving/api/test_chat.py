@@ -16,9 +16,9 @@ import pytest
 from PIL import Image, ImageChops
 
 from vip_llava import Assistant, Box
-from vip_llava.pictures import picture_hash
+from vip_llava.images import image_hash
+from vip_llava.prompting.prepare import Request, Shown
 from vip_llava.regions import draw
-from vip_llava.request import Request, Shown
 from vip_llava.serving.api.schemas import ChatResponse
 
 BOX = {"shape": "box", "frame": "pixel", "box": [10, 10, 50, 40], "color": "red"}
@@ -51,28 +51,28 @@ def test_the_answer_is_the_librarys(
     assert told["prompt"] == wanted.prompt
     assert "within the red rectangle" in told["prompt"]
     assert wanted.image is not None
-    picture = told["pictures"][0]
-    assert picture["sha256"] == picture_hash(wanted.image)
-    assert (picture["width"], picture["height"], picture["image"]) == (96, 64, None)
-    assert picture["regions"] == [region.to_json() for region in wanted.regions]
+    image = told["images"][0]
+    assert image["sha256"] == image_hash(wanted.image)
+    assert (image["width"], image["height"], image["image"]) == (96, 64, None)
+    assert image["regions"] == [region.to_json() for region in wanted.regions]
 
 
-def test_the_drawn_picture_comes_back_pixel_by_pixel(
+def test_the_drawn_image_comes_back_pixel_by_pixel(
     api: Any, photo: Image.Image, photo_address: str
 ) -> None:
     box = {**BOX, "frame": "unit", "box": [0.1, 0.2, 0.5, 0.75], "color": "#ff8000"}
-    told = api.told(shown(photo_address, box), "What is this?", return_picture=True)["vip_llava"]
-    data = told["pictures"][0]["image"].removeprefix("data:image/png;base64,")
+    told = api.told(shown(photo_address, box), "What is this?", return_image=True)["vip_llava"]
+    data = told["images"][0]["image"].removeprefix("data:image/png;base64,")
     back = Image.open(io.BytesIO(base64.b64decode(data)))
     wanted = draw(photo, [Box(0.1, 0.2, 0.5, 0.75, frame="unit", color="#ff8000")])
     assert back.mode == "RGB"
     assert ImageChops.difference(back, wanted).getbbox() is None
     # What was resolved draws the same once more.
-    again = api.told(shown(photo_address, *told["pictures"][0]["regions"]), "What is this?")
-    assert again["vip_llava"]["pictures"][0]["sha256"] == told["pictures"][0]["sha256"]
+    again = api.told(shown(photo_address, *told["images"][0]["regions"]), "What is this?")
+    assert again["vip_llava"]["images"][0]["sha256"] == told["images"][0]["sha256"]
 
 
-def test_turns_and_several_pictures(
+def test_turns_and_several_images(
     api: Any, tiny: Assistant, photo: Image.Image, photo_address: str
 ) -> None:
     blue = {**BOX, "color": "blue"}
@@ -96,17 +96,17 @@ def test_turns_and_several_pictures(
         question="And <region:1>\nor <region:2>?",
         history=[
             {"role": "system", "text": "Be short."},
-            {"role": "user", "text": "A?", "pictures": [Shown(photo, [Box(10, 10, 50, 40)])]},
+            {"role": "user", "text": "A?", "images": [Shown(photo, [Box(10, 10, 50, 40)])]},
             {"role": "assistant", "text": "Yes."},
         ],
-        pictures=[Shown(photo, [Box(10, 10, 50, 40, color="blue")])],
+        images=[Shown(photo, [Box(10, 10, 50, 40, color="blue")])],
     )
     (wanted,) = tiny.ask_many([request], max_new_tokens=4)
     assert answer["choices"][0]["message"]["content"] == wanted.text
     assert answer["vip_llava"]["prompt"] == wanted.prompt
-    pictures = answer["vip_llava"]["pictures"]
-    assert [each["message"] for each in pictures] == [1, 3]
-    assert [each["regions"][0]["id"] for each in pictures] == ["1", "2"]
+    images = answer["vip_llava"]["images"]
+    assert [each["message"] for each in images] == [1, 3]
+    assert [each["regions"][0]["id"] for each in images] == ["1", "2"]
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 7, "top_k": 50}])
@@ -127,7 +127,7 @@ def test_a_stream_gives_the_same_text(
     last = pieces[-1]
     assert last["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert not any("usage" in each for each in pieces)
-    for key in ("pictures", "prompt", "notes", "seed"):
+    for key in ("images", "prompt", "notes", "seed"):
         assert last["vip_llava"][key] == whole["vip_llava"][key] or (key, sampling) == ("seed", {})
 
 
@@ -186,9 +186,9 @@ def test_plain_clients_need_no_regions(api: Any, photo_address: str) -> None:
     message = {"role": "user", "content": "Hello?"}
     plain = api.client.post("/v1/chat/completions", json={"model": "tiny", "messages": [message]})
     assert plain.status_code == 200
-    assert plain.json()["vip_llava"]["pictures"] == []
+    assert plain.json()["vip_llava"]["images"] == []
     told = api.told(shown(photo_address), "What is this?", user="somebody", presence_penalty=0)
-    assert told["vip_llava"]["pictures"][0]["regions"] == []
+    assert told["vip_llava"]["images"][0]["regions"] == []
 
 
 def user(*parts: Any) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def test_a_bad_region_is_named_by_its_place(
     assert found == (422, code, "messages[0].content[1].regions[1]")
 
 
-def test_what_only_the_picture_shows_is_refused_too(api: Any, photo_address: str) -> None:
+def test_what_only_the_image_shows_is_refused_too(api: Any, photo_address: str) -> None:
     outside = {**BOX, "box": [500, 500, 600, 600]}
     assert api.refused(shown(photo_address, outside), "See?")[:2] == (422, "invalid_region")
     unknown = api.refused(shown(photo_address, BOX), "What is <region:9>?")
@@ -267,9 +267,9 @@ PLACE = "messages[0].content[0].image_url.url"
 @pytest.mark.parametrize(
     ("address", "code"),
     [
-        ("data:image/png;base64,AAAA", "invalid_picture"),
-        ("data:image/png;base64,", "invalid_picture"),
-        ("data:nothing", "invalid_picture"),
+        ("data:image/png;base64,AAAA", "invalid_image"),
+        ("data:image/png;base64,", "invalid_image"),
+        ("data:nothing", "invalid_image"),
         ("/etc/hostname", "address_refused"),
         ("../photo.png", "address_refused"),
         ("file:///etc/hostname", "address_refused"),
@@ -331,8 +331,8 @@ def test_uploads_that_are_none(api: Any, photo_file: bytes) -> None:
         return answer.status_code, answer.json()["error"]["code"]
 
     kind = {"content-type": "image/png"}
-    assert send(content=b"GIF89a", headers=kind) == (422, "invalid_picture")
-    assert send(content=b"", headers=kind) == (422, "invalid_picture")
+    assert send(content=b"GIF89a", headers=kind) == (422, "invalid_image")
+    assert send(content=b"", headers=kind) == (422, "invalid_image")
     assert send(content=photo_file) == (415, "wrong_content_type")
     assert send(files={"other": photo_file}) == (422, "invalid_request")
     assert send(data={"file": "text"}) == (415, "wrong_content_type")

@@ -21,7 +21,7 @@ import trustme
 
 from vip_llava.errors import ServingError
 from vip_llava.serving.api.fetch import Fetcher, is_public, parse_address
-from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.middleware.errors import Problem
 from vip_llava.serving.settings import Limits, make_settings
 
 SOURCE = Path(__file__).parents[3] / "src" / "vip_llava"
@@ -31,7 +31,7 @@ Talk = Callable[[ssl.SSLSocket, str], None]
 
 def refused(
     address: str,
-    hosts: Sequence[str] = ("pictures.example",),
+    hosts: Sequence[str] = ("images.example",),
     answers: Sequence[str] = (PUBLIC,),
     **more: Any,
 ) -> Problem:
@@ -53,7 +53,7 @@ def test_the_default_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *found, **_: asked.append(found))
     fetcher = Fetcher(make_settings().fetch_hosts, Limits())
-    for address in ("https://pictures.example/a.png", "https://localhost/", "https://1.1.1.1/"):
+    for address in ("https://images.example/a.png", "https://localhost/", "https://1.1.1.1/"):
         with pytest.raises(Problem) as caught:
             asyncio.run(fetcher.fetch(address))
         assert caught.value.code == "address_refused"
@@ -66,19 +66,19 @@ def test_the_default_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("listed", "host", "same"),
     [
-        ("pictures.example", "pictures.example", True),
-        ("pictures.example", "PICTURES.Example.", True),
-        ("Pictures.EXAMPLE.", "pictures.example", True),
+        ("images.example", "images.example", True),
+        ("images.example", "IMAGES.Example.", True),
+        ("Images.EXAMPLE.", "images.example", True),
         ("bücher.example", "xn--bcher-kva.example", True),
         ("xn--bcher-kva.example", "BÜCHER.example", True),
-        ("pictures.example", "ｐictures.example", True),  # full width: the same name once folded
-        ("pictures.example:8443", "pictures.example:8443", True),
-        ("pictures.example", "pictures.example:8443", False),
-        ("pictures.example", "www.pictures.example", False),
-        ("pictures.example", "pictures.example.evil.example", False),
-        ("pictures.example", "evilpictures.example", False),
-        ("pictures.example", "pictures-example", False),
-        ("pictures.example", "pictures.exаmple", False),  # a Cyrillic letter
+        ("images.example", "ｐictures.example", True),  # full width: the same name once folded
+        ("images.example:8443", "images.example:8443", True),
+        ("images.example", "images.example:8443", False),
+        ("images.example", "www.images.example", False),
+        ("images.example", "images.example.evil.example", False),
+        ("images.example", "evilimages.example", False),
+        ("images.example", "images-example", False),
+        ("images.example", "images.exаmple", False),  # a Cyrillic letter
     ],
 )
 def test_the_list_is_of_exact_names(listed: str, host: str, same: bool) -> None:
@@ -99,26 +99,26 @@ def test_a_bad_entry_of_the_list_is_an_error(entry: str) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        "https://user@pictures.example/a.png",
-        "https://user:password@pictures.example/a.png",
-        "https://pictures.example@evil.example/",
-        "https://evil.example#@pictures.example/",
-        "https://pictures.example#.evil.example/",
-        "https://evil.example\\@pictures.example/",
-        "https://pictures.example\\.evil.example/",
-        "https:\\\\pictures.example/a.png",
-        "https:///pictures.example/a.png",
-        "https://pictures.example:443:80/",
-        "https://pictures.example:0/",
-        "https://pictures.example:99999/",
-        "https://pictures.example:/",
-        "https://pictures.example/a b.png",
-        "https://pictures.example/a\tb.png",
-        "https://pictures.example/a\r\nHost: evil.example",
+        "https://user@images.example/a.png",
+        "https://user:password@images.example/a.png",
+        "https://images.example@evil.example/",
+        "https://evil.example#@images.example/",
+        "https://images.example#.evil.example/",
+        "https://evil.example\\@images.example/",
+        "https://images.example\\.evil.example/",
+        "https:\\\\images.example/a.png",
+        "https:///images.example/a.png",
+        "https://images.example:443:80/",
+        "https://images.example:0/",
+        "https://images.example:99999/",
+        "https://images.example:/",
+        "https://images.example/a b.png",
+        "https://images.example/a\tb.png",
+        "https://images.example/a\r\nHost: evil.example",
         "https://pic\ttures.example/",
         "https://pic\ntures.example/",
-        " https://pictures.example/",
-        "https://pictures%2eexample/",
+        " https://images.example/",
+        "https://images%2eexample/",
         "https://%70ictures.example/",
         "https://[::1]/",
         "https://[::ffff:127.0.0.1]/",
@@ -139,29 +139,29 @@ def test_a_bad_entry_of_the_list_is_an_error(entry: str) -> None:
         "https://a..example/",
         "https:///",
         "https://",
-        "http://pictures.example/a.png",
+        "http://images.example/a.png",
         "file:///etc/hostname",
-        "file://pictures.example/etc/hostname",
-        "ftp://pictures.example/a.png",
-        "gopher://pictures.example/1",
-        "dict://pictures.example/",
-        "//pictures.example/a.png",
-        "\\\\pictures.example\\share\\a.png",
-        "jar:https://pictures.example/a.png",
-        "https://pictures.example/" + "a" * 3000,
+        "file://images.example/etc/hostname",
+        "ftp://images.example/a.png",
+        "gopher://images.example/1",
+        "dict://images.example/",
+        "//images.example/a.png",
+        "\\\\images.example\\share\\a.png",
+        "jar:https://images.example/a.png",
+        "https://images.example/" + "a" * 3000,
     ],
 )
 def test_an_address_that_could_mean_something_else_is_refused(address: str) -> None:
-    for hosts in (["pictures.example"], ["localhost", "pictures.example"]):
+    for hosts in (["images.example"], ["localhost", "images.example"]):
         problem = refused(address, hosts, ["127.0.0.1"])
         assert (problem.status, problem.code) == (422, "address_refused")
 
 
 def test_an_ordinary_address_is_read() -> None:
     target = parse_address(
-        "https://Pictures.example:8443/a%20b/c.png?size=2&x=[1]".replace("[1]", "1")
+        "https://Images.example:8443/a%20b/c.png?size=2&x=[1]".replace("[1]", "1")
     )
-    assert (target.host, target.port) == ("pictures.example", 8443)
+    assert (target.host, target.port) == ("images.example", 8443)
     assert target.path == "/a%20b/c.png?size=2&x=1"
 
 
@@ -180,9 +180,9 @@ def test_an_ordinary_address_is_read() -> None:
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(address)
-    problem = refused("https://pictures.example/", answers=[address])
+    problem = refused("https://images.example/", answers=[address])
     assert problem.code == "address_refused"
-    assert problem.message == "this host is not one that pictures are fetched from"
+    assert problem.message == "this host is not one that images are fetched from"
 
 
 @pytest.mark.parametrize("address", [PUBLIC, "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101"])
@@ -192,7 +192,7 @@ def test_addresses_that_are_public(address: str) -> None:
 
 @pytest.mark.parametrize("answers", [[PUBLIC, "10.0.0.1"], ["::1", PUBLIC], []])
 def test_every_answer_for_a_name_has_to_be_public(answers: list[str]) -> None:
-    assert refused("https://pictures.example/", answers=answers).code == "address_refused"
+    assert refused("https://images.example/", answers=answers).code == "address_refused"
 
 
 # 7-10, 12: a real server -------------------------------------------------------------------------
@@ -237,17 +237,17 @@ class Host:
         self._socket.close()
         self._thread.join(0.1)
 
-    def fetch(self, path: str, host: str = "pictures.example", **limits: Any) -> bytes:
+    def fetch(self, path: str, host: str = "images.example", **limits: Any) -> bytes:
         """Fetch from it by name. Only the address that was resolved first may be dialled."""
 
         async def resolve(name: str, _port: int) -> Sequence[str]:
             self.dialled.append(name)
             # Rebinding: whoever asks again gets another answer.
             first = self.dialled.count(name) == 1
-            return ["127.0.0.1"] if first or name == "pictures.example" else ["127.0.0.2"]
+            return ["127.0.0.1"] if first or name == "images.example" else ["127.0.0.2"]
 
         fetcher = Fetcher(
-            [f"pictures.example:{self.port}", f"other.example:{self.port}"],
+            [f"images.example:{self.port}", f"other.example:{self.port}"],
             Limits(**{"fetch_seconds": 3, **limits}),
             resolve=resolve,
             allowed=lambda address: address == "127.0.0.1",
@@ -255,7 +255,7 @@ class Host:
         )
         return asyncio.run(fetcher.fetch(f"https://{host}:{self.port}{path}"))
 
-    def problem(self, path: str = "/", host: str = "pictures.example", **limits: Any) -> Problem:
+    def problem(self, path: str = "/", host: str = "images.example", **limits: Any) -> Problem:
         with pytest.raises(Problem) as caught:
             self.fetch(path, host, **limits)
         told = caught.value.message
@@ -268,7 +268,7 @@ class Host:
 def host() -> Iterator[Callable[..., Host]]:
     made: list[Host] = []
 
-    def make(talk: Talk, names: Sequence[str] = ("pictures.example", "other.example")) -> Host:
+    def make(talk: Talk, names: Sequence[str] = ("images.example", "other.example")) -> Host:
         made.append(Host(talk, names))
         return made[-1]
 
@@ -291,25 +291,25 @@ def whole(body: bytes, *fields: str) -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
-def test_a_picture_is_fetched_by_name_from_the_checked_address(host: Callable[..., Host]) -> None:
-    server = host(send(whole(b"picture")))
-    assert server.fetch("/a.png?b=c") == b"picture"
+def test_a_image_is_fetched_by_name_from_the_checked_address(host: Callable[..., Host]) -> None:
+    server = host(send(whole(b"image")))
+    assert server.fetch("/a.png?b=c") == b"image"
     head = server.requests[0]
     assert head.startswith("GET /a.png?b=c HTTP/1.1\r\n")
-    assert f"host: pictures.example:{server.port}\r\n" in head.lower()
+    assert f"host: images.example:{server.port}\r\n" in head.lower()
     assert "accept-encoding: identity" in head.lower()
     assert "cookie" not in head.lower()
 
 
 def test_a_name_is_resolved_once_for_a_dial(host: Callable[..., Host]) -> None:
-    server = host(send(whole(b"picture")))
-    assert server.fetch("/", host="other.example") == b"picture"
+    server = host(send(whole(b"image")))
+    assert server.fetch("/", host="other.example") == b"image"
     # A second look would have answered with an address that is not allowed.
     assert server.dialled == ["other.example"]
 
 
 def test_the_certificate_is_checked_for_the_name(host: Callable[..., Host]) -> None:
-    server = host(send(whole(b"picture")), names=["else.example"])
+    server = host(send(whole(b"image")), names=["else.example"])
     assert server.problem().code == "fetch_failed"
     assert server.requests == []
 
@@ -327,14 +327,14 @@ def redirect(*locations: str) -> Talk:
                 f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
             )
         else:
-            secure.sendall(whole(b"picture"))
+            secure.sendall(whole(b"image"))
 
     return talk
 
 
 def test_redirects_within_the_list_are_followed(host: Callable[..., Host]) -> None:
     server = host(redirect("/b.png", "https://other.example:PORT/c.png"))
-    assert server.fetch("/a.png") == b"picture"
+    assert server.fetch("/a.png") == b"image"
     assert [head.split()[1] for head in server.requests] == ["/a.png", "/b.png", "/c.png"]
 
 
@@ -343,12 +343,12 @@ def test_redirects_within_the_list_are_followed(host: Callable[..., Host]) -> No
     [
         "https://evil.example/",
         "https://127.0.0.1/",
-        "http://pictures.example/",
+        "http://images.example/",
         "//evil.example/a.png",
         "/\\evil.example/",
         "file:///etc/hostname",
-        "gopher://pictures.example/",
-        "https://pictures.example@evil.example/",
+        "gopher://images.example/",
+        "https://images.example@evil.example/",
         "b.png",
         "",
     ],
@@ -361,7 +361,7 @@ def test_a_redirect_elsewhere_is_refused(host: Callable[..., Host], location: st
 
 def test_a_redirect_is_resolved_and_checked_anew(host: Callable[..., Host]) -> None:
     """The second visit of a name that then answers with a private address is refused."""
-    server = host(redirect("https://pictures.example:PORT/b", "https://other.example:PORT/c"))
+    server = host(redirect("https://images.example:PORT/b", "https://other.example:PORT/c"))
     server.dialled.append("other.example")  # as if it had been asked before
     assert server.problem().code == "address_refused"
     assert len(server.requests) == 2
@@ -374,17 +374,17 @@ def test_redirects_have_an_end(host: Callable[..., Host]) -> None:
 
 
 def test_bodies_are_bounded_declared_or_not(host: Callable[..., Host]) -> None:
-    most = {"picture_bytes": 1000}
+    most = {"image_bytes": 1000}
     assert host(send(whole(b"x" * 1000))).fetch("/", **most) == b"x" * 1000
-    assert host(send(whole(b"x" * 1001))).problem(**most).code == "picture_too_large"
+    assert host(send(whole(b"x" * 1001))).problem(**most).code == "image_too_large"
     endless = [b"HTTP/1.1 200 OK\r\n\r\n", *[b"x" * 500] * 50]
-    assert host(send(*endless)).problem(**most).code == "picture_too_large"
+    assert host(send(*endless)).problem(**most).code == "image_too_large"
     chunk = b"1f4\r\n" + b"x" * 500 + b"\r\n"
     chunked = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[chunk] * 50]
-    assert host(send(*chunked)).problem(**most).code == "picture_too_large"
+    assert host(send(*chunked)).problem(**most).code == "image_too_large"
 
 
-def test_a_body_shorter_than_declared_is_no_picture(host: Callable[..., Host]) -> None:
+def test_a_body_shorter_than_declared_is_no_image(host: Callable[..., Host]) -> None:
     server = host(send(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nxx"))
     assert server.problem().code == "fetch_failed"
 
@@ -411,7 +411,7 @@ def test_compressed_bodies_are_not_unpacked(host: Callable[..., Host], coding: s
 @pytest.mark.parametrize(
     "status", ["404 Not Found", "500 Error", "204 Empty", "206 Part", "101 Up"]
 )
-def test_other_answers_are_no_picture(host: Callable[..., Host], status: str) -> None:
+def test_other_answers_are_no_image(host: Callable[..., Host], status: str) -> None:
     server = host(send(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()))
     assert server.problem().code == "fetch_failed"
 
@@ -423,7 +423,7 @@ def test_a_host_that_is_not_there(host: Callable[..., Host]) -> None:
     assert server.problem().code == "fetch_failed"
 
 
-def test_over_http_a_fetched_picture_is_answered(
+def test_over_http_a_fetched_image_is_answered(
     host: Callable[..., Host], serve: Callable[..., Any], photo_file: bytes, photo_address: str
 ) -> None:
     server = host(send(whole(photo_file)))
@@ -432,7 +432,7 @@ def test_over_http_a_fetched_picture_is_answered(
         return ["127.0.0.1"]
 
     door = Fetcher(
-        [f"pictures.example:{server.port}"],
+        [f"images.example:{server.port}"],
         Limits(),
         resolve=resolve,
         allowed=lambda _address: True,
@@ -443,7 +443,7 @@ def test_over_http_a_fetched_picture_is_answered(
     def part(address: str) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": address}}
 
-    told = api.told(part(f"https://pictures.example:{server.port}/a.png"), "What?")
+    told = api.told(part(f"https://images.example:{server.port}/a.png"), "What?")
     assert told["choices"] == api.told(part(photo_address), "What?")["choices"]
     refused = api.refused(part("https://evil.example/a.png"), "What?")
     assert refused == (422, "address_refused", "messages[0].content[0].image_url.url")
@@ -455,14 +455,14 @@ def test_over_http_a_fetched_picture_is_answered(
 #: that a request holds.
 DOORS = {
     "serving/api/fetch.py": "hosts of the operator's list",
-    "serving/entrance/running.py": "nobody; it listens",
+    "serving/middleware/running.py": "nobody; it listens",
     "serving/cluster/backends.py": "workers that have joined",
     "serving/cluster/controller.py": "workers that have joined",
     "serving/cluster/admission.py": "workers that want to join, at allowed addresses",
-    "serving/cluster/joining.py": "the controller that the operator names",
-    "serving/cluster/on_ray.py": "replicas of the same application",
+    "serving/cluster/heartbeat.py": "the controller that the operator names",
+    "serving/cluster/ray_serve.py": "replicas of the same application",
     "serving/cluster/local.py": "workers that this process started",
-    "serving/page/asking_http.py": "the server that the operator names",
+    "serving/web/asking_http.py": "the server that the operator names",
     "evaluation/judge/endpoint.py": "the judge that the operator names",
 }
 NETWORK = {"httpx", "requests", "aiohttp", "urllib3", "http.client", "urllib.request", "socket"}
@@ -478,7 +478,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_there_is_one_door_for_pictures() -> None:
+def test_there_is_one_door_for_images() -> None:
     """Chat, page, batches and command line: whatever opens a connection is named above, and the
     only ones who may use the door are those who take a request apart."""
     paths = sorted(SOURCE.rglob("*.py"))
@@ -496,5 +496,5 @@ def test_there_is_one_door_for_pictures() -> None:
         if any(name.startswith("vip_llava.serving.api.fetch") for name in imports(path))
     }
     assert users == {"serving/api/app.py", "serving/api/chat.py", "serving/api/completions.py"}
-    # And the opener of pictures, whom all entry points share, refuses addresses (tests/pictures).
-    assert not network & {p.relative_to(SOURCE).as_posix() for p in (SOURCE / "pictures").iterdir()}
+    # And the opener of images, whom all entry points share, refuses addresses (tests/images).
+    assert not network & {p.relative_to(SOURCE).as_posix() for p in (SOURCE / "images").iterdir()}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vip_llava.serving.api.uploads import Uploads
-from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.middleware.errors import Problem
 from vip_llava.serving.settings import Limits
 
 BOX = {"shape": "box", "frame": "pixel", "box": [10, 10, 50, 40]}
@@ -21,9 +21,9 @@ LIMITS = {
     "body_bytes": 300_000,
     "messages": 3,
     "text_chars": 100,
-    "pictures": 2,
-    "picture_bytes": 50_000,
-    "picture_pixels": 10_000,
+    "images": 2,
+    "image_bytes": 50_000,
+    "image_pixels": 10_000,
     "request_pixels": 15_000,
     "regions": 2,
     "tokens": 20,
@@ -49,17 +49,17 @@ def small(serve: Callable[..., Any]) -> Any:
 
 
 def test_what_fits_is_answered(small: Any) -> None:
-    picture = shown(blank(100, 70), BOX, BOX)
-    small.told(picture, picture, "a" * 100, max_tokens=20, n=2)
+    image = shown(blank(100, 70), BOX, BOX)
+    small.told(image, image, "a" * 100, max_tokens=20, n=2)
 
 
 def test_each_limit_is_named(small: Any) -> None:
-    picture = shown(blank(10, 10))
+    image = shown(blank(10, 10))
     turn = {"role": "user", "content": "x"}
     over = (422, "over_limit")
     assert small.refused("x", messages=[turn] * 4) == (*over, "messages")
     assert small.refused("a" * 60, "b" * 41) == (*over, "messages")
-    assert small.refused(picture, picture, picture, "x") == (*over, "messages")
+    assert small.refused(image, image, image, "x") == (*over, "messages")
     regions = small.refused("x", shown(blank(96, 64), BOX, BOX, BOX))
     assert regions == (*over, "messages[0].content[1].regions")
     assert small.refused("x", max_tokens=21) == (*over, "max_tokens")
@@ -70,12 +70,12 @@ def test_each_limit_is_named(small: Any) -> None:
     assert "(tokens)" in text
 
 
-def test_pictures_are_limited_one_by_one_and_together(small: Any) -> None:
-    bad = (422, "invalid_picture", "messages[0].content[0].image_url.url")
+def test_images_are_limited_one_by_one_and_together(small: Any) -> None:
+    bad = (422, "invalid_image", "messages[0].content[0].image_url.url")
     assert small.refused(shown(blank(101, 100)), "x") == bad
     small.told(shown(blank(100, 100)), "x")
     second = small.refused(shown(blank(100, 100)), shown(blank(100, 51)), "x")
-    assert second == (422, "invalid_picture", "messages[0].content[1].image_url.url")
+    assert second == (422, "invalid_image", "messages[0].content[1].image_url.url")
     heavy = "data:image/png;base64," + "A" * 70_000
     assert small.refused(shown(heavy), "x") == bad
 
@@ -132,7 +132,7 @@ def test_an_answer_that_takes_too_long_is_given_up(serve: Callable[..., Any], ti
 
 def test_uploads_are_bounded_and_expire() -> None:
     now = [1000.0]
-    limits = Limits(uploads=2, uploads_bytes=100, picture_bytes=60, upload_seconds=50)
+    limits = Limits(uploads=2, uploads_bytes=100, image_bytes=60, upload_seconds=50)
     store = Uploads(limits, clock=lambda: now[0])
     first = store.add("a", b"x" * 60)
     with pytest.raises(Problem) as large:

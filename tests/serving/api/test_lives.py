@@ -183,7 +183,7 @@ def test_a_reader_that_does_not_read_is_dropped(serve: Callable[..., Any]) -> No
         "model": "tiny",
         "max_tokens": 3,
         "messages": [{"role": "user", "content": content}],
-        "return_picture": True,
+        "return_image": True,
     }
     at = urlsplit(api.address)
     with socket.socket() as connection:

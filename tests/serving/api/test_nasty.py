@@ -64,7 +64,7 @@ def whole(address: str) -> dict[str, Any]:
         "top_logprobs": 2,
         "stream": False,
         "stream_options": {"include_usage": True},
-        "return_picture": False,
+        "return_image": False,
         "user": "u",
     }
 

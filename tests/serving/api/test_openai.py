@@ -55,7 +55,7 @@ def test_a_plain_completion(
     assert completion.usage.prompt_tokens == wanted.usage.prompt_tokens
     assert completion.usage.total_tokens == wanted.usage.total
     extension: Any = completion.model_extra
-    assert extension["vip_llava"]["pictures"][0]["regions"][0]["color"] == "red"
+    assert extension["vip_llava"]["images"][0]["regions"][0]["color"] == "red"
 
 
 def test_a_streamed_completion(client: OpenAI, photo_address: str) -> None:
@@ -102,10 +102,10 @@ def test_our_own_keys_go_in_the_extra_body(client: OpenAI, photo_address: str) -
         model="tiny",
         messages=messages(photo_address, BOX),
         max_tokens=3,
-        extra_body={"return_picture": True, "top_k": 5, "repetition_penalty": 1.1},
+        extra_body={"return_image": True, "top_k": 5, "repetition_penalty": 1.1},
     )
     extension: Any = completion.model_extra
-    assert extension["vip_llava"]["pictures"][0]["image"].startswith("data:image/png;base64,")
+    assert extension["vip_llava"]["images"][0]["image"].startswith("data:image/png;base64,")
 
 
 def test_models(client: OpenAI) -> None:

@@ -24,7 +24,7 @@ from vip_llava import Assistant
 from vip_llava.regions import SHAPES, region_from_json
 from vip_llava.serving.api.app import create_app
 from vip_llava.serving.api.region_schema import region_schema
-from vip_llava.serving.entrance.running import background
+from vip_llava.serving.middleware.running import background
 from vip_llava.serving.settings import make_settings
 
 CHECKS = (
@@ -64,7 +64,7 @@ def test_every_shape_fits_the_schema() -> None:
 @pytest.fixture(scope="module")
 def schema(tiny: Assistant) -> Iterator[Any]:
     """The document of a running server with the tiny model."""
-    # A body of control characters or a picture of random bytes has to get as far as it can.
+    # A body of control characters or an image of random bytes has to get as far as it can.
     settings = make_settings(port=0, limits={"rate": 0, "tokens": 3, "choices": 2})
     with background(create_app({"tiny": tiny}, settings), settings) as address:
         yield schemathesis.openapi.from_url(f"{address}/openapi.json")

@@ -16,11 +16,11 @@ def everything(api: Any, address: str) -> None:
     """Requests of all kinds, answered and refused, each with content of its own."""
     headers = {"authorization": f"Bearer {KEY}"}
     api.client.headers.update(headers)
-    picture = {"type": "image_url", "image_url": {"url": address}}
-    api.told(picture, QUESTION)
-    api.ask(picture, QUESTION, stream=True)
-    api.ask(picture, QUESTION + " <region:9>")
-    api.ask(picture, QUESTION, temperature="treasure")
+    image = {"type": "image_url", "image_url": {"url": address}}
+    api.told(image, QUESTION)
+    api.ask(image, QUESTION, stream=True)
+    api.ask(image, QUESTION + " <region:9>")
+    api.ask(image, QUESTION, temperature="treasure")
     api.ask(QUESTION, model="treasure-island")
     api.ask({"type": "image_url", "image_url": {"url": "https://treasure.example/map.png"}}, "x")
     api.client.get("/v1/models/treasure?map=treasure")

@@ -24,14 +24,14 @@ from vip_llava.engine import EngineSettings
 def address(seed: int) -> str:
     file = io.BytesIO()
     rng = random.Random(seed)
-    picture = Image.new("RGB", (80, 60), (rng.randrange(256), rng.randrange(256), 90))
-    picture.paste((rng.randrange(256), 10, rng.randrange(256)), (5, 5, 30 + seed % 20, 40))
-    picture.save(file, "PNG")
+    image = Image.new("RGB", (80, 60), (rng.randrange(256), rng.randrange(256), 90))
+    image.paste((rng.randrange(256), 10, rng.randrange(256)), (5, 5, 30 + seed % 20, 40))
+    image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def asked(seed: int) -> tuple[Any, ...]:
-    """A question of its own: with or without a picture, with or without a region."""
+    """A question of its own: with or without an image, with or without a region."""
     box = {"shape": "box", "frame": "unit", "box": [0.1, 0.1, 0.4 + seed % 5 / 10, 0.7]}
     part: dict[str, Any] = {"type": "image_url", "image_url": {"url": address(seed)}}
     if seed % 3 == 0:
@@ -79,7 +79,7 @@ def cramped(tiny_model_folder: Path) -> Assistant:
 def test_nothing_leaks_when_memory_is_used_anew(
     serve: Callable[..., Any], cramped: Assistant, tiny: Assistant
 ) -> None:
-    """Prefixes and pictures of one client are thrown out for another's; answers stay the same."""
+    """Prefixes and images of one client are thrown out for another's; answers stay the same."""
     api = serve(assistants={"tiny": tiny, "cramped": cramped})
     seeds = list(range(24))
     wanted = {seed: api.told(*asked(seed), **keys(seed))["choices"] for seed in seeds}
@@ -91,7 +91,7 @@ def test_nothing_leaks_when_memory_is_used_anew(
         with ThreadPoolExecutor(8) as pool:
             assert dict(zip(seeds, pool.map(one, seeds), strict=True)) == wanted
     stats = cramped.engine.stats()
-    assert stats.vision_misses > len(seeds)  # pictures were thrown out and made anew
+    assert stats.vision_misses > len(seeds)  # images were thrown out and made anew
     assert stats.kv_tokens == 256
 
 

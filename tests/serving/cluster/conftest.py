@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from vip_llava.serving.cluster.controller import create_controller
-from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.heartbeat import Joining
 from vip_llava.serving.cluster.registry import WorkerStatus
 from vip_llava.serving.cluster.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
-from vip_llava.serving.entrance.running import background
+from vip_llava.serving.middleware.running import background
 from vip_llava.serving.settings import ServerSettings
 
 SECRET = Secret("the secret of the cluster's tests")

@@ -11,7 +11,7 @@ import sys
 import ray
 from ray import serve
 
-from vip_llava.serving.cluster.on_ray import ClusterSettings, build
+from vip_llava.serving.cluster.ray_serve import ClusterSettings, build
 from vip_llava.serving.settings import Limits
 
 

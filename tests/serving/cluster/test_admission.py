@@ -12,9 +12,9 @@ import pytest
 from vip_llava.errors import ServingError
 from vip_llava.serving.cluster.admission import AddressList
 from vip_llava.serving.cluster.controller import LOOPBACK
-from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.heartbeat import Joining
 from vip_llava.serving.cluster.signing import Secret
-from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.middleware.errors import Problem
 from vip_llava.serving.settings import ServerSettings
 
 STRANGER = Secret("a secret that is not the cluster's")

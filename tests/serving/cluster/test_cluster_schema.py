@@ -20,10 +20,10 @@ from schemathesis.specs.openapi.checks import (
 
 from vip_llava import load
 from vip_llava.serving.cluster.controller import create_controller
-from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.heartbeat import Joining
 from vip_llava.serving.cluster.signing import Secret
 from vip_llava.serving.cluster.worker import create_worker
-from vip_llava.serving.entrance.running import background, listen
+from vip_llava.serving.middleware.running import background, listen
 from vip_llava.serving.settings import ServerSettings, make_settings
 
 CHECKS = (

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from vip_llava import Assistant, Box, draw, load, open_picture
-from vip_llava.model.geometry import PictureGeometry
-from vip_llava.model.templates import Message, get_template
+from vip_llava import Assistant, Box, draw, load, open_image
+from vip_llava.prompting.geometry import ImageGeometry
+from vip_llava.prompting.templates import Message, get_template
 from vip_llava.serving.api.app import create_app
-from vip_llava.serving.entrance.running import background
+from vip_llava.serving.middleware.running import background
 from vip_llava.serving.settings import ServerSettings
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -30,9 +30,9 @@ def rendered(messages: list[dict[str, Any]]) -> str:
 
 def test_the_template_says_what_the_models_were_trained_with() -> None:
     ours = get_template("llava_v1")
-    picture = {"type": "image_url", "image_url": {"url": "data:,"}}
-    asked = [picture, {"type": "text", "text": "What is <b>this</b>?"}]
-    first = Message("user", "What is <b>this</b>?", pictures=1)
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    asked = [image, {"type": "text", "text": "What is <b>this</b>?"}]
+    first = Message("user", "What is <b>this</b>?", images=1)
     assert rendered([{"role": "user", "content": asked}]) == ours.prompt([first, OPEN])
     assert rendered([{"role": "user", "content": list(reversed(asked))}]) == ours.prompt(
         [first, OPEN]
@@ -68,5 +68,5 @@ def test_the_client_sends_what_the_model_should_see(served: tuple[str, Assistant
     box = Box(100, 40, 330, 250)
     assert found == tiny.ask(photo, question, [box], max_new_tokens=128).text
     # The square was made before sending; the server's own geometry leaves it as it is.
-    square = PictureGeometry(mode="pad", size=56).fit(draw(open_picture(photo), [box]))
+    square = ImageGeometry(mode="pad", size=56).fit(draw(open_image(photo), [box]))
     assert square.size == (56, 56)

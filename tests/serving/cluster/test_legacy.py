@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vip_llava.errors import RequestError
-from vip_llava.model.templates import TEMPLATES, Message, get_template
+from vip_llava.prompting.templates import TEMPLATES, Message, get_template
 from vip_llava.serving.cluster.legacy import LegacyRequest, LegacyTurn, line, read_prompt
 
 SPOKEN = sorted(name for name in TEMPLATES if "plain" not in name)
@@ -36,7 +36,7 @@ def test_a_prompt_of_every_template_is_read_back(name: str) -> None:
         ("assistant", "A cat."),
         ("user", "And behind it?"),
     ]
-    assert [turn.pictures for turn in found] == [(0,), (), ()]
+    assert [turn.images for turn in found] == [(0,), (), ()]
 
 
 @pytest.mark.parametrize("name", SPOKEN)
@@ -72,17 +72,17 @@ def test_the_models_own_kind_of_prompt_is_kept_to_the_letter() -> None:
 def test_the_page_of_the_original_puts_the_mark_behind_the_question() -> None:
     prompt = LLAVA.prompt([Message("user", "What is this?\n<image>"), OPEN])
     (turn,) = read_prompt(prompt, LLAVA, images=1)
-    assert turn == LegacyTurn(role="user", text="What is this?", pictures=(0,))
+    assert turn == LegacyTurn(role="user", text="What is this?", images=(0,))
 
 
-def test_pictures_are_told_apart_by_the_order_of_their_marks() -> None:
+def test_images_are_told_apart_by_the_order_of_their_marks() -> None:
     turns = [
         Message("user", "<image>\n<image>\nCompare them."),
         Message("assistant", "Two cats."),
         Message("user", "<Image><image></Image>\nAnd this?"),
     ]
     found = read_prompt(LLAVA.prompt([*turns, OPEN]), LLAVA, images=3)
-    assert [turn.pictures for turn in found] == [(0, 1), (), (2,)]
+    assert [turn.images for turn in found] == [(0, 1), (), (2,)]
     assert [turn.text for turn in found] == ["Compare them.", "Two cats.", "And this?"]
 
 
@@ -93,8 +93,8 @@ def test_a_bare_question_is_one_turn() -> None:
 
 
 @pytest.mark.parametrize(("marks", "images"), [(0, 1), (1, 0), (2, 1)])
-def test_pictures_and_marks_have_to_agree(marks: int, images: int) -> None:
-    with pytest.raises(RequestError, match=rf"{marks} <image> marks and {images} pictures"):
+def test_images_and_marks_have_to_agree(marks: int, images: int) -> None:
+    with pytest.raises(RequestError, match=rf"{marks} <image> marks and {images} images"):
         read_prompt("<image>" * marks + "What is this?", LLAVA, images)
 
 

@@ -170,7 +170,7 @@ def test_a_replica_killed_under_load_costs_no_answer(running: Running) -> None:
 
 def test_an_asker_that_leaves_frees_the_replica(tiny_model_folder: Path) -> None:
     """The class that Ray runs, without Ray: closing an answer ends its work; its end ends the engine."""
-    from vip_llava.serving.cluster.on_ray import ClusterSettings, Replica
+    from vip_llava.serving.cluster.ray_serve import ClusterSettings, Replica
 
     content = ClusterSettings(models={"tiny": str(tiny_model_folder)}).model_dump(mode="json")
     message = {"role": "user", "content": "Hello"}
@@ -200,8 +200,8 @@ def test_an_asker_that_leaves_frees_the_replica(tiny_model_folder: Path) -> None
 
 
 def test_the_front_of_a_cluster_wants_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vip_llava.serving.cluster.inside import Head, ask_inside
-    from vip_llava.serving.cluster.on_ray import ClusterSettings, _front_app
+    from vip_llava.serving.cluster.asgi_client import Head, ask_inside
+    from vip_llava.serving.cluster.ray_serve import ClusterSettings, _front_app
 
     monkeypatch.setenv("VIP_LLAVA_API_KEY", "a-key-of-the-operator")
     app = _front_app(ClusterSettings(), {})
@@ -219,7 +219,7 @@ def test_the_front_of_a_cluster_wants_the_key(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_settings_of_a_cluster_are_checked() -> None:
-    from vip_llava.serving.cluster.on_ray import ClusterSettings, build
+    from vip_llava.serving.cluster.ray_serve import ClusterSettings, build
 
     found = ClusterSettings.model_validate({"min_replicas": "0", "max_replicas": "3"})
     assert build(found) is not None

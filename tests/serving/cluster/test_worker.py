@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from vip_llava import Assistant, Box, load
-from vip_llava.model.templates import Message, get_template
+from vip_llava.prompting.templates import Message, get_template
 from vip_llava.serving.cluster.controller import create_controller
-from vip_llava.serving.cluster.joining import Joining
+from vip_llava.serving.cluster.heartbeat import Joining
 from vip_llava.serving.cluster.signing import Secret
 from vip_llava.serving.cluster.worker import create_worker
-from vip_llava.serving.entrance.running import background, listen
+from vip_llava.serving.middleware.running import background, listen
 from vip_llava.serving.settings import ServerSettings
 
 BOX = Box(10, 10, 50, 40)
@@ -39,9 +39,9 @@ def tiny(tiny_model_folder: Path) -> Assistant:
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    picture = Image.new("RGB", (96, 64), (120, 140, 160))
-    picture.paste((200, 60, 40), (10, 10, 50, 40))
-    return picture
+    image = Image.new("RGB", (96, 64), (120, 140, 160))
+    image.paste((200, 60, 40), (10, 10, 50, 40))
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +120,13 @@ def test_sampling_of_the_originals_request(alone: httpx.Client) -> None:
     ("wrong", "said"),
     [
         ({"images": ["%%%"], "prompt": "<image> x"}, "image_url"),
-        ({"images": ["aGVsbG8="], "prompt": "<image> x"}, "picture"),
-        ({"images": [], "prompt": "<image> x"}, "1 <image> marks and 0 pictures"),
+        ({"images": ["aGVsbG8="], "prompt": "<image> x"}, "image"),
+        ({"images": [], "prompt": "<image> x"}, "1 <image> marks and 0 images"),
         ({"model": "other"}, "there is no such model"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"prompt": "What is <region:7>?"}, "region"),
         ({"prompt": " "}, "nothing is asked"),
-        ({"regions": [[]]}, "more lists than pictures"),
+        ({"regions": [[]]}, "more lists than images"),
         ({"temperature": 3}, "temperature"),
         ({"prompt": "word " * 5000}, "positions"),
     ],
@@ -270,7 +270,7 @@ def test_the_openai_client_through_a_controller(
         whole = client.chat.completions.create(**ask)
         assert whole.choices[0].message.content == right
         assert whole.model_extra is not None
-        assert whole.model_extra["vip_llava"]["pictures"][0]["regions"][0]["color"] == "red"
+        assert whole.model_extra["vip_llava"]["images"][0]["regions"][0]["color"] == "red"
         pieces = list(client.chat.completions.create(**ask, stream=True))
         said = "".join(piece.choices[0].delta.content or "" for piece in pieces)
         assert said == right

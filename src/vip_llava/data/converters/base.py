@@ -2,7 +2,7 @@
 
 A converter reads the files of one public data set as they are published and gives rows as the
 original's training files have them: plain JSON objects, each checked by `parse_row`. It opens no
-picture, writes nothing and draws nothing; what the text of a row will be is said by `data.tasks`.
+image, writes nothing and draws nothing; what the text of a row will be is said by `data.tasks`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "box_of_corner_and_size",
     "convert",
     "each",
-    "picture_name",
+    "image_name",
     "read_json",
     "read_lines",
 ]
@@ -50,8 +50,8 @@ class LeftOut(Exception):  # noqa: N818 - a signal, not an error
 class Raw:
     """What to read. `files`: in the order that the source names them.
 
-    split: the part to take, None for all; keep: only pictures with these ids, None for all;
-    prefix: folder that is put before every picture's name (and the name of VCR's metadata).
+    split: the part to take, None for all; keep: only images with these ids, None for all;
+    prefix: folder that is put before every image's name (and the name of VCR's metadata).
     """
 
     files: tuple[Path, ...]
@@ -59,11 +59,11 @@ class Raw:
     keep: frozenset[str] | None = None
     prefix: str = ""
 
-    def wants(self, picture_id: object, split: object = None) -> bool:
-        """Whether an entry of this picture and this part of the data set is asked for."""
+    def wants(self, image_id: object, split: object = None) -> bool:
+        """Whether an entry of this image and this part of the data set is asked for."""
         if self.split is not None and split is not None and str(split) != self.split:
             return False
-        return self.keep is None or str(picture_id) in self.keep
+        return self.keep is None or str(image_id) in self.keep
 
 
 @dataclass(slots=True)
@@ -153,10 +153,10 @@ def box_of_corner_and_size(values: Iterable[Any]) -> list[float | int]:
     x, y, width, height = (_number(value) for value in values)
     if width <= 0 or height <= 0:
         raise LeftOut("a box without area")
-    # A box that begins outside the picture is cut at its edge, as the data sets' own tools do.
+    # A box that begins outside the image is cut at its edge, as the data sets' own tools do.
     left, top, right, bottom = max(x, 0), max(y, 0), x + width, y + height
     if right <= 0 or bottom <= 0:
-        raise LeftOut("a box outside the picture")
+        raise LeftOut("a box outside the image")
     return [_short(value) for value in (left, top, right, bottom)]
 
 
@@ -174,13 +174,13 @@ def _short(value: float) -> float | int:
     return int(value) if value == int(value) else round(value, 2)
 
 
-def picture_name(name: Any, raw: Raw) -> str:
-    """The name of a picture (or another file of the data set) as a row has it: prefix and name."""
+def image_name(name: Any, raw: Raw) -> str:
+    """The name of an image (or another file of the data set) as a row has it: prefix and name."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{name!r} is no file name")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{name!r} leaves the folder of pictures; a relative name is wanted")
+        raise ValueError(f"{name!r} leaves the folder of images; a relative name is wanted")
     return str(PurePosixPath(raw.prefix) / path) if raw.prefix else str(path)
 
 

@@ -1,6 +1,6 @@
 """COCO: instances (things with boxes and outlines) and captions, from their annotation files.
 
-Instances become one row of the custom kind a picture: a short question about each thing, largest
+Instances become one row of the custom kind an image: a short question about each thing, largest
 first. Captions become one conversation row each. Which of the two a file holds is seen from it.
 """
 
@@ -18,7 +18,7 @@ from vip_llava.data.converters.base import (
     Source,
     box_of_corner_and_size,
     each,
-    picture_name,
+    image_name,
     read_json,
 )
 
@@ -33,15 +33,15 @@ _CAPTION = "<image>\nDescribe the image in one sentence."
 def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
     for path in raw.files:
         content = read_json(path, "images", "annotations")
-        pictures = {picture["id"]: picture for picture in content["images"]}
+        images = {image["id"]: image for image in content["images"]}
         if any("caption" in entry for entry in content["annotations"][:1]):
-            yield from _captions(path, content, pictures, raw, account)
+            yield from _captions(path, content, images, raw, account)
         else:
-            yield from _instances(path, content, pictures, raw, account)
+            yield from _instances(path, content, images, raw, account)
 
 
 def _captions(
-    path: Path, content: Any, pictures: dict[Any, Any], raw: Raw, account: Account
+    path: Path, content: Any, images: dict[Any, Any], raw: Raw, account: Account
 ) -> Iterator[dict[str, Any]]:
     def build(entry: Any) -> dict[str, Any]:
         said = entry["caption"].strip()
@@ -49,7 +49,7 @@ def _captions(
             raise LeftOut("an empty caption")
         return {
             "id": f"coco-caption-{entry['id']}",
-            "image": picture_name(pictures[entry["image_id"]]["file_name"], raw),
+            "image": image_name(images[entry["image_id"]]["file_name"], raw),
             "conversations": [
                 {"from": "human", "value": _CAPTION},
                 {"from": "gpt", "value": said},
@@ -65,7 +65,7 @@ def _captions(
 
 
 def _instances(
-    path: Path, content: Any, pictures: dict[Any, Any], raw: Raw, account: Account
+    path: Path, content: Any, images: dict[Any, Any], raw: Raw, account: Account
 ) -> Iterator[dict[str, Any]]:
     names = {category["id"]: category["name"] for category in content.get("categories", ())}
     things: defaultdict[Any, list[Any]] = defaultdict(list)
@@ -76,26 +76,26 @@ def _instances(
             things[entry.get("image_id")].append(entry)
 
     def build(entry: tuple[Any, list[Any]]) -> dict[str, Any]:
-        picture, found = entry
+        image, found = entry
         largest = sorted(found, key=lambda thing: (-_area(thing), thing["id"]))[:MOST_THINGS]
         if len(found) > len(largest):
-            rule = f"a thing beyond the {MOST_THINGS} largest of its picture"
+            rule = f"a thing beyond the {MOST_THINGS} largest of its image"
             account.left_out[rule] += len(found) - len(largest)
         return {
-            "id": f"custom-coco-{picture['id']}",
-            "image": picture_name(picture["file_name"], raw),
+            "id": f"custom-coco-{image['id']}",
+            "image": image_name(image["file_name"], raw),
             "bboxes": [box_of_corner_and_size(thing["bbox"]) for thing in largest],
             "segmentations": [outline(thing.get("segmentation")) for thing in largest],
             "conversations": _asked([names[thing["category_id"]] for thing in largest]),
         }
 
-    strange = [key for key in things if key not in pictures]
+    strange = [key for key in things if key not in images]
     for key in strange:
-        account.failures.add(path.name, str(key), f"annotations of picture {key}, which is absent")
+        account.failures.add(path.name, str(key), f"annotations of image {key}, which is absent")
     entries = (
-        (f"{path.name}, picture {key}", (pictures[key], found))
+        (f"{path.name}, image {key}", (images[key], found))
         for key, found in things.items()
-        if key in pictures and raw.wants(key)
+        if key in images and raw.wants(key)
     )
     yield from each(entries, build, account)
 

@@ -1,7 +1,7 @@
 """Flickr30k Entities: captions whose phrases are linked to boxes.
 
-Reads the folders `Sentences` (a text file a picture, a caption a line) and `Annotations` (an XML
-file a picture). Every caption with at least one box is one row of the flickr30k kind: the caption
+Reads the folders `Sentences` (a text file an image, a caption a line) and `Annotations` (an XML
+file an image). Every caption with at least one box is one row of the flickr30k kind: the caption
 with `<bboxN>` after each phrase that has boxes, and the boxes of each such phrase.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from vip_llava.data.converters.base import Account, LeftOut, Raw, Source, each, picture_name
+from vip_llava.data.converters.base import Account, LeftOut, Raw, Source, each, image_name
 from vip_llava.errors import DataError
 
 __all__ = ["SOURCE"]
@@ -29,18 +29,16 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
     sentences, annotations = raw.files
     for folder, ending in ((sentences, "txt"), (annotations, "xml")):
         if not folder.is_dir():
-            raise DataError(
-                f"{folder}: a folder with a .{ending} file for each picture is expected"
-            )
+            raise DataError(f"{folder}: a folder with a .{ending} file for each image is expected")
 
     def build(entry: tuple[str, int, str, Boxes]) -> dict[str, Any]:
-        picture, number, caption, boxes = entry
+        image, number, caption, boxes = entry
         text, used = _grounded(caption, boxes)
         if not used:
             raise LeftOut("a caption without a box")
         return {
-            "id": f"flickr30k-{picture}-{number}",
-            "image": picture_name(f"{picture}.jpg", raw),
+            "id": f"flickr30k-{image}-{number}",
+            "image": image_name(f"{image}.jpg", raw),
             "bbox": used,
             "grounding": text,
         }

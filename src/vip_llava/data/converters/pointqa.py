@@ -1,7 +1,7 @@
-"""PointQA LookTwice: how many things of the kind that is pointed at are in the picture?
+"""PointQA LookTwice: how many things of the kind that is pointed at are in the image?
 
-Reads `looktwiceqa_dataset.json` (an object: picture id -> its questions), whose parts are lists of
-picture ids in files of their own, or its form as JSON lines with one question a line. Every question
+Reads `looktwiceqa_dataset.json` (an object: image id -> its questions), whose parts are lists of
+image ids in files of their own, or its form as JSON lines with one question a line. Every question
 is one row of the pointQA_twice kind: the box of the pointed-at thing and the general question.
 """
 
@@ -17,7 +17,7 @@ from vip_llava.data.converters.base import (
     Source,
     box_of_corner_and_size,
     each,
-    picture_name,
+    image_name,
     read_json,
     read_lines,
 )
@@ -32,8 +32,8 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
     numbers: dict[str, int] = {}
 
     def build(entry: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
-        picture, asked = entry
-        numbers[picture] = numbers.get(picture, -1) + 1
+        image, asked = entry
+        numbers[image] = numbers.get(image, -1) + 1
         answer = str(asked["answer"] if "answer" in asked else asked["ans"]).strip()
         question = next((asked[key] for key in _QUESTIONS if asked.get(key)), None)
         if question is None:
@@ -41,8 +41,8 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
         if not answer:
             raise LeftOut("an empty answer")
         return {
-            "id": f"pointQA_twice-{picture}-{numbers[picture]}",
-            "image": picture_name(asked.get("file_path", f"{picture}.jpg"), raw),
+            "id": f"pointQA_twice-{image}-{numbers[image]}",
+            "image": image_name(asked.get("file_path", f"{image}.jpg"), raw),
             "bboxes": [_box(asked["bbox"])],
             "general_question": question.strip(),
             "answer": answer,
@@ -55,15 +55,15 @@ def _questions(raw: Raw) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
     path = raw.files[0]
     if path.suffix.lower() == ".jsonl":
         for where, asked in read_lines(path):
-            picture = str(asked.get("genome_id", asked.get("id", "")))
-            if raw.wants(picture):
-                yield where, (picture, asked)
+            image = str(asked.get("genome_id", asked.get("id", "")))
+            if raw.wants(image):
+                yield where, (image, asked)
         return
     content = read_json(path)
-    for picture, several in content.items():
-        if raw.wants(picture):
+    for image, several in content.items():
+        if raw.wants(image):
             for number, asked in enumerate(several, 1):
-                yield f"{path.name}, picture {picture}, question {number}", (picture, asked)
+                yield f"{path.name}, image {image}, question {number}", (image, asked)
 
 
 def _box(box: Any) -> list[float | int]:

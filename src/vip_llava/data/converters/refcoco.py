@@ -1,6 +1,6 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: a phrase for one thing of a COCO picture.
+"""RefCOCO, RefCOCO+ and RefCOCOg: a phrase for one thing of a COCO image.
 
-Reads the references as JSON and the pictures and things of `instances.json`. The references are
+Reads the references as JSON and the images and things of `instances.json`. The references are
 published as a pickle, which is refused: the message says how to turn it into JSON. Every phrase is
 one row of the refcocog kind: its box, its outline, and the phrase as the answer.
 """
@@ -18,7 +18,7 @@ from vip_llava.data.converters.base import (
     Source,
     box_of_corner_and_size,
     each,
-    picture_name,
+    image_name,
     read_json,
     read_lines,
 )
@@ -31,7 +31,7 @@ __all__ = ["SOURCES"]
 def _read(raw: Raw, account: Account, *, prefix: str) -> Iterator[dict[str, Any]]:
     references, instances = raw.files
     known = read_json(instances, "images", "annotations")
-    pictures = {picture["id"]: picture for picture in known["images"]}
+    images = {image["id"]: image for image in known["images"]}
     things = {thing["id"]: thing for thing in known["annotations"]}
 
     def build(entry: tuple[Mapping[str, Any], Mapping[str, Any]]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _read(raw: Raw, account: Account, *, prefix: str) -> Iterator[dict[str, Any]
             raise LeftOut("an empty phrase")
         return {
             "id": f"{prefix}-{reference['ref_id']}-{sentence['sent_id']}",
-            "image": picture_name(pictures[reference["image_id"]]["file_name"], raw),
+            "image": image_name(images[reference["image_id"]]["file_name"], raw),
             "bboxes": [box_of_corner_and_size(thing["bbox"])],
             "segmentations": [outline(thing.get("segmentation"))],
             "answer": phrase,

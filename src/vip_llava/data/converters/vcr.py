@@ -1,6 +1,6 @@
 """Visual Commonsense Reasoning: a question about marked people and things, an answer and a reason.
 
-Reads `train.jsonl` or `val.jsonl` and, if the folder of pictures is given, checks that the metadata
+Reads `train.jsonl` or `val.jsonl` and, if the folder of images is given, checks that the metadata
 (boxes and outlines of the detected things) is there and has as many boxes as things. Every question
 is one row of the vcr kind, which names the metadata file; it is read when the row is used.
 """
@@ -17,7 +17,7 @@ from vip_llava.data.converters.base import (
     Raw,
     Source,
     each,
-    picture_name,
+    image_name,
     read_json,
     read_lines,
 )
@@ -40,10 +40,10 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
             _check(folder, entry)
         return {
             "id": f"vcr-{entry['annot_id']}",
-            "image": picture_name(entry["img_fn"], raw),
+            "image": image_name(entry["img_fn"], raw),
             **{key: entry[key] for key in _TAKEN},
             "class_names": entry["objects"],
-            "meta_dir": picture_name(entry["metadata_fn"], raw),
+            "meta_dir": image_name(entry["metadata_fn"], raw),
         }
 
     entries = (

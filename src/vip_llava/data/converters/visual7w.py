@@ -17,7 +17,7 @@ from vip_llava.data.converters.base import (
     Source,
     box_of_corner_and_size,
     each,
-    picture_name,
+    image_name,
     read_json,
 )
 
@@ -30,7 +30,7 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
     boxes = {box["box_id"]: box for box in content["boxes"]}
 
     def build(entry: tuple[Mapping[str, Any], Mapping[str, Any]]) -> dict[str, Any]:
-        picture, asked = entry
+        image, asked = entry
         right = asked["answer"]
         order = sorted((right, *asked["multiple_choices"]), key=lambda box: _key(asked, box))
         places = {box: _box(boxes[box]) for box in order}
@@ -39,17 +39,17 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
             raise LeftOut("a question with the same box twice")
         return {
             "id": f"v7w-{asked['qa_id']}",
-            "image": picture_name(picture["filename"], raw),
+            "image": image_name(image["filename"], raw),
             "question": asked["question"].strip(),
             "bboxes": choices,
             "answer": places[right],
         }
 
     entries = (
-        (f"{path.name}, question {asked.get('qa_id')}", (picture, asked))
-        for picture in content["images"]
-        if raw.wants(picture.get("image_id"), picture.get("split", ""))
-        for asked in picture["qa_pairs"]
+        (f"{path.name}, question {asked.get('qa_id')}", (image, asked))
+        for image in content["images"]
+        if raw.wants(image.get("image_id"), image.get("split", ""))
+        for asked in image["qa_pairs"]
     )
     yield from each(entries, build, account)
 

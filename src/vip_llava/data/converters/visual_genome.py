@@ -1,6 +1,6 @@
-"""Visual Genome relationships: two things of a picture and what one is to the other.
+"""Visual Genome relationships: two things of an image and what one is to the other.
 
-Reads `relationships.json` and, to know in which of its two folders a picture lies, `image_data.json`.
+Reads `relationships.json` and, to know in which of its two folders an image lies, `image_data.json`.
 Every relationship is one row of the vg_rel kind: two boxes and "subject, relation, object".
 """
 
@@ -18,7 +18,7 @@ from vip_llava.data.converters.base import (
     Source,
     box_of_corner_and_size,
     each,
-    picture_name,
+    image_name,
     read_lines,
 )
 
@@ -29,15 +29,15 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
     places = _places(raw.files[1]) if len(raw.files) > 1 else {}
 
     def build(entry: tuple[Any, Mapping[str, Any]]) -> dict[str, Any]:
-        picture, relation = entry
+        image, relation = entry
         ends = relation["subject"], relation["object"]
         words = (_name(ends[0]), " ".join(relation["predicate"].split()).lower(), _name(ends[1]))
         if not all(words):
             raise LeftOut("a relationship with a word missing")
-        name = places[picture] if places else f"{picture}.jpg"
+        name = places[image] if places else f"{image}.jpg"
         return {
-            "id": f"vg_rel-{picture}-{relation['relationship_id']}",
-            "image": picture_name(name, raw),
+            "id": f"vg_rel-{image}-{relation['relationship_id']}",
+            "image": image_name(name, raw),
             "bboxes": [_box(end) for end in ends],
             "answer": ", ".join(words),
         }
@@ -47,15 +47,15 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
 
 def _relations(raw: Raw) -> Iterator[tuple[str, tuple[Any, Mapping[str, Any]]]]:
     for where, entry in read_lines(raw.files[0]):
-        picture = entry["image_id"]
-        if raw.wants(picture):
+        image = entry["image_id"]
+        if raw.wants(image):
             for relation in entry["relationships"]:
                 named = relation.get("relationship_id")
-                yield f"{where}, relationship {named}", (picture, relation)
+                yield f"{where}, relationship {named}", (image, relation)
 
 
 def _places(path: Path) -> dict[Any, str]:
-    """Picture id -> folder and file, the end of the address that the picture was published at."""
+    """Image id -> folder and file, the end of the address that the image was published at."""
     found = {}
     for _, entry in read_lines(path):
         parts = PurePosixPath(urlsplit(entry["url"]).path).parts

@@ -1,6 +1,6 @@
 """Random views of a photo and its labelled things: crop, zoom, aspect, flip, light, colour.
 
-Geometry moves the boxes and outlines with the picture, before anything is drawn on it, so that a
+Geometry moves the boxes and outlines with the image, before anything is drawn on it, so that a
 mark is never mirrored or tinted. All randomness comes from the generator that is handed in.
 """
 
@@ -40,24 +40,24 @@ class AugmentSettings:
 
 
 def augment(
-    picture: Image.Image,
+    image: Image.Image,
     things: Sequence[Thing],
     keep: Sequence[int],
     rng: np.random.Generator,
     settings: AugmentSettings,
 ) -> tuple[Image.Image, list[Thing | None]]:
-    """A random view of an RGB picture in which the things numbered in `keep` stay whole.
+    """A random view of an RGB image in which the things numbered in `keep` stay whole.
 
     Returns the view and the things in its pixels, in order; None for those that fell out of it.
     """
-    window = _window(picture.size, [things[i].box for i in keep], rng, settings)
+    window = _window(image.size, [things[i].box for i in keep], rng, settings)
     width, height = window[2] - window[0], window[3] - window[1]
     stretch = np.exp(rng.uniform(-settings.aspect, settings.aspect, 2))
     scale = rng.uniform(*settings.scale)
     limit = settings.longest / max(width * stretch[0] * scale, height * stretch[1] * scale)
     scale *= min(limit, 1.0)
     size = (max(round(width * stretch[0] * scale), 8), max(round(height * stretch[1] * scale), 8))
-    view = _cut(picture, window, size, settings.fill)
+    view = _cut(image, window, size, settings.fill)
     sx, sy = size[0] / width, size[1] / height
     flip = rng.random() < 0.5
     if flip:
@@ -95,15 +95,15 @@ def _window(
 
 
 def _cut(
-    picture: Image.Image, window: Rectangle, size: tuple[int, int], fill: tuple[int, int, int]
+    image: Image.Image, window: Rectangle, size: tuple[int, int], fill: tuple[int, int, int]
 ) -> Image.Image:
     x1, y1, x2, y2 = window
-    if x1 >= 0 and y1 >= 0 and x2 <= picture.width and y2 <= picture.height:
-        return picture.resize(size, Image.Resampling.BILINEAR, box=window)
+    if x1 >= 0 and y1 >= 0 and x2 <= image.width and y2 <= image.height:
+        return image.resize(size, Image.Resampling.BILINEAR, box=window)
     sx, sy = size[0] / (x2 - x1), size[1] / (y2 - y1)
     view = Image.new("RGB", size, fill)
-    part = (max(round(picture.width * sx), 1), max(round(picture.height * sy), 1))
-    view.paste(picture.resize(part, Image.Resampling.BILINEAR), (round(-x1 * sx), round(-y1 * sy)))
+    part = (max(round(image.width * sx), 1), max(round(image.height * sy), 1))
+    view.paste(image.resize(part, Image.Resampling.BILINEAR), (round(-x1 * sx), round(-y1 * sy)))
     return view
 
 

@@ -65,7 +65,7 @@ def _restyled(region: Region, rng: np.random.Generator) -> Region:
 def _jittered(
     box: Rectangle, size: tuple[int, int], rng: np.random.Generator, jitter: float
 ) -> Rectangle:
-    """The box with its edges moved a little, kept inside the picture and at least 3 pixels wide."""
+    """The box with its edges moved a little, kept inside the image and at least 3 pixels wide."""
     x1, y1, x2, y2 = box
     dx, dy = (x2 - x1) * jitter, (y2 - y1) * jitter
     move = rng.uniform(-1, 1, 4) * (dx, dy, dx, dy) * rng.random()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from vip_llava.data.scenes.scene import Scene
 from vip_llava.errors import PhraseError
-from vip_llava.model.processor import Processor
+from vip_llava.prompting.processor import Processor
 from vip_llava.regions import Region
 from vip_llava.regions.phrases import phrase
 
@@ -35,7 +35,7 @@ def mention_names(
     if len(shown) < 2:
         return names
     holder, tokens = processor.image_token_id, processor.tokens_per_view
-    # The last place of each focal view; the first view is the whole picture.
+    # The last place of each focal view; the first view is the whole image.
     ends = [i for i, id_ in enumerate(ids) if id_ == holder][2 * tokens - 1 :: tokens]
     for region, thing, end in zip(shown, scene.marked, ends, strict=True):
         try:

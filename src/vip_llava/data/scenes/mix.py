@@ -1,7 +1,7 @@
 """The default model's training mix: batches of scenes with marks, questions and answers.
 
 A batch is made whole from (seed, number) alone, so any worker can make any batch and a resumed run
-sees the same data. All rows of a batch have the same number of views: "one" (whole picture and one
+sees the same data. All rows of a batch have the same number of views: "one" (whole image and one
 focal view), "two", "three", "four" (that many marked things) or "whole" (no geometry: marks that are
 only drawn, captions, presence). It deliberately does not know the model or the device.
 """
@@ -22,9 +22,9 @@ from vip_llava.data.scenes.scene import Exchange, Scene, Task
 from vip_llava.data.scenes.settings import VIEWS, MixSettings
 from vip_llava.data.scenes.sources import SceneSource
 from vip_llava.errors import RegionError
-from vip_llava.model.focal import FocalSettings, fine_marks, focal_square, focal_view
-from vip_llava.model.processor import Conversation, Processor
-from vip_llava.model.templates import Message
+from vip_llava.prompting.focal_views import FocalSettings, fine_marks, focal_square, focal_view
+from vip_llava.prompting.processor import Conversation, Processor
+from vip_llava.prompting.templates import Message
 from vip_llava.regions import Region, draw
 from vip_llava.regions.phrases import expand
 
@@ -118,8 +118,8 @@ class RegionMix:
         None where it can't be drawn, or not even one question fits.
         """
         try:
-            picture = draw(scene.picture, scene.regions) if scene.regions else scene.picture
-        except RegionError:  # a random mark that would not be seen: its line is off the picture
+            image = draw(scene.image, scene.regions) if scene.regions else scene.image
+        except RegionError:  # a random mark that would not be seen: its line is off the image
             return None
         shown = () if kind == "whole" else scene.regions
         spoken = [[expand(text, scene.regions) for text in turn] for turn in asked]
@@ -127,14 +127,14 @@ class RegionMix:
             messages: list[Message] = []
             for question, answer in spoken[:count]:
                 messages += (Message("user", question), Message("assistant", answer))
-            conversation = Conversation(tuple(messages), picture, shown)
+            conversation = Conversation(tuple(messages), image, shown)
             ids, labels = self.processor.encode_training(conversation)
             if len(ids) <= self._length(kind):
                 break
         else:
             return None
-        views = [self.processor.geometry.fit(picture)]
-        views += [self._focal_view(scene.picture, picture, shown, region, rng) for region in shown]
+        views = [self.processor.geometry.fit(image)]
+        views += [self._focal_view(scene.image, image, shown, region, rng) for region in shown]
         classes = [self.class_of[thing.label] for thing in scene.marked[: len(shown)]]
         names = mention_names(scene, shown, ids, labels, self.processor)
         return views, ids, labels, names, classes
@@ -151,7 +151,7 @@ class RegionMix:
     def _focal_view(
         self,
         photo: Image.Image,
-        picture: Image.Image,
+        image: Image.Image,
         regions: Sequence[Region],
         region: Region,
         rng: np.random.Generator,
@@ -162,9 +162,9 @@ class RegionMix:
             point_share=self.focal.point_share * float(rng.uniform(0.75, 1.33)),
             minimum=self.focal.minimum * float(rng.uniform(0.7, 1.3)),
         )
-        x, y, side = focal_square(region, picture.size, settings)
+        x, y, side = focal_square(region, image.size, settings)
         x, y = x + side * rng.uniform(-0.08, 0.08), y + side * rng.uniform(-0.08, 0.08)
         geometry, square = self.processor.geometry, (x, y, side)
         if settings.fine:
-            picture = fine_marks(photo, regions, square)
-        return focal_view(picture, square, geometry.size, geometry.fill)
+            image = fine_marks(photo, regions, square)
+        return focal_view(image, square, geometry.size, geometry.fill)

@@ -10,16 +10,16 @@ from PIL import Image
 from vip_llava.data.scenes.photos import Thing
 
 Tile = tuple[Image.Image, str]
-"""A picture of one thing, and its word."""
+"""An image of one thing, and its word."""
 
 
 def mosaic(
     draw_tile: Callable[[], Tile], rng: np.random.Generator, *, side: int = 384, most: int = 4
 ) -> tuple[Image.Image, list[Thing]]:
-    """A square RGB picture of `side` pixels with 2..most tiles a row and column, and its things."""
+    """A square RGB image of `side` pixels with 2..most tiles a row and column, and its things."""
     columns, rows = (int(n) for n in rng.integers(2, most + 1, 2))
     grey = int(rng.integers(256))
-    picture = Image.new("RGB", (side, side), (grey, grey, grey))
+    image = Image.new("RGB", (side, side), (grey, grey, grey))
     width, height = side // columns, side // rows
     things = []
     for row in range(rows):
@@ -32,7 +32,7 @@ def mosaic(
             w, h = min(w, int(h * ratio)), min(h, int(w / ratio))
             left = column * width + int(rng.integers(max(width - w, 0) + 1))
             top = row * height + int(rng.integers(max(height - h, 0) + 1))
-            picture.paste(tile.resize((w, h), Image.Resampling.BILINEAR), (left, top))
+            image.paste(tile.resize((w, h), Image.Resampling.BILINEAR), (left, top))
             box = (float(left), float(top), float(left + w), float(top + h))
             things.append(Thing(word, box))
-    return picture, things
+    return image, things

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from vip_llava.data.scenes.words import COCO80, canonical, plain_noun
-from vip_llava.errors import DataError, PictureError
-from vip_llava.pictures import open_picture
+from vip_llava.errors import DataError, ImageError
+from vip_llava.images import open_image
 
 Rectangle = tuple[float, float, float, float]
 VALIDATION_PERCENT = 8
@@ -51,10 +51,10 @@ class Photo:
     exhaustive_for: frozenset[str] = frozenset()
 
     def open(self) -> Image.Image:
-        """The decoded picture, RGB. Raises DataError that names the photo."""
+        """The decoded image, RGB. Raises DataError that names the photo."""
         try:
-            return open_picture(self.jpeg)
-        except PictureError as error:
+            return open_image(self.jpeg)
+        except ImageError as error:
             raise DataError(f"photo {self.id} of {self.source}: {error}") from error
 
     @property

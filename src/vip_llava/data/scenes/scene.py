@@ -1,6 +1,6 @@
-"""A scene: one picture, the things in it, and the regions that mark some of them.
+"""A scene: one image, the things in it, and the regions that mark some of them.
 
-What every conversation task gets. It deliberately does not know how the picture was made (a photo,
+What every conversation task gets. It deliberately does not know how the image was made (a photo,
 a crop, a mosaic) nor how the conversation becomes tokens.
 """
 
@@ -24,10 +24,10 @@ class Scene:
     """`marked[i]` is the thing that `regions[i]` marks; `things` are all known things, marked or not.
 
     `regions` are resolved (pixel frame, with id, colour, width, alpha). `exhaustive_for` are the
-    words whose every instance is in `things`; `captions` describe the whole picture.
+    words whose every instance is in `things`; `captions` describe the whole image.
     """
 
-    picture: Image.Image
+    image: Image.Image
     things: tuple[Thing, ...]
     marked: tuple[Thing, ...]
     regions: tuple[Region, ...]

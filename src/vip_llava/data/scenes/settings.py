@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from vip_llava.data.scenes.augment import AugmentSettings
 
 VIEWS = {"whole": 1, "one": 2, "two": 3, "three": 4, "four": 5}
-"""Pictures of a row, by the kind of its batch: the whole one, and a focal view of each region."""
+"""Images of a row, by the kind of its batch: the whole one, and a focal view of each region."""
 MARKED = {"whole": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 """Marked things of a scene, where things are marked."""
 

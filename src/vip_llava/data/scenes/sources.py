@@ -58,11 +58,11 @@ class SceneSource:
         """A scene of a kind, from one of its sources by lot; None where the draw came to nothing."""
         chance = rng.random()
         if chance < self.settings.mosaic_share:
-            picture, things = mosaic(partial(self._tile, rng), rng)
+            image, things = mosaic(partial(self._tile, rng), rng)
             chosen = rng.permutation(len(things))[: MARKED[kind]].tolist()
             if len(chosen) < MARKED[kind]:
                 return None
-            return self._marked(picture, things, chosen, rng)
+            return self._marked(image, things, chosen, rng)
         single = self.settings.mosaic_share + self.settings.single_share
         if self.singles and chance < single and kind in ("one", "whole"):
             return self._single_scene(kind, rng)
@@ -73,20 +73,20 @@ class SceneSource:
     def _single_scene(self, kind: str, rng: np.random.Generator) -> Scene | None:
         """A photo of one thing: marked, or shown without a mark in half of the "whole" rows."""
         photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
-        picture, moved = augment(photo.open(), photo.things, (0,), rng, self.settings.augment)
+        image, moved = augment(photo.open(), photo.things, (0,), rng, self.settings.augment)
         things = [t for t in moved if t]
         if kind == "whole" and rng.random() < 0.5:
-            return Scene(picture, tuple(things), (), ())
-        return self._marked(picture, things, [0], rng) if things else None
+            return Scene(image, tuple(things), (), ())
+        return self._marked(image, things, [0], rng) if things else None
 
     def _captioned_scene(self, rng: np.random.Generator) -> Scene:
         """A photo with captions and without marks, hardly cropped, so that its captions stay true."""
         number = self.captioned[int(rng.integers(len(self.captioned)))]
         photo = self.photos[number]
         gentle = replace(self.settings.augment, smallest_window=0.9, zoom_out_share=0.0)
-        picture, moved = augment(self._open(number), photo.things, (), rng, gentle)
+        image, moved = augment(self._open(number), photo.things, (), rng, gentle)
         complete = photo.exhaustive_for if all(moved) else frozenset()
-        return Scene(picture, tuple(t for t in moved if t), (), (), photo.captions, complete)
+        return Scene(image, tuple(t for t in moved if t), (), (), photo.captions, complete)
 
     def _photo_scene(self, count: int, rng: np.random.Generator) -> Scene | None:
         number, first = self.places[int(self.chance.searchsorted(rng.random()))]
@@ -99,21 +99,21 @@ class SceneSource:
         if len(chosen) < count:
             return None
         settings = self.settings.augment
-        picture, moved = augment(self._open(number), photo.things, chosen, rng, settings)
+        image, moved = augment(self._open(number), photo.things, chosen, rng, settings)
         marked = [thing for thing in (moved[c] for c in chosen) if thing]
         if len(marked) < len(chosen):
             return None
         kept = [t for t in moved if t]
-        return self._marked(picture, kept, [kept.index(thing) for thing in marked], rng)
+        return self._marked(image, kept, [kept.index(thing) for thing in marked], rng)
 
     def _marked(
-        self, picture: Image.Image, things: list[Thing], chosen: list[int], rng: np.random.Generator
+        self, image: Image.Image, things: list[Thing], chosen: list[int], rng: np.random.Generator
     ) -> Scene:
         marked = tuple(things[c] for c in chosen)
         order = rng.permutation(len(marked))  # the first region is not always the first one chosen
         marked = tuple(marked[i] for i in order)
-        regions = mark(marked, picture.size, rng, self.settings.shape_weights)
-        return Scene(picture, tuple(things), marked, regions)
+        regions = mark(marked, image.size, rng, self.settings.shape_weights)
+        return Scene(image, tuple(things), marked, regions)
 
     def _tile(self, rng: np.random.Generator) -> tuple[Image.Image, str]:
         """A mosaic's tile: a single photo, or a thing cut out of a photo with some surroundings."""

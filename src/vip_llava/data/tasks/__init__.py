@@ -3,7 +3,7 @@
 `arrange` is the one way in. It depends on the row, the photo's size and the generator alone: the
 same three give the same marks and words, in whatever process, order or epoch. No row is changed.
 
-It deliberately does not know files of rows, tokens or pictures.
+It deliberately does not know files of rows, tokens or images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vip_llava.data.tasks import (
     vcr,
     vg_rel,
 )
-from vip_llava.data.tasks.common import Job, Marked, PromptStyle, show_pictures
+from vip_llava.data.tasks.common import Job, Marked, PromptStyle, show_images
 from vip_llava.errors import DataError
 
 __all__ = ["TASKS", "Job", "Marked", "arrange"]
@@ -53,13 +53,13 @@ def arrange(
     size: tuple[int, int] | None,
     rng: random.Random,
     *,
-    pictures: Path | None = None,
+    images: Path | None = None,
     alpha: int | None = None,
     style: PromptStyle | None = None,
 ) -> Marked:
     """Marks and final text of a row whose photo has `size` (width, height); None without a photo.
 
-    pictures: the folder of pictures, which rows of VCR need for the file with their boxes. alpha:
+    images: the folder of images, which rows of VCR need for the file with their boxes. alpha:
     opacity (0..255) of all marks, else drawn. style: asks VCR rows as its evaluations do.
 
     Raises DataError, with the row's id, field and rule, for a box outside the photo, a misplaced
@@ -70,8 +70,8 @@ def arrange(
     try:
         if size is None and isinstance(row, MarkedRow):
             raise DataError("field image: the size of the photo is needed to mark it")
-        marked = TASKS[row.kind](row, Job(size or (0, 0), rng, alpha, style, pictures))
-        turns = show_pictures(marked.turns, len(row.pictures))
+        marked = TASKS[row.kind](row, Job(size or (0, 0), rng, alpha, style, images))
+        turns = show_images(marked.turns, len(row.images))
     except DataError as error:
         raise DataError(f"id {row.id!r}: {error}") from None
     return Marked(marked.regions, turns)

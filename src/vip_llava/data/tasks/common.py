@@ -1,6 +1,6 @@
-"""What all sources of rows share: the marks of one row, their words, and where its pictures stand.
+"""What all sources of rows share: the marks of one row, their words, and where its images stand.
 
-It deliberately does not know any one source, and it opens no picture.
+It deliberately does not know any one source, and it opens no image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "mark",
     "named",
     "options",
-    "show_pictures",
+    "show_images",
     "talk",
     "with_words",
 ]
@@ -47,7 +47,7 @@ Thing: TypeAlias = tuple[Box, Outlines]
 class Marked:
     """A row as it is trained: what is drawn on the photo, and the final text.
 
-    regions: resolved, in pixels of the photo. turns: one `<image>` line for each picture begins the
+    regions: resolved, in pixels of the photo. turns: one `<image>` line for each image begins the
     first human turn.
     """
 
@@ -60,14 +60,14 @@ class Job:
     """What a row is arranged for: a photo of `size` (width, height) and one generator.
 
     alpha: opacity 0..255 of all marks, drawn where None. style: the form of VCR questions that
-    evaluations use. pictures: the folder of the pictures, for sources that keep boxes beside them.
+    evaluations use. images: the folder of the images, for sources that keep boxes beside them.
     """
 
     size: tuple[int, int]
     rng: random.Random
     alpha: int | None = None
     style: PromptStyle | None = None
-    pictures: Path | None = None
+    images: Path | None = None
 
     def chance(self) -> bool:
         """Heads or tails."""
@@ -76,7 +76,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Marks of the groups of one picture, one prompt for each group; all boxes of a group share it."""
+    """Marks of the groups of one image, one prompt for each group; all boxes of a group share it."""
 
     prompts: tuple[Prompt, ...]
     regions: tuple[Region, ...]
@@ -133,7 +133,7 @@ def _prompts(rule: Policy, count: int, rng: random.Random, field: str) -> list[P
         prompts = sample_prompts(rule, count, rng)
         if len({(prompt.shape, named(prompt)) for prompt in prompts}) == count:
             return prompts
-    raise DataError(f"field {field}: {count} things on one picture can't be told apart by words")
+    raise DataError(f"field {field}: {count} things on one image can't be told apart by words")
 
 
 def talk(*texts: str) -> tuple[Turn, ...]:
@@ -167,14 +167,14 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])}, and {words[-1]}"
 
 
-def show_pictures(turns: Sequence[Turn], pictures: int) -> tuple[Turn, ...]:
-    """Turns with exactly one `<image>` line for each picture, in front of the first human text.
+def show_images(turns: Sequence[Turn], images: int) -> tuple[Turn, ...]:
+    """Turns with exactly one `<image>` line for each image, in front of the first human text.
 
-    Markers elsewhere are moved there; a row without picture is left alone, so that its `<image>`
-    stays text. Raises DataError for a marker in an answer, and where several pictures have another
+    Markers elsewhere are moved there; a row without image is left alone, so that its `<image>`
+    stays text. Raises DataError for a marker in an answer, and where several images have another
     number of markers.
     """
-    if not pictures:
+    if not images:
         return tuple(turns)
     count = 0
     for number, turn in enumerate(turns, 1):
@@ -182,19 +182,19 @@ def show_pictures(turns: Sequence[Turn], pictures: int) -> tuple[Turn, ...]:
         if found and turn.role == "gpt":
             raise DataError(f"field conversations: turn {number}: an answer can't hold {IMAGE}")
         count += found
-    if pictures > 1 and count not in (0, pictures):
+    if images > 1 and count not in (0, images):
         raise DataError(
-            f"field conversations: there are {pictures} pictures and {count} {IMAGE}; "
+            f"field conversations: there are {images} images and {count} {IMAGE}; "
             "write one for each, or none"
         )
     first = next((place for place, turn in enumerate(turns) if turn.role == "human"), None)
     if first is None:
-        raise DataError("field conversations: no turn of a human to show the picture in")
+        raise DataError("field conversations: no turn of a human to show the image in")
     result = list(turns)
     for place, turn in enumerate(turns):
         text = turn.text.replace(IMAGE, "").strip() if IMAGE in turn.text else turn.text
         if place == first:
-            text = f"{IMAGE}\n" * pictures + text
+            text = f"{IMAGE}\n" * images + text
         if text != turn.text:
             result[place] = Turn(role=turn.role, text=text)
     return tuple(result)

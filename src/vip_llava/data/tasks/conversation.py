@@ -1,4 +1,4 @@
-"""Conversations as they are: with no, one or several pictures, and nothing marked."""
+"""Conversations as they are: with no, one or several images, and nothing marked."""
 
 from __future__ import annotations
 

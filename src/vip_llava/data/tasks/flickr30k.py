@@ -1,4 +1,4 @@
-"""Flickr30k Entities: describe the picture by its marked things, with or without naming the marks."""
+"""Flickr30k Entities: describe the image by its marked things, with or without naming the marks."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class _Speaker:
         named = (token for said in sentences for token in said if not isinstance(token, str))
         things = sorted({number for token in named for number in token})
         self.place = {number: place for place, number in enumerate(things)}
-        groups = [[thing] for thing in _places(row, things, job.pictures)]
+        groups = [[thing] for thing in _places(row, things, job.images)]
         rule = policy(row.kind, job.style)
         self.marks: Marks = mark(job, rule, groups, field="boxes", numbers=things)
 
@@ -101,14 +101,14 @@ class _Speaker:
         return f"the {noun} {self.marks.words(self.place[number], article=self.job.chance())}"
 
 
-def _places(row: VcrRow, numbers: Sequence[int], pictures: Path | None) -> list[Thing]:
+def _places(row: VcrRow, numbers: Sequence[int], images: Path | None) -> list[Thing]:
     """Box and outlines of some things, from the row or from the file that it names."""
     if not numbers:
         return []
     if row.boxes is not None:
         boxes, outlines = row.boxes, row.segms
     else:
-        read = _read(row.meta_dir or "", pictures)
+        read = _read(row.meta_dir or "", images)
         boxes, outlines = read.boxes, read.segms
     if numbers[-1] >= len(boxes):
         raise DataError(
@@ -118,18 +118,16 @@ def _places(row: VcrRow, numbers: Sequence[int], pictures: Path | None) -> list[
     return [(boxes[n], outlines[n] if n < len(outlines) else None) for n in numbers]
 
 
-def _read(name: str, pictures: Path | None) -> VcrPlaces:
-    """The file `meta_dir` names, below the folder of pictures ("./dataset" stands for it)."""
-    if pictures is None:
-        raise DataError(
-            f"field meta_dir: {name!r} lies in the folder of pictures; name that folder"
-        )
+def _read(name: str, images: Path | None) -> VcrPlaces:
+    """The file `meta_dir` names, below the folder of images ("./dataset" stands for it)."""
+    if images is None:
+        raise DataError(f"field meta_dir: {name!r} lies in the folder of images; name that folder")
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0]:
-        raise DataError(f"field meta_dir: {name!r} must lie in the folder of pictures")
-    choices = [pictures.joinpath(*parts)]
+        raise DataError(f"field meta_dir: {name!r} must lie in the folder of images")
+    choices = [images.joinpath(*parts)]
     if parts[0] == "dataset":
-        choices.insert(0, pictures.joinpath(*parts[1:]))
+        choices.insert(0, images.joinpath(*parts[1:]))
     path = next((each for each in choices if each.is_file()), None)
     if path is None:
         raise DataError(f"field meta_dir: there is no file {choices[0]}")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vip_llava.data.scenes.words import canonical
-from vip_llava.evaluation.benchmarks.shares import failures, share_score
+from vip_llava.evaluation.benchmarks.proportions import failures, share_score
 from vip_llava.evaluation.intervals import mean
 from vip_llava.evaluation.items import Row, Score, Verdict
 

@@ -1,7 +1,7 @@
 """Marked things: does the model say what the mark points at, and only because of the mark?
 
 Questions about labelled things of photos that training never saw. Variants of one question: each of
-the eight shapes in red; `drawn` (the mark is on the picture, the model gets no geometry); `control`
+the eight shapes in red; `drawn` (the mark is on the image, the model gets no geometry); `control`
 (the same words, nothing drawn, no geometry); and for several marks `four` (which of four marked
 things is the ...?), `sides` (left or right, above or below?), `furthest` (which of two is further left,
 which of three or four is the lowest, ...?), `larger` (which of two?) and `count` (how many are
@@ -55,7 +55,7 @@ class Item:
 
     @property
     def request(self) -> Mapping[str, Any]:
-        """The request, made anew: drawn pictures of many items would fill the memory."""
+        """The request, made anew: drawn images of many items would fill the memory."""
         return self.make()
 
 
@@ -79,10 +79,10 @@ def _naming(photo: Photo, index: int, variant: str) -> dict[str, Any]:
     shape = variant if variant in SHAPES else "box"
     region = red_mark(photo.things[index], photo.size, shape, f"{photo.id}/{index}")
     if variant not in ("drawn", "control"):
-        return {"picture": photo.jpeg, "question": NAMING, "regions": [region]}
+        return {"image": photo.jpeg, "question": NAMING, "regions": [region]}
     resolved = resolve([region], photo.size).regions
-    picture = draw(photo.open(), resolved) if variant == "drawn" else photo.jpeg
-    return {"picture": picture, "question": expand(NAMING, resolved)}
+    image = draw(photo.open(), resolved) if variant == "drawn" else photo.jpeg
+    return {"image": image, "question": expand(NAMING, resolved)}
 
 
 def red_mark(thing: Thing, size: tuple[int, int], shape: str, name: str) -> Region:
@@ -115,13 +115,13 @@ def several_items(photos: Iterable[Photo], variant: str, *, most: int | None = N
             for i, (thing, color) in enumerate(zip(marked, PALETTE, strict=False), 1)
         ]
         resolved = resolve(regions, photo.size).regions
-        # Tasks look at boxes, words and ids only; the picture is opened by the assistant.
+        # Tasks look at boxes, words and ids only; the image is opened by the assistant.
         scene = Scene(Image.new("RGB", photo.size), photo.things, tuple(marked), resolved)
         exchange = task(scene, rng)
         if exchange is None or (variant == "four" and len(exchange[1]) > 1):  # letters only
             continue
         question, answer = exchange[0], expand(exchange[1], resolved)
-        request = {"picture": photo.jpeg, "question": question, "regions": regions}
+        request = {"image": photo.jpeg, "question": question, "regions": regions}
         items.append(Item(name, answer, partial(dict, request), answer))
     return list(_spread(items, most))
 

@@ -16,9 +16,9 @@ from vip_llava.data.scenes.words import canonical
 from vip_llava.errors import DataError
 from vip_llava.evaluation.benchmarks.labels import label_scores
 from vip_llava.evaluation.benchmarks.marked import SEVERAL, VARIANTS, items_of
-from vip_llava.evaluation.benchmarks.shares import share_score
+from vip_llava.evaluation.benchmarks.proportions import share_score
 from vip_llava.evaluation.items import Benchmark, Item, Options, Row, Score, Verdict
-from vip_llava.request import Request
+from vip_llava.prompting.prepare import Request
 
 __all__ = ["MarkedThings"]
 
@@ -53,10 +53,10 @@ class MarkedThings(Benchmark):
         for variant in self.chosen:
             for item in items_of(self.photos, variant):
                 facts = {"label": item.label, "place": item.id}
-                picture = item.id.partition("/")[0]
+                image = item.id.partition("/")[0]
                 make = _request(item.make)
                 name = f"{variant}/{item.id}"
-                found.append(Item(name, variant, item.answer, make, picture, facts))
+                found.append(Item(name, variant, item.answer, make, image, facts))
         return found
 
     @classmethod

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vip_llava.data.records import PointQaTwiceRow
+from vip_llava.evaluation.benchmarks.proportions import share_score
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
-from vip_llava.evaluation.benchmarks.shares import share_score
 from vip_llava.evaluation.items import Item, Row, Score, Verdict
 
 __all__ = ["PointQa", "normal"]
@@ -29,13 +29,13 @@ class PointQa(RowBenchmark):
 
     name = "pointqa"
     about = "PointQA LookTwice: how many are like the marked one?"
-    needs = "pointQA_twice_test.json and its pictures"
+    needs = "pointQA_twice_test.json and its images"
     kind = "pointQA_twice"
     files_of = ("pointQA_twice_test.json", "pointQA*test*.json*", "pointQA*.json*")
     max_new_tokens = 128
 
     def of_row(self, row: PointQaTwiceRow, index: int) -> Iterator[Item]:
-        yield Item(row.id, "", row.answer, self.make(index), row.pictures[0])
+        yield Item(row.id, "", row.answer, self.make(index), row.images[0])
 
     @classmethod
     def judge(cls, expected: Any, facts: Mapping[str, Any], answer: str) -> Verdict:

@@ -1,4 +1,4 @@
-"""What the benchmarks over the original's row files share: the file, its pictures, rows to requests.
+"""What the benchmarks over the original's row files share: the file, its images, rows to requests.
 
 The published evaluation files hold rows of the same kinds as the training files; so marks and words
 come from `data.tasks`, as in training, from one generator that depends on seed and row alone. It
@@ -20,9 +20,9 @@ from vip_llava.data.tasks import arrange
 from vip_llava.data.tasks.common import IMAGE, PromptStyle
 from vip_llava.errors import DataError
 from vip_llava.evaluation.items import Benchmark, Item, Options
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
+from vip_llava.prompting.prepare import Request
 from vip_llava.regions.sampling import generator
-from vip_llava.request import Request
 
 __all__ = ["RowBenchmark", "failing", "found_file", "inside"]
 
@@ -37,7 +37,7 @@ class RowBenchmark(Benchmark):
     def __init__(self, data: Path, options: Options) -> None:
         super().__init__(data, options)
         self.file = found_file(data, self.files_of, self.name)
-        self.pictures = options.pictures or self.file.parent
+        self.images = options.images or self.file.parent
         self.rows = RowFile.open(self.file)
 
     def sources(self) -> Sequence[Path]:
@@ -62,7 +62,7 @@ class RowBenchmark(Benchmark):
                 times[item.id] += 1
                 again = f"{item.id}#{times[item.id]}" if times[item.id] > 1 else item.id
                 facts = {"question_id": item.id, **item.facts}
-                found.append(Item(again, item.group, item.expected, item.make, item.picture, facts))
+                found.append(Item(again, item.group, item.expected, item.make, item.image, facts))
         return found
 
     @abstractmethod
@@ -78,17 +78,17 @@ class RowBenchmark(Benchmark):
 
         def build() -> Request:
             row = self._row(index)
-            photo = open_picture(inside(self.pictures, row.pictures[0]))
+            photo = open_image(inside(self.images, row.images[0]))
             marked = arrange(
                 row,
                 photo.size,
                 generator(self.options.seed, "evaluation", row.id),
-                pictures=self.pictures,
+                images=self.images,
                 alpha=self.options.alpha,
                 style=style,
             )
             question = marked.turns[0].text.removeprefix(f"{IMAGE}\n")
-            return Request(picture=photo, question=question, regions=marked.regions)
+            return Request(image=photo, question=question, regions=marked.regions)
 
         return build
 
@@ -99,7 +99,7 @@ class RowBenchmark(Benchmark):
                 f"{self.rows.where(index)}: id {row.id!r} is a row of kind {row.kind}; "
                 f"{self.name} asks rows of kind {self.kind} (ids like {self.kind}-1)"
             )
-        if not row.pictures:
+        if not row.images:
             raise DataError(f"{self.rows.where(index)}: id {row.id!r}: field image: missing")
         return row
 
@@ -131,8 +131,8 @@ def found_file(data: Path, patterns: Sequence[str], name: str) -> Path:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A picture's path; DataError for a name that leads out of its folder."""
+    """An image's path; DataError for a name that leads out of its folder."""
     parts = PurePosixPath(name.replace("\\", "/"))
     if not name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
-        raise DataError(f"the picture {name!r} leads out of the folder of pictures")
+        raise DataError(f"the image {name!r} leads out of the folder of images")
     return folder / parts

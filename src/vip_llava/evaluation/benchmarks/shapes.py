@@ -17,13 +17,13 @@ from vip_llava.data.scenes.photos import Thing
 from vip_llava.errors import DataError
 from vip_llava.evaluation.benchmarks.labels import judge_label, label_scores
 from vip_llava.evaluation.benchmarks.row_file import failing
+from vip_llava.evaluation.coco_annotations import Broken, Subject, read_things
 from vip_llava.evaluation.items import Benchmark, Item, Options, Row, Score, Verdict
-from vip_llava.evaluation.things import Broken, Subject, read_things
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
+from vip_llava.prompting.prepare import Request
 from vip_llava.regions import PALETTE, Point, Region, resolve
 from vip_llava.regions.phrases import expand
 from vip_llava.regions.sampling import sample_region
-from vip_llava.request import Request
 
 __all__ = ["QUESTION", "Recognition", "Shapes", "pointed"]
 
@@ -44,7 +44,7 @@ class Shapes(Benchmark):
     def __init__(self, data: Path, options: Options) -> None:
         super().__init__(data, options)
         self.listing, self.subjects = read_things(
-            data, options.pictures, everything=options.everything, name=self.name
+            data, options.images, everything=options.everything, name=self.name
         )
         if not any(subject.things for subject in self.subjects):
             hint = "" if options.everything else "; --all asks about photos outside validation too"
@@ -59,31 +59,31 @@ class Shapes(Benchmark):
 
     def _item(self, subject: Subject, index: int, group: str) -> Item:
         thing, name = subject.things[index], f"{subject.id}/{index}"
-        picture = subject.picture.name
+        image = subject.image.name
         if isinstance(thing, Broken):
             facts: dict[str, Any] = {"label": "", "side": 0}
             broken = failing(DataError(f"{self.listing.name}: {thing.reason}"))
-            return Item(f"{group}/{name}", group, "", broken, picture, facts)
+            return Item(f"{group}/{name}", group, "", broken, image, facts)
         x1, y1, x2, y2 = thing.box
         facts = {"label": thing.label, "side": round(max(x2 - x1, y2 - y1), 1), "thing": name}
         make = self._make(subject, thing, name, group)
-        return Item(f"{group}/{name}", group, thing.label, make, picture, facts)
+        return Item(f"{group}/{name}", group, thing.label, make, image, facts)
 
     def _make(self, subject: Subject, thing: Thing, name: str, group: str) -> Callable[[], Request]:
         question = self.options.question or QUESTION
 
         def build() -> Request:
-            photo = open_picture(subject.picture)
+            photo = open_image(subject.image)
             if photo.size != subject.size:
                 raise DataError(
-                    f"{subject.picture.name} is {photo.size[0]} x {photo.size[1]} pixels, but "
+                    f"{subject.image.name} is {photo.size[0]} x {photo.size[1]} pixels, but "
                     f"{self.listing.name} says {subject.size[0]} x {subject.size[1]}"
                 )
             region = pointed(thing, photo.size, group, f"{self.options.seed}/{name}")
             if group == "control":
                 words = expand(question, resolve([region], photo.size).regions)
-                return Request(picture=photo, question=words)
-            return Request(picture=photo, question=question, regions=[region])
+                return Request(image=photo, question=words)
+            return Request(image=photo, question=question, regions=[region])
 
         return build
 

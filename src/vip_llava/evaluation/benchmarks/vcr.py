@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vip_llava.data.records import VcrRow
+from vip_llava.evaluation.benchmarks.proportions import letter_scores
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
-from vip_llava.evaluation.benchmarks.shares import letter_scores
 from vip_llava.evaluation.choices import judge_letter
 from vip_llava.evaluation.intervals import share
 from vip_llava.evaluation.items import Item, Row, Score, Verdict
@@ -28,7 +28,7 @@ class Vcr(RowBenchmark):
 
     name = "vcr"
     about = "VCR: Q->A, QA->R and the joint Q->AR"
-    needs = "vcr-val.json and its pictures"
+    needs = "vcr-val.json and its images"
     groups = ("qa", "qar")
     kind = "vcr"
     files_of = ("vcr-val.json", "vcr_val.json", "vcr*val*.json*", "vcr*.json*")
@@ -40,12 +40,12 @@ class Vcr(RowBenchmark):
             make = self.make(index, "vcr_qa" if group == "qa" else "vcr_qar")
             facts = {"question_id": row.id, "row": f"{row.id} {index}"}
             letter = "ABCD"[labels[group]]
-            yield Item(f"{row.id}/{group}", group, letter, make, row.pictures[0], facts)
+            yield Item(f"{row.id}/{group}", group, letter, make, row.images[0], facts)
 
     def of_broken(self, item: Item) -> list[Item]:
         facts = {"question_id": item.id, "row": item.id}
         return [
-            Item(f"{item.id}/{group}", group, None, item.make, item.picture, facts)
+            Item(f"{item.id}/{group}", group, None, item.make, item.image, facts)
             for group in self.chosen
         ]
 

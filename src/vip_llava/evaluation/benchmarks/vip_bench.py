@@ -1,4 +1,4 @@
-"""ViP-Bench (Cai et al., CVPR 2024): open questions about marks that are on the pictures already.
+"""ViP-Bench (Cai et al., CVPR 2024): open questions about marks that are on the images already.
 
 Data: the published folder: `vip-bench-meta-data.json` (answers, capabilities) and, for each of the
 splits `bbox` (drawn boxes and outlines) and `human` (drawn by hand), `questions.jsonl` and `images/`.
@@ -18,12 +18,12 @@ from typing import Any
 from vip_llava.data.converters.base import read_json
 from vip_llava.errors import DataError, RequestError
 from vip_llava.evaluation.benchmarks.pointqa import normal
+from vip_llava.evaluation.benchmarks.proportions import failures
 from vip_llava.evaluation.benchmarks.row_file import failing, inside
-from vip_llava.evaluation.benchmarks.shares import failures
 from vip_llava.evaluation.intervals import mean
 from vip_llava.evaluation.items import Benchmark, Item, Options, Row, Score, Verdict
-from vip_llava.pictures import open_picture
-from vip_llava.request import Request
+from vip_llava.images import open_image
+from vip_llava.prompting.prepare import Request
 
 __all__ = ["CAPABILITIES", "VipBench", "capability_scores", "full_name", "results_file"]
 
@@ -94,7 +94,7 @@ class VipBench(Benchmark):
             facts["capability"] = sorted(str(each) for each in known["capability"])
             if asked is None:
                 raise DataError(f"{self._questions(split)}: question {name} is missing")
-            picture, text = str(asked["image"]), str(asked["text"])
+            image, text = str(asked["image"]), str(asked["text"])
             facts["question_id"] = asked["question_id"]
         except (KeyError, TypeError) as error:
             problem = DataError(f"{_META} or {self._questions(split)}: {name}: no {error}")
@@ -102,9 +102,9 @@ class VipBench(Benchmark):
         except DataError as error:
             return Item(f"{split}/{name}", split, expected, failing(error), "", facts)
         facts["question"] = text
-        folder = (self.options.pictures or self.data) / split / "images"
-        make = _make(folder, picture, text)
-        return Item(f"{split}/{name}", split, expected, make, picture, facts)
+        folder = (self.options.images or self.data) / split / "images"
+        make = _make(folder, image, text)
+        return Item(f"{split}/{name}", split, expected, make, image, facts)
 
     @classmethod
     def judge(cls, expected: Any, facts: Mapping[str, Any], answer: str) -> Verdict:
@@ -133,9 +133,9 @@ def full_name(name: Any) -> str:
     return str(name) if str(name).startswith("v1_") else f"v1_{name}"
 
 
-def _make(folder: Path, picture: str, text: str) -> Callable[[], Request]:
+def _make(folder: Path, image: str, text: str) -> Callable[[], Request]:
     def build() -> Request:
-        return Request(picture=open_picture(inside(folder, picture)), question=text)
+        return Request(image=open_image(inside(folder, image)), question=text)
 
     return build
 

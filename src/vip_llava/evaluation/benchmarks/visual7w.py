@@ -1,6 +1,6 @@
 """Visual7W pointing (Zhu et al., CVPR 2016): which of four marked boxes answers the question?
 
-Data: `v7w-test.json` as the original publishes it, rows of kind v7w with pictures beside them.
+Data: `v7w-test.json` as the original publishes it, rows of kind v7w with images beside them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vip_llava.data.records import V7wRow
+from vip_llava.evaluation.benchmarks.proportions import letter_scores
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
-from vip_llava.evaluation.benchmarks.shares import letter_scores
 from vip_llava.evaluation.choices import judge_letter
 from vip_llava.evaluation.items import Item, Row, Score, Verdict
 
@@ -22,14 +22,14 @@ class Visual7W(RowBenchmark):
 
     name = "visual7w"
     about = "Visual7W pointing: which of four marked boxes is it?"
-    needs = "v7w-test.json and its pictures"
+    needs = "v7w-test.json and its images"
     kind = "v7w"
     files_of = ("v7w-test.json", "v7w_test.json", "v7w*test*.json*", "v7w*.json*")
     max_new_tokens = 128
 
     def of_row(self, row: V7wRow, index: int) -> Iterator[Item]:
         letter = "ABCD"[row.bboxes.index(row.answer)]
-        yield Item(row.id, "", letter, self.make(index), row.pictures[0])
+        yield Item(row.id, "", letter, self.make(index), row.images[0])
 
     @classmethod
     def judge(cls, expected: Any, facts: Mapping[str, Any], answer: str) -> Verdict:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vip_llava.errors import DataError, RequestError
-from vip_llava.evaluation.folder import RunFolder, slug
 from vip_llava.evaluation.items import Row
+from vip_llava.evaluation.jsonl import whole_lines
 from vip_llava.evaluation.judge.endpoint import Reply
 from vip_llava.evaluation.judge.prompt import HINT, fingerprint, line, read_score
-from vip_llava.evaluation.lines import whole_lines
+from vip_llava.evaluation.run_directory import RunFolder, slug
 
 __all__ = ["Grade", "Grades", "Judge", "grade_run"]
 

@@ -17,7 +17,7 @@ from vip_llava.errors import DataError
 __all__ = ["HINT", "PROMPT", "fingerprint", "line", "prompt_text", "read_score"]
 
 PROMPT = """\
-You grade answers to questions about pictures. Each line of the table gives a question, the ground truth \
+You grade answers to questions about images. Each line of the table gives a question, the ground truth \
 and a model's prediction; its last column is how correct the prediction is: 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, \
 0.6, 0.7, 0.8, 0.9 or 1.0, where 0.0 is totally wrong and 1.0 totally right. Where the ground truth joins \
 elements with <AND>, a prediction is totally right only if it has all of them, and gets part of the score \

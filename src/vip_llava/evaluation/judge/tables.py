@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vip_llava.evaluation.benchmarks.vip_bench import VipBench, capability_scores, full_name
-from vip_llava.evaluation.folder import RunFolder, slug
 from vip_llava.evaluation.items import Row, Score
 from vip_llava.evaluation.judge.grading import Grades, by_row
+from vip_llava.evaluation.run_directory import RunFolder, slug
 
 __all__ = ["judged_scores", "write_judged"]
 

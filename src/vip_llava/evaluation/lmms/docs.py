@@ -1,8 +1,8 @@
-"""Our region benchmarks as documents of lmms-eval's tasks: pictures drawn, words final, scores ours.
+"""Our region benchmarks as documents of lmms-eval's tasks: images drawn, words final, scores ours.
 
 The data of benchmark NAME are where the environment says: `VIP_LLAVA_EVAL_DATA`/NAME. Marks are drawn
-before a picture is handed over, so that every model sees the same; models that take coordinates lose
-nothing but the geometry. A question that can't be asked is shown as a grey picture with the reason as its
+before an image is handed over, so that every model sees the same; models that take coordinates lose
+nothing but the geometry. A question that can't be asked is shown as a grey image with the reason as its
 text, and counts as wrong whatever is answered.
 """
 
@@ -21,10 +21,10 @@ from vip_llava.errors import DataError, VipLlavaError
 from vip_llava.evaluation.benchmarks import benchmark_class, open_benchmark
 from vip_llava.evaluation.items import Benchmark, Item, Row
 from vip_llava.evaluation.run import items_of
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
+from vip_llava.prompting.prepare import as_regions
 from vip_llava.regions import draw_resolved, resolve
 from vip_llava.regions.phrases import expand
-from vip_llava.request import as_regions
 
 __all__ = ["SEED_FILE", "VARIABLE", "Task"]
 
@@ -69,13 +69,13 @@ class Task:
         )
 
     def asked(self, doc: Mapping[str, Any]) -> tuple[Image.Image, str, str | None]:
-        """The drawn picture, the question in its words, and why it can't be asked."""
+        """The drawn image, the question in its words, and why it can't be asked."""
         try:
             request = self.items[doc["id"]].make()
-            assert request.picture is not None  # all of these benchmarks show one
-            picture = open_picture(request.picture)
-            regions = resolve(as_regions(request.regions), picture.size).regions
-            return draw_resolved(picture, regions), expand(request.question, regions), None
+            assert request.image is not None  # all of these benchmarks show one
+            image = open_image(request.image)
+            regions = resolve(as_regions(request.regions), image.size).regions
+            return draw_resolved(image, regions), expand(request.question, regions), None
         except VipLlavaError as error:
             grey = Image.new("RGB", (64, 64), (128, 128, 128))
             return grey, f"This question can't be asked: {error}", str(error)
@@ -92,15 +92,15 @@ class Task:
         self, doc: Mapping[str, Any], lmms_eval_specific_kwargs: object = None
     ) -> list[dict[str, Any]]:
         """`doc_to_messages`: one user turn."""
-        picture, text, _ = self.asked(doc)
-        content = [{"type": "image", "url": picture}, {"type": "text", "text": text}]
+        image, text, _ = self.asked(doc)
+        content = [{"type": "image", "url": image}, {"type": "text", "text": text}]
         return [{"role": "user", "content": content}]
 
     def results(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
         """`process_results`: the judged row under the name of the metric."""
         expected, facts = json.loads(doc["expected"]), json.loads(doc["facts"])
         known: dict[str, Any] = {"id": doc["id"], "group": doc["group"], "expected": expected}
-        known |= {"facts": facts, "picture": self.items[doc["id"]].picture}
+        known |= {"facts": facts, "image": self.items[doc["id"]].image}
         failed = self.asked(doc)[2]
         if failed is not None:
             return {"vip_llava_score": Row(**known, failed=failed, score=0.0).to_json()}

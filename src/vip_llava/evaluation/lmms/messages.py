@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vip_llava.errors import RequestError
-from vip_llava.request import Request, Shown
+from vip_llava.prompting.prepare import Request, Shown
 
 __all__ = ["request_of", "sampling_of"]
 
@@ -16,40 +16,40 @@ _LONGEST = 1024  # tokens, where a task says nothing
 def request_of(messages: Sequence[Mapping[str, Any]]) -> Request:
     """A request of chat messages whose contents are {"type": "text" | "image", ...}.
 
-    Pictures belong to their turn; a system message goes in front of the first question. Raises
+    Images belong to their turn; a system message goes in front of the first question. Raises
     RequestError for video, audio and conversations that do not end with a question.
     """
     turns: list[dict[str, Any]] = []
     instructions = ""
     for message in messages:
-        text, pictures = _parts(message["content"])
+        text, images = _parts(message["content"])
         if message["role"] == "system":
             instructions += f"{text}\n"
             continue
         turn: dict[str, Any] = {"role": message["role"], "text": text}
-        turns.append(turn | ({"pictures": pictures} if pictures else {}))
+        turns.append(turn | ({"images": images} if images else {}))
     if not turns or turns[-1]["role"] != "user":
         raise RequestError("the messages of a task must end with a question")
     turns[0]["text"] = instructions + turns[0]["text"]
     *history, asked = turns
-    shown = asked.get("pictures", [])
-    if len(shown) == 1 and not any("pictures" in turn for turn in history):
-        return Request(question=asked["text"], picture=shown[0].picture, history=history)
-    return Request(question=asked["text"], pictures=shown, history=history)
+    shown = asked.get("images", [])
+    if len(shown) == 1 and not any("images" in turn for turn in history):
+        return Request(question=asked["text"], image=shown[0].image, history=history)
+    return Request(question=asked["text"], images=shown, history=history)
 
 
 def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Shown]]:
     if isinstance(content, str):
         return content, []
-    texts, pictures = [], []
+    texts, images = [], []
     for part in content:
         if part["type"] == "text":
             texts.append(str(part["text"]))
         elif part["type"] == "image":
-            pictures.append(Shown(part["url"]))
+            images.append(Shown(part["url"]))
         else:
-            raise RequestError(f"a task with {part['type']} can't be asked; pictures and text can")
-    return "\n".join(texts).strip(), pictures
+            raise RequestError(f"a task with {part['type']} can't be asked; images and text can")
+    return "\n".join(texts).strip(), images
 
 
 def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:

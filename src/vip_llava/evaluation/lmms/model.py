@@ -11,7 +11,7 @@ from typing import Any
 
 from lmms_eval.api.model import lmms
 
-from vip_llava.api import Assistant, load
+from vip_llava.assistant import Assistant, load
 from vip_llava.errors import RequestError, VipLlavaError
 from vip_llava.evaluation.asking import ask_each
 from vip_llava.evaluation.lmms.messages import request_of, sampling_of
@@ -69,7 +69,7 @@ class VipLlavaForLmmsEval(lmms):  # type: ignore[misc]
         return answers
 
     def _request(self, args: Sequence[Any]) -> dict[str, Any]:
-        """A document's request; its pictures are opened when its turn comes."""
+        """A document's request; its images are opened when its turn comes."""
         _, messages, settings, number, task, split = args
         request = request_of(_plain(messages(self.task_dict[task][split][number])))
         return {**_as_mapping(request), **sampling_of(settings)}
@@ -87,6 +87,6 @@ def _plain(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _as_mapping(request: Any) -> dict[str, Any]:
     kept = {"question": request.question, "history": request.history}
-    if request.pictures:
-        return {**kept, "pictures": request.pictures}
-    return {**kept, "picture": request.picture}
+    if request.images:
+        return {**kept, "images": request.images}
+    return {**kept, "image": request.image}

@@ -12,7 +12,7 @@ AVAILABLE_MODELS: dict[str, str] = {}
 
 
 def manifests() -> list[Any]:
-    """The one manifest: a chat model, so that tasks hand over messages with their pictures."""
+    """The one manifest: a chat model, so that tasks hand over messages with their images."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [

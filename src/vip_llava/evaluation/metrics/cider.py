@@ -1,7 +1,7 @@
 """CIDEr-D (Vedantam et al., CVPR 2015): how much a caption is like what people wrote, rare words most.
 
 As in the published evaluation of COCO captions: n-grams of one to four words weighted by tf-idf over the
-references of all pictures, clipped counts, a Gaussian penalty on length (sigma 6), times ten.
+references of all images, clipped counts, a Gaussian penalty on length (sigma 6), times ten.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def cider_of_words(
     frequency: Counter[tuple[str, ...]] = Counter()
     for several in counted:
         frequency.update({gram for grams in several for gram in grams})
-    log_pictures = math.log(len(references)) if references else 0.0
+    log_images = math.log(len(references)) if references else 0.0
     scores = []
     for answer, several in zip(answers, counted, strict=True):
-        said = _vector(_grams(answer), frequency, log_pictures)
-        alike = [_alike(said, _vector(each, frequency, log_pictures)) for each in several]
+        said = _vector(_grams(answer), frequency, log_images)
+        alike = [_alike(said, _vector(each, frequency, log_images)) for each in several]
         scores.append(_FACTOR * sum(alike) / len(alike))
     return scores
 
@@ -50,11 +50,11 @@ def _grams(said: Sequence[str]) -> Grams:
     )
 
 
-def _vector(grams: Grams, frequency: Grams, log_pictures: float) -> Vector:
+def _vector(grams: Grams, frequency: Grams, log_images: float) -> Vector:
     """tf-idf by length of n-gram, norms, and the number of bigrams, which stands for the length."""
     weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(_N)]
     for gram, times in grams.items():
-        idf = log_pictures - math.log(max(1, frequency[gram]))
+        idf = log_images - math.log(max(1, frequency[gram]))
         weights[len(gram) - 1][gram] = times * idf
     norms = [math.sqrt(sum(w * w for w in each.values())) for each in weights]
     return weights, norms, sum(times for gram, times in grams.items() if len(gram) == 2)

@@ -1,4 +1,4 @@
-"""Right and wrong answers with the pictures as the model saw them, of each group of a run."""
+"""Right and wrong answers with the images as the model saw them, of each group of a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vip_llava.evaluation.items import Row
 
 __all__ = ["gallery"]
 
-_LARGEST = 200_000  # bytes of one picture; a run writes far smaller ones
+_LARGEST = 200_000  # bytes of one image; a run writes far smaller ones
 
 
 def gallery(folder: Path, name: str, rows: Sequence[Row]) -> list[str]:
-    """The kept pictures of a run, wrong answers first: that is where there is something to learn."""
+    """The kept images of a run, wrong answers first: that is where there is something to learn."""
     parts = []
     for group in dict.fromkeys(row.group for row in rows):
         shown = [row for row in rows if row.group == group and row.shown]
@@ -31,7 +31,7 @@ def gallery(folder: Path, name: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _card(folder: Path, row: Row) -> str:
-    data = _picture(folder, row.shown)
+    data = _image(folder, row.shown)
     if data is None:
         return ""
     kind = "" if row.right is None else "right" if row.right else "wrong"
@@ -51,10 +51,10 @@ def _card(folder: Path, row: Row) -> str:
     )
 
 
-def _picture(folder: Path, name: str) -> str | None:
+def _image(folder: Path, name: str) -> str | None:
     """A JPEG of the run's own folder as text; None for anything else that a row may name."""
     parts = PurePosixPath(name).parts
-    if len(parts) != 2 or parts[0] != "pictures" or parts[1] == "..":
+    if len(parts) != 2 or parts[0] != "images" or parts[1] == "..":
         return None
     try:
         content = (folder / name).read_bytes()

@@ -1,6 +1,6 @@
 """One HTML page of one or several runs: scores with intervals, charts, models side by side, galleries.
 
-Everything is inside the file (pictures as data addresses, charts as SVG, no script, nothing fetched), so
+Everything is inside the file (images as data addresses, charts as SVG, no script, nothing fetched), so
 it can be mailed or put beside a paper. It is made of the runs' folders alone; data and models are not
 needed.
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from vip_llava.errors import DataError
-from vip_llava.evaluation.folder import RunFolder
 from vip_llava.evaluation.items import Row, Score
 from vip_llava.evaluation.report.charts import COLORS, Bar, bars, radar
 from vip_llava.evaluation.report.compare import differences
 from vip_llava.evaluation.report.gallery import gallery
 from vip_llava.evaluation.report.markup import STYLE, table
+from vip_llava.evaluation.run_directory import RunFolder
 from vip_llava.evaluation.tables import table_of
 
 __all__ = ["Loaded", "load_run", "report"]

@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vip_llava.kernels.fused import choices
+from vip_llava.kernels.fused import tuned_configs as choices
+from vip_llava.kernels.fused.context import options, power_of_two, processors
 from vip_llava.kernels.fused.lang import product, release_next, turned, wait_previous
-from vip_llava.kernels.fused.parts import EVER, NEVER, combine, counters, last, part_of, tile
-from vip_llava.kernels.fused.setting import options, power_of_two, processors
+from vip_llava.kernels.fused.split_kv import EVER, NEVER, combine, counters, last, part_of, tile
 from vip_llava.kernels.values import BLOCK_TOKENS
 
 __all__ = ["paged_decode", "paged_step"]

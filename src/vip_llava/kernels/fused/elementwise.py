@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vip_llava.kernels.fused.context import options, power_of_two
 from vip_llava.kernels.fused.lang import release_next, silu, wait_previous
-from vip_llava.kernels.fused.setting import options, power_of_two
 
 __all__ = ["add_rms_norm", "rms_norm", "rotate_and_store", "silu_and_mul"]
 

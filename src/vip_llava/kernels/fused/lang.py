@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vip_llava.kernels.fused.setting import INTERPRETED
+from vip_llava.kernels.fused.context import INTERPRETED
 
 __all__ = [
     "ahead",

@@ -14,14 +14,14 @@ import torch
 import triton
 from torch import Tensor
 
-from vip_llava.kernels import plain
-from vip_llava.kernels.fused import choices
-from vip_llava.kernels.fused.choices import MatrixSetting, VectorSetting, WordsSetting
+from vip_llava.kernels import reference as plain
+from vip_llava.kernels.fused import tuned_configs as choices
+from vip_llava.kernels.fused.context import options, overlapping, power_of_two, processors
 from vip_llava.kernels.fused.elementwise import rms_norm, silu_and_mul
+from vip_llava.kernels.fused.int4_gemv import vector_words
 from vip_llava.kernels.fused.matrix import matrix, matrix_int4
-from vip_llava.kernels.fused.setting import options, overlapping, power_of_two, processors
+from vip_llava.kernels.fused.tuned_configs import MatrixSetting, VectorSetting, WordsSetting
 from vip_llava.kernels.fused.vector import vector
-from vip_llava.kernels.fused.words import vector_words
 from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
 
 __all__ = ["gated_rows", "rows"]

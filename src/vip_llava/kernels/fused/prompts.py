@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vip_llava.kernels.fused.context import options, power_of_two, processors
 from vip_llava.kernels.fused.lang import product, release_next, wait_previous
-from vip_llava.kernels.fused.parts import EVER, NEVER, counters, last
-from vip_llava.kernels.fused.setting import options, power_of_two, processors
+from vip_llava.kernels.fused.split_kv import EVER, NEVER, counters, last
 from vip_llava.kernels.values import BLOCK_TOKENS
 
 __all__ = ["paged_prompt"]

@@ -1,10 +1,10 @@
-"""One random mark for one thing: the distributions of the original's training pictures.
+"""One random mark for one thing: the distributions of the original's training images.
 
-All lengths scale with the longest side of the picture over 336 pixels (`anchor`), as line widths and
+All lengths scale with the longest side of the image over 336 pixels (`anchor`), as line widths and
 radii do in drawing. What is drawn from the generator ends up in the Region - corners, control points,
-tip, width, opacity - so that drawing the Region again gives the same picture.
+tip, width, opacity - so that drawing the Region again gives the same image.
 
-It deliberately does not know data sets (that is `policies.py`) and does not draw pictures.
+It deliberately does not know data sets (that is `policies.py`) and does not draw images.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CURVE_POINTS = 33  # a cubic in 32 pieces is off its curve by less than 0.2 % o
 
 @dataclass(frozen=True, slots=True)
 class _Draw:
-    """What every shape needs: the thing, the picture, the generator, the looks."""
+    """What every shape needs: the thing, the image, the generator, the looks."""
 
     place: Place
     size: tuple[int, int]
@@ -65,7 +65,7 @@ class _Draw:
         return max(int(length * self.scale), 1)
 
     def clamp(self, point: XY) -> XY:
-        """The nearest point of the picture."""
+        """The nearest point of the image."""
         right, bottom = map(float, self.size)
         return min(max(point[0], 0.0), right), min(max(point[1], 0.0), bottom)
 
@@ -84,7 +84,7 @@ def sample_region(
     id: str | None = None,  # the field's name
     anchor: int = ANCHOR,
 ) -> Region:
-    """A mark for the thing in `box` (x1, y1, x2, y2) of a picture of `size` (width, height), in pixels.
+    """A mark for the thing in `box` (x1, y1, x2, y2) of an image of `size` (width, height), in pixels.
 
     polygons: outlines [x, y, x, y, ...] of the thing where known; marks then stay on the thing. shape:
     one of "box", "ellipse", "triangle", "point", "scribble", "contour", "mask", "arrow", or any of
@@ -113,7 +113,7 @@ def sample_regions(
     rule: Policy,
     alpha: int | None = None,
 ) -> list[Region]:
-    """Marks for several things of one picture, with the ids "1", "2", ...; told apart by their wording.
+    """Marks for several things of one image, with the ids "1", "2", ...; told apart by their wording.
 
     For several boxes that share one mark (the dogs of one caption) use `sample_prompts` for the
     things and `sample_region` for their boxes.
@@ -147,7 +147,7 @@ def _ellipse(draw: _Draw, looks: _Looks) -> Region:
     x1, y1, x2, y2 = draw.place.extent
     right, bottom = draw.size
     x, y, across, down = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
-    # Around a thing that fills the picture the line could lie wholly outside: keep one side of it in.
+    # Around a thing that fills the image the line could lie wholly outside: keep one side of it in.
     furthest = max(x / across, (right - x) / across, y / down, (bottom - y) / down)
     grow = min(draw.rng.uniform(1.0, 1.5), furthest)
     across, down = across * grow, down * grow
@@ -240,7 +240,7 @@ _BERNSTEIN = tuple(
 
 
 def _arrow(draw: _Draw, looks: _Looks) -> Region:
-    """Tip near the middle of the thing, from any direction; bounded tries keep the tail in the picture."""
+    """Tip near the middle of the thing, from any direction; bounded tries keep the tail in the image."""
     rng = draw.rng
     width = looks.width or draw.length(1, 6)
     x1, y1, x2, y2 = draw.place.box

@@ -4,7 +4,7 @@ A `Place` is what a mark points at: a box in pixels and, where known, the outlin
 floats and lists are quicker here than arrays or a geometry library: a handful of points is drawn per
 mark, in outlines of a few dozen corners.
 
-It deliberately does not know shapes, colours or pictures.
+It deliberately does not know shapes, colours or images.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def bounds(rings: Sequence[Ring]) -> tuple[float, float, float, float]:
 def place_of(
     box: Sequence[float], polygons: Sequence[Sequence[float]] | None, size: tuple[int, int]
 ) -> Place:
-    """Checks a box (pixels) and outlines ([x, y, x, y, ...] each) of a (width, height) picture.
+    """Checks a box (pixels) and outlines ([x, y, x, y, ...] each) of a (width, height) image.
 
-    Both are cut at the picture's edge. An outline of fewer than three different corners, or narrower
+    Both are cut at the image's edge. An outline of fewer than three different corners, or narrower
     than a pixel, shows nothing and is left out; without any other the box alone counts. Raises
     RegionError for a box that is not four finite numbers in order or lies outside, and for an
     outline of odd length or with numbers that are not finite.
@@ -68,15 +68,13 @@ def place_of(
         raise RegionError(f"box {list(box)!r} is empty or reversed: x1 < x2 and y1 < y2 are needed")
     cut = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if cut[0] >= cut[2] or cut[1] >= cut[3]:
-        raise RegionError(
-            f"box {list(box)!r} lies outside the picture of {width} x {height} pixels"
-        )
+        raise RegionError(f"box {list(box)!r} lies outside the image of {width} x {height} pixels")
     rings = (ring for polygon in polygons or () for ring in _rings(polygon, width, height))
     return Place(cut, tuple(rings))
 
 
 def _rings(flat: Sequence[float], width: int, height: int) -> list[Ring]:
-    """What is left of an outline inside the picture: one ring as a rule, none or several at its edge."""
+    """What is left of an outline inside the image: one ring as a rule, none or several at its edge."""
     values = tuple(map(float, flat))
     if len(values) % 2 or not all(map(math.isfinite, values)):
         raise RegionError(

@@ -1,7 +1,7 @@
 """Which shapes and colours the training data of each source is marked with.
 
 A `Policy` is one source's choice of shapes and its style; `sample_prompts` draws shape and colour for
-the things of one picture so that words can tell them apart. Shares are those of the original's
+the things of one image so that words can tell them apart. Shares are those of the original's
 training data (ViP-LLaVA, arXiv 2312.00784, its data organizer).
 
 It deliberately does not know geometry: where and how large a mark is drawn is `draws.py`.
@@ -96,7 +96,7 @@ def generator(*key: int | str) -> random.Random:
 
 
 def sample_prompts(rule: Policy, count: int, rng: random.Random) -> list[Prompt]:
-    """Shape and colour for `count` things of one picture.
+    """Shape and colour for `count` things of one image.
 
     Shapes are independent. Where a shape is used once, its colour has a name with chance 1/2 and is
     any RGB otherwise; where it is used more than once, each has another named colour, so that "the

@@ -1,6 +1,6 @@
 """Answers on their way: between the event loop of a server and the threads of engines.
 
-Heavy work (pictures, tensors, the engine) never runs on the loop. An answer that nobody waits for
+Heavy work (images, tensors, the engine) never runs on the loop. An answer that nobody waits for
 any more is cancelled, one that takes too long is given up, and one whose engine has ended fails;
 nothing waits for ever. It knows no HTTP and no formats.
 """
@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from vip_llava.serving.api.models import Models, ended
-from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.middleware.errors import Problem
 
 if TYPE_CHECKING:
     from vip_llava.answer import Answer
-    from vip_llava.api import Assistant, Pending
+    from vip_llava.assistant import Assistant, Pending
     from vip_llava.engine import TokenEvent
-    from vip_llava.request import Prepared
+    from vip_llava.prompting.prepare import Prepared
     from vip_llava.serving.settings import Limits
 
 __all__ = ["Answering", "Run"]
@@ -50,7 +50,7 @@ class Run:
         self.first_token: float | None = None
 
     def submit(self) -> None:
-        """Give it to the engine; makes tensors of the pictures, so it runs in a thread."""
+        """Give it to the engine; makes tensors of the images, so it runs in a thread."""
         pending = self.assistant.submit(self.prepared, self.hear)
         self._pending = pending
         if self._cancelled:  # while it was on its way

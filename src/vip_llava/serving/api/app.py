@@ -1,4 +1,4 @@
-"""The API: an application that answers about pictures with the models it is given.
+"""The API: an application that answers about images with the models it is given.
 
 `create_app` puts routes on the shell. A worker is this application with more routes.
 """
@@ -25,12 +25,12 @@ from vip_llava.serving.api.schemas import (
 )
 from vip_llava.serving.api.upload_routes import add_upload_routes
 from vip_llava.serving.api.uploads import Uploads
-from vip_llava.serving.entrance.problems import error_schema
-from vip_llava.serving.entrance.shell import shell, shell_of
+from vip_llava.serving.middleware.app_factory import shell, shell_of
+from vip_llava.serving.middleware.errors import error_schema
 from vip_llava.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from vip_llava.api import Assistant
+    from vip_llava.assistant import Assistant
 
 __all__ = ["completions_of", "create_app", "models_of"]
 
@@ -116,7 +116,7 @@ def _add_chat(app: FastAPI, completions: Completions) -> None:
         tags=["chat"],
     )
     async def chat(body: ChatRequest, request: Request) -> Response:
-        """Ask about pictures and regions of them."""
+        """Ask about images and regions of them."""
         return await completions.reply(body, request)
 
 

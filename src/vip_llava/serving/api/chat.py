@@ -1,7 +1,7 @@
 """From the body of a chat request to what an `Assistant` is asked.
 
 In three steps, since they run in different places: `understood` checks what can be checked at
-once, `Gathering` brings pictures from uploads and hosts, and `opened` decodes them (work for a
+once, `Gathering` brings images from uploads and hosts, and `opened` decodes them (work for a
 thread). No step generates anything.
 """
 
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vip_llava.errors import PictureError, RegionError
-from vip_llava.pictures import open_picture
+from vip_llava.errors import ImageError, RegionError
+from vip_llava.images import open_image
+from vip_llava.prompting.prepare import Request, Shown
 from vip_llava.regions import region_from_json
-from vip_llava.request import Request, Shown
 from vip_llava.serving.api.schemas import ImagePart, TextPart
-from vip_llava.serving.entrance.problems import Problem, as_problem
+from vip_llava.serving.middleware.errors import Problem, as_problem
 
 if TYPE_CHECKING:
     from vip_llava.regions import Region
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from vip_llava.serving.api.uploads import Uploads
     from vip_llava.serving.settings import Limits
 
-__all__ = ["Asked", "AskedPicture", "gathered", "opened", "understood"]
+__all__ = ["Asked", "AskedImage", "gathered", "opened", "understood"]
 
 _DEFAULT_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class AskedPicture:
-    """A picture of a request: where it is said to be, and the regions on it."""
+class AskedImage:
+    """An image of a request: where it is said to be, and the regions on it."""
 
     message: int
     place: str
@@ -47,13 +47,13 @@ class Asked:
 
     roles: tuple[str, ...]
     texts: tuple[str, ...]
-    pictures: tuple[AskedPicture, ...]
+    images: tuple[AskedImage, ...]
     sampling: dict[str, Any]
     choices: int
 
 
 def understood(body: ChatRequest, limits: Limits) -> Asked:
-    """Check what needs no picture. Raises Problem 422 that names the place in the body."""
+    """Check what needs no image. Raises Problem 422 that names the place in the body."""
     turns = body.messages
     _check_count(len(turns), limits.messages, "messages", "messages", "messages")
     if turns[-1].role != "user":
@@ -63,26 +63,26 @@ def understood(body: ChatRequest, limits: Limits) -> Asked:
             raise _wrong("only the first message can be a system's", f"messages[{index}].role")
     texts = tuple(_text(turn) for turn in turns)
     _check_count(sum(map(len, texts)), limits.text_chars, "characters", "text_chars", "messages")
-    pictures = tuple(
-        picture for index, turn in enumerate(turns) for picture in _pictures(index, turn, limits)
+    images = tuple(
+        image for index, turn in enumerate(turns) for image in _images(index, turn, limits)
     )
-    _check_count(len(pictures), limits.pictures, "pictures", "pictures", "messages")
+    _check_count(len(images), limits.images, "images", "images", "messages")
     choices = body.n or 1
     _check_count(choices, limits.choices, "answers", "choices", "n")
     roles = tuple("system" if turn.role == "developer" else turn.role for turn in turns)
-    return Asked(roles, texts, pictures, _sampling(body, limits), choices)
+    return Asked(roles, texts, images, _sampling(body, limits), choices)
 
 
 async def gathered(
     asked: Asked, owner: str, uploads: Uploads, fetcher: Fetcher
 ) -> list[str | bytes]:
-    """Of each picture its data address, or its bytes from the upload or the host it names.
+    """Of each image its data address, or its bytes from the upload or the host it names.
 
     A path is never one of them: what is neither kind of address is refused.
     """
     found: list[str | bytes] = []
-    for picture in asked.pictures:
-        address = picture.address
+    for image in asked.images:
+        address = image.address
         kind = address[:9].lower()
         try:
             if kind.startswith("data:"):
@@ -94,46 +94,46 @@ async def gathered(
             else:
                 raise Problem(
                     422,
-                    "a picture is a data: address (data:image/png;base64,...) or upload:ID",
+                    "an image is a data: address (data:image/png;base64,...) or upload:ID",
                     code="address_refused",
                 )
         except Problem as problem:
-            raise _placed(problem, f"{picture.place}.image_url.url") from None
+            raise _placed(problem, f"{image.place}.image_url.url") from None
     return found
 
 
 def opened(asked: Asked, sources: Sequence[str | bytes], limits: Limits) -> Request:
-    """Decode the pictures, within the limits of one and of all, and put the request together."""
+    """Decode the images, within the limits of one and of all, and put the request together."""
     left = limits.request_pixels
     shown: dict[int, list[Shown]] = {}
-    for picture, source in zip(asked.pictures, sources, strict=True):
+    for asked_image, source in zip(asked.images, sources, strict=True):
         try:
-            image = open_picture(
+            image = open_image(
                 source,
-                max_pixels=min(limits.picture_pixels, left),
-                max_bytes=limits.picture_bytes,
+                max_pixels=min(limits.image_pixels, left),
+                max_bytes=limits.image_bytes,
             )
-        except PictureError as error:
+        except ImageError as error:
             problem = as_problem(error)
-            raise _placed(problem, f"{picture.place}.image_url.url") from None
+            raise _placed(problem, f"{asked_image.place}.image_url.url") from None
         left -= image.width * image.height
-        shown.setdefault(picture.message, []).append(Shown(image, picture.regions))
+        shown.setdefault(asked_image.message, []).append(Shown(image, asked_image.regions))
     turns = [
-        {"role": role, "text": text, "pictures": shown.get(index, [])}
+        {"role": role, "text": text, "images": shown.get(index, [])}
         for index, (role, text) in enumerate(zip(asked.roles, asked.texts, strict=True))
     ]
     last = len(turns) - 1
-    return Request(question=asked.texts[last], history=turns[:last], pictures=shown.get(last, []))
+    return Request(question=asked.texts[last], history=turns[:last], images=shown.get(last, []))
 
 
 def _text(turn: Turn) -> str:
-    """The text parts of a message, one below the other; pictures stand in front of them."""
+    """The text parts of a message, one below the other; images stand in front of them."""
     if isinstance(turn.content, str):
         return turn.content
     return "\n".join(part.text for part in turn.content if isinstance(part, TextPart))
 
 
-def _pictures(index: int, turn: Turn, limits: Limits) -> list[AskedPicture]:
+def _images(index: int, turn: Turn, limits: Limits) -> list[AskedImage]:
     if isinstance(turn.content, str):
         return []
     found = []
@@ -141,7 +141,7 @@ def _pictures(index: int, turn: Turn, limits: Limits) -> list[AskedPicture]:
         if isinstance(part, ImagePart):
             place = f"messages[{index}].content[{number}]"
             regions = _regions(part, place, limits)
-            found.append(AskedPicture(index, place, part.image_url.url, regions))
+            found.append(AskedImage(index, place, part.image_url.url, regions))
     return found
 
 

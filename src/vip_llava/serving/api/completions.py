@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: the steps from a checked body to a reply, whole or streamed.
 
-Puts the parts together - understanding, pictures, answering, replies - and does nothing itself.
+Puts the parts together - understanding, images, answering, replies - and does nothing itself.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request, Response
 from prometheus_client import Counter, Histogram
 
-from vip_llava.engine import SamplingParams
 from vip_llava.errors import VipLlavaError
+from vip_llava.sampling_params import SamplingParams
 from vip_llava.serving.api import replies
 from vip_llava.serving.api.chat import Asked, gathered, opened, understood
-from vip_llava.serving.entrance.problems import as_problem, internal
-from vip_llava.serving.entrance.stream import EventStream, merged, unless_gone
+from vip_llava.serving.middleware.errors import as_problem, internal
+from vip_llava.serving.middleware.stream import EventStream, merged, unless_gone
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from vip_llava.answer import Answer
-    from vip_llava.api import Assistant
-    from vip_llava.request import Prepared
+    from vip_llava.assistant import Assistant
+    from vip_llava.prompting.prepare import Prepared
     from vip_llava.serving.api.answering import Answering, Run
     from vip_llava.serving.api.fetch import Fetcher
     from vip_llava.serving.api.replies import Frame
@@ -105,7 +105,7 @@ class Completions:
     async def _whole(self, body: ChatRequest, request: Request) -> Response:
         async with self._job(body, request) as job:
             answers = [await self._answer(job, run) for run in job.runs]
-            # Hashing and packing of large pictures takes its time: not on the loop.
+            # Hashing and packing of large images takes its time: not on the loop.
             text = await self.answering.in_thread(
                 lambda: replies.as_json(replies.whole(job.frame, answers))
             )
@@ -130,8 +130,8 @@ class Completions:
                 id=f"chatcmpl-{secrets.token_hex(12)}",
                 created=int(time.time()),
                 model=body.model,
-                messages=tuple(picture.message for picture in asked.pictures),
-                return_picture=body.return_picture,
+                messages=tuple(image.message for image in asked.images),
+                return_image=body.return_image,
             )
             streamed = bool(body.stream)
             async with self.answering.runs(assistant, prepared, streamed=streamed) as runs:

@@ -1,9 +1,9 @@
-"""The only door through which a picture named in a request is fetched from a network.
+"""The only door through which an image named in a request is fetched from a network.
 
 Closed unless the operator lists hosts. A listed host is resolved once, every address of it has to
 be a public one, and the very address that was checked is dialled, with the certificate checked
 for the host's name; each redirect goes the same way anew. What goes wrong is told without any
-address. The door knows nothing of pictures: it gives bytes, which the one safe opener judges.
+address. The door knows nothing of images: it gives bytes, which the one safe opener judges.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from vip_llava.serving.entrance.hosts import folded, folded_entry, is_number
-from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.middleware.hosts import folded, folded_entry, is_number
 from vip_llava.serving.settings import Limits
 
 __all__ = ["Fetcher", "is_public", "parse_address"]
@@ -76,12 +76,12 @@ class Fetcher:
         an address, so that nobody learns about a network from the answers.
         """
         if not self._hosts:
-            raise _refused("pictures are not fetched here: send a data: address or an upload")
+            raise _refused("images are not fetched here: send a data: address or an upload")
         try:
             async with asyncio.timeout(self._limits.fetch_seconds):
                 return await self._follow(address)
         except (TimeoutError, OSError, httpx.HTTPError, httpx.InvalidURL, ssl.SSLError):
-            raise _failed("the picture could not be fetched") from None
+            raise _failed("the image could not be fetched") from None
 
     async def _follow(self, address: str) -> bytes:
         for _ in range(self._limits.fetch_redirects + 1):
@@ -94,7 +94,7 @@ class Fetcher:
     def _target(self, address: str) -> _Target:
         target = parse_address(address)
         if target.name not in self._hosts:
-            raise _refused("pictures are not fetched from this host; the operator lists the hosts")
+            raise _refused("images are not fetched from this host; the operator lists the hosts")
         return target
 
     async def _get(self, target: _Target) -> bytes | str:
@@ -102,7 +102,7 @@ class Fetcher:
         found = await self._resolve(target.host, target.port)
         # All of them: a name with a public and a private address is an attempt.
         if not found or not all(self._allowed(one) for one in found):
-            raise _refused("this host is not one that pictures are fetched from")
+            raise _refused("this host is not one that images are fetched from")
         ip = f"[{found[0]}]" if ":" in found[0] else found[0]
         client = httpx.AsyncClient(
             verify=self._tls, trust_env=False, follow_redirects=False, timeout=None
@@ -124,11 +124,11 @@ class Fetcher:
         if answer.status_code in _REDIRECTS:
             return _joined(target, answer.headers.get("location", ""))
         if answer.status_code != 200:
-            raise _failed("the host did not answer with a picture")
+            raise _failed("the host did not answer with an image")
         # Not asked for, and a few bytes of it could become very many.
         if answer.headers.get("content-encoding", "identity").lower() != "identity":
-            raise _failed("the host sent the picture compressed, which is not accepted")
-        most = self._limits.picture_bytes
+            raise _failed("the host sent the image compressed, which is not accepted")
+        most = self._limits.image_bytes
         declared = answer.headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > most:
             raise _too_large(most)
@@ -151,12 +151,12 @@ def parse_address(address: str) -> _Target:
     found = _ADDRESS.fullmatch(address)
     if not found:
         raise _refused(
-            "a picture's address is https://host/path, without user, password or fragment"
+            "an image's address is https://host/path, without user, password or fragment"
         )
     host = folded(found["host"])
     port = int(found["port"] or 443)
     if not host or is_number(host) or not 0 < port < 65536:
-        raise _refused("a picture's address has the name of a host, not a number")
+        raise _refused("an image's address has the name of a host, not a number")
     return _Target(host, port, found["rest"] or "/")
 
 
@@ -203,5 +203,5 @@ def _failed(text: str) -> Problem:
 
 def _too_large(most: int) -> Problem:
     return Problem(
-        422, f"the picture has more than {most:,} bytes (picture_bytes)", code="picture_too_large"
+        422, f"the image has more than {most:,} bytes (image_bytes)", code="image_too_large"
     )

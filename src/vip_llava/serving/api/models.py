@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.middleware.errors import Problem
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from vip_llava.api import Assistant
+    from vip_llava.assistant import Assistant
 
 __all__ = ["EngineCollector", "Loader", "Models"]
 

@@ -25,7 +25,7 @@ _COMMON: dict[str, Any] = {
     },
     "frame": {
         "enum": ["pixel", "unit"],
-        "description": "pixel: of the upright picture; unit: 0..1 of it.",
+        "description": "pixel: of the upright image; unit: 0..1 of it.",
     },
     "color": {
         "anyOf": [

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vip_llava.pictures import picture_hash
+from vip_llava.images import image_hash
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +26,7 @@ __all__ = [
     "as_json",
     "chunk",
     "extension",
-    "picture_address",
+    "image_address",
     "usage",
     "usage_chunk",
     "whole",
@@ -43,8 +43,8 @@ class Frame:
     created: int
     model: str
     messages: tuple[int, ...]
-    """Of each picture the message that it belongs to."""
-    return_picture: bool
+    """Of each image the message that it belongs to."""
+    return_image: bool
 
 
 def whole(frame: Frame, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -83,20 +83,20 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def extension(frame: Frame, answer: Answer) -> dict[str, Any]:
-    """What the model saw: the drawn pictures, the resolved regions, the prompt; seed and times."""
-    pictures = [
+    """What the model saw: the drawn images, the resolved regions, the prompt; seed and times."""
+    images = [
         {
             "message": message,
-            "sha256": picture_hash(drawn.image),
+            "sha256": image_hash(drawn.image),
             "width": drawn.image.width,
             "height": drawn.image.height,
             "regions": [region.to_json() for region in drawn.regions],
-            "image": picture_address(drawn.image) if frame.return_picture else None,
+            "image": image_address(drawn.image) if frame.return_image else None,
         }
-        for message, drawn in zip(frame.messages, answer.pictures, strict=True)
+        for message, drawn in zip(frame.messages, answer.images, strict=True)
     ]
     return {
-        "pictures": pictures,
+        "images": images,
         "prompt": answer.prompt,
         "notes": list(answer.notes),
         "seed": answer.seed,
@@ -143,10 +143,10 @@ def as_event(value: dict[str, Any]) -> bytes:
     return b"data: " + as_json(value) + b"\n\n"
 
 
-def picture_address(image: Image.Image) -> str:
-    """A picture as a data: address (PNG)."""
+def image_address(image: Image.Image) -> str:
+    """An image as a data: address (PNG)."""
     file = io.BytesIO()
-    # Little compression: the time of a large picture matters more than its bytes.
+    # Little compression: the time of a large image matters more than its bytes.
     image.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 

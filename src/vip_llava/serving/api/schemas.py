@@ -50,25 +50,25 @@ class TextPart(_Given):
 
 
 class ImageAddress(_Given):
-    """Where a picture is."""
+    """Where an image is."""
 
     url: Text = Field(
         description="data:image/...;base64,... or upload:ID; https:// only from hosts that the "
         "operator lists."
     )
     detail: Literal["auto", "low", "high"] | None = Field(
-        default=None, description="Taken for compatibility; every picture is seen the same way."
+        default=None, description="Taken for compatibility; every image is seen the same way."
     )
 
 
 class ImagePart(_Given):
-    """A picture of a message, and what a person points at in it."""
+    """An image of a message, and what a person points at in it."""
 
     type: Literal["image_url"]
     image_url: ImageAddress
     regions: list[Annotated[Any, WithJsonSchema(region_schema())]] = Field(
         default=[],
-        description="Drawn on this picture; <region:ID> in a text of a person speaks of one.",
+        description="Drawn on this image; <region:ID> in a text of a person speaks of one.",
     )
 
 
@@ -139,8 +139,8 @@ class ChatRequest(_Given):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    return_picture: bool = Field(
-        default=False, description="Send the pictures back as the model was shown them (PNG)."
+    return_image: bool = Field(
+        default=False, description="Send the images back as the model was shown them (PNG)."
     )
     user: Text | None = Field(default=None, description="Taken for compatibility and not used.")
     frequency_penalty: float | None = Field(default=None, ge=0, le=0, description="Only 0.")
@@ -174,11 +174,11 @@ class Choice(BaseModel):
     logprobs: dict[str, Any] | None
 
 
-class Picture(BaseModel):
-    """A picture as the model was shown it."""
+class ImageInput(BaseModel):
+    """An image as the model was shown it."""
 
     message: int = Field(description="Which message it belongs to, from 0.")
-    sha256: str = Field(description="Of mode, size and pixels of the drawn picture.")
+    sha256: str = Field(description="Of mode, size and pixels of the drawn image.")
     width: int
     height: int
     regions: list[dict[str, Any]] = Field(description="As drawn: in pixels, everything filled in.")
@@ -188,7 +188,7 @@ class Picture(BaseModel):
 class Extension(BaseModel):
     """What this project tells besides what the OpenAI API has."""
 
-    pictures: list[Picture]
+    images: list[ImageInput]
     prompt: str
     notes: list[str]
     seed: int
@@ -228,7 +228,7 @@ class ModelList(BaseModel):
 
 
 class Uploaded(BaseModel):
-    """A picture that was uploaded; write upload:ID where an address is asked for."""
+    """An image that was uploaded; write upload:ID where an address is asked for."""
 
     id: str
     object: Literal["upload"] = "upload"

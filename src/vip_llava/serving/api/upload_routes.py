@@ -1,4 +1,4 @@
-"""Leaving pictures at a server and taking them back: the routes of uploads.
+"""Leaving images at a server and taking them back: the routes of uploads.
 
 Used by the API and by a controller; where uploads are kept is the business of `uploads`.
 """
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from vip_llava.pictures import open_picture
+from vip_llava.images import open_image
 from vip_llava.serving.api.schemas import Removed, Uploaded
-from vip_llava.serving.entrance.problems import Problem, error_schema
+from vip_llava.serving.middleware.errors import Problem, error_schema
 
 if TYPE_CHECKING:
     from vip_llava.serving.api.uploads import Uploads
@@ -26,14 +26,12 @@ Prepare = Callable[[Callable[[], tuple[int, int]]], Awaitable[tuple[int, int]]]
 
 
 def add_upload_routes(app: FastAPI, uploads: Uploads, prepare: Prepare, limits: Limits) -> None:
-    """Add them. `prepare` runs work on pictures in a thread."""
+    """Add them. `prepare` runs work on images in a thread."""
 
     def size_of(data: bytes) -> tuple[int, int]:
-        return open_picture(
-            data, max_pixels=limits.picture_pixels, max_bytes=limits.picture_bytes
-        ).size
+        return open_image(data, max_pixels=limits.image_pixels, max_bytes=limits.image_bytes).size
 
-    picture = {"schema": {"type": "string", "format": "binary"}}
+    image = {"schema": {"type": "string", "format": "binary"}}
     form = {
         "schema": {
             "type": "object",
@@ -52,14 +50,14 @@ def add_upload_routes(app: FastAPI, uploads: Uploads, prepare: Prepare, limits: 
                 "required": True,
                 "content": {
                     "multipart/form-data": form,
-                    "application/octet-stream": picture,
-                    "image/*": picture,
+                    "application/octet-stream": image,
+                    "image/*": image,
                 },
             }
         },
     )
     async def upload(request: Request) -> Uploaded:
-        """Leave a picture here for a while: the file itself as the body, or a form with `file`."""
+        """Leave an image here for a while: the file itself as the body, or a form with `file`."""
         data = await _file_of(request)
         width, height = await prepare(lambda: size_of(data))
         kept = uploads.add(request.state.passage.client, data)
@@ -79,7 +77,7 @@ def add_upload_routes(app: FastAPI, uploads: Uploads, prepare: Prepare, limits: 
 
 
 async def _file_of(request: Request) -> bytes:
-    """The picture file of a request. Problem 415 for other kinds of bodies, 422 without a file."""
+    """The image file of a request. Problem 415 for other kinds of bodies, 422 without a file."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _file_of_form(request)
@@ -87,7 +85,7 @@ async def _file_of(request: Request) -> bytes:
         return await request.body()
     raise Problem(
         415,
-        "send the picture as image/* or application/octet-stream, or a multipart form with `file`",
+        "send the image as image/* or application/octet-stream, or a multipart form with `file`",
         code="wrong_content_type",
     )
 
@@ -96,7 +94,7 @@ async def _file_of_form(request: Request) -> bytes:
     """The field `file` of a form. Problem 400 for what is no form, 422 without the field."""
     parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=4)
     # Starlette moves larger files to a disk. The whole body is in memory and within its limit
-    # already, and pictures of clients are written nowhere.
+    # already, and images of clients are written nowhere.
     parser.spool_max_size = sys.maxsize
     try:
         form = await parser.parse()

@@ -1,4 +1,4 @@
-"""Pictures that clients leave here for a while, in memory and within bounds.
+"""Images that clients leave here for a while, in memory and within bounds.
 
 An upload belongs to the client that brought it and can't be guessed. Nothing is written to a disk,
 and nothing is thrown away for somebody else's sake: a full store says so.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.middleware.errors import Problem
 from vip_llava.serving.settings import Limits
 
 __all__ = ["Upload", "Uploads"]
@@ -19,7 +19,7 @@ __all__ = ["Upload", "Uploads"]
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The bytes of one picture file. `expires`: by the store's clock, seconds."""
+    """The bytes of one image file. `expires`: by the store's clock, seconds."""
 
     id: str
     owner: str
@@ -37,14 +37,14 @@ class Uploads:
         self.bytes = 0
 
     def add(self, owner: str, data: bytes) -> Upload:
-        """Keep a picture. Problem 413 if it is too large, 503 if the store is full."""
+        """Keep an image. Problem 413 if it is too large, 503 if the store is full."""
         limits = self._limits
-        if len(data) > limits.picture_bytes:
+        if len(data) > limits.image_bytes:
             raise Problem(
                 413,
-                f"the picture has {len(data):,} bytes; at most {limits.picture_bytes:,} are taken "
-                "(picture_bytes)",
-                code="picture_too_large",
+                f"the image has {len(data):,} bytes; at most {limits.image_bytes:,} are taken "
+                "(image_bytes)",
+                code="image_too_large",
             )
         self._expire()
         if len(self._kept) >= limits.uploads or self.bytes + len(data) > limits.uploads_bytes:
@@ -52,7 +52,7 @@ class Uploads:
             wait = min((each.expires for each in self._kept.values()), default=0) - self._clock()
             raise Problem(
                 503,
-                "no more uploads are kept; delete some, or send the picture as a data: address",
+                "no more uploads are kept; delete some, or send the image as a data: address",
                 code="uploads_full",
                 retry_after=wait,
             )

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vip_llava.errors import ServingError
 from vip_llava.serving.cluster.registry import WorkerStatus
 from vip_llava.serving.cluster.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
-from vip_llava.serving.entrance.problems import Problem
+from vip_llava.serving.middleware.errors import Problem
 
 __all__ = ["AddressList", "Beat", "Registration", "ask_status"]
 

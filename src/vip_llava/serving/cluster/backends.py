@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import httpx
 
-from vip_llava.serving.cluster.passing import Begun, Call, LostError
+from vip_llava.serving.cluster.failover import Begun, Call, LostError
 from vip_llava.serving.cluster.registry import Member, Registry
 
 __all__ = ["MemberBackend", "chooser", "new_client"]

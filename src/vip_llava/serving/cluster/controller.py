@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vip_llava.serving.entrance.shell import (  # first: it says which extra is missing
+from vip_llava.serving.middleware.app_factory import (  # first: it says which extra is missing
     shell,
     shell_of,
 )
@@ -30,21 +30,21 @@ from vip_llava.serving.api.upload_routes import Prepare, add_upload_routes
 from vip_llava.serving.api.uploads import Uploads
 from vip_llava.serving.cluster.admission import AddressList, Beat, Registration, ask_status
 from vip_llava.serving.cluster.backends import chooser, closed, new_client
-from vip_llava.serving.cluster.carrying import with_uploads
-from vip_llava.serving.cluster.fronts import add_passing_routes
-from vip_llava.serving.cluster.naming import (
+from vip_llava.serving.cluster.failover import Call, pass_on
+from vip_llava.serving.cluster.model_routing import (
     ANY_ERROR,
     ANY_OBJECT,
     chosen_model,
     model_list,
     model_of,
 )
-from vip_llava.serving.cluster.passing import Call, pass_on
+from vip_llava.serving.cluster.proxy_routes import add_passing_routes
 from vip_llava.serving.cluster.registry import EXPIRY_SECONDS, Registry
 from vip_llava.serving.cluster.signing import ForgedError, Secret, Verifier
-from vip_llava.serving.cluster.standing import Join, add_status_route, stay_joined
-from vip_llava.serving.entrance.problems import Problem, broken_rules
-from vip_llava.serving.entrance.stream import unless_gone
+from vip_llava.serving.cluster.upload_inlining import with_uploads
+from vip_llava.serving.cluster.worker_status import Join, add_status_route, stay_joined
+from vip_llava.serving.middleware.errors import Problem, broken_rules
+from vip_llava.serving.middleware.stream import unless_gone
 from vip_llava.serving.settings import Limits, ServerSettings
 
 __all__ = ["LOOPBACK", "Controller", "create_controller"]
@@ -231,7 +231,7 @@ def _add_list_routes(app: FastAPI, parts: Controller) -> None:
 
 
 def _preparing(together: int) -> Prepare:
-    """Work on pictures in threads, so much at a time."""
+    """Work on images in threads, so much at a time."""
     places = asyncio.Semaphore(together)
 
     async def prepare(work: Callable[[], tuple[int, int]]) -> tuple[int, int]:

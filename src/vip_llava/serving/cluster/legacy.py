@@ -1,4 +1,4 @@
-"""The original's request: a whole prompt with `<image>` in it, pictures in base64, cumulative answers.
+"""The original's request: a whole prompt with `<image>` in it, images in base64, cumulative answers.
 
 `read_prompt` turns such a prompt back into the turns that it was made of, so that the same path
 answers it as any other request, and typed text never becomes a control token. This file knows the
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vip_llava.errors import RequestError, TemplateError
-from vip_llava.model.templates import IMAGE_TEXT, TEMPLATES, Message, Template
+from vip_llava.prompting.templates import IMAGE_TEXT, TEMPLATES, Message, Template
 
 __all__ = ["ERROR_CODE", "NO_WORKER_CODE", "LegacyRequest", "LegacyTurn", "line", "read_prompt"]
 
@@ -30,13 +30,13 @@ class LegacyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(description="The whole prompt, with <image> where a picture stands.")
+    prompt: str = Field(description="The whole prompt, with <image> where an image stands.")
     model: str | None = Field(None, description="A model of the worker; its first if not given.")
     images: list[str] | None = Field(
-        None, description="Pictures in base64, in the order of the <image> marks."
+        None, description="Images in base64, in the order of the <image> marks."
     )
     regions: list[list[dict[str, Any]]] | None = Field(
-        None, description="For each picture a list of Region objects to be drawn on it."
+        None, description="For each image a list of Region objects to be drawn on it."
     )
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -67,13 +67,13 @@ class LegacyRequest(BaseModel):
 
 
 class LegacyTurn(BaseModel):
-    """One turn that was read from a prompt, with the pictures that it shows, by their places."""
+    """One turn that was read from a prompt, with the images that it shows, by their places."""
 
     model_config = ConfigDict(frozen=True)
 
     role: str
     text: str
-    pictures: tuple[int, ...] = ()
+    images: tuple[int, ...] = ()
 
 
 def line(text: str, code: int = 0) -> bytes:
@@ -87,7 +87,7 @@ def read_prompt(prompt: str, own: Template, images: int) -> list[LegacyTurn]:
     own: the model's template, tried first; its system text counts as typed. A prompt of another
         template is taken for what it says, without that template's standard system text. A prompt
         of no template is one question.
-    images: how many pictures came along; RequestError if the prompt shows another number.
+    images: how many images came along; RequestError if the prompt shows another number.
     """
     turns = _in_template(prompt, own)
     if turns is None:
@@ -102,14 +102,14 @@ def read_prompt(prompt: str, own: Template, images: int) -> list[LegacyTurn]:
     shown = sum((turn.text or "").count(IMAGE_TEXT) for turn in turns if turn.role == "user")
     if shown != images:
         raise RequestError(
-            f"the prompt has {shown} {IMAGE_TEXT} marks and {images} pictures came with it; "
-            f"each picture needs one mark"
+            f"the prompt has {shown} {IMAGE_TEXT} marks and {images} images came with it; "
+            f"each image needs one mark"
         )
-    return list(_with_pictures(turns))
+    return list(_with_images(turns))
 
 
-def _with_pictures(turns: Sequence[Message]) -> Iterator[LegacyTurn]:
-    """Take the marks out of the text; which pictures they stood for goes beside it."""
+def _with_images(turns: Sequence[Message]) -> Iterator[LegacyTurn]:
+    """Take the marks out of the text; which images they stood for goes beside it."""
     taken = 0
     for turn in turns:
         text = turn.text or ""
@@ -120,13 +120,13 @@ def _with_pictures(turns: Sequence[Message]) -> Iterator[LegacyTurn]:
         text = text.replace(f"<Image>{IMAGE_TEXT}</Image>", IMAGE_TEXT).replace(IMAGE_TEXT, "")
         places = tuple(range(taken, taken + count))
         taken += count
-        yield LegacyTurn(role=turn.role, text=text.strip(), pictures=places)
+        yield LegacyTurn(role=turn.role, text=text.strip(), images=places)
 
 
 def _in_template(prompt: str, template: Template) -> list[Message] | None:
     """System text and turns, if that template makes exactly this prompt of them."""
-    # The pictures' marks are text of the turns here.
-    template = replace(template, picture_marks=("", ""))
+    # The images' marks are text of the turns here.
+    template = replace(template, image_marks=("", ""))
     if not template.user_start.strip():
         return None
     head, _, rest = _after(prompt, template.begin).partition(template.user_start)

@@ -23,14 +23,14 @@ from starlette.responses import Response
 from vip_llava.errors import VipLlavaError
 from vip_llava.serving.api.schemas import ChatRequest
 from vip_llava.serving.cluster.legacy import ERROR_CODE, LegacyRequest, line, read_prompt
-from vip_llava.serving.cluster.naming import LEGACY_ANSWER
+from vip_llava.serving.cluster.model_routing import LEGACY_ANSWER
 from vip_llava.serving.cluster.registry import WorkerStatus
-from vip_llava.serving.cluster.standing import Join, add_status_route, as_member, stay_joined
-from vip_llava.serving.entrance.problems import Problem, as_problem, broken_rules
-from vip_llava.serving.entrance.stream import EventStream
+from vip_llava.serving.cluster.worker_status import Join, add_status_route, as_member, stay_joined
+from vip_llava.serving.middleware.errors import Problem, as_problem, broken_rules
+from vip_llava.serving.middleware.stream import EventStream
 
 if TYPE_CHECKING:
-    from vip_llava.api import Assistant
+    from vip_llava.assistant import Assistant
     from vip_llava.serving.api.models import Loader
     from vip_llava.serving.cluster.signing import Secret
     from vip_llava.serving.settings import ServerSettings
@@ -123,12 +123,12 @@ def _as_chat(given: LegacyRequest, app: FastAPI) -> ChatRequest:
     name = given.model or models.names[0]
     images, regions = given.images or [], given.regions or []
     if len(regions) > len(images):
-        raise Problem(422, "regions: more lists than pictures", code="invalid_request")
+        raise Problem(422, "regions: more lists than images", code="invalid_request")
     turns = read_prompt(given.prompt, models.get(name).processor.template, len(images))
     messages = []
     for turn in turns:
         parts: list[dict[str, Any]] = [{"type": "text", "text": turn.text}]
-        for place in turn.pictures:
+        for place in turn.images:
             address = f"data:application/octet-stream;base64,{images[place]}"
             drawn = regions[place] if place < len(regions) else []
             parts.append({"type": "image_url", "image_url": {"url": address}, "regions": drawn})

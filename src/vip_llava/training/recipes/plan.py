@@ -15,22 +15,22 @@ from transformers.initialization import no_init_weights
 
 from vip_llava.data.reading import RowFile
 from vip_llava.errors import CheckpointError, DataError
-from vip_llava.model.blueprint import (
+from vip_llava.models.building import quiet
+from vip_llava.models.checkpoint_files import read_json
+from vip_llava.models.layouts import ProjectorStyle
+from vip_llava.models.spec import (
     KNOWN_TOWERS,
     Blueprint,
     blueprint_from_hub,
     is_hub_config,
     transformers_config,
 )
-from vip_llava.model.building import quiet
-from vip_llava.model.checkpoint_files import read_json
-from vip_llava.model.layouts import ProjectorStyle
-from vip_llava.model.towers import stopped
+from vip_llava.models.truncate_layers import stopped
 from vip_llava.training.recipes.recipe import Recipe
 
 __all__ = ["count_rows", "make_plan", "memory", "outline"]
 
-#: A picture row of the published mixes, 576 of them for the picture: what a plan reckons with.
+#: An image row of the published mixes, 576 of them for the image: what a plan reckons with.
 TYPICAL_TOKENS = 832
 _CLIP = KNOWN_TOWERS["openai/clip-vit-large-patch14-336"]
 
@@ -136,7 +136,7 @@ def _blueprint(recipe: Recipe) -> Blueprint:
             "intermediate_size": 2 * tiny.width,
             "num_hidden_layers": tiny.tower_layers,
             "num_attention_heads": tiny.heads,
-            "image_size": tiny.picture,
+            "image_size": tiny.image,
             "patch_size": tiny.patch,
         }
         return _put_together(text, vision, wanted.features)

@@ -50,19 +50,19 @@ class _Values(BaseModel):
 class TinyModel(_Values):
     """A random model with a tokenizer of its own, to try training without any weights."""
 
-    width: int = Field(64, description="width of language model and picture encoder", gt=0)
+    width: int = Field(64, description="width of language model and image encoder", gt=0)
     layers: int = Field(2, description="layers of the language model", gt=0)
-    tower_layers: int = Field(12, description="layers of the picture encoder", ge=11)
+    tower_layers: int = Field(12, description="layers of the image encoder", ge=11)
     heads: int = Field(4, description="attention heads of both", gt=0)
     vocabulary: int = Field(512, description="pieces of the tokenizer, at most", ge=300)
-    picture: int = Field(112, description="side of the square that the encoder sees", gt=0)
+    image: int = Field(112, description="side of the square that the encoder sees", gt=0)
     patch: int = Field(14, description="side of a patch", gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name, whole, part in (
             ("width", self.width, self.heads),
-            ("picture", self.picture, self.patch),
+            ("image", self.image, self.patch),
         ):
             if whole % part:
                 raise ValueError(f"{name} {whole} can't be divided by {part}")
@@ -79,7 +79,7 @@ class Model(_Values):
         None, description="a language model to build on: folder or hub id; needs `projector`"
     )
     tower: str | None = Field(
-        None, description="the picture encoder, where the start has none: folder or hub id"
+        None, description="the image encoder, where the start has none: folder or hub id"
     )
     projector: str | None = Field(
         None, description="`new` for fresh weights, or the folder of a trained projector"
@@ -96,7 +96,7 @@ class Model(_Values):
         None, description="conversation template; the start's own if not given"
     )
     aspect: Literal["pad", "square", "resize"] | None = Field(
-        None, description="how pictures become square; the start's own if not given"
+        None, description="how images become square; the start's own if not given"
     )
 
     @model_validator(mode="after")
@@ -126,10 +126,10 @@ class Data(_Values):
         min_length=1,
     )
     root: str = Field(
-        ".", description="folder that files and pictures are in; `$recipe`: the recipe's folder"
+        ".", description="folder that files and images are in; `$recipe`: the recipe's folder"
     )
-    pictures: str = Field(".", description="folder of the pictures, within root")
-    max_length: int = Field(2048, description="tokens of a row, pictures included; rest cut", gt=1)
+    images: str = Field(".", description="folder of the images, within root")
+    max_length: int = Field(2048, description="tokens of a row, images included; rest cut", gt=1)
     max_failures: int | float = Field(
         0.001,
         description="rows that may be unusable: a count, or below 1 a share; more end the run",
@@ -142,7 +142,7 @@ class Data(_Values):
         None, description="tokens of a packed sequence; max_length x per_device if not given", gt=1
     )
     grouped: bool = Field(
-        False, description="batches of rows of like length, and with or without pictures"
+        False, description="batches of rows of like length, and with or without images"
     )
     feature_cache: bool = Field(
         False, description="store the encoder's outputs once; only with the projector alone"
@@ -191,7 +191,7 @@ class Optimizer(_Values):
 
     lr: float = Field(description="peak rate", gt=0)
     projector_lr: float | None = Field(None, description="the projector's, if it differs", gt=0)
-    tower_lr: float | None = Field(None, description="the picture encoder's, if it differs", gt=0)
+    tower_lr: float | None = Field(None, description="the image encoder's, if it differs", gt=0)
     weight_decay: float = Field(0.0, description="decay of matrices, not of norms", ge=0)
     warmup_ratio: float = Field(0.03, description="share of steps with a rising rate", ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = Field(

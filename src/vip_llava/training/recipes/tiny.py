@@ -1,7 +1,7 @@
 """A small random model in a folder, with a tokenizer made from the rows' own words.
 
 For trying a recipe without any weights: the tutorial, and runs on a laptop. It has everything that
-a published model has (five-layer picture encoder, projector, Llama) and can do nothing at first.
+a published model has (five-layer image encoder, projector, Llama) and can do nothing at first.
 It knows no rows; texts are handed in.
 """
 
@@ -22,8 +22,8 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.model.building import quiet
-from vip_llava.model.safetensors_files import save_tensors
+from vip_llava.models.building import quiet
+from vip_llava.models.safetensors_files import save_tensors
 from vip_llava.training.recipes.recipe import TinyModel
 
 __all__ = ["write_tiny"]
@@ -53,7 +53,7 @@ def write_tiny(folder: Path, settings: TinyModel, texts: Iterable[str], seed: in
             save_tensors(partial / "model.safetensors", model.state_dict())
     finally:
         torch.random.set_rng_state(state)
-    _write_picture_settings(partial, settings.picture)
+    _write_image_settings(partial, settings.image)
     partial.rename(folder)
     return folder
 
@@ -83,14 +83,14 @@ def _write_tokenizer(folder: Path, vocabulary: int, texts: Iterable[str]) -> int
 
 
 def _model(settings: TinyModel, pieces: int) -> VipLlavaForConditionalGeneration:
-    width, side = settings.width, settings.picture // settings.patch
+    width, side = settings.width, settings.image // settings.patch
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=2 * width,
         projection_dim=width,
         num_hidden_layers=settings.tower_layers,
         num_attention_heads=settings.heads,
-        image_size=settings.picture,
+        image_size=settings.image,
         patch_size=settings.patch,
     )
     text = LlamaConfig(
@@ -115,7 +115,7 @@ def _model(settings: TinyModel, pieces: int) -> VipLlavaForConditionalGeneration
     )
 
 
-def _write_picture_settings(folder: Path, size: int) -> None:
+def _write_image_settings(folder: Path, size: int) -> None:
     settings = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": size, "width": size},

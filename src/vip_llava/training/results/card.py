@@ -80,9 +80,9 @@ def _what(recipe: Recipe, outcome: Outcome) -> str:
     about = f" ({recipe.about})" if recipe.about else ""
     base = "a small random model" if recipe.model.tiny else f"`{recipe.model.name}`"
     return (
-        f"{what}, trained with vip-llava from {base}{about}. A person marks something in a picture "
+        f"{what}, trained with vip-llava from {base}{about}. A person marks something in an image "
         "(box, ellipse, arrow, point, scribble, triangle, outline, mask) and asks about it in words; "
-        "the mark is drawn on the picture that the model sees."
+        "the mark is drawn on the image that the model sees."
     )
 
 

@@ -1,4 +1,4 @@
-"""The loss curve of a run as a picture, drawn with Pillow from its metrics.
+"""The loss curve of a run as an image, drawn with Pillow from its metrics.
 
 Thin line: the loss of each report; thick line: its moving average. It knows nothing but numbers.
 """
@@ -21,14 +21,14 @@ _LEFT, _TOP, _RIGHT, _BOTTOM = 64, 40, 24, 48
 _INK, _GRID, _THIN, _THICK = (40, 40, 40), (225, 225, 225), (160, 190, 225), (20, 80, 160)
 
 
-def write_curve(metrics: Path, picture: Path, title: str = "loss") -> Path:
+def write_curve(metrics: Path, image: Path, title: str = "loss") -> Path:
     """Draw the `loss` of a metrics file into a PNG. Raises DataError if it holds fewer than two."""
     points = [(m["step"], float(m["loss"])) for m in read_metrics(metrics) if "loss" in m]
     points = [(step, loss) for step, loss in points if math.isfinite(loss)]
     if len(points) < 2:
         raise DataError(f"{metrics} holds {len(points)} losses; a curve needs two")
-    draw_curve(points, title).save(picture, optimize=True)
-    return picture
+    draw_curve(points, title).save(image, optimize=True)
+    return image
 
 
 def draw_curve(points: Sequence[tuple[float, float]], title: str) -> Image.Image:

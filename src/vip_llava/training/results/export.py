@@ -1,7 +1,7 @@
 """What a run leaves behind: a whole model in either layout, a projector, or an adapter.
 
 Each is a folder that `vip_llava.load` opens. Whole models are written once as transformers holds
-them and then put into the wanted layout by `model/convert.py`; folders get their name when they are
+them and then put into the wanted layout by `models/convert.py`; folders get their name when they are
 complete. It knows no training loop.
 """
 
@@ -18,14 +18,14 @@ import torch
 from transformers import PreTrainedModel
 
 from vip_llava.errors import CheckpointError
-from vip_llava.model.building import quiet
-from vip_llava.model.checkpoint_files import find_weights, has_weights, read_tensors
-from vip_llava.model.convert import convert
-from vip_llava.model.layouts import PROJECTOR, ProjectorStyle, canonical_to_original
-from vip_llava.model.loading import load_model
-from vip_llava.model.processor import Processor
-from vip_llava.model.safetensors_files import save_tensors
-from vip_llava.model.settings import PROCESSOR_FILE
+from vip_llava.models.building import quiet
+from vip_llava.models.checkpoint_files import find_weights, has_weights, read_tensors
+from vip_llava.models.convert import convert
+from vip_llava.models.layouts import PROJECTOR, ProjectorStyle, canonical_to_original
+from vip_llava.models.loading import load_model
+from vip_llava.models.processor_loading import PROCESSOR_FILE
+from vip_llava.models.safetensors_files import save_tensors
+from vip_llava.prompting.processor import Processor
 from vip_llava.training.adapters import write_adapter
 
 __all__ = [
@@ -44,7 +44,7 @@ _TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
-_PICTURES = "preprocessor_config.json"
+_IMAGES = "preprocessor_config.json"
 
 
 def export_model(
@@ -57,10 +57,10 @@ def export_model(
     dtype: torch.dtype | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write a whole model, its tokenizer and its picture settings into the new folder `target`.
+    """Write a whole model, its tokenizer and its image settings into the new folder `target`.
 
     Args:
-        folders: where the tokenizer and picture settings are copied from, most specific first.
+        folders: where the tokenizer and image settings are copied from, most specific first.
         dtype: of the written weights; as they are if not given.
         state: the weights, where they were gathered from several devices; else the model's own.
 
@@ -155,7 +155,7 @@ def merge_folder(
     Also for adapters that were trained on a base of few bits: what is merged is the full one.
 
     Args:
-        folders: where tokenizer and picture settings are, if not in the base's folder.
+        folders: where tokenizer and image settings are, if not in the base's folder.
 
     Raises:
         CheckpointError: `adapter` is none, does not fit the base, or the target is taken.
@@ -167,7 +167,7 @@ def merge_folder(
     )
     places = [adapter, *folders, *(Path(f) for f in (base,) if Path(f).is_dir())]
     if not any((place / "tokenizer.json").is_file() for place in places):
-        from vip_llava.model.hub import resolve_folder
+        from vip_llava.models.hub import resolve_folder
 
         places.append(resolve_folder(base))
     return export_model(model, processor, places, target, layout=layout)
@@ -181,7 +181,7 @@ def missing_files(folder: Path) -> list[str]:
         return missing + [name for name in wanted if not (folder / name).is_file()]
     if (folder / "mm_projector.safetensors").is_file():
         return missing + ([] if (folder / "config.json").is_file() else ["config.json"])
-    missing += [n for n in ("config.json", _PICTURES) if not (folder / n).is_file()]
+    missing += [n for n in ("config.json", _IMAGES) if not (folder / n).is_file()]
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         missing.append("tokenizer.json or tokenizer.model")
     if not has_weights(folder):
@@ -245,7 +245,7 @@ def _made(target: Path) -> Iterator[Path]:
 
 
 def _copy_settings(folders: list[Path], target: Path) -> None:
-    """Tokenizer and picture settings, each from the first folder that has them."""
+    """Tokenizer and image settings, each from the first folder that has them."""
     names = ("tokenizer.json", "tokenizer.model")
     home = next((f for f in folders if any((f / n).is_file() for n in names)), None)
     if home is None:
@@ -253,7 +253,7 @@ def _copy_settings(folders: list[Path], target: Path) -> None:
     for name in _TOKENIZER:
         if (home / name).is_file():
             shutil.copyfile(home / name, target / name)
-    for name in (_PICTURES, "generation_config.json"):
+    for name in (_IMAGES, "generation_config.json"):
         place = next((f for f in folders if (f / name).is_file()), None)
         if place is not None and not (target / name).is_file():
             shutil.copyfile(place / name, target / name)

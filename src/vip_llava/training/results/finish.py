@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vip_llava.errors import DataError
-from vip_llava.training import together
+from vip_llava.training import dist_utils as together
 from vip_llava.training.adapters import adapter_state
 from vip_llava.training.logs import METRICS
-from vip_llava.training.parts import bare
+from vip_llava.training.param_groups import bare
+from vip_llava.training.recipes.model_init import Start
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.recipes.starting import Start
 from vip_llava.training.results.card import Outcome, model_card
 from vip_llava.training.results.curve import write_curve
 from vip_llava.training.results.export import export_adapter, export_model, export_projector

@@ -1,6 +1,6 @@
 """The state of all random number generators of a process, as values for JSON.
 
-What is drawn on pictures has its own generator, made anew from (seed, epoch, row), and is not part
+What is drawn on images has its own generator, made anew from (seed, epoch, row), and is not part
 of this. It knows no trainer and no files.
 """
 

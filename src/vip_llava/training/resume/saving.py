@@ -20,7 +20,7 @@ import torch
 from transformers.trainer_callback import ExportableState
 
 from vip_llava.errors import CheckpointError
-from vip_llava.training import together
+from vip_llava.training import dist_utils as together
 from vip_llava.training.resume.checkpoints import (
     NewCheckpoint,
     last_complete,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vip_llava.errors import CheckpointError
-from vip_llava.training.parts import learned_buffers, learning
+from vip_llava.training.param_groups import learned_buffers, learning
 
 __all__ = [
     "as_safetensors",

@@ -24,18 +24,18 @@ from vip_llava.data.scenes.photos import (
     read_regions,
 )
 from vip_llava.data.scenes.settings import MixSettings
-from vip_llava.model.default import (
+from vip_llava.models.default.build import (
     FOCAL,
     IMAGE_TOKEN_ID,
     default_config,
     default_processor,
     new_default,
 )
-from vip_llava.model.efficientnet import EfficientNetLiteConfig, load_published
-from vip_llava.model.fetch import Progress
-from vip_llava.model.focal import FocalSettings
-from vip_llava.model.lite2 import ensure_tower, read_tower
-from vip_llava.model.smollm import ensure_language_model
+from vip_llava.models.default.efficientnet import EfficientNetLiteConfig, load_published
+from vip_llava.models.default.efficientnet_weights import ensure_tower, read_tower
+from vip_llava.models.default.fetch import Progress
+from vip_llava.models.default.language_model import ensure_language_model
+from vip_llava.prompting.focal_views import FocalSettings
 from vip_llava.training.scenes.learned import set_trainable
 from vip_llava.training.scenes.regions import RegionTrainer
 from vip_llava.training.scenes.settings import RunSettings
@@ -93,9 +93,7 @@ def mix_settings(settings: RunSettings) -> MixSettings:
         label_power=settings.label_power,
         shape_weights={str(k): v for k, v in settings.shape_weights.items()},
         focal_scale=(low, high),
-        augment=replace(
-            own.augment, harsh_share=settings.harsh_share, scale=settings.picture_scale
-        ),
+        augment=replace(own.augment, harsh_share=settings.harsh_share, scale=settings.image_scale),
     )
 
 

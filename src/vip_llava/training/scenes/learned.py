@@ -15,7 +15,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from vip_llava.errors import CheckpointError
-from vip_llava.model.default import LORA_TARGETS, TrainedParts, load_trained, read_trained
+from vip_llava.models.default.build import LORA_TARGETS, TrainedParts, load_trained, read_trained
 from vip_llava.training.scenes.settings import RunSettings
 
 _PIECES = ("tower", "projector", "lora", "language")

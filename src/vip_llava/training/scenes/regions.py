@@ -24,7 +24,7 @@ from vip_llava.data.scenes.mentions import IGNORED
 from vip_llava.data.scenes.mix import RegionMix
 from vip_llava.data.scenes.settings import VIEWS
 from vip_llava.errors import RequestError
-from vip_llava.model.default import save_trained, trained_state
+from vip_llava.models.default.build import save_trained, trained_state
 from vip_llava.training.scenes.learned import rate_groups, set_trainable, start_from
 from vip_llava.training.scenes.settings import RunSettings
 

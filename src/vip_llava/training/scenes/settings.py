@@ -56,7 +56,7 @@ class RunSettings(BaseModel):
     drop_view: float = Field(
         0.0, description="share of whole views blanked beside a focal one", ge=0, lt=1
     )
-    drop_token: float = Field(0.0, description="share of picture tokens blanked", ge=0, lt=1)
+    drop_token: float = Field(0.0, description="share of image tokens blanked", ge=0, lt=1)
     mosaic_share: float = Field(0.18, description="share of mosaics", ge=0, le=1)
     single_share: float = Field(0.10, description="share of photos of one thing", ge=0, le=1)
     shape_weights: dict[_Shape, _Weight] = Field(
@@ -70,14 +70,14 @@ class RunSettings(BaseModel):
     )
     shares: dict[Literal["one", "two", "three", "four", "whole"], _Weight] = Field(
         {"one": 0.66, "two": 0.10, "four": 0.10, "whole": 0.14},
-        description="of batches about one, two, three or four marked things, and about whole pictures",
+        description="of batches about one, two, three or four marked things, and about whole images",
     )
     focal_scale: float = Field(
         1.6, description="side of a focal view over the thing's longer side", gt=0
     )
     focal_minimum: float = Field(56, description="smallest side of it, in pixels", gt=0)
     focal_point_share: float = Field(
-        0.15, description="side of it for an arrow or a point, over the picture's longer side", gt=0
+        0.15, description="side of it for an arrow or a point, over the image's longer side", gt=0
     )
     named_views: bool = Field(
         False, description="say in front of each focal view what it shows and where"
@@ -88,11 +88,11 @@ class RunSettings(BaseModel):
     told_views: bool = Field(
         False, description="with named views: say behind each of several how it lies to the others"
     )
-    picture_scale: tuple[_Scale, _Scale] = Field(
+    image_scale: tuple[_Scale, _Scale] = Field(
         (0.4, 1.1), description="smallest and largest size of a scene over that of its photo"
     )
     fine_marks: bool = Field(
-        False, description="draw the marks of a focal view anew, as thin as on the whole picture"
+        False, description="draw the marks of a focal view anew, as thin as on the whole image"
     )
     mean_with_start: bool = Field(
         False, description="the result is the mean of what was started from and what was trained"

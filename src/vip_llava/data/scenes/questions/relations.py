@@ -7,7 +7,7 @@ import numpy as np
 from vip_llava.data.scenes.photos import Rectangle
 from vip_llava.data.scenes.questions.choosing import lettered
 from vip_llava.data.scenes.scene import Exchange, Scene, pick
-from vip_llava.model.focal import centre, view_remarks
+from vip_llava.prompting.focal_views import centre, view_remarks
 
 # Two centres count as apart on an axis when they differ by this share of the larger side, so that
 # the answer is one that people would give too.
@@ -28,7 +28,7 @@ def side(scene: Scene, rng: np.random.Generator) -> Exchange | None:
         return None
     axis = axes[int(rng.integers(len(axes)))]
     before = a[axis] + a[axis + 2] < b[axis] + b[axis + 2]
-    size = scene.picture.size
+    size = scene.image.size
     places = [centre(scene.regions[k], size)[axis] for k in (i, j)]
     if (places[0] < places[1]) != before:  # marks that point elsewhere than at the middle
         return None
@@ -55,7 +55,7 @@ def further(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
     The answer is the mark's wording, or the letter before it.
     """
-    count, size = len(scene.marked), scene.picture.size
+    count, size = len(scene.marked), scene.image.size
     if count < 2:
         return None
     axis, end = (int(k) for k in rng.integers(2, size=2))
@@ -100,7 +100,7 @@ def where(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     if len(scene.marked) < 2:
         return None
     index = int(rng.integers(len(scene.marked)))
-    remark = view_remarks(scene.regions, scene.picture.size)[index]
+    remark = view_remarks(scene.regions, scene.image.size)[index]
     mark = f"<region:{scene.regions[index].id}>"
     question = pick(rng, (f"Where is {mark}?", f"Say where {mark} is."))
     if rng.random() < 0.5:

@@ -1,0 +1,190 @@
+"""Choosing the next token: what a caller may set, and the arithmetic that follows from it.
+
+Requests in a batch share nothing here: each has its own parameters and its own random generator,
+and every operation is row by row, so that a request draws in any batch what it would draw alone,
+also when it is put off and taken up again. The generators live on the CPU, so that a seed means the same on every device.
+
+This module does not know a model, text or a cache: it sees `logits [R, V]` and gives token ids.
+Shape letters: R requests of this step, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from operator import is_
+
+import torch
+from torch import Tensor
+
+from vip_llava.engine.device_transfer import sent
+from vip_llava.sampling_params import SamplingParams
+
+__all__ = ["Logprobs", "Sampler", "SamplingState", "logprobs"]
+
+
+class SamplingState:
+    """What choosing remembers of one request: it stays with it, in whatever batch it is."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
+        """`prompt`: its ids without padding, for the repetition penalty.
+
+        Ids beyond the vocabulary (an image's placeholder can be one) are left out of account.
+        """
+        self.params = params.with_seed()
+        assert self.params.seed is not None
+        self.generator = torch.Generator(device="cpu").manual_seed(self.params.seed)
+        self._prompt = prompt if params.repetition_penalty != 1.0 else ()
+        self._seen: Tensor | None = None
+
+    def seen(self, vocabulary: int, device: torch.device) -> Tensor:
+        """Which tokens [V] the prompt and the answer so far hold."""
+        if self._seen is None:
+            ids = torch.tensor(self._prompt, dtype=torch.long)
+            seen = torch.zeros(vocabulary, dtype=torch.bool)
+            seen[ids[ids < vocabulary]] = True
+            self._seen = sent(seen, device)
+        return self._seen
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """How probable a token was: natural logarithms, of the model's own distribution."""
+
+    chosen: float
+    best: tuple[tuple[int, float], ...]
+    """The most probable tokens, best first."""
+
+
+def logprobs(
+    logits: Tensor, tokens: Sequence[int | None], states: Sequence[SamplingState]
+) -> list[Logprobs | None]:
+    """What `logits [R, V]` say of the tokens chosen, for those requests that asked for it."""
+    asked = [
+        row
+        for row, (token, state) in enumerate(zip(tokens, states, strict=True))
+        if token is not None and state.params.logprobs is not None
+    ]
+    told: list[Logprobs | None] = [None] * len(tokens)
+    if not asked:
+        return told
+    scores = logits[asked].float().log_softmax(dim=-1)
+    picked = torch.tensor([[tokens[row]] for row in asked], device=logits.device)
+    most = min(max(states[row].params.logprobs or 0 for row in asked), scores.shape[-1])
+    values, ids = scores.topk(most)
+    chosen = scores.gather(1, picked).squeeze(1).tolist()
+    rows = zip(asked, chosen, values.tolist(), ids.tolist(), strict=True)
+    for row, mine, best, names in rows:
+        few = states[row].params.logprobs
+        told[row] = Logprobs(mine, tuple(zip(names[:few], best[:few], strict=True)))
+    return told
+
+
+class Sampler:
+    """Chooses tokens for any selection of requests, each with its own state."""
+
+    def __init__(self, device: torch.device, suppress_ids: Collection[int] = ()) -> None:
+        """`suppress_ids` are never chosen."""
+        self._device = device
+        # Apple's GPU has no float64; one uniform number against a float32 sum is good enough there.
+        self._fine = torch.float32 if device.type == "mps" else torch.float64
+        self._suppress = sorted(set(suppress_ids))
+        self._banned: Tensor | None = None
+        self._states: tuple[SamplingState, ...] = ()
+
+    def _lay_out(self, states: Sequence[SamplingState], vocabulary: int) -> None:
+        """Build the columns of parameters; needed only when other requests are chosen for."""
+        if self._banned is None:
+            banned = [token for token in self._suppress if 0 <= token < vocabulary]
+            self._banned = sent(torch.tensor(banned, dtype=torch.long), self._device)
+        if len(states) == len(self._states) and all(map(is_, states, self._states)):
+            return
+        self._states = tuple(states)
+        params = [state.params for state in states]
+        self._drawn = [row for row, one in enumerate(params) if not one.greedy]
+        self._punished = [row for row, one in enumerate(params) if one.repetition_penalty != 1.0]
+        self._drawn_at = sent(torch.tensor(self._drawn, dtype=torch.long), self._device)
+        self._punished_at = sent(torch.tensor(self._punished, dtype=torch.long), self._device)
+        drawn = [params[row] for row in self._drawn]
+        self._temperature = self._column([row.temperature for row in drawn])
+        self._top_p = self._column([row.top_p for row in drawn])
+        self._top_k = self._column([float(row.top_k or 2**31) for row in drawn])
+        self._log_min_p = self._column([_log(row.min_p) for row in drawn])
+        self._penalty = self._column([params[row].repetition_penalty for row in self._punished])
+        self._cuts = any(row.top_p < 1 or row.top_k > 0 for row in drawn)
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return sent(torch.tensor(values, dtype=torch.float32).unsqueeze(1), self._device)
+
+    def __call__(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
+        """`logits [R, V]` -> the next token of each request; they are left as they are.
+
+        None where the model's outputs are not finite numbers, so that nothing can be chosen.
+        """
+        # One transfer for both, because each transfer waits for the device.
+        chosen, fine = torch.stack(self.choose(logits, states)).tolist()
+        return [int(token) if good else None for token, good in zip(chosen, fine, strict=True)]
+
+    def choose(self, logits: Tensor, states: Sequence[SamplingState]) -> tuple[Tensor, Tensor]:
+        """The same without waiting for the device: tokens [R], and 1 for each that counts, else 0."""
+        vocabulary = logits.shape[-1]
+        self._lay_out(states, vocabulary)
+        assert self._banned is not None
+        scores = logits.float()
+        if self._banned.numel():
+            scores = scores.index_fill(1, self._banned, -math.inf)
+        if self._punished:
+            scores = self._with_penalty(scores, vocabulary)
+        best, tokens = scores.max(dim=-1)
+        if self._drawn:
+            drawn = self._draw(scores.index_select(0, self._drawn_at))
+            # What is no number may have been drawn behind the last token.
+            tokens[self._drawn_at] = drawn.clamp(max=vocabulary - 1)
+        for row in self._punished:
+            states[row].seen(vocabulary, self._device).index_fill_(0, tokens[row : row + 1], True)
+        return tokens, best.isfinite().long()
+
+    def _with_penalty(self, scores: Tensor, vocabulary: int) -> Tensor:
+        rows = self._punished
+        seen = torch.stack([self._states[row].seen(vocabulary, self._device) for row in rows])
+        mine = scores.index_select(0, self._punished_at)
+        punished = torch.where(mine > 0, mine / self._penalty, mine * self._penalty)
+        scores = scores.clone()
+        scores[self._punished_at] = torch.where(seen, punished, mine)
+        return scores
+
+    def _draw(self, scores: Tensor) -> Tensor:
+        """One token of each drawn row by inverting its cumulated probabilities at one number.
+
+        Cumulating in vocabulary order keeps the choice stable: probabilities that differ by
+        rounding move a boundary by as much, whereas a sort could swap near-equal tokens.
+        """
+        scores = scores / self._temperature
+        if self._cuts:
+            scores = scores.masked_fill(~self._kept(scores), -math.inf)
+        floor = scores.amax(dim=-1, keepdim=True) + self._log_min_p
+        scores = scores.masked_fill(scores < floor, -math.inf)
+        reached = scores.to(self._fine).softmax(dim=-1).cumsum(dim=-1)
+        total = reached[:, -1:].contiguous()
+        numbers = [
+            torch.rand(1, generator=self._states[row].generator, dtype=torch.float64)
+            for row in self._drawn
+        ]
+        target = sent(torch.stack(numbers).to(self._fine), self._device) * total
+        drawn = torch.searchsorted(reached, target, right=True)
+        last = torch.searchsorted(reached, total)  # rounding may put the number at the very end
+        return torch.minimum(drawn, last).squeeze(1)
+
+    def _kept(self, scores: Tensor) -> Tensor:
+        """Which tokens `top_k` and `top_p` keep, `[R, V]`; the most probable one always is."""
+        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(scores.shape[-1], device=scores.device).unsqueeze(0)
+        kept = rank < self._top_k
+        chances = ordered.masked_fill(~kept, -math.inf).softmax(dim=-1)
+        kept &= chances.cumsum(dim=-1) - chances < self._top_p
+        return torch.zeros_like(kept).scatter(1, order, kept)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf

