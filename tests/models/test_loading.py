@@ -349,6 +349,11 @@ def test_the_default_model_says_what_it_does_not_take(given: str) -> None:
         load_model(**{given: "owner/model"})  # type: ignore[arg-type]
 
 
+def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"revision 'v1': .* is a folder"):
+        resolve_folder(tmp_path, revision="v1")
+
+
 def test_bins_are_only_fetched_without_safetensors() -> None:
     both = ["model.safetensors", "pytorch_model.bin", "training_args.bin", "config.json"]
     assert wanted_files(both) == ["config.json", "model.safetensors"]

@@ -250,3 +250,20 @@ def test_only_whole_folders_are_pushed(tmp_path: Path, monkeypatch: pytest.Monke
     (target / "tokenizer.json").unlink()
     lacking = export.missing_files(target)
     assert "model.safetensors" in lacking and "tokenizer.json or tokenizer.model" in lacking
+
+
+def test_a_start_that_is_only_a_part_is_told_in_the_words_of_a_recipe(
+    split: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter, projector = tmp_path / "adapter", tmp_path / "projector"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    projector.mkdir()
+    (projector / "config.json").write_text('{"model_type": "llava_llama", "mm_hidden_size": 8}')
+    for folder, words in (
+        (split["base"], "as model.base"),
+        (adapter, "as model.adapter"),
+        (projector, "as model.projector"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            start(tmp_path / "work", recipe(model={"start": str(folder)}))

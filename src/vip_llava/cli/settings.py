@@ -85,7 +85,7 @@ class SourceOptions:
     vision_tower: VisionTowerOption = None
     revision: RevisionOption = None
 
-    def keywords(self) -> dict[str, str]:
+    def keywords(self) -> dict[str, Any]:
         """The chosen values as keywords of `vip_llava.load`; unset options are left out."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in found.items() if value is not None}

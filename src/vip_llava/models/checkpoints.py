@@ -112,8 +112,8 @@ def kind_of(folder: Path) -> Kind:
         return "language_model"
     raise CheckpointError(
         f"{folder}: unknown model type {config.get('model_type')!r}; expected vipllava or llava with "
-        f"a text_config, one of the original's (llava_llama, llava_phi3, ...), or as base a language "
-        f"model ({', '.join(BACKBONES)})"
+        f"a text_config, one of the original's (llava_llama, llava_phi3, ...), or as base= "
+        f"(command line: --base) a language model ({', '.join(BACKBONES)})"
     )
 
 
