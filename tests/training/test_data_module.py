@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vip_llava.errors import CheckpointError, DataError
-from vip_llava.training.logs import read_metrics
+from vip_llava.training.metrics import read_metrics
 from vip_llava.training.recipes.recipe import Recipe
 from vip_llava.training.recipes.recipe_files import read
 from vip_llava.training.run import run

@@ -17,7 +17,7 @@ from vip_llava.training.adapters import add_adapter
 from vip_llava.training.recipes.model_init import open_start
 from vip_llava.training.recipes.recipe import Adapter, Recipe
 from vip_llava.training.results import export
-from vip_llava.training.results.card import Outcome, model_card
+from vip_llava.training.results.model_card import Outcome, model_card
 
 Make = Callable[..., Path]
 VALUES: dict[str, Any] = {

@@ -17,7 +17,7 @@ from vip_llava.training.feature_cache import (
     FeatureStore,
     tower_identity,
 )
-from vip_llava.training.resume.checkpoints import Disk
+from vip_llava.training.resume.checkpoint_folder import Disk
 from vip_llava.training.vision import read_views, tower_features
 
 

@@ -18,10 +18,10 @@ from vip_llava.data.reading import RowFile
 from vip_llava.errors import DataError, MissingExtraError, RequestError
 from vip_llava.models.loading import load_model
 from vip_llava.training.data_module import Rows, make_feed, open_rows, texts
-from vip_llava.training.logs import read_metrics
+from vip_llava.training.metrics import read_metrics
 from vip_llava.training.recipes.recipe import Recipe
 from vip_llava.training.recipes.recipe_files import read
-from vip_llava.training.resume.checkpoints import last_complete
+from vip_llava.training.resume.checkpoint_folder import last_complete
 from vip_llava.training.run import run
 
 ROOT = Path(__file__).parents[2]

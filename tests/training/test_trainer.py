@@ -24,9 +24,9 @@ from vip_llava.data.packing import PackedBatches
 from vip_llava.data.samples import BadRow, Sample
 from vip_llava.errors import CheckpointError, DataError, RequestError
 from vip_llava.training.attention import use_packed_attention
-from vip_llava.training.resume.checkpoints import Disk, last_complete, problem
-from vip_llava.training.resume.loader import EveryRow, RankBatches
-from vip_llava.training.resume.randomness import random_state, seed_apart, set_random_state
+from vip_llava.training.resume.checkpoint_folder import Disk, last_complete, problem
+from vip_llava.training.dataloader import EveryRow, RankBatches
+from vip_llava.training.resume.rng_state import random_state, seed_apart, set_random_state
 
 SCRIPT = Path(__file__).parent / "tiny.py"
 

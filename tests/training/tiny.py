@@ -181,7 +181,7 @@ def trainer(out: Path, **options: Any) -> Any:
     from vip_llava.data.failures import Failures
     from vip_llava.training.parallel import parallel_arguments
     from vip_llava.training.param_groups import choose_trainable
-    from vip_llava.training.resume.loader import EveryRow
+    from vip_llava.training.dataloader import EveryRow
     from vip_llava.training.trainer import RowTrainer
 
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ from vip_llava.training.feature_cache import (
     tower_identity,
 )
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.resume.loader import Batches, EveryRow
+from vip_llava.training.dataloader import Batches, EveryRow
 
 __all__ = ["Feed", "Rows", "make_feed", "open_rows", "texts", "with_features"]
 

@@ -29,8 +29,8 @@ from torch.utils.data import Dataset
 from vip_llava.data.samples import Sample
 from vip_llava.errors import CheckpointError, DataError
 from vip_llava.training.param_groups import bare, feature_layers
-from vip_llava.training.resume.checkpoints import Disk
-from vip_llava.training.resume.states import as_safetensors, plain_name
+from vip_llava.training.resume.checkpoint_folder import Disk
+from vip_llava.training.resume.state_dict import as_safetensors, plain_name
 from vip_llava.training.vision import tower_features
 
 __all__ = ["CachedRows", "FeatureCollator", "FeatureStore", "tower_identity"]

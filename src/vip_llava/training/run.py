@@ -28,7 +28,7 @@ from vip_llava.training import dist_utils as together
 from vip_llava.training.adapters import add_adapter, continue_adapter
 from vip_llava.training.attention import use_packed_attention
 from vip_llava.training.data_module import Feed, make_feed, open_rows, texts, with_features
-from vip_llava.training.logs import (
+from vip_llava.training.metrics import (
     Answers,
     MetricsFile,
     Progress,
@@ -42,9 +42,9 @@ from vip_llava.training.parallel import parallel_arguments
 from vip_llava.training.param_groups import choose_trainable
 from vip_llava.training.recipes.model_init import Start, open_start
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.results.card import Outcome
-from vip_llava.training.results.finish import finish
-from vip_llava.training.resume.checkpoints import last_complete
+from vip_llava.training.results.model_card import Outcome
+from vip_llava.training.results.saving import finish
+from vip_llava.training.resume.checkpoint_folder import last_complete
 from vip_llava.training.trainer import RowTrainer
 from vip_llava.training.vision import compile_layers
 

@@ -25,11 +25,11 @@ from vip_llava.training import dist_utils as together
 from vip_llava.training.losses import compute_loss_inside
 from vip_llava.training.parallel import layer_classes, share_for_certain
 from vip_llava.training.param_groups import bare, learning, optimizer_groups, part_of
-from vip_llava.training.resume.checkpoints import Disk
-from vip_llava.training.resume.loader import Batches, Collate, RankBatches, row_loader
-from vip_llava.training.resume.randomness import seed_apart, set_random_state
-from vip_llava.training.resume.saving import Saved, chosen_checkpoint, save_checkpoint
-from vip_llava.training.resume.states import frozen_fingerprint, load_learned, load_optimizer
+from vip_llava.training.resume.checkpoint_folder import Disk
+from vip_llava.training.dataloader import Batches, Collate, RankBatches, row_loader
+from vip_llava.training.resume.rng_state import seed_apart, set_random_state
+from vip_llava.training.resume.checkpointing import Saved, chosen_checkpoint, save_checkpoint
+from vip_llava.training.resume.state_dict import frozen_fingerprint, load_learned, load_optimizer
 from vip_llava.training.vision import blank_view, read_views
 
 __all__ = ["RowTrainer"]

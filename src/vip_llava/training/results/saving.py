@@ -17,14 +17,14 @@ from torch.distributed.tensor import DTensor
 from vip_llava.errors import DataError
 from vip_llava.training import dist_utils as together
 from vip_llava.training.adapters import adapter_state
-from vip_llava.training.logs import METRICS
+from vip_llava.training.metrics import METRICS
 from vip_llava.training.param_groups import bare
 from vip_llava.training.recipes.model_init import Start
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.results.card import Outcome, model_card
-from vip_llava.training.results.curve import write_curve
+from vip_llava.training.results.model_card import Outcome, model_card
+from vip_llava.training.results.loss_curve import write_curve
 from vip_llava.training.results.export import export_adapter, export_model, export_projector
-from vip_llava.training.resume.states import plain_name
+from vip_llava.training.resume.state_dict import plain_name
 
 __all__ = ["finish"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vip_llava.errors import DataError, MissingExtraError
 from vip_llava.models.loading import load_model
-from vip_llava.training.logs import (
+from vip_llava.training.metrics import (
     Answers,
     MetricsFile,
     Question,
@@ -21,7 +21,7 @@ from vip_llava.training.logs import (
     check_trackers,
     read_metrics,
 )
-from vip_llava.training.results.curve import draw_curve, write_curve
+from vip_llava.training.results.loss_curve import draw_curve, write_curve
 
 
 def state(step: int, *, first: bool = True, last: int = 10) -> Any:

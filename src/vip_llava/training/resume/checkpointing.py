@@ -21,15 +21,15 @@ from transformers.trainer_callback import ExportableState
 
 from vip_llava.errors import CheckpointError
 from vip_llava.training import dist_utils as together
-from vip_llava.training.resume.checkpoints import (
+from vip_llava.training.resume.checkpoint_folder import (
     NewCheckpoint,
     last_complete,
     new_checkpoint,
     problem,
     prune,
 )
-from vip_llava.training.resume.randomness import random_state
-from vip_llava.training.resume.states import (
+from vip_llava.training.resume.rng_state import random_state
+from vip_llava.training.resume.state_dict import (
     as_safetensors,
     learned_state,
     optimizer_settings,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import CheckpointError
-from vip_llava.training.resume.checkpoints import (
+from vip_llava.training.resume.checkpoint_folder import (
     MARKER,
     Disk,
     last_complete,

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from vip_llava.errors import DataError
-from vip_llava.training.logs import read_metrics
+from vip_llava.training.metrics import read_metrics
 
 __all__ = ["draw_curve", "write_curve"]
 
