@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vip_llava import Assistant
+from vip_llava.backends.native import NativeBackend
 from vip_llava.data.scenes.marking import SHAPES
 from vip_llava.data.scenes.mix import RegionMix, Row
 from vip_llava.data.scenes.photos import Photo, is_validation, read_regions
@@ -36,8 +37,7 @@ from vip_llava.data.scenes.scene import Exchange, Scene, Task
 from vip_llava.evaluation.benchmarks.marked import NAMING, Item, items_of
 from vip_llava.evaluation.intervals import share
 from vip_llava.models.default.build import default_processor, load_default
-from vip_llava.prompting.processor import Conversation
-from vip_llava.prompting.templates import Message
+from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.training.scenes.default_model import (
     focal_settings,
     mix_settings,
@@ -102,8 +102,9 @@ class Mix(RegionMix):
             return super()._encoded(kind, scene, asked, rng)
         box, size = scene.regions[0].bounds(scene.image.size), scene.image.size
         question, answer = (in_words(text, box, size) for text in asked[0])
-        messages = (Message("user", question), Message("assistant", answer))
-        ids, labels = self.processor.encode_training(Conversation(messages, scene.image))
+        marked = MarkedImage(scene.image, (), scene.image)
+        turns = (Turn("user", question, (marked,)), Turn("assistant", answer))
+        ids, labels = self.processor.encode_training(turns)
         if len(ids) > self._length(kind):
             return None
         return [self.processor.geometry.fit(scene.image)], ids, labels, [], []
@@ -180,7 +181,7 @@ def ask(variant: Variant, given: argparse.Namespace, device: str, out: Path) -> 
     if variant.kind == "whole":
         processor.focal = None
     photos = [photo for photo in read_regions(given.data) if is_validation(photo.id)]
-    assistant = Assistant(model, processor)
+    assistant = Assistant(NativeBackend(model, processor))
     found = {}
     for group in variant.groups:
         asked = items(photos, group, given.questions)

@@ -77,7 +77,7 @@ def beside(runs: int) -> list[tuple[float, float]]:
         ours.engine.forget()  # nothing is kept from one run to the next
         count = answer.usage.completion_tokens + (answer.finish_reason == "stop")
         began_plain = time.perf_counter()
-        inputs = processor([plain.prepare(request).conversation])
+        inputs = processor([plain.prepare(request).turns])
         with torch.inference_mode():
             model.generate(**inputs, max_new_tokens=count, do_sample=False)
         pairs.append((middle - began, time.perf_counter() - began_plain))

@@ -28,6 +28,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vip_llava.assistant import Assistant
+from vip_llava.backends.native import NativeBackend
 from vip_llava.bench.bench_model import random_subject
 from vip_llava.engine import EngineSettings
 from vip_llava.evaluation.benchmarks import open_benchmark
@@ -83,18 +84,20 @@ def random_assistant(size: str, device: str, batch_size: int) -> Assistant:
     image, per_view = subject.image_token_id, subject.tokens_per_view
     processor = Processor(tokenizer, geometry, template, image, per_view)
     settings = EngineSettings(max_running=batch_size, kv_tokens=1024 * batch_size)
-    return Assistant(subject.model, processor, name=f"random {size}", settings=settings)
+    return Assistant(
+        NativeBackend(subject.model, processor, name=f"random {size}", settings=settings)
+    )
 
 
 def loop(assistant: Assistant, benchmark: Benchmark, rows: int, new_tokens: int) -> float:
     """Rows a second of one after the other with transformers' generate."""
-    model: Any = assistant.model
+    model: Any = assistant.backend.model
     items = items_of(benchmark, rows)
     _finish(model)
     began = time.perf_counter()
     for item in items:
         prepared = assistant.prepare(item.make())
-        inputs = assistant.processor([prepared.conversation])
+        inputs = assistant.backend.processor([prepared.turns])
         with torch.inference_mode():
             model.generate(
                 input_ids=inputs["input_ids"].to(model.device),
@@ -114,7 +117,7 @@ def together(
     """Rows a second of a whole run, its folder written and scored."""
     sampling = {"max_new_tokens": new_tokens}
     with tempfile.TemporaryDirectory() as folder:
-        _finish(assistant.model)
+        _finish(assistant.backend.model)
         began = time.perf_counter()
         result = run(
             assistant,

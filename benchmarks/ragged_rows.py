@@ -20,8 +20,9 @@ from vip_llava.data.scenes.photos import Photo, is_validation, read_regions
 from vip_llava.data.scenes.scene import pick
 from vip_llava.models.default.build import default_processor
 from vip_llava.models.default.language_model import ensure_language_model
-from vip_llava.prompting.templates import Message, get_template
+from vip_llava.prompting.templates import get_template
 from vip_llava.prompting.tokenization import encode_training
+from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.regions import PALETTE, Box, resolve
 from vip_llava.regions.phrases import expand
 
@@ -30,7 +31,7 @@ ROWS, MOST = 96, 12
 QUESTIONS = ("What is {}?", "Name {}.", "What is the object {}?", "Can you tell me what {} is?")
 
 
-def conversation(photo: Photo, rng: np.random.Generator) -> list[Message]:
+def conversation(photo: Photo, rng: np.random.Generator) -> list[Turn]:
     """What is asked about a photo, the first time with the image, and the answers."""
     things = photo.things[:MOST]
     colors = [*PALETTE] * MOST
@@ -41,10 +42,10 @@ def conversation(photo: Photo, rng: np.random.Generator) -> list[Message]:
         said.append((pick(rng, QUESTIONS).format(f"<region:{region.id}>"), thing.label))
     messages = []
     for question, answer in said:
-        messages.append(Message("user", expand(question, regions)))
-        messages.append(Message("assistant", answer))
+        messages.append(Turn("user", expand(question, regions)))
+        messages.append(Turn("assistant", answer))
     first = messages[0]
-    return [Message(first.role, first.text, images=1), *messages[1:]]
+    return [Turn(first.role, first.text, (MarkedImage(photo.jpeg),)), *messages[1:]]
 
 
 def lengths(folder: Path) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from vip_llava import Assistant, load
+from vip_llava.backends.native import NativeBackend
 from vip_llava.serving.api.chat import opened, understood
 from vip_llava.serving.api.schemas import ChatRequest
 from vip_llava.serving.settings import Limits, make_settings
@@ -63,7 +64,7 @@ def random_assistant(size: str, device: str, dtype: str) -> Assistant:
         subject.image_token_id,
         subject.tokens_per_view,
     )
-    return Assistant(subject.model, processor, name=f"random {size}")
+    return Assistant(NativeBackend(subject.model, processor, name=f"random {size}"))
 
 
 def opened_assistant(given: Any) -> Assistant:
@@ -76,7 +77,7 @@ def opened_assistant(given: Any) -> Assistant:
 def serve_ours(assistant: Assistant) -> None:
     """The project's own server."""
     from vip_llava.serving.api.app import create_app
-    from vip_llava.serving.middleware.running import run
+    from vip_llava.serving.middleware.server import run
 
     settings = make_settings(port=0, limits={"rate": 0, "answer_seconds": 3600})
     app = create_app({"m": assistant}, settings)
@@ -96,7 +97,7 @@ class Worker(BaseHTTPRequestHandler):
         asked = understood(body, Limits())
         request = opened(asked, [each.address for each in asked.images], Limits())
         prepared = self.assistant.prepare(request, **asked.sampling)
-        inputs = self.assistant.processor([prepared.conversation])
+        inputs = self.assistant.backend.processor([prepared.turns])
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
@@ -109,7 +110,7 @@ class Worker(BaseHTTPRequestHandler):
     def _generated(self, inputs: Any, tokens: int) -> Any:
         from transformers import TextIteratorStreamer
 
-        processor, model = self.assistant.processor, self.assistant.model
+        processor, model = self.assistant.backend.processor, self.assistant.backend.model
         streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=3600)
         dtype = next(model.base_model.vision_tower.parameters()).dtype
         moved = {name: value.to(model.device) for name, value in inputs.items()}

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vip_llava.assistant import Assistant, Request, Shown, load
+from vip_llava.backends.native import NativeBackend
 from vip_llava.engine import TokenEvent
 from vip_llava.errors import (
     ImageError,
@@ -25,7 +26,8 @@ from vip_llava.models.default.find_marks import find_marks
 from vip_llava.prompting.focal_views import FocalSettings
 from vip_llava.prompting.geometry import ImageGeometry
 from vip_llava.prompting.processor import Processor
-from vip_llava.prompting.templates import Message, get_template
+from vip_llava.prompting.templates import get_template
+from vip_llava.prompting.turns import Turn
 from vip_llava.regions import Arrow, Box, Ellipse, draw
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -48,7 +50,7 @@ def assistant(request: pytest.FixtureRequest, tiny_model_folder: Path) -> Assist
         focal=request.param,
         find_marks=request.param and find_marks,
     )
-    return Assistant(model, processor, name="tiny")
+    return Assistant(NativeBackend(model, processor, name="tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_an_answer_tells_what_the_model_saw(assistant: Assistant, photo: Image.I
     assert [region.id for region in answer.regions] == ["1", "2"]
     assert answer.image is not None
     assert answer.image.tobytes() == draw(photo, answer.regions).tobytes() != photo.tobytes()
-    views = 1 if assistant.processor.focal is None else 3
+    views = 1 if assistant.backend.processor.focal is None else 3
     assert answer.prompt.count("<image>") == views
     assert "What is the object within the red rectangle?" in answer.prompt
     assert answer.usage.image_tokens == 16 * views
@@ -140,7 +142,7 @@ def test_a_request_may_have_its_own_parameters(assistant: Assistant) -> None:
             Request(question="Hello"),
             {
                 "question": "And?",
-                "history": [{"role": "user", "text": "Hi"}, Message("assistant", "Yo")],
+                "history": [{"role": "user", "text": "Hi"}, Turn("assistant", "Yo")],
             },
         ],
         max_new_tokens=5,
@@ -156,7 +158,7 @@ BAD: list[tuple[dict[str, Any], type[VipLlavaError], str]] = [
     ({}, RequestError, "no question"),
     ({"question": 5}, RequestError, "question: 5"),
     ({"question": "ab\ud800"}, RequestError, "question: character 3 is half of a pair"),
-    ({"question": "a", "history": [Message("user", "\udfff")]}, RequestError, "history: char"),
+    ({"question": "a", "history": [Turn("user", "\udfff")]}, RequestError, "history: char"),
     ({"question": "a", "image": None, "regions": [BOX]}, RequestError, "without an image"),
     ({"question": "a", "bbox": [1, 2, 3, 4]}, RequestError, "unknown key 'bbox'; allowed"),
     ({"question": "a", "temperature": 9}, RequestError, "temperature: 9 is out of range"),
@@ -169,7 +171,7 @@ BAD: list[tuple[dict[str, Any], type[VipLlavaError], str]] = [
     ({"question": "a", "image": "https://example.com/a.jpg"}, ImageError, "fetch"),
     ({"question": "a", "history": "hi"}, RequestError, "no list of messages"),
     ({"question": "a", "history": [{"role": "user"}]}, RequestError, "no message"),
-    ({"question": "a", "history": [Message("assistant", None)]}, RequestError, "has no text"),
+    ({"question": "a", "history": [Turn("assistant", None)]}, RequestError, "has no text"),
     ({"question": "a", "history": [{"role": "x", "text": "a"}]}, TemplateError, "role 'x'"),
     ({"question": "word " * 3000}, RequestError, r"tokens.*2048 positions"),
 ]
@@ -184,7 +186,7 @@ def test_a_bad_request_is_named_before_any_runs(
     kind: type[VipLlavaError],
     message: str,
 ) -> None:
-    monkeypatch.setattr(assistant.model, "forward", lambda **_: pytest.fail("it ran"))
+    monkeypatch.setattr(assistant.backend.model, "forward", lambda **_: pytest.fail("it ran"))
     good = {"image": photo, "question": "What is it?"}
     with pytest.raises(kind, match=message) as caught:
         assistant.ask_many([good, {"image": photo, **bad}, good])
@@ -253,7 +255,7 @@ def test_a_mark_drawn_by_hand_is_looked_at_closely(
     answer = assistant.ask(drawn, "What is within the red rectangle?", max_new_tokens=2)
     assert answer.image is not None
     assert answer.image.tobytes() == drawn.tobytes() == before
-    if assistant.processor.focal is None:
+    if assistant.backend.processor.focal is None:
         assert answer.regions == ()
         return
     [region] = answer.regions
@@ -270,7 +272,7 @@ def test_clipping_and_a_shortened_limit_are_noted(assistant: Assistant, photo: I
     assert len(answer.notes) == 1
     assert answer.finish_reason == "length"
     filler = assistant.ask(None, "Hello", max_new_tokens=1).usage.prompt_tokens
-    tokens = len(assistant.processor.tokenizer.plain("dog " * 10, at_start=False)) / 10
+    tokens = len(assistant.backend.processor.tokenizer.plain("dog " * 10, at_start=False)) / 10
     long = "dog " * int((2040 - filler) / tokens)
     cut = assistant.ask(None, "Hello " + long, max_new_tokens=400)
     assert cut.usage.total == 2048
@@ -348,7 +350,7 @@ def test_info_describes_the_model(assistant: Assistant) -> None:
     )
     assert (info.architecture, info.tokens_per_view) == ("VipLlavaForConditionalGeneration", 16)
     assert info.max_positions == 2048
-    assert info.parameters == sum(p.numel() for p in assistant.model.parameters())
+    assert info.parameters == sum(p.numel() for p in assistant.backend.model.parameters())
 
 
 def test_load_opens_a_folder_and_answers(tiny_model_folder: Path, photo: Image.Image) -> None:
@@ -374,10 +376,10 @@ def test_several_images_each_with_its_question(assistant: Assistant, photo: Imag
     # Ids and colours differ over all images, so that words mean one region.
     assert [(region.id, region.color) for region in answer.regions] == [("1", "red"), ("2", "lime")]
     assert answer.images[1].image.tobytes() == draw(other, answer.regions[1:]).tobytes()
-    views = 3 if assistant.processor.focal is None else 5
+    views = 3 if assistant.backend.processor.focal is None else 5
     assert answer.usage.image_tokens == 16 * views
     first, second = answer.prompt.split("A cat.")
-    close = 0 if assistant.processor.focal is None else 1
+    close = 0 if assistant.backend.processor.focal is None else 1
     assert (first.count("<image>"), second.count("<image>")) == (1 + close, 2 + close)
     assert "the object within the lime rectangle like the object within the red" in second
     assert len(answer.to_json()["images"]) == 3

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vip_llava.assistant import Answer, Assistant, load
+from vip_llava.backends.native import NativeBackend
 from vip_llava.engine import EngineSettings
 from vip_llava.errors import RequestError
 from vip_llava.regions import Box
@@ -37,7 +38,7 @@ def questions(photos: list[Image.Image], count: int) -> list[dict[str, Any]]:
 
 
 def fill(assistant: Assistant) -> int:
-    return assistant.engine.stats().kv_tokens_used
+    return assistant.backend.engine.stats().kv_tokens_used
 
 
 def test_a_second_turn_of_a_chat_reads_only_what_is_new(
@@ -45,13 +46,13 @@ def test_a_second_turn_of_a_chat_reads_only_what_is_new(
 ) -> None:
     chat = assistant.chat(photos[0], [BOX])
     chat.ask("What is <region:1>?", max_new_tokens=8)
-    before = assistant.engine.stats()
+    before = assistant.backend.engine.stats()
     second = chat.ask("And beside it?", max_new_tokens=8)
-    after = assistant.engine.stats()
+    after = assistant.backend.engine.stats()
     assert before.vision_misses == after.vision_misses == 1
     shared = after.cached_tokens - before.cached_tokens
     assert second.usage.prompt_tokens * 0.6 < shared < second.usage.prompt_tokens
-    fresh = Assistant(assistant.model, assistant.processor)
+    fresh = Assistant(NativeBackend(assistant.backend.model, assistant.backend.processor))
     alone = fresh.ask(photos[0], "And beside it?", BOX, history=chat.messages[:2], max_new_tokens=8)
     assert alone.text == second.text
 
@@ -61,7 +62,7 @@ def test_another_mark_is_another_image(assistant: Assistant, photos: list[Image.
         assistant.ask(photos[0], "What is <region:1>?", Box(*box, color="red"), max_new_tokens=9)
         for box in ((10, 10, 40, 30), (30, 20, 70, 50))
     ]
-    assert assistant.engine.stats().vision_misses == 2
+    assert assistant.backend.engine.stats().vision_misses == 2
     assert answers[0].prompt == answers[1].prompt
     assert answers[0].text != answers[1].text
 
@@ -70,14 +71,14 @@ def test_the_next_begins_as_one_ends(
     assistant: Assistant, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 0
-    step = assistant.engine._runner
+    step = assistant.backend.engine._runner
 
     def run(chosen: Any) -> Any:
         nonlocal most
         most = max(most, len(chosen))
         return step(chosen)
 
-    monkeypatch.setattr(assistant.engine, "_runner", run)
+    monkeypatch.setattr(assistant.backend.engine, "_runner", run)
     asked = questions(photos, 7)
     for index, one in enumerate(asked):
         one["max_new_tokens"] = 3 + 4 * index
@@ -87,23 +88,24 @@ def test_the_next_begins_as_one_ends(
     assert sorted(told) == list(range(7))
     assert [answer.usage.completion_tokens for answer in answers] == [3 + 4 * i for i in range(7)]
     # In batches of three it would be the sum of each batch's longest.
-    assert assistant.engine.stats().steps < 7 + sum(sorted(3 + 4 * i for i in range(7))[-3:])
+    assert assistant.backend.engine.stats().steps < 7 + sum(
+        sorted(3 + 4 * i for i in range(7))[-3:]
+    )
 
 
 def test_more_than_the_memory_holds_waits(
     tiny_model_folder: Path, photos: list[Image.Image]
 ) -> None:
     whole = load(tiny_model_folder, device="cpu")
-    small = Assistant(
-        whole.model, whole.processor, settings=EngineSettings(kv_tokens=256, max_running=4)
-    )
+    backend, settings = whole.backend, EngineSettings(kv_tokens=256, max_running=4)
+    small = Assistant(NativeBackend(backend.model, backend.processor, settings=settings))
     asked = questions(photos, 6)
     texts = [answer.text for answer in small.ask_many(asked, max_new_tokens=40)]
     assert texts == [whole.ask(**one, max_new_tokens=40).text for one in asked]
-    assert small.engine.stats().kv_tokens == 256
+    assert small.backend.engine.stats().kv_tokens == 256
     cut = small.ask(None, "Hello " + "dog " * 60, max_new_tokens=400)
     assert cut.usage.total == 256
-    assert "no more memory" in cut.notes[0]
+    assert "no more room" in cut.notes[0]
     with pytest.raises(RequestError, match=r"request 1: .*KV memory holds 256"):
         small.ask_many([asked[0], {"question": "word " * 200}])
 
@@ -131,7 +133,7 @@ def test_nothing_is_left_behind(assistant: Assistant, photos: list[Image.Image])
     with pytest.raises(ConnectionError):
         assistant.ask_many(questions(photos, 6), max_new_tokens=4, on_answer=leave)
     assert fill(assistant) == 0
-    assert not assistant.engine.step()
+    assert not assistant.backend.engine.step()
 
 
 def test_several_threads_may_ask(assistant: Assistant, photos: list[Image.Image]) -> None:
@@ -165,17 +167,17 @@ def test_the_default_model_answers_together_as_transformers_does_alone() -> None
         {"image": photo, "question": "What is <region:1>?", "regions": [Box(10, 10, 90, 90)]},
     ]
     answers = assistant.ask_many(asked, batch_size=3, max_new_tokens=12)
-    stops = sorted(assistant.processor.stop_ids)
+    stops = sorted(assistant.backend.processor.stop_ids)
     for one, answer in zip(asked, answers, strict=True):
-        inputs = assistant.processor([assistant.stream(**one).prepared.conversation])
-        model: Any = assistant.model
+        inputs = assistant.backend.processor([assistant.stream(**one).prepared.conversation])
+        model: Any = assistant.backend.model
         with torch.inference_mode():
             found = model.generate(
                 **inputs,
                 max_new_tokens=12,
                 do_sample=False,
                 eos_token_id=stops,
-                suppress_tokens=[assistant.processor.image_token_id],
+                suppress_tokens=[assistant.backend.processor.image_token_id],
             )
         theirs = found[0, inputs["input_ids"].shape[1] :]
-        assert answer.text == assistant.processor.decode(theirs)
+        assert answer.text == assistant.backend.processor.decode(theirs)

@@ -1,6 +1,6 @@
-"""What comes back from an ask: the text, and everything the model saw to get there.
+"""An answer: its text, and everything the model read to produce it.
 
-Plain values; knows no model and no generation.
+Plain values; this module does not know models or generation.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vip_llava.prompting.turns import MarkedImage
     from vip_llava.regions import Region
 
-__all__ = ["Answer", "DrawnImage", "Timing", "TokenLogprob", "Usage"]
+__all__ = ["Answer", "Timing", "TokenLogprob", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Usage:
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
-    """Generated tokens; the token that ended the answer is not counted."""
+    """Generated tokens, without the stop token."""
 
     @property
     def total(self) -> int:
@@ -37,23 +38,23 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds spent on one answer. Among others the last two hold what its neighbours took, and
-    `prefill` also the time that it waited for its turn."""
+    """Seconds spent on one answer. In a batch `prefill` and `decode` include the steps of other
+    requests, and `prefill` the time in the queue."""
 
     open: float
-    """Opening the image (decoding, EXIF turn, conversion to RGB)."""
+    """Opening the images: decoding, EXIF rotation, conversion to RGB."""
     draw: float
     """Resolving and drawing the regions."""
     preprocess: float
-    """Wording, tokens, and the image's way to tensors."""
+    """Wording, tokenizing, and turning the images into tensors."""
     prefill: float
-    """Vision tower and prompt, up to and with the first token."""
+    """Queue, vision tower and prompt, up to and including the first token."""
     decode: float
     """From the first token to the end of the answer."""
 
     @property
     def first_token(self) -> float:
-        """From the start to the first token."""
+        """From the call to the first token."""
         return self.open + self.draw + self.preprocess + self.prefill
 
     @property
@@ -62,33 +63,23 @@ class Timing:
         return self.first_token + self.decode
 
     def to_json(self) -> dict[str, float]:
-        """All of it in seconds, rounded to microseconds."""
+        """All times in seconds, rounded to microseconds."""
         parts = {**asdict(self), "first_token": self.first_token, "total": self.total}
         return {name: round(seconds, 6) for name, seconds in parts.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnImage:
-    """An image as the model was shown it."""
-
-    image: Image.Image
-    """Regions drawn, in its original size; RGB."""
-    regions: tuple[Region, ...]
-    """In pixels, clipped to the image, with id, colour, alpha and width filled in."""
-
-
-@dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token and the natural logarithm of its probability, as the model gave it."""
+    """A token and the natural logarithm of its probability, before penalties and temperature."""
 
     token: int
     text: str
     logprob: float
     best: tuple[TokenLogprob, ...] = ()
-    """The most probable tokens in its place, best first, as many as were asked for."""
+    """The most probable tokens at its position, best first, as many as were requested."""
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; "best" only where there is one."""
+        """The fields as JSON values; "best" only if it was requested."""
         values: dict[str, Any] = {"token": self.token, "text": self.text, "logprob": self.logprob}
         return {**values, "best": [each.to_json() for each in self.best]} if self.best else values
 
@@ -98,37 +89,37 @@ class Answer:
     """One answer. `str(answer)` is its text."""
 
     text: str
-    """White space at both ends, stop texts and control tokens are not part of it."""
-    images: tuple[DrawnImage, ...]
-    """All images of the conversation, in order."""
+    """Without surrounding white space, stop strings and control tokens."""
+    images: tuple[MarkedImage, ...]
+    """All images of the conversation, in order, each drawn and with its resolved regions."""
     prompt: str
-    """The whole prompt, with `<image>` where a view of the image stands."""
+    """The whole prompt, with `<image>` for each view of an image."""
     usage: Usage
     timing: Timing
     notes: tuple[str, ...]
-    """What was changed on the way: clipped regions, a dropped marker, a shortened limit."""
+    """What was changed on the way: clipped regions, a dropped image marker, a shortened limit."""
     finish_reason: Literal["stop", "length"]
     """"stop": the model or a stop text ended it; "length": the limit of tokens did."""
     seed: int
-    """The seed that was used; asking again with it and a temperature gives the same answer."""
+    """The seed that was used; the same request with this seed gives the same answer."""
     logprobs: tuple[TokenLogprob, ...] | None = None
-    """One for each token of the answer, where they were asked for."""
+    """One for each token of the answer, if requested."""
 
     @property
     def image(self) -> Image.Image | None:
-        """The image, the first one of several, as the model was shown it; None without one."""
-        return self.images[0].image if self.images else None
+        """The first image as the model saw it, with its regions drawn; None without images."""
+        return self.images[0].shown if self.images else None
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The regions of all images as they were drawn, each in pixels of its own image."""
+        """The regions of all images as they were drawn, in pixels of their own image."""
         return tuple(region for each in self.images for region in each.regions)
 
     def __str__(self) -> str:
         return self.text
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the images themselves, of which the sizes stay."""
+        """The answer as JSON values; of images the sizes only."""
         values: dict[str, Any] = {
             "text": self.text,
             "finish_reason": self.finish_reason,
@@ -141,7 +132,7 @@ class Answer:
             "seed": self.seed,
         }
         if len(self.images) > 1:
-            values["images"] = [_size(each.image) for each in self.images]
+            values["images"] = [_size(each.shown) for each in self.images]
         if self.logprobs is not None:
             values["logprobs"] = [each.to_json() for each in self.logprobs]
         return values

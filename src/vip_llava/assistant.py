@@ -1,45 +1,44 @@
-"""The one way in: `load()` gives an `Assistant` that answers about images and their regions.
+"""`load()` gives an `Assistant`, which answers questions about images and their regions.
 
-It puts the parts together - request, processor, engine - and decides nothing that they decide.
+It joins request preparation and a backend, and decides nothing that they decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
 
-from vip_llava.answer import Answer, DrawnImage, Timing, TokenLogprob, Usage
+from vip_llava.answer import Answer, Timing, TokenLogprob, Usage
+from vip_llava.backends.native import ModelInfo, NativeBackend
 from vip_llava.chat import Chat
-from vip_llava.engine import Engine, EngineSettings, Generated
 from vip_llava.errors import RequestError
-from vip_llava.prompting.prepare import Prepared, Request, Sampling, Shown, as_request, naming
+from vip_llava.prompting.prepare import Prepared, Request, Sampling, as_request, naming
+from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
-    from vip_llava.engine import Handle, TokenEvent
-    from vip_llava.prompting.prepare import ImageInput, MessageLike, RegionLike
-    from vip_llava.prompting.processor import Processor
+    from vip_llava.engine import Generated, Handle, TokenEvent
+    from vip_llava.prompting.prepare import AskedImage, TurnLike
+    from vip_llava.prompting.turns import RegionLike
 
 __all__ = [
     "Answer",
     "AnswerStream",
     "Assistant",
     "Chat",
-    "DrawnImage",
+    "MarkedImage",
     "ModelInfo",
-    "Pending",
+    "PendingAnswer",
     "Request",
-    "Shown",
     "Timing",
     "TokenLogprob",
+    "Turn",
     "Usage",
     "load",
 ]
@@ -88,74 +87,31 @@ def load(
         vision_tower=vision_tower,
         revision=revision,
     )
-    return Assistant(model, processor, name=str(name_or_folder or "default"))
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What was loaded."""
-
-    name: str
-    architecture: str
-    parameters: int
-    dtype: str
-    device: str
-    template: str
-    tokens_per_view: int
-    """Tokens that one view of an image takes in the prompt."""
-    max_positions: int | None
-    """Prompt and answer together hold at most this many tokens; None: not known."""
+    return Assistant(NativeBackend(model, processor, name=str(name_or_folder or "default")))
 
 
 class Assistant:
-    """A loaded model that answers. `model` and `processor` may be used directly; `info` describes.
+    """A loaded model that answers questions about images and their regions.
 
-    Several threads may ask at once; all requests share the steps of `engine`. Answers given together
-    equal single answers: in float32, up to near-ties in half precision.
+    Several threads may ask at once; the backend batches their requests. Batched answers equal single
+    ones: in float32, up to near-ties in half precision.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: Processor,
-        *,
-        name: str = "",
-        settings: EngineSettings | None = None,
-    ) -> None:
-        """`settings`: how much the engine may hold and do at once."""
-        self.model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
-        self.processor = processor
-        text = model.config.get_text_config()
-        self.info = ModelInfo(
-            name=name,
-            architecture=type(model).__name__,
-            parameters=model.num_parameters()
-            + sum(getattr(part, "hidden_parameters", 0) for part in model.modules()),
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
-            template=processor.template.name,
-            tokens_per_view=processor.tokens_per_view,
-            max_positions=getattr(text, "max_position_embeddings", None),
-        )
-        self.engine = Engine(
-            model,
-            image_token_id=processor.image_token_id,
-            stop_ids=processor.stop_ids,
-            decode=processor.tokenizer.decode,
-            stop_strings=processor.stop_strings,
-            trim=True,
-            # A model can't show an image, so it never says the token that stands for one.
-            suppress_ids={processor.image_token_id},
-            settings=settings,
-        )
+    def __init__(self, backend: NativeBackend) -> None:
+        self.backend = backend
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded."""
+        return self.backend.info
 
     def ask(
         self,
-        image: ImageInput,
+        image: AskedImage,
         question: str,
         regions: Sequence[RegionLike] | RegionLike = (),
         *,
-        history: Sequence[MessageLike] = (),
+        history: Sequence[TurnLike] = (),
         **sampling: Unpack[Sampling],
     ) -> Answer:
         """Ask one question about an image and regions of it.
@@ -172,11 +128,11 @@ class Assistant:
 
     def stream(
         self,
-        image: ImageInput,
+        image: AskedImage,
         question: str,
         regions: Sequence[RegionLike] | RegionLike = (),
         *,
-        history: Sequence[MessageLike] = (),
+        history: Sequence[TurnLike] = (),
         **sampling: Unpack[Sampling],
     ) -> AnswerStream:
         """As `ask`, giving pieces of text as they come; `.answer` has the rest at the end.
@@ -184,7 +140,7 @@ class Assistant:
         What was given is checked here, at once; generation begins with the first piece.
         """
         request = Request(image=image, question=question, regions=regions, history=history)
-        return AnswerStream(self, self._prepare(request, _params(sampling)))
+        return AnswerStream(self.backend, self.backend.prepare(request, _params(sampling)))
 
     def ask_many(
         self,
@@ -210,9 +166,9 @@ class Assistant:
         prepared = []
         for index, request in enumerate(requests):
             with naming(index):
-                prepared.append(self._prepare(as_request(request, params), params))
+                prepared.append(self.backend.prepare(as_request(request, params), params))
         # The longest first, so that what is too much for the memory fails at the beginning.
-        order = sorted(range(len(prepared)), key=lambda i: (-prepared[i].prompt_tokens, i))
+        order = sorted(range(len(prepared)), key=lambda i: (-len(prepared[i].input_ids), i))
         answers: dict[int, Answer] = {}
         with closing(self._run(prepared, order, batch_size)) as ended:
             for index, answer in ended:
@@ -223,10 +179,10 @@ class Assistant:
 
     def chat(
         self,
-        image: ImageInput = None,
+        image: AskedImage = None,
         regions: Sequence[RegionLike] | RegionLike = (),
         *,
-        history: Sequence[MessageLike] = (),
+        history: Sequence[TurnLike] = (),
     ) -> Chat:
         """A conversation of several turns about one image; regions may be added on the way."""
         return Chat(self, image, regions, history)
@@ -234,41 +190,38 @@ class Assistant:
     def prepare(
         self, request: Request | Mapping[str, Any], **sampling: Unpack[Sampling]
     ) -> Prepared:
-        """Everything up to the prompt, checked: opens, draws and words. Needs no engine.
+        """Open, draw, word and tokenize a request without generating anything.
 
-        Raises what `ask` raises. For servers, which do this in threads of their own.
+        Servers do this in threads of their own, then `submit`. Raises what `ask` raises.
         """
         params = _params(sampling)
-        return self._prepare(as_request(request, params), params)
+        return self.backend.prepare(as_request(request, params), params)
 
     def submit(
         self, prepared: Prepared, on_event: Callable[[TokenEvent], None] | None = None
-    ) -> Pending:
-        """Queue a prepared request; it runs when somebody waits, or by the thread of `engine.start`.
+    ) -> PendingAnswer:
+        """Queue a prepared request. It runs while a caller waits for any answer, or in the engine's
+        own thread.
 
-        on_event: called for each token by the thread that makes the steps; must not wait.
+        Args:
+            on_event: called for each token by the thread that runs the engine; must not block.
         """
-        return Pending(self, prepared, on_event)
-
-    def _prepare(self, request: Request, params: SamplingParams) -> Prepared:
-        prepared = Prepared.of(request, self.processor, params)
-        self.engine.room(prepared.prompt_tokens)
-        return prepared
+        return PendingAnswer(self.backend, prepared, on_event)
 
     def _run(
         self, prepared: Sequence[Prepared], order: Sequence[int], together: int
     ) -> Generator[tuple[int, Answer]]:
         """The answers with their indices as they end; at most `together` are on their way."""
         begin = iter(order)
-        running: dict[int, Pending] = {}
+        running: dict[int, PendingAnswer] = {}
         try:
             while True:
                 for index in islice(begin, together - len(running)):
                     with naming(index):
-                        running[index] = Pending(self, prepared[index])
+                        running[index] = self.submit(prepared[index])
                 if not running:
                     return
-                self.engine.wait_any([asked.handle for asked in running.values()])
+                self.backend.wait_any([asked.handle for asked in running.values()])
                 for index in [i for i, asked in running.items() if asked.handle.done]:
                     with naming(index):
                         answer = running.pop(index).answer()
@@ -279,24 +232,27 @@ class Assistant:
 
 
 class AnswerStream(Iterator[str]):
-    """Pieces of an answer. Joined they are `answer.text`; leave early with `close()` or by `with`."""
+    """Pieces of an answer as they come; joined they are `answer.text`.
 
-    def __init__(self, assistant: Assistant, prepared: Prepared) -> None:
+    Leave early with `close()` or at the end of a `with` block.
+    """
+
+    def __init__(self, backend: NativeBackend, prepared: Prepared) -> None:
         self.prepared = prepared
-        self._assistant = assistant
+        self._backend = backend
         self._answer: Answer | None = None
         self._pieces = self._run()
         self.on_end: Callable[[Answer], None] | None = None
 
     def _run(self) -> Generator[str, None, None]:
-        asked = Pending(self._assistant, self.prepared)
+        pending = PendingAnswer(self._backend, self.prepared)
         try:
-            for event in asked.handle:
+            for event in pending.handle:
                 if event.text:
                     yield event.text
         finally:
-            asked.handle.cancel()
-        self._answer = asked.answer()
+            pending.cancel()
+        self._answer = pending.answer()
         if self.on_end is not None:
             self.on_end(self._answer)
 
@@ -327,53 +283,45 @@ class AnswerStream(Iterator[str]):
         self.close()
 
 
-class Pending:
-    """A prepared request on its way through processor and engine; `Assistant.submit` makes it."""
+class PendingAnswer:
+    """A request that was submitted; `Assistant.submit` makes it."""
 
     def __init__(
         self,
-        assistant: Assistant,
+        backend: NativeBackend,
         prepared: Prepared,
         on_event: Callable[[TokenEvent], None] | None = None,
     ) -> None:
-        processor = assistant.processor
-        self._decode = processor.tokenizer.decode
-        began = perf_counter()
-        inputs = processor([prepared.conversation])
-        ids: list[int] = inputs["input_ids"][0].tolist()
-        self._image_tokens = ids.count(processor.image_token_id)
-        self._seconds = perf_counter() - began
-        self._prepared = prepared
-        pixels = inputs.get("pixel_values")
-        self.handle: Handle = assistant.engine.submit(
-            ids, pixels, prepared.sampling, on_event=on_event
-        )
+        self._backend = backend
+        self.handle: Handle = backend.submit(prepared, on_event)
+        # The engine has the pixels now and drops them once they are encoded.
+        self._prepared = replace(prepared, pixel_values=None)
 
     @property
     def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether it has ended: complete, failed or cancelled."""
         return self.handle.done
 
     def cancel(self) -> None:
-        """Give it up; its memory is free before the engine's next step."""
+        """Stop generating; its memory is free before the engine's next step."""
         self.handle.cancel()
 
     def answer(self) -> Answer:
-        """The answer; waits for it. Raises the error that ended it, RequestError if cancelled."""
-        one, generated = self._prepared, self.handle.result()
+        """Wait for the answer. Raises the error that ended it; RequestError if it was cancelled."""
+        prepared, generated = self._prepared, self.handle.result()
         return Answer(
             text=generated.text,
-            images=tuple(DrawnImage(each.image, each.regions) for each in one.conversation.drawn),
-            prompt=one.prompt,
-            usage=Usage(generated.prompt_tokens, self._image_tokens, len(generated.tokens)),
+            images=prepared.images,
+            prompt=prepared.prompt,
+            usage=Usage(generated.prompt_tokens, prepared.image_tokens, len(generated.tokens)),
             timing=Timing(
-                open=one.open_seconds,
-                draw=one.draw_seconds,
-                preprocess=one.encode_seconds + self._seconds,
+                open=prepared.open_seconds,
+                draw=prepared.draw_seconds,
+                preprocess=prepared.encode_seconds,
                 prefill=generated.prefill_seconds,
                 decode=generated.decode_seconds,
             ),
-            notes=one.notes + _shortened(generated, one.sampling.max_new_tokens),
+            notes=prepared.notes + _shortened(generated, prepared.sampling.max_new_tokens),
             finish_reason=generated.finish_reason,
             seed=generated.seed,
             logprobs=self._logprobs(generated),
@@ -382,22 +330,23 @@ class Pending:
     def _logprobs(self, generated: Generated) -> tuple[TokenLogprob, ...] | None:
         if generated.logprobs is None:
             return None
-        told = []
-        for token, about in zip(generated.tokens, generated.logprobs, strict=True):
+        decode = self._backend.decode
+        found = []
+        for token, logprobs in zip(generated.tokens, generated.logprobs, strict=True):
             best = tuple(
-                TokenLogprob(other, self._decode([other]), value) for other, value in about.best
+                TokenLogprob(other, decode(other), value) for other, value in logprobs.best
             )
-            told.append(TokenLogprob(token, self._decode([token]), about.chosen, best))
-        return tuple(told)
+            found.append(TokenLogprob(token, decode(token), logprobs.chosen, best))
+        return tuple(found)
 
 
 def _shortened(generated: Generated, asked: int) -> tuple[str, ...]:
-    """A note where the answer had to end before the limit that was asked for."""
+    """A note where the answer ended before the requested limit."""
     if generated.finish_reason != "length" or generated.max_new_tokens >= asked:
         return ()
     return (
-        f"the answer was ended after {generated.max_new_tokens} tokens, not {asked}: "
-        f"the model holds no more positions, or the engine no more memory",
+        f"the answer stopped after {generated.max_new_tokens} tokens instead of {asked}: the "
+        f"model has no more positions, or the KV cache no more room",
     )
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from vip_llava.prompting.templates import Message, Template, get_template
+from vip_llava.errors import DataError
+from vip_llava.prompting.templates import IMAGE_TEXT, Template, get_template
 from vip_llava.prompting.tokenization import (
     IGNORED_LABEL,
     IMAGE_ID,
     encode_training,
-    record_messages,
+    training_turns,
 )
 from vip_llava.prompting.tokenizers import (
     ControlToken,
@@ -26,7 +28,10 @@ from vip_llava.prompting.tokenizers import (
     PieceTokenizer,
     TextTokenizer,
 )
+from vip_llava.prompting.turns import MarkedImage, Role, Turn
 
+ROLES: dict[object, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+BLANK = MarkedImage(Image.new("RGB", (1, 1)))
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -118,8 +123,20 @@ class Version:
     tokenizer: TextTokenizer
     pad_id: int
 
-    def messages(self, record: Mapping[str, Any]) -> tuple[Message, ...]:
-        return record_messages(self.template, record["conversation"], has_image=record["has_image"])
+    def turns(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
+        """The record's turns; the `<image>` markers of a turn become one image in front of it."""
+        turns = []
+        for given in record["conversation"]:
+            role, text = ROLES.get(given.get("from")), given.get("value")
+            if role is None or not isinstance(text, str):
+                raise DataError("a turn has a value, and is from human, gpt or system")
+            marked = record["has_image"] and IMAGE_TEXT in text
+            if marked and role != "user":
+                raise DataError("an answer can't hold an image")
+            if marked:
+                text = text.replace(IMAGE_TEXT, "").strip()
+            turns.append(Turn(role, text, (BLANK,) if marked else ()))
+        return training_turns(self.template, turns)
 
     def encode(
         self, record: Mapping[str, Any], *, max_length: int | None = None
@@ -128,7 +145,7 @@ class Version:
         return encode_training(
             self.tokenizer,
             self.template,
-            self.messages(record),
+            self.turns(record),
             image_start=marks[0],
             image_end=marks[1],
             max_length=max_length,
@@ -142,12 +159,12 @@ class Version:
 
     def spells_control(self, record: Mapping[str, Any]) -> bool:
         """A text holds a control token's name: a token for the original, text for us."""
-        texts = [message.text or "" for message in self.messages(record)]
+        texts = [turn.text or "" for turn in self.turns(record)]
         return any(name in text for name in self.tokenizer.controls for text in texts)
 
     def leaves_answer_open(self, record: Mapping[str, Any]) -> bool:
         """An empty answer (the original reads it as "to be generated" and writes no end)."""
-        return any(message.text == "" and not message.images for message in self.messages(record))
+        return any(turn.text == "" and not turn.images for turn in self.turns(record))
 
     def ids_are_right(self, record: Mapping[str, Any]) -> bool:
         return not self.spells_control(record) and not self.leaves_answer_open(record)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vip_llava.data.records import parse_row
-from vip_llava.data.tasks import Marked, arrange
+from vip_llava.data.tasks import ArrangedRow, arrange
 from vip_llava.regions.colors import PALETTE
 from vip_llava.regions.sampling import generator
 
@@ -96,7 +96,7 @@ def pieces(turns: Sequence[str]) -> set[tuple[str, str]]:
     return found
 
 
-def arranged(case: Record, size: tuple[int, int], count: int, folder: Path) -> list[Marked]:
+def arranged(case: Record, size: tuple[int, int], count: int, folder: Path) -> list[ArrangedRow]:
     """What we make of a recorded row under `count` generators, with its settings."""
     if "meta_file" in case:
         name = Path(case["source"]["meta_dir"]).name
@@ -111,4 +111,4 @@ def arranged(case: Record, size: tuple[int, int], count: int, folder: Path) -> l
     ]  # fmt: skip
 
 
-Arranger = Callable[[Record, int], list[Marked]]
+Arranger = Callable[[Record, int], list[ArrangedRow]]

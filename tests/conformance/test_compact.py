@@ -17,9 +17,11 @@ from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessorPil
 
 from vip_llava.prompting.geometry import ImageGeometry
-from vip_llava.prompting.templates import Message, get_template
+from vip_llava.prompting.templates import get_template
+from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.regions import Box, Contour, Ellipse, Mask, Region, draw
 
+BLANK = (MarkedImage(Image.new("RGB", (1, 1))),)
 pytestmark = pytest.mark.conformance
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -134,9 +136,9 @@ START, END = "<|start_header_id|>{}<|end_header_id|>\n\n", "<|eot_id|>"
 )  # fmt: skip
 def test_prompts_in_full(name: str, prompt: str) -> None:
     turns = (
-        Message("user", "What is it?", 1),
-        Message("assistant", "A dog."),
-        Message("user", "Why?"),
-        Message("assistant", None),
+        Turn("user", "What is it?", BLANK),
+        Turn("assistant", "A dog."),
+        Turn("user", "Why?"),
+        Turn("assistant", None),
     )
     assert get_template(name).prompt(turns) == prompt

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vip_llava.data.reading import RowFile
-from vip_llava.data.tasks import Marked, arrange
+from vip_llava.data.tasks import ArrangedRow, arrange
 from vip_llava.regions.sampling import generator
 
 from .rows import Record, hints, normal, records, unmarked
@@ -40,7 +40,7 @@ def cases(folder: Path) -> list[Record]:
     return list(records(folder / "cases.jsonl"))
 
 
-def made(rows: RowFile, folder: Path, index: int, number: int = 0) -> Marked:
+def made(rows: RowFile, folder: Path, index: int, number: int = 0) -> ArrangedRow:
     row = rows[index]
     size = None
     if row.images:

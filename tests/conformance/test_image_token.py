@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from vip_llava.prompting.tokenization import encode_marked
+from vip_llava.prompting.templates import IMAGE_TEXT, Span
+from vip_llava.prompting.tokenization import encode_spans
 from vip_llava.prompting.tokenizers import TextTokenizer
 
 pytestmark = pytest.mark.conformance
+
+
+def encode_marked(tokenizer: TextTokenizer, prompt: str) -> list[int]:
+    """Ids of a prompt in which `<image>` and control tokens mean what they spell."""
+    first, *others = prompt.split(IMAGE_TEXT)
+    spans = [Span(first)]
+    for text in others:
+        spans += [Span(IMAGE_TEXT, "image"), Span(text)]
+    return encode_spans(tokenizer, spans).ids
 
 
 def test_rebuilt_tokenizers(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vip_llava.data.tasks import Marked
+from vip_llava.data.tasks import ArrangedRow
 from vip_llava.errors import DataError
 
 from . import rows
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.conformance
 
 SIGMAS = 4.5
 DRAWS = 800
-Arranger = Callable[[Record, int], list[Marked]]
+Arranger = Callable[[Record, int], list[ArrangedRow]]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def arranged(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     return lambda case, count: rows.arranged(case, size, count, folder)
 
 
-def said(marked: Marked) -> list[str]:
+def said(marked: ArrangedRow) -> list[str]:
     return [turn.text for turn in marked.turns]
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vip_llava.errors import TemplateError
-from vip_llava.prompting.templates import TEMPLATES, Message, Role, get_template
+from vip_llava.prompting.templates import TEMPLATES, get_template
+from vip_llava.prompting.turns import MarkedImage, Role, Turn
 
+BLANK = (MarkedImage(Image.new("RGB", (1, 1))),)
 pytestmark = pytest.mark.conformance
 
 
@@ -21,9 +24,9 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return facts, [json.loads(line) for line in lines]
 
 
-def messages_of(case: dict[str, Any], roles: Sequence[str]) -> list[Message]:
+def messages_of(case: dict[str, Any], roles: Sequence[str]) -> list[Turn]:
     """Our messages for a recorded list; a tuple's image goes where the original's server puts it."""
-    turns: list[Message] = []
+    turns: list[Turn] = []
     for index, (role, text) in enumerate(case["messages"]):
         # `plain` has two empty role names: there only the place tells who speaks.
         speaker = roles.index(role) if roles[0] != roles[1] else index % 2
@@ -31,11 +34,11 @@ def messages_of(case: dict[str, Any], roles: Sequence[str]) -> list[Message]:
         if isinstance(text, list):
             text = text[0].replace("<image>", "").strip() if index == 0 else text[0]
             if index == 0 and "mmtag" in case["template"]:
-                turns += [Message("user", "", 1), Message("assistant", "Received.")]
+                turns += [Turn("user", "", BLANK), Turn("assistant", "Received.")]
             else:
-                turns.append(Message(ours, text, 1))
+                turns.append(Turn(ours, text, BLANK))
                 continue
-        turns.append(Message(ours, text))
+        turns.append(Turn(ours, text))
     return turns
 
 
@@ -80,7 +83,7 @@ def test_facts(family: Callable[[str], Path]) -> None:
     assert set(facts) <= set(TEMPLATES)
     for name, fact in facts.items():
         template = get_template(name)
-        prompt = template.prompt([Message("user", "Q"), Message("assistant", "A")])
+        prompt = template.prompt([Turn("user", "Q"), Turn("assistant", "A")])
         # The system text of some templates is recorded with its turn mark in front.
         assert fact["system"] in prompt, name
         assert fact["system"].endswith(template.system), name

@@ -70,9 +70,7 @@ def test_every_answer_is_learned_and_nothing_else(
         if version.refuses(record):
             continue
         ids, labels = version.encode(record)
-        answers = [
-            message.text for message in version.messages(record) if message.role == "assistant"
-        ]
+        answers = [turn.text for turn in version.turns(record) if turn.role == "assistant"]
         runs: list[list[int]] = [[]]
         for id_, label in zip(ids, labels, strict=True):
             assert label in (id_, IGNORED_LABEL)

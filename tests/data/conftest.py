@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from vip_llava.data.records import parse_row
-from vip_llava.data.tasks import Marked, arrange
+from vip_llava.data.tasks import ArrangedRow, arrange
 
 #: Width and height of the photo that the boxes below are on.
 SIZE = (320, 240)
-Arranger = Callable[..., list[Marked]]
+Arranger = Callable[..., list[ArrangedRow]]
 
 
 @pytest.fixture(scope="session")
 def arranged() -> Arranger:
     """`arranged(row_object, times=20)`: what becomes of a row under `times` generators."""
 
-    def make(value: dict[str, Any], times: int = 20, **options: Any) -> list[Marked]:
+    def make(value: dict[str, Any], times: int = 20, **options: Any) -> list[ArrangedRow]:
         row = parse_row(value)
         return [arrange(row, SIZE, random.Random(seed), **options) for seed in range(times)]
 

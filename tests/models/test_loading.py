@@ -241,8 +241,7 @@ def test_dtype_and_device_arguments(tiny_model_folder: Path) -> None:
 def test_load_model_gives_a_processor_that_feeds_the_model(tiny_model_folder: Path) -> None:
     from PIL import Image
 
-    from vip_llava.prompting.processor import Conversation
-    from vip_llava.prompting.templates import Message
+    from vip_llava.prompting.turns import MarkedImage, Turn
 
     stages: list[str] = []
     model, processor = load_model(
@@ -253,7 +252,7 @@ def test_load_model_gives_a_processor_that_feeds_the_model(tiny_model_folder: Pa
     )
     assert stages and processor.geometry.mode == "pad" and processor.geometry.size == 56
     image = Image.new("RGB", (80, 40), "red")
-    inputs = processor([Conversation((Message("user", "What is it?"),), image)])
+    inputs = processor([[Turn("user", "What is it?", (MarkedImage(image, (), image),))]])
     assert int((inputs["input_ids"] == processor.image_token_id).sum()) == 16
     with torch.no_grad():
         logits = model(**inputs).logits

@@ -12,17 +12,26 @@ from PIL import Image
 
 from vip_llava.errors import CheckpointError, RequestError
 from vip_llava.prompting.geometry import ImageGeometry
-from vip_llava.prompting.processor import Conversation, Drawn, FocalSettings, Processor
-from vip_llava.prompting.templates import Message, get_template
+from vip_llava.prompting.processor import FocalSettings, Processor
+from vip_llava.prompting.templates import get_template
 from vip_llava.prompting.tokenizers import JsonTokenizer, PieceTokenizer
+from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.regions import Box, Point, Region, resolve
 
 IMAGE_ID = 9000
 IMAGE = Image.new("RGB", (40, 20), (200, 10, 10))
 
 
+Conversation = tuple[Turn, ...]
+
+
+def marked(image: Image.Image, *regions: Region) -> MarkedImage:
+    """An image as it is after drawing; the marks themselves don't matter here."""
+    return MarkedImage(image, regions, image)
+
+
 def ask(text: str, image: Image.Image | None = IMAGE, *regions: Region) -> Conversation:
-    return Conversation((Message("user", text),), image, regions)
+    return (Turn("user", text, () if image is None else (marked(image, *regions),)),)
 
 
 @pytest.fixture
@@ -39,7 +48,7 @@ def looking_twice(processor: Processor) -> Processor:
 
 def test_prompt_for_people(looking_twice: Processor) -> None:
     conversation = ask("What?", IMAGE, Box(2, 2, 8, 8), Point(30, 10))
-    assert looking_twice.prompt_text(conversation) == (
+    assert looking_twice.encode(conversation)[1] == (
         "<|im_start|>user\n<image>\n<image>\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -50,7 +59,7 @@ def test_a_batch_is_padded_on_the_left(looking_twice: Processor) -> None:
     assert inputs["pixel_values"].shape == (3, 3, 16, 16)
     assert inputs["pixel_values"].dtype == torch.float32
     for row, ids, mask in zip(rows, inputs["input_ids"], inputs["attention_mask"], strict=True):
-        alone = looking_twice.encode_one(row)
+        alone = looking_twice.encode(row)[0]
         assert mask.tolist() == [0] * (len(mask) - len(alone)) + [1] * len(alone)
         assert ids[mask.bool()].tolist() == alone
         assert set(ids[~mask.bool()].tolist()) <= {looking_twice.pad_id}
@@ -61,7 +70,7 @@ def test_views_are_in_row_order(looking_twice: Processor) -> None:
     green = Image.new("RGB", (20, 20), (0, 200, 0))
     rows = [ask("a", IMAGE, Box(2, 2, 8, 8)), ask("b", green)]
     pixels = looking_twice(rows)["pixel_values"]
-    views = [*looking_twice.views(IMAGE, rows[0].regions), green]
+    views = [*looking_twice.views(rows[0][0].images[0]), green]
     for made, view in zip(pixels, views, strict=True):
         assert np.array_equal(made.numpy(), looking_twice.geometry.pixels(view))
 
@@ -72,8 +81,8 @@ def test_no_image_no_pixels(processor: Processor) -> None:
 
 def test_regions_without_focal_settings_add_no_view(processor: Processor) -> None:
     conversation = ask("What?", IMAGE, Box(2, 2, 8, 8))
-    assert processor.views(IMAGE, conversation.regions) == [IMAGE]
-    assert processor.encode_one(conversation).count(IMAGE_ID) == 4
+    assert processor.views(conversation[0].images[0]) == [IMAGE]
+    assert processor.encode(conversation)[0].count(IMAGE_ID) == 4
 
 
 @settings(
@@ -88,63 +97,36 @@ def test_regions_without_focal_settings_add_no_view(processor: Processor) -> Non
 def test_typed_text_never_becomes_a_image_or_ends_a_turn(
     processor: Processor, text: str, shown: bool
 ) -> None:
-    ids = processor.encode_one(ask(text, IMAGE if shown else None))
+    ids = processor.encode(ask(text, IMAGE if shown else None))[0]
     assert ids.count(IMAGE_ID) == 4 * shown
     controls = processor.tokenizer.controls
     assert ids.count(controls["<image>"].id) == ids.count(controls["<sep>"].id) == 0
     assert ids.count(controls["<|im_end|>"].id) == 1
 
 
-def test_the_image_belongs_to_the_first_question(processor: Processor) -> None:
-    conversation = Conversation(
-        (
-            Message("system", "Be brief."),
-            Message("user", "What?"),
-            Message("assistant", "A dog."),
-            Message("user", "Sure?"),
-        ),
-        IMAGE,
-    )
-    prompt = processor.prompt_text(conversation)
-    assert prompt.count("<image>") == 1
-    assert "<|im_start|>user\n<image>\nWhat?" in prompt
-    assert prompt.endswith("Sure?<|im_end|>\n<|im_start|>assistant\n")
-
-
 def test_several_images_each_at_its_turn(looking_twice: Processor) -> None:
     green = Image.new("RGB", (20, 20), (0, 200, 0))
     blue = Image.new("RGB", (20, 30), (0, 0, 200))
-    conversation = Conversation(
-        (
-            Message("user", "Hello"),
-            Message("assistant", "Hi."),
-            Message("user", "Which?", 2),
-            Message("assistant", "This."),
-            Message("user", "And now?", 1),
-        ),
-        regions=(Box(2, 2, 8, 8),),
-        images=(IMAGE, green, blue),
+    first = marked(IMAGE, Box(2, 2, 8, 8))
+    conversation = (
+        Turn("user", "Hello"),
+        Turn("assistant", "Hi."),
+        Turn("user", "Which?", (first, marked(green))),
+        Turn("assistant", "This."),
+        Turn("user", "And now?", (marked(blue),)),
     )
-    assert looking_twice.prompt_text(conversation) == (
+    assert looking_twice.encode(conversation)[1] == (
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n"
         "<|im_start|>user\n<image>\n<image>\n<image>\nWhich?<|im_end|>\n"
         "<|im_start|>assistant\nThis.<|im_end|>\n"
         "<|im_start|>user\n<image>\nAnd now?<|im_end|>\n<|im_start|>assistant\n"
     )
     inputs = looking_twice([conversation, ask("Hi", None)])
-    views = [*looking_twice.views(IMAGE, conversation.regions), green, blue]
+    views = [*looking_twice.views(first), green, blue]
     assert len(views) == len(inputs["pixel_values"]) == 4
     assert (inputs["input_ids"] == IMAGE_ID).sum(1).tolist() == [16, 0]
     for made, view in zip(inputs["pixel_values"], views, strict=True):
         assert np.array_equal(made.numpy(), looking_twice.geometry.pixels(view))
-
-
-def test_images_without_a_place_belong_to_the_first_question(processor: Processor) -> None:
-    messages = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    together = Conversation(messages, images=(IMAGE, IMAGE))
-    assert processor.prompt_text(together).startswith("<|im_start|>user\n<image>\n<image>\na<")
-    alone = Conversation(messages, images=(IMAGE,))
-    assert processor.encode_one(alone) == processor.encode_one(Conversation(messages, IMAGE))
 
 
 def test_start_and_end_tokens(piece_model: bytes) -> None:
@@ -160,7 +142,7 @@ def test_start_and_end_tokens(piece_model: bytes) -> None:
     processor = Processor(
         tokenizer, ImageGeometry(size=16), template, IMAGE_ID, 3, use_start_end=True
     )
-    ids = processor.encode_one(ask("<im_start>"))
+    ids = processor.encode(ask("<im_start>"))[0]
     assert ids.count(700) == 1
     assert ids[ids.index(700) : ids.index(701) + 1] == [700, IMAGE_ID, IMAGE_ID, IMAGE_ID, 701]
 
@@ -194,9 +176,9 @@ def test_decode_leaves_control_tokens_and_blanks_out(processor: Processor) -> No
 
 
 def test_training_labels_follow_the_expanded_views(processor: Processor) -> None:
-    conversation = Conversation((Message("user", "What?"), Message("assistant", "A dog.")), IMAGE)
+    conversation = (*ask("What?"), Turn("assistant", "A dog."))
     ids, labels = processor.encode_training(conversation)
-    assert ids == processor.encode_one(conversation)
+    assert ids == processor.encode(conversation)[0]
     assert len(labels) == len(ids)
     learned = [label for label in labels if label != -100]
     assert processor.decode(learned) == "A dog."
@@ -211,7 +193,7 @@ def test_settings_round_trip(looking_twice: Processor) -> None:
     assert again.geometry == looking_twice.geometry
     assert again.focal == looking_twice.focal
     conversation = ask("What?", IMAGE, Box(2, 2, 8, 8))
-    assert again.encode_one(conversation) == looking_twice.encode_one(conversation)
+    assert again.encode(conversation)[0] == looking_twice.encode(conversation)[0]
 
 
 @pytest.mark.parametrize("change", [{"template": None}, {"colour": 1}, {"focal": {"size": 3}}])
@@ -226,26 +208,13 @@ def test_a_placeholder_that_is_an_ordinary_word(chat_tokenizer: JsonTokenizer) -
     word = chat_tokenizer.plain("dog", at_start=True)[0].id
     processor = Processor(chat_tokenizer, ImageGeometry(size=16), get_template("chatml"), word, 4)
     with pytest.raises(CheckpointError, match=f"id {word} stands for images"):
-        processor.encode_one(ask("dog"))
+        processor.encode(ask("dog"))[0]
 
 
-@pytest.mark.parametrize(
-    ("conversation", "reason"),
-    [
-        (Conversation(()), "at least one message"),
-        (Conversation((Message("system", "x"),)), "at least one message"),
-        (Conversation((Message("assistant", "x"),), IMAGE), "belongs to"),
-        (Conversation((Message("user", "x", 1),)), "images of its own"),
-        (Conversation((Message("user", "x", 1),), IMAGE), "images of its own"),
-        (Conversation((Message("user", "x", 1),), images=(IMAGE,) * 2), "1 image; .* has 2"),
-        (Conversation((Message("user", "x"),), IMAGE, (), (IMAGE,)), "not both"),
-    ],
-)
-def test_conversations_that_can_not_be_asked(
-    processor: Processor, conversation: Conversation, reason: str
-) -> None:
-    with pytest.raises(RequestError, match=reason):
-        processor.encode_one(conversation)
+@pytest.mark.parametrize("conversation", [(), (Turn("system", "x"),)])
+def test_conversations_without_a_question(processor: Processor, conversation: Conversation) -> None:
+    with pytest.raises(RequestError, match="at least one user turn"):
+        processor.encode(conversation)
     with pytest.raises(RequestError, match="no conversation"):
         processor([])
 
@@ -255,10 +224,8 @@ def test_named_views_have_their_words_in_front(looking_twice: Processor) -> None
     regions = resolve([Box(10, 10, 30, 30), Box(60, 10, 90, 40)], image.size).regions
     talk = ask("Which is bigger?", image, *regions)
     looking_twice.focal = FocalSettings(named=True)
-    named = looking_twice.prompt_text(talk)
-    ids, labels = looking_twice.encode_training(
-        replace(talk, messages=(*talk.messages, Message("assistant", "the left one")))
-    )
+    named = looking_twice.encode(talk)[1]
+    ids, labels = looking_twice.encode_training((*talk, Turn("assistant", "the left one")))
     assert (
         "user\n<image>\nwithin the red rectangle, left 10, top 20, right 30, bottom 60: <image>\n"
         "within the lime rectangle, left 60, top 20, right 90, bottom 80: <image>\nWhich is"
@@ -273,7 +240,7 @@ def test_how_several_lie_is_told_behind_their_views(looking_twice: Processor) ->
     regions = resolve([Box(10, 10, 30, 30), Box(60, 15, 90, 45)], image.size).regions
     looking_twice.focal = FocalSettings(named=True, told=True)
     red, lime = "the object within the red rectangle", "the object within the lime rectangle"
-    told = looking_twice.prompt_text(ask("Which is bigger?", image, *regions))
+    told = looking_twice.encode(ask("Which is bigger?", image, *regions))[1]
     first = f"The{red[3:]} is to the left of, above and smaller than {lime}.\n"
     second = f"The{lime[3:]} is to the right of, below and bigger than {red}.\n"
     assert (
@@ -283,10 +250,9 @@ def test_how_several_lie_is_told_behind_their_views(looking_twice: Processor) ->
     ) in told
     # One mark alone is shown as ever, and a second image comes behind what is told of the first.
     alone = ask("What?", image, regions[0])
-    told_alone = looking_twice.prompt_text(alone)
+    told_alone = looking_twice.encode(alone)[1]
     looking_twice.focal = FocalSettings(named=True)
-    assert told_alone == looking_twice.prompt_text(alone)
+    assert told_alone == looking_twice.encode(alone)[1]
     looking_twice.focal = FocalSettings(told=True)
-    images = (Drawn(image, regions), Drawn(image))
-    both = Conversation((Message("user", "Same?", images=2),), images=images)
-    assert looking_twice.prompt_text(both).count(f"<image>\n{second}<image>\nSame?") == 1
+    both = (Turn("user", "Same?", (marked(image, *regions), marked(image))),)
+    assert looking_twice.encode(both)[1].count(f"<image>\n{second}<image>\nSame?") == 1

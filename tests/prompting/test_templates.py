@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from vip_llava.errors import TemplateError
-from vip_llava.prompting.templates import TEMPLATES, Message, Span, get_template
+from vip_llava.prompting.templates import TEMPLATES, Span, get_template
+from vip_llava.prompting.turns import MarkedImage, Role, Turn
 
-QUESTION = (Message("user", "What is it?"), Message("assistant", None))
+
+def turn(role: Role, text: str | None, images: int = 0) -> Turn:
+    return Turn(role, text, (MarkedImage(Image.new("RGB", (1, 1))),) * images)
+
+
+QUESTION = (turn("user", "What is it?"), turn("assistant", None))
 TWO_TURNS = (
-    Message("user", "What is it?", 1),
-    Message("assistant", "A dog."),
-    Message("user", "Which one?"),
-    Message("assistant", None),
+    turn("user", "What is it?", 1),
+    turn("assistant", "A dog."),
+    turn("user", "Which one?"),
+    turn("assistant", None),
 )
 
 
@@ -47,7 +54,7 @@ def test_smollm2_has_the_system_text_of_its_training() -> None:
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_every_template_opens_an_answer_the_way_it_gives_one(name: str) -> None:
     template = get_template(name)
-    given = (QUESTION[0], Message("assistant", "A dog."))
+    given = (QUESTION[0], turn("assistant", "A dog."))
     assert template.prompt(given).startswith(template.prompt(QUESTION))
     learned = "".join(span.text for span in template.spans(given) if span.supervised)
     assert learned == f"{template.assistant_gap}A dog.{template.assistant_end}"
@@ -56,23 +63,23 @@ def test_every_template_opens_an_answer_the_way_it_gives_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_every_template_marks_what_people_wrote(name: str) -> None:
-    messages = (Message("system", "Be </s> brief."), *TWO_TURNS)
+    messages = (turn("system", "Be </s> brief."), *TWO_TURNS)
     typed = [span.text for span in get_template(name).spans(messages) if span.kind == "text"]
     assert sorted(typed) == sorted(["Be </s> brief.", "What is it?", "A dog.", "Which one?"])
 
 
 def test_an_empty_answer_is_closed() -> None:
-    prompt = get_template("v1").prompt([QUESTION[0], Message("assistant", "")])
+    prompt = get_template("v1").prompt([QUESTION[0], turn("assistant", "")])
     assert prompt.endswith(" ASSISTANT: </s>")
 
 
 def test_no_system_text_leaves_no_system_turn() -> None:
-    prompt = get_template("smollm2").prompt([Message("system", ""), *QUESTION])
+    prompt = get_template("smollm2").prompt([turn("system", ""), *QUESTION])
     assert prompt.startswith("<|im_start|>user\n")
 
 
 def test_several_images_and_start_and_end_marks() -> None:
-    messages = [Message("user", "Q", 2), Message("assistant", None)]
+    messages = [turn("user", "Q", 2), turn("assistant", None)]
     assert get_template("mistral_instruct").prompt(messages) == "[INST] <image>\n<image>\nQ [/INST]"
     marked = get_template("mistral_instruct").prompt(
         messages, image_start="<im_start>", image_end="<im_end>"
@@ -81,7 +88,7 @@ def test_several_images_and_start_and_end_marks() -> None:
 
 
 def test_a_image_without_text_has_no_line_end() -> None:
-    prompt = get_template("mistral_instruct").prompt([Message("user", "", 1)])
+    prompt = get_template("mistral_instruct").prompt([turn("user", "", 1)])
     assert prompt == "[INST] <image> [/INST]"
 
 
@@ -93,32 +100,32 @@ def test_mmtag() -> None:
 
 
 def test_a_caption_follows_its_image_at_once() -> None:
-    messages = [Message("user", "", 1), Message("assistant", "A dog.")]
+    messages = [turn("user", "", 1), turn("assistant", "A dog.")]
     assert get_template("plain").prompt(messages) == "<image>A dog.\n"
 
 
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([], "at least one message"),
-        ([Message("system", "x")], "at least one message"),
-        ([Message("user", "x"), Message("system", "y")], "only the first message"),
-        ([Message("user", "x"), Message("assistant", None), Message("user", "y")], "message 2"),
-        ([Message("assistant", "x"), Message("user", "y")], "must be the user's"),
+        ([], "at least one turn"),
+        ([turn("system", "x")], "at least one turn"),
+        ([turn("user", "x"), turn("system", "y")], "only the first turn"),
+        ([turn("user", "x"), turn("assistant", None), turn("user", "y")], "turn 2"),
+        ([turn("assistant", "x"), turn("user", "y")], "must be the user's"),
     ],
 )
-def test_messages_that_do_not_fit(messages: list[Message], reason: str) -> None:
+def test_messages_that_do_not_fit(messages: list[Turn], reason: str) -> None:
     with pytest.raises(TemplateError, match=reason):
         get_template("llava_llama_3").spans(messages)
 
 
 def test_messages_are_checked_when_made() -> None:
     with pytest.raises(TemplateError, match="needs a text"):
-        Message("user", None)
+        turn("user", None)
     with pytest.raises(TemplateError, match="images"):
-        Message("assistant", "x", 1)
+        turn("assistant", "x", 1)
     with pytest.raises(TemplateError, match="role 'robot'"):
-        Message("robot", "x")  # type: ignore[arg-type]
+        turn("robot", "x")  # type: ignore[arg-type]
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:

@@ -3,20 +3,21 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vip_llava.errors import DataError
-from vip_llava.prompting.templates import TEMPLATES, Message, Span, get_template
+from vip_llava.prompting.templates import IMAGE_TEXT, TEMPLATES, Span, get_template
 from vip_llava.prompting.tokenization import (
     IGNORED_LABEL,
     IMAGE_ID,
     collate,
-    encode_marked,
     encode_prompt,
     encode_spans,
     encode_training,
-    record_messages,
+    training_turns,
 )
 from vip_llava.prompting.tokenizers import JsonTokenizer, PieceTokenizer, TextTokenizer
+from vip_llava.prompting.turns import MarkedImage, Role, Turn
 
 VICUNA = get_template("vicuna_v1")
 CHATML = get_template("chatml")
@@ -26,6 +27,19 @@ spoofs = st.lists(st.sampled_from(SPOOFS)).map("".join)
 quick = settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+def turn(role: Role, text: str | None, images: int = 0) -> Turn:
+    return Turn(role, text, (MarkedImage(Image.new("RGB", (1, 1))),) * images)
+
+
+def encode_marked(tokenizer: TextTokenizer, prompt: str) -> list[int]:
+    """Ids of a prompt in which `<image>` and control tokens mean what they spell."""
+    first, *others = prompt.split(IMAGE_TEXT)
+    spans = [Span(first)]
+    for text in others:
+        spans += [Span(IMAGE_TEXT, "image"), Span(text)]
+    return encode_spans(tokenizer, spans).ids
 
 
 @pytest.fixture(params=["piece_tokenizer", "phi_tokenizer", "chat_tokenizer"])
@@ -50,9 +64,9 @@ def test_spoofed_placeholders_change_nothing(
 
     def controls(*texts: str) -> list[int]:
         messages = (
-            Message("system", texts[0] or "x"),
-            Message("user", texts[1] or "x", images),
-            Message("assistant", texts[2]),
+            turn("system", texts[0] or "x"),
+            turn("user", texts[1] or "x", images),
+            turn("assistant", texts[2]),
         )
         ids = encode_prompt(tokenizer, template, messages).ids
         wanted = {token.id for token in tokenizer.controls.values()} | {IMAGE_ID}
@@ -64,7 +78,7 @@ def test_spoofed_placeholders_change_nothing(
 
 def test_an_ordinary_prompt_is_tokenized_in_one_go(tokenizer: TextTokenizer) -> None:
     """Pieces run across the border of what was typed and what the template wrote."""
-    messages = (Message("user", "What is the object?", 1), Message("assistant", "A dog."))
+    messages = (turn("user", "What is the object?", 1), turn("assistant", "A dog."))
     for name in ("vicuna_v1", "chatml", "llava_phi_3", "mistral_instruct"):
         template = get_template(name)
         whole = encode_marked(tokenizer, template.prompt(messages))
@@ -76,13 +90,13 @@ def test_an_ordinary_prompt_is_tokenized_in_one_go(tokenizer: TextTokenizer) -> 
 def test_ordinary_prompts_are_those_of_transformers(
     chat_tokenizer: JsonTokenizer, text: str
 ) -> None:
-    messages = [Message("user", text), Message("assistant", None)]
+    messages = [turn("user", text), turn("assistant", None)]
     ids = encode_prompt(chat_tokenizer, CHATML, messages).ids
     assert ids == chat_tokenizer._tokenizer(CHATML.prompt(messages)).input_ids
 
 
 def test_control_tokens_of_the_template(piece_tokenizer: PieceTokenizer) -> None:
-    messages = (Message("user", "a </s> b"), Message("assistant", "c"))
+    messages = (turn("user", "a </s> b"), turn("assistant", "c"))
     ids = encode_prompt(piece_tokenizer, VICUNA, messages).ids
     assert ids[0] == 1
     assert [index for index, id_ in enumerate(ids) if id_ == 2] == [len(ids) - 1]
@@ -93,8 +107,8 @@ def test_control_tokens_eat_white_space(phi_tokenizer: PieceTokenizer) -> None:
     tight = encode_marked(phi_tokenizer, "<|user|>dog<|end|><|assistant|>")
     loose = encode_marked(phi_tokenizer, "<|user|>\n dog<|end|>\n<|assistant|>\n")
     assert tight == loose
-    ids = encode_prompt(phi_tokenizer, template, [Message("user", "\ndog")]).ids
-    plain = encode_prompt(phi_tokenizer, template, [Message("user", "dog")]).ids
+    ids = encode_prompt(phi_tokenizer, template, [turn("user", "\ndog")]).ids
+    plain = encode_prompt(phi_tokenizer, template, [turn("user", "dog")]).ids
     assert ids == plain
 
 
@@ -103,7 +117,7 @@ def test_one_begin_token(chat_tokenizer: JsonTokenizer) -> None:
 
     begun = replace(CHATML, begin="<|endoftext|>")
     begin = chat_tokenizer.controls["<|endoftext|>"].id
-    messages = [Message("user", "dog")]
+    messages = [turn("user", "dog")]
     without = encode_prompt(chat_tokenizer, CHATML, messages).ids
     assert encode_prompt(chat_tokenizer, begun, messages).ids == [begin, *without]
     chat_tokenizer.begin_ids = (begin,)
@@ -118,10 +132,10 @@ def test_one_begin_token(chat_tokenizer: JsonTokenizer) -> None:
 def test_only_answers_are_learned(tokenizer: TextTokenizer, name: str) -> None:
     template = get_template(name)
     messages = [
-        Message("user", "What is it?", 1),
-        Message("assistant", "  a dog 🐶"),
-        Message("user", "dog?"),
-        Message("assistant", "1"),
+        turn("user", "What is it?", 1),
+        turn("assistant", "  a dog 🐶"),
+        turn("user", "dog?"),
+        turn("assistant", "1"),
     ]
     ids, labels = encode_training(tokenizer, template, messages)
     form = template.trained_as or template
@@ -136,7 +150,7 @@ def test_only_answers_are_learned(tokenizer: TextTokenizer, name: str) -> None:
 
 def test_half_a_letter_is_learned(chat_tokenizer: JsonTokenizer) -> None:
     """A letter of several byte tokens: all of them are learned, though they share one place."""
-    messages = [Message("user", "x"), Message("assistant", "🐶")]
+    messages = [turn("user", "x"), turn("assistant", "🐶")]
     _, labels = encode_training(chat_tokenizer, CHATML, messages)
     end = chat_tokenizer.controls["<|im_end|>"].id
     learned = [label for label in labels if label != IGNORED_LABEL]
@@ -146,7 +160,7 @@ def test_half_a_letter_is_learned(chat_tokenizer: JsonTokenizer) -> None:
 
 def test_a_blank_that_the_tokenizer_adds_is_learned(piece_tokenizer: PieceTokenizer) -> None:
     """A model has to generate it before the answer's first letter, so it belongs to the answer."""
-    messages = [Message("user", "", 1), Message("assistant", "🐶")]
+    messages = [turn("user", "", 1), turn("assistant", "🐶")]
     ids, labels = encode_training(piece_tokenizer, get_template("plain"), messages)
     assert ids[:2] == [1, IMAGE_ID]
     assert labels == [IGNORED_LABEL, IGNORED_LABEL, *ids[2:]]
@@ -154,10 +168,10 @@ def test_a_blank_that_the_tokenizer_adds_is_learned(piece_tokenizer: PieceTokeni
 
 
 def test_a_sample_without_anything_to_learn(piece_tokenizer: PieceTokenizer) -> None:
-    asked = [Message("user", "What is it?", 1), Message("assistant", None)]
+    asked = [turn("user", "What is it?", 1), turn("assistant", None)]
     with pytest.raises(DataError, match="has no answer"):
         encode_training(piece_tokenizer, VICUNA, asked)
-    answered = [Message("user", "What is it?"), Message("assistant", "A dog.")]
+    answered = [turn("user", "What is it?"), turn("assistant", "A dog.")]
     ids, labels = encode_training(piece_tokenizer, VICUNA, answered)
     first = next(index for index, label in enumerate(labels) if label != IGNORED_LABEL)
     cut = encode_training(piece_tokenizer, VICUNA, answered, max_length=first + 1)
@@ -168,10 +182,10 @@ def test_a_sample_without_anything_to_learn(piece_tokenizer: PieceTokenizer) -> 
 
 def test_a_cut_through_a_image(chat_tokenizer: JsonTokenizer) -> None:
     messages = [
-        Message("user", "Q"),
-        Message("assistant", "A"),
-        Message("user", "What?", 1),
-        Message("assistant", "B"),
+        turn("user", "Q"),
+        turn("assistant", "A"),
+        turn("user", "What?", 1),
+        turn("assistant", "B"),
     ]
     ids, _ = encode_training(chat_tokenizer, CHATML, messages, tokens_per_view=4)
     assert ids.count(IMAGE_ID) == 4
@@ -180,64 +194,39 @@ def test_a_cut_through_a_image(chat_tokenizer: JsonTokenizer) -> None:
         encode_training(chat_tokenizer, CHATML, messages, tokens_per_view=4, max_length=limit)
 
 
-def test_records_become_messages() -> None:
-    record = [
-        {"from": "gpt", "value": "left out"},
-        {"from": "human", "value": "Look at <image> here. "},
-        {"from": "gpt", "value": " Yes "},
-    ]
-    assert record_messages(VICUNA, record, has_image=True) == (
-        Message("user", "Look at  here.", 1),
-        Message("assistant", " Yes "),
+def test_turns_of_a_training_row() -> None:
+    image = MarkedImage(Image.new("RGB", (1, 1)))
+    given = [Turn("assistant", "dropped"), Turn("user", " Look. "), Turn("assistant", " Yes ")]
+    assert training_turns(VICUNA, given, [image]) == (
+        Turn("user", "Look.", (image,)),
+        Turn("assistant", " Yes "),
     )
-    assert record_messages(VICUNA, record, has_image=False)[0] == Message(
-        "user", "Look at <image> here. "
-    )
-    captioned = record_messages(get_template("plain"), record, has_image=True)
-    assert captioned == (Message("user", "", 1), Message("assistant", " Yes "))
-
-
-def test_records_with_several_images() -> None:
-    record = [
-        {"from": "system", "value": "Be brief."},
-        {"from": "human", "value": "<image>\n<image>\nWhich?"},
-        {"from": "gpt", "value": "The first."},
-        {"from": "human", "value": "<image> And now?"},
-        {"from": "gpt", "value": "Neither."},
-    ]
-    messages = record_messages(VICUNA, record, has_image=True, images=3)
-    assert [message.images for message in messages] == [0, 2, 0, 1, 0]
-    assert [message.role for message in messages][:2] == ["system", "user"]
-    assert messages[1].text == "Which?"
-    with pytest.raises(DataError, match=r"3 <image> markers for 2 images"):
-        record_messages(VICUNA, record, has_image=True, images=2)
-    with pytest.raises(DataError, match=r"2 <image> markers for 1 image$"):
-        record_messages(VICUNA, record, has_image=True, images=1)
-    # Of one image two markers in a turn are one, as in the original.
-    single = record_messages(VICUNA, record[:3], has_image=True, images=1)
-    assert [message.images for message in single] == [0, 1, 0]
+    assert training_turns(VICUNA, given) == (Turn("user", " Look. "), Turn("assistant", " Yes "))
+    captioned = training_turns(get_template("plain"), given, [image])
+    assert captioned == (Turn("user", "", (image,)), Turn("assistant", " Yes "))
+    system = [Turn("system", "Be brief."), Turn("user", "Which?"), Turn("assistant", "This.")]
+    found = training_turns(VICUNA, system, [image, image])
+    assert [len(each.images) for each in found] == [0, 2, 0]
+    assert found[0] == system[0]
 
 
 @pytest.mark.parametrize(
-    ("record", "reason"),
+    ("turns", "reason"),
     [
-        ([], "no turn of a human"),
-        ([{"from": "system", "value": "a"}], "no turn of a human"),
-        ([{"from": "human", "value": "a"}, {"from": "human", "value": "b"}], "turn 2"),
-        ([{"from": "human", "value": "a"}, {"from": "robot", "value": "b"}], "human or gpt"),
-        ([{"from": "human"}], "turn 1"),
-        ([{"from": "human", "value": "a"}, {"from": "gpt", "value": "<image>"}], "answer"),
+        ([], "no user turn"),
+        ([Turn("system", "a")], "no user turn"),
+        ([Turn("user", "a"), Turn("user", "b")], "turn 2"),
+        ([Turn("user", "a"), Turn("system", "b")], "turn 2"),
     ],
 )
-def test_records_that_can_not_be_used(record: list[dict[str, str]], reason: str) -> None:
+def test_rows_whose_turns_do_not_alternate(turns: list[Turn], reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        record_messages(VICUNA, record, has_image=True)
+        training_turns(VICUNA, turns)
 
 
-def test_captions_need_a_image() -> None:
-    record = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-    with pytest.raises(DataError, match="caption record"):
-        record_messages(get_template("plain"), record, has_image=True)
+def test_captions_need_an_image() -> None:
+    with pytest.raises(DataError, match="caption row"):
+        training_turns(get_template("plain"), [Turn("user", "a"), Turn("assistant", "b")])
 
 
 def test_collate_masks_by_length() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vip_llava.cli.legacy import LEGACY_PANEL, LegacyOptions
 from vip_llava.cli.options import RegionOptions
 from vip_llava.cli.prepare import (
-    Marked,
     check_target,
     check_wording,
     mark,
@@ -22,6 +22,9 @@ from vip_llava.cli.prepare import (
 from vip_llava.cli.settings import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
 from vip_llava.cli.terminal import note, write_answer
 from vip_llava.errors import RequestError
+
+if TYPE_CHECKING:
+    from vip_llava.prompting.turns import MarkedImage
 
 __all__ = ["EPILOG", "ask"]
 
@@ -84,15 +87,16 @@ def ask(
         raise RequestError("--save -: stdout is for the answer; name a file, or use vip-llava draw")
     check_target(save, photo)
     text = question_from(question, stdin_allowed=photo != "-")
-    marked = mark(ctx, photo, regions, legacy)
-    check_wording(text, marked.resolved)
+    marked, notes = mark(ctx, photo, regions, legacy)
+    check_wording(text, marked.regions)
     if save is not None:
-        save_image(marked.drawn(), save)
-    _answer(marked, text, model, sampling, as_json=as_json, stream=stream, saved=save)
+        save_image(marked.shown, save)
+    _answer(marked, notes, text, model, sampling, as_json=as_json, stream=stream, saved=save)
 
 
 def _answer(
-    marked: Marked,
+    marked: MarkedImage,
+    notes: Sequence[str],
     question: str,
     model: ModelOptions,
     sampling: SamplingOptions,
@@ -104,13 +108,14 @@ def _answer(
     keywords: dict[str, Any] = sampling.keywords()
     assistant = open_assistant(model, keywords)
     if as_json:
-        answer = assistant.ask(marked.image, question, marked.regions, **keywords)
+        answer = assistant.ask(marked, question, **keywords)
         content = answer.to_json()
+        content["notes"] = [*notes, *answer.notes]
         if saved is not None:
             content["saved"] = saved
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return
-    with assistant.stream(marked.image, question, marked.regions, **keywords) as pieces:
+    with assistant.stream(marked, question, **keywords) as pieces:
         show = stream if stream is not None else sys.stdout.isatty()
         for piece in pieces:
             if show:
@@ -118,5 +123,4 @@ def _answer(
         answer = pieces.answer
     write_answer("" if show else answer.text, end="\n")
     for text in answer.notes:
-        if text not in marked.notes:
-            note(text)
+        note(text)

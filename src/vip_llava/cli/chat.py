@@ -64,9 +64,9 @@ def chat(
             "chat reads its turns from stdin and writes answers to stdout: no - here"
         )
     check_target(save, photo)
-    marked = mark(ctx, photo, regions, legacy)
+    marked, _ = mark(ctx, photo, regions, legacy)
     if save is not None:
-        save_image(marked.drawn(), save)
+        save_image(marked.shown, save)
     keywords = sampling.keywords()
     assistant = open_assistant(model, keywords)
     talk = Talk(assistant, marked, keywords, unit=regions.unit)

@@ -18,8 +18,7 @@ from vip_llava.errors import RegionError, RequestError
 
 if TYPE_CHECKING:
     from vip_llava.assistant import AnswerStream, Assistant
-    from vip_llava.cli.prepare import Marked
-    from vip_llava.prompting.templates import Message
+    from vip_llava.prompting.turns import MarkedImage, Turn
     from vip_llava.regions import Region
 
 __all__ = ["HELP", "Talk"]
@@ -40,17 +39,17 @@ class Talk:
     def __init__(
         self,
         assistant: Assistant,
-        marked: Marked,
+        marked: MarkedImage,
         sampling: Mapping[str, Any],
         *,
         unit: bool = False,
     ) -> None:
         self._assistant = assistant
-        self._image = marked.image
+        self._image = marked.unmarked
         self._sampling = dict(sampling)
         self._frame: Literal["pixel", "unit"] = "unit" if unit else "pixel"
-        self._before: list[tuple[tuple[Region, ...], tuple[Message, ...]]] = []
-        self.chat = assistant.chat(marked.image, marked.resolved)
+        self._before: list[tuple[tuple[Region, ...], tuple[Turn, ...]]] = []
+        self.chat = assistant.chat(marked)
         self._commands: dict[str, Callable[[str], None]] = {
             "regions": self._list,
             "save": self._save,
@@ -60,7 +59,7 @@ class Talk:
 
     def ask(self, question: str) -> AnswerStream:
         """The next turn; it counts, and can be undone, once its last piece has been taken."""
-        before = (self.chat.regions, self.chat.messages)
+        before = (self.chat.regions, self.chat.turns)
         stream = self.chat.stream(question, **self._sampling)
         remember = stream.on_end
 
@@ -91,7 +90,7 @@ class Talk:
         except RegionError as error:  # here the shapes are typed with a slash, styles without
             told = re.sub(r"^--(color|alpha|width) ", r"\1=", str(error))
             raise RegionError(re.sub(rf"^--{name}\b", f"/{name}", told)) from error
-        before = (self.chat.regions, self.chat.messages)
+        before = (self.chat.regions, self.chat.turns)
         added = self.chat.add_region(region)
         self._before.append(before)
         note(_line(added))
@@ -112,9 +111,9 @@ class Talk:
     def _undo(self, _rest: str) -> None:
         if not self._before:
             raise RequestError("/undo: nothing to take back")
-        regions, messages = self._before.pop()
-        what = "the last turn" if len(messages) < len(self.chat.messages) else "the last region"
-        self.chat = self._assistant.chat(self._image, regions, history=messages)
+        regions, turns = self._before.pop()
+        what = "the last turn" if len(turns) < len(self.chat.turns) else "the last region"
+        self.chat = self._assistant.chat(self._image, regions, history=turns)
         note(f"{what} is taken back")
 
     def _help(self, _rest: str) -> None:

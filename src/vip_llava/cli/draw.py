@@ -53,17 +53,17 @@ def draw(
     if save == "-" and as_json:
         raise RequestError("--save - and --json both want stdout; give --save a file name")
     check_target(save, photo)
-    marked = mark(ctx, photo, regions, legacy)
-    if not marked.resolved:
+    marked, notes = mark(ctx, photo, regions, legacy)
+    if not marked.regions:
         raise RequestError("nothing to draw: mark a region, for example --box x1,y1,x2,y2")
     if save is not None:
-        save_image(marked.drawn(), save)
+        save_image(marked.shown, save)
     if as_json:
-        width, height = marked.image.size
+        width, height = marked.shown.size
         content = {
             "size": [width, height],
-            "regions": [region.to_json() for region in marked.resolved],
-            "notes": list(marked.notes),
+            "regions": [region.to_json() for region in marked.regions],
+            "notes": notes,
             "saved": save,
         }
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -159,6 +159,7 @@ def _assistant(running: RunOptions, options: ModelOptions) -> Assistant:
         raise RequestError(f"--weights can't go with {option_name(refused[0])}")
     with loading(f"opening {weights}") as progress:
         from vip_llava.assistant import Assistant
+        from vip_llava.backends.native import NativeBackend
         from vip_llava.models.default.build import load_default
         from vip_llava.models.placement import Placement
 
@@ -169,7 +170,7 @@ def _assistant(running: RunOptions, options: ModelOptions) -> Assistant:
             weights=weights.expanduser(),
             progress=progress,
         )
-        return Assistant(*parts, name=str(weights))
+        return Assistant(NativeBackend(*parts, name=str(weights)))
 
 
 @contextlib.contextmanager

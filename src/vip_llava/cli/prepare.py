@@ -1,11 +1,10 @@
-"""The steps that `ask`, `chat` and `draw` share: open the photo, read the regions, draw, save, load.
+"""What `ask`, `chat` and `draw` share: open the photo, draw the typed regions, save, load a model.
 
-Everything that can be wrong about the command line is found here, before a model is opened.
+Mistakes on the command line are reported here, before a model is loaded.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +23,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vip_llava.assistant import Assistant
+    from vip_llava.prompting.turns import MarkedImage
     from vip_llava.regions import Region
 
-__all__ = ["Marked", "check_target", "mark", "open_assistant", "open_photo", "save_image"]
+__all__ = ["check_target", "mark", "open_assistant", "open_photo", "save_image"]
 
 FORMATS = {
     ".png": "PNG",
@@ -37,22 +37,6 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Marked:
-    """An opened photo and the regions on it: as typed, and resolved to pixels with ids and colours."""
-
-    image: Image
-    regions: tuple[Region, ...]
-    resolved: tuple[Region, ...]
-    notes: tuple[str, ...]
-
-    def drawn(self) -> Image:
-        """A new RGB image of the same size with the regions drawn on it."""
-        from vip_llava.regions import draw
-
-        return draw(self.image, self.regions)
 
 
 def open_photo(photo: str) -> Image:
@@ -79,16 +63,21 @@ def open_photo(photo: str) -> Image:
         raise ImageError(f"{photo}: {error}") from error
 
 
-def mark(ctx: typer.Context, photo: str, regions: RegionOptions, legacy: LegacyOptions) -> Marked:
-    """Open the photo and read the regions that were typed; notes (like clipping) go to stderr."""
-    from vip_llava.regions import resolve
+def mark(
+    ctx: typer.Context, photo: str, regions: RegionOptions, legacy: LegacyOptions
+) -> tuple[MarkedImage, list[str]]:
+    """The opened photo with the typed regions drawn on it, and notes (like clipping).
+
+    The notes are also printed on stderr.
+    """
+    from vip_llava.prompting.turns import MarkedImage, draw_images
 
     image = open_photo(photo)
     found = regions_from_typed(typed_options(ctx), image.size, unit=regions.unit, legacy=legacy)
-    resolution = resolve(found, image.size)
-    for text in resolution.notes:
+    [marked], notes = draw_images([MarkedImage(image, tuple(found))])
+    for text in notes:
         note(text)
-    return Marked(image, tuple(found), tuple(resolution.regions), tuple(resolution.notes))
+    return marked, notes
 
 
 def check_target(target: str | None, photo: str = "-") -> None:

@@ -231,9 +231,9 @@ class _Look:
             size = sizes[0] if sizes else size
         # One draw of many: whatever is drawn, the words are nearly as many.
         marked = arrange(row, size, random.Random(0), images=self.folder)
-        if not any(turn.role == "gpt" and turn.text.strip() for turn in marked.turns):
+        if not any(turn.role == "assistant" and (turn.text or "").strip() for turn in marked.turns):
             raise DataError("nothing would be learned: no turn has an answer")
-        return sum(len(turn.text.split()) for turn in marked.turns)
+        return sum(len((turn.text or "").split()) for turn in marked.turns)
 
 
 def _size(folder: Path, name: str) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, ClassVar, Literal, NoReturn, Self, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, NoReturn, Self, TypeAlias
 
 from pydantic import (
     AliasChoices,
@@ -18,10 +19,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     field_validator,
     model_validator,
 )
 
+from vip_llava.prompting.turns import Role, Turn
 from vip_llava.regions.geometry import MAX_COORDINATE, brief
 
 __all__ = [
@@ -35,14 +39,19 @@ __all__ = [
     "RuleError",
     "TalkRow",
     "Text",
-    "Turn",
+    "Turns",
     "broken",
     "check_boxes",
 ]
 
 #: `<bboxN>` counts from 0; `<bbox>` stands for the only box.
 BOX_PLACEHOLDER = re.compile(r"<bbox(\d*)>")
-_SENDERS = {"user": "human", "assistant": "gpt"}
+_SENDERS: dict[Role, str] = {"system": "system", "user": "human", "assistant": "gpt"}
+_ROLES: dict[object, Role] = {
+    **{sender: role for role, sender in _SENDERS.items()},
+    "user": "user",
+    "assistant": "assistant",
+}
 
 
 class RuleError(ValueError):
@@ -96,20 +105,30 @@ Outlines: TypeAlias = tuple[Outline, ...] | None
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
-class Turn(BaseModel):
-    """One turn of a conversation. JSON: {"from": "human", "value": "..."}."""
+def _turn(value: object) -> Turn:
+    """{"from": "human", "value": "..."} -> Turn."""
+    if isinstance(value, Turn):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f'a turn is {{"from": "human" or "gpt", "value": "..."}}, not {brief(value)}')
+    for key in ("from", "value"):
+        if key not in value:
+            raise ValueError(f'a turn has "from" and "value"; {key!r} is missing')
+    role, text = _ROLES.get(value["from"]), value["value"]
+    if role is None:
+        raise ValueError(f'a turn is from "human", "gpt" or "system", not {brief(value["from"])}')
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        text = str(text)
+    if not isinstance(text, str):
+        raise ValueError(f"the value of a turn must be a string, not {brief(text)}")
+    return Turn(role, text)
 
-    model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True, populate_by_name=True)
 
-    role: Literal["system", "human", "gpt"] = Field(
-        validation_alias="from", serialization_alias="from"
-    )
-    text: str = Field(validation_alias="value", serialization_alias="value")
+def _turn_json(turn: Turn) -> dict[str, str]:
+    return {"from": _SENDERS[turn.role], "value": turn.text or ""}
 
-    @field_validator("role", mode="before")
-    @classmethod
-    def _known_as(cls, value: object) -> object:
-        return _SENDERS.get(value, value) if isinstance(value, str) else value
+
+Turns: TypeAlias = tuple[Annotated[Turn, PlainValidator(_turn), PlainSerializer(_turn_json)], ...]
 
 
 class Row(BaseModel):
@@ -126,7 +145,7 @@ class Row(BaseModel):
 
     id: str = ""
     images: tuple[Text, ...] = Field((), validation_alias="image", serialization_alias="image")
-    turns: tuple[Turn, ...] = Field(
+    turns: Turns = Field(
         (), validation_alias="conversations", serialization_alias="conversations"
     )
 
@@ -184,13 +203,13 @@ class BoxesRow(MarkedRow):
 class TalkRow(BoxesRow):
     """A conversation with `<bboxN>` (or `<bbox>`, of the only box) where a thing is meant."""
 
-    turns: tuple[Turn, ...] = Field(
+    turns: Turns = Field(
         validation_alias="conversations", serialization_alias="conversations", min_length=1
     )
 
     @model_validator(mode="after")
     def _boxes_exist(self) -> Self:
-        check_boxes([turn.text for turn in self.turns], len(self.bboxes), "conversations")
+        check_boxes([turn.text or "" for turn in self.turns], len(self.bboxes), "conversations")
         return self
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from vip_llava.errors import DataError, VipLlavaError
-from vip_llava.prompting.processor import Conversation, Processor
-from vip_llava.prompting.templates import Message
+from vip_llava.prompting.processor import Processor
+from vip_llava.prompting.turns import Turn
 
 if TYPE_CHECKING:
     from vip_llava.data.samples import SampleDataset
@@ -37,7 +37,7 @@ def lengths(dataset: SampleDataset) -> list[int]:
     A row that can't be read counts as one token of text.
     """
     scale = _tokens_per_character(dataset)
-    start = len(dataset.processor.encode_one(Conversation((Message("user", "x"),))))
+    start = len(dataset.processor.encode([Turn("user", "x")])[0])
     found = []
     for index in range(len(dataset)):
         try:

@@ -23,7 +23,7 @@ from vip_llava.data.fields import (
     Row,
     RuleError,
     TalkRow,
-    Turn,
+    Turns,
     broken,
 )
 from vip_llava.data.sources import (
@@ -56,7 +56,6 @@ __all__ = [
     "RefcocogRow",
     "RegionsRow",
     "Row",
-    "Turn",
     "V7wRow",
     "VcrRow",
     "VcrToken",
@@ -70,7 +69,7 @@ class ConversationRow(Row):
     """A LLaVA row: text with no, one or several images."""
 
     kind: ClassVar[str] = "conversation"
-    turns: tuple[Turn, ...] = Field(
+    turns: Turns = Field(
         validation_alias="conversations", serialization_alias="conversations", min_length=1
     )
 
@@ -86,7 +85,7 @@ class RegionsRow(MarkedRow):
 
     kind: ClassVar[str] = "regions"
     regions: tuple[Region, ...]
-    turns: tuple[Turn, ...] = Field(
+    turns: Turns = Field(
         validation_alias="conversations", serialization_alias="conversations", min_length=1
     )
 
@@ -105,7 +104,7 @@ class RegionsRow(MarkedRow):
         known = _ids(self.regions)
         for turn in self.turns:
             try:
-                unknown = [name for name in placeholders(turn.text) if name not in known]
+                unknown = [name for name in placeholders(turn.text or "") if name not in known]
             except PhraseError as error:
                 broken("conversations", str(error))
             if unknown:

@@ -10,7 +10,7 @@ It deliberately does not know batches, models or how rows are stored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,10 +24,9 @@ from vip_llava.data.records import parse_row
 from vip_llava.data.tasks import arrange
 from vip_llava.data.tasks.common import PromptStyle
 from vip_llava.errors import DataError, VipLlavaError
-from vip_llava.images import open_image
-from vip_llava.prompting.processor import Conversation, Processor
-from vip_llava.prompting.tokenization import record_messages
-from vip_llava.regions.draw import draw_resolved
+from vip_llava.prompting.processor import Processor
+from vip_llava.prompting.tokenization import training_turns
+from vip_llava.prompting.turns import MarkedImage, Turn, draw_images, open_images
 from vip_llava.regions.sampling import generator
 
 __all__ = ["BadRow", "Sample", "SampleDataset", "lengths"]
@@ -128,39 +127,29 @@ class SampleDataset(Dataset[Sample | BadRow]):
         row = self.rows[index]
         return row if isinstance(row, Row) else parse_row(row)
 
-    def conversation(self, row: Row, index: int) -> Conversation:
-        """The row with its marks drawn and its text final, as it comes in this epoch.
+    def conversation(self, row: Row, index: int) -> tuple[Turn, ...]:
+        """The row's turns in this epoch, with its images drawn and its text final.
 
         Raises DataError, ImageError or RegionError.
         """
-        photos = [open_image(self._path(name)) for name in row.images]
-        marked = arrange(
+        images = [MarkedImage(self._path(name)) for name in row.images]
+        images = open_images(images)
+        arranged = arrange(
             row,
-            photos[0].size if photos else None,
+            images[0].unmarked.size if images else None,
             generator(self.seed, self.epoch, index),
             images=self.images,
             alpha=self.alpha,
             style=self.style,
         )
-        bare = photos[0] if photos else None
-        if marked.regions and photos:
-            photos[0] = draw_resolved(photos[0], marked.regions)
-        messages = record_messages(
-            self.processor.template,
-            [{"from": turn.role, "value": turn.text} for turn in marked.turns],
-            has_image=bool(photos),
-            images=len(photos),
-        )
-        return Conversation(messages, regions=marked.regions, images=tuple(photos), bare=bare)
+        if images:
+            images[0] = replace(images[0], regions=arranged.regions)
+        return training_turns(self.processor.template, arranged.turns, draw_images(images)[0])
 
-    def sample(self, row: Row, conversation: Conversation) -> Sample:
+    def sample(self, row: Row, turns: Sequence[Turn]) -> Sample:
         """Tokens and tensors of a conversation. Raises DataError where nothing would be learned."""
-        ids, labels = self.processor.encode_training(conversation, max_length=self.max_length)
-        pixels = [
-            torch.from_numpy(self.processor.geometry.pixels(view))
-            for view in self.processor.all_views(conversation)
-        ]
-        return Sample(row.id, ids, labels, torch.stack(pixels) if pixels else None)
+        ids, labels = self.processor.encode_training(turns, max_length=self.max_length)
+        return Sample(row.id, ids, labels, self.processor.pixels(turns))
 
     def _path(self, name: str) -> Path:
         if self.images is None:

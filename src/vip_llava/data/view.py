@@ -17,9 +17,10 @@ from vip_llava.data.page import Card, Piece
 from vip_llava.data.reading import RowFile
 from vip_llava.data.samples import SampleDataset
 from vip_llava.errors import DataError, VipLlavaError
-from vip_llava.prompting.processor import Conversation, Processor
+from vip_llava.prompting.processor import Processor
 from vip_llava.prompting.templates import IMAGE_TEXT, get_template
 from vip_llava.prompting.tokenization import IGNORED_LABEL
+from vip_llava.prompting.turns import Turn, images_of
 
 __all__ = ["Viewer", "token_pieces"]
 
@@ -60,16 +61,20 @@ class Viewer:
             card = replace(card, id=str(self.rows.raw(index).get("id", "")))
             row = self.samples.row(index)
             card = replace(card, kind=row.kind)
-            conversation = self.samples.conversation(row, index)
-            names = zip(row.images, conversation.shown, strict=True)
+            turns = self.samples.conversation(row, index)
+            images = images_of(turns)
+            shown = [each.shown for each in images]
             card = replace(
                 card,
-                images=tuple((f"{name}, {p.width} x {p.height}", p) for name, p in names),
-                regions=conversation.regions,
+                images=tuple(
+                    (f"{name}, {image.width} x {image.height}", image)
+                    for name, image in zip(row.images, shown, strict=True)
+                ),
+                regions=tuple(region for each in images for region in each.regions),
             )
             if self.processor is None:
-                return self._with_spans(card, conversation)
-            return self._with_tokens(card, conversation, self.processor)
+                return self._with_spans(card, turns)
+            return self._with_tokens(card, turns, self.processor)
         except VipLlavaError as error:
             reason = str(error).removeprefix(f"{self.rows.where(index)}: ")
             return replace(card, problem=reason.removeprefix(f"id {card.id!r}: "))
@@ -80,19 +85,17 @@ class Viewer:
         Raises the VipLlavaError of what makes the row unusable, also where nothing would be learned.
         """
         assert self.processor is not None
-        conversation = self.samples.conversation(self.samples.row(index), index)
-        return len(self._encoded(conversation, self.processor)[0])
+        turns = self.samples.conversation(self.samples.row(index), index)
+        return len(self._encoded(turns, self.processor)[0])
 
-    def _encoded(
-        self, conversation: Conversation, processor: Processor
-    ) -> tuple[list[int], list[int]]:
-        return processor.encode_training(conversation, max_length=self.samples.max_length)
+    def _encoded(self, turns: Sequence[Turn], processor: Processor) -> tuple[list[int], list[int]]:
+        return processor.encode_training(turns, max_length=self.samples.max_length)
 
-    def _with_spans(self, card: Card, conversation: Conversation) -> Card:
+    def _with_spans(self, card: Card, turns: Sequence[Turn]) -> Card:
         form = self.template.trained_as or self.template
         pieces = tuple(
             Piece(span.text, span.supervised, _KINDS[span.kind])
-            for span in form.spans(conversation.messages)
+            for span in form.spans(turns)
         )
         said = [piece for piece in pieces if piece.kind == "text"]
         words = sum(len(piece.text.split()) for piece in said)
@@ -101,18 +104,17 @@ class Viewer:
             raise DataError("nothing would be learned: no turn has an answer")
         return replace(card, pieces=pieces, facts=(f"{words} words", f"{learned} of them learned"))
 
-    def _with_tokens(self, card: Card, conversation: Conversation, processor: Processor) -> Card:
-        ids, labels = self._encoded(conversation, processor)
+    def _with_tokens(self, card: Card, turns: Sequence[Turn], processor: Processor) -> Card:
+        ids, labels = self._encoded(turns, processor)
         learned = sum(label != IGNORED_LABEL for label in labels)
         facts = [f"{len(ids)} tokens", f"{learned} of them learned"]
-        cut = len(processor.encode_training(conversation)[0]) - len(ids)
+        cut = len(processor.encode_training(turns)[0]) - len(ids)
         if cut:
             facts.append(f"{cut} more are cut off at {self.samples.max_length}")
         images = list(card.images)
-        if conversation.shown:
-            first, *_ = conversation.shown
-            close = processor.views(first, conversation.regions, conversation.bare)[1:]
-            images += [(f"close view {number}", view) for number, view in enumerate(close, 1)]
+        for image in images_of(turns)[:1]:
+            close = processor.views(image)[1:]
+            images += [(f"focal view {number}", view) for number, view in enumerate(close, 1)]
         return replace(
             card,
             images=tuple(images),

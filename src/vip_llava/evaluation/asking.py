@@ -17,7 +17,7 @@ from vip_llava.errors import VipLlavaError
 
 if TYPE_CHECKING:
     from vip_llava.answer import Answer
-    from vip_llava.assistant import Assistant, Pending
+    from vip_llava.assistant import Assistant, PendingAnswer
     from vip_llava.prompting.prepare import Prepared, Request
 
 __all__ = ["Asked", "ask_each"]
@@ -74,7 +74,7 @@ class _Line:
         self._assistant, self._most = assistant, batch_size
         self.waiting: list[Future[Prepared]] = []
         self._begun = 0
-        self._running: dict[int, Pending] = {}
+        self._running: dict[int, PendingAnswer] = {}
         self._questions: dict[int, str] = {}
         self._done: dict[int, Asked] = {}
 
@@ -83,7 +83,7 @@ class _Line:
         while place not in self._done:
             self._begin()
             if self._running:
-                self._assistant.engine.wait_any([p.handle for p in self._running.values()])
+                self._assistant.backend.wait_any([p.handle for p in self._running.values()])
                 self._collect()
         return self._done.pop(place)
 
@@ -102,7 +102,7 @@ class _Line:
             self.waiting[place] = Future()  # the list keeps its length, the images go
             try:
                 prepared = future.result()
-                self._questions[place] = worded(prepared)
+                self._questions[place] = prepared.question
                 self._running[place] = self._assistant.submit(prepared)
             except VipLlavaError as error:
                 self._end(place, error)
@@ -117,9 +117,3 @@ class _Line:
 
     def _end(self, place: int, answer: Answer | VipLlavaError) -> None:
         self._done[place] = Asked(self._questions.pop(place, ""), answer)
-
-
-def worded(prepared: Prepared) -> str:
-    """The question in the words that the model reads: the text of the last human turn."""
-    said = [each.text for each in prepared.conversation.messages if each.role == "user"]
-    return said[-1] or ""

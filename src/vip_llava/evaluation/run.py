@@ -121,7 +121,7 @@ def about_model(assistant: Assistant) -> dict[str, Any]:
         "parameters": info.parameters,
         "dtype": info.dtype,
         "template": info.template,
-        "weights": fingerprint(assistant.model),
+        "weights": fingerprint(assistant.backend.model),
     }
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING
 
 from vip_llava.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["load_tensors", "require_readable", "save_tensors"]
 
@@ -40,6 +41,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: the file is missing, not readable, or damaged.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     require_readable(path)
     try:
         return load_file(path)
@@ -52,6 +56,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
 
     The file gets the mode that the umask gives to any new file (safetensors alone uses 0600).
     """
+    from safetensors.torch import save_file
+
     path.touch()
     mode = path.stat().st_mode
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

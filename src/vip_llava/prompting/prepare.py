@@ -1,7 +1,7 @@
-"""From what a person asks to what the processor takes.
+"""From a request to what a model reads: open, resolve, draw, word, tokenize - each step once.
 
-One path for every way of asking: open the image, resolve the regions to its pixels, draw them,
-word the question. It knows no generation and no model weights.
+Every entry point prepares its requests here. This module does not generate anything and knows no
+model weights.
 """
 
 from __future__ import annotations
@@ -10,37 +10,32 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from vip_llava.errors import RequestError, VipLlavaError
-from vip_llava.images import open_image
-from vip_llava.prompting.processor import Conversation, Drawn, MarkFinder, Processor
-from vip_llava.prompting.templates import IMAGE_TEXT, Message
-from vip_llava.regions import Region, draw_resolved, region_from_json
+from vip_llava.prompting.processor import MarkFinder, Processor
+from vip_llava.prompting.templates import IMAGE_TEXT
+from vip_llava.prompting.turns import (
+    MarkedImage,
+    Turn,
+    as_regions,
+    draw_images,
+    images_of,
+    open_images,
+)
 from vip_llava.regions.phrases import expand
-from vip_llava.regions.resolve import resolve_together
 from vip_llava.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL import Image
+    import torch
 
-    ImageInput = str | Path | bytes | Image.Image | NDArray[np.generic] | None
-    RegionLike = Region | Mapping[str, Any]
-    MessageLike = Message | Mapping[str, Any]
+    from vip_llava.prompting.turns import ImageInput, RegionLike
+    from vip_llava.regions import Region
 
-__all__ = [
-    "Prepared",
-    "Request",
-    "Sampling",
-    "Shown",
-    "as_messages",
-    "as_regions",
-    "as_request",
-    "naming",
-]
+    AskedImage: TypeAlias = ImageInput | MarkedImage | None
+    TurnLike: TypeAlias = Turn | Mapping[str, Any]
+
+__all__ = ["Prepared", "Request", "Sampling", "as_request", "as_turns", "naming", "prepare"]
 
 
 class Sampling(TypedDict, total=False):
@@ -59,245 +54,238 @@ class Sampling(TypedDict, total=False):
 
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams))
 _KEYS = ("image", "question", "regions", "history", "images")
-_TURN = frozenset({"role", "text", "images"})
-_SHOWN = frozenset({"image", "regions"})
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """One of several images, with the regions on it; each as for `Assistant.ask`."""
-
-    image: ImageInput
-    regions: Sequence[RegionLike] | RegionLike = ()
+_TURN_KEYS = frozenset({"role", "text", "images"})
+_IMAGE_KEYS = frozenset({"image", "regions"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One ask for `Assistant.ask_many`.
+    """One request for `Assistant.ask_many`.
 
-    image: path, bytes, PIL image, numpy array, data address, or None to talk without one. It is
-        shown with the first question of the conversation.
-    regions: Region objects or their JSON objects, on that image.
-    history: earlier turns, oldest first, each a Message or an object {"role": ..., "text": ...}.
-    images: in place of `image`, several that are shown with this question: `Shown` or
-        {"image": ..., "regions": [...]}. Turns of the history may have such "images" too.
-        The ids of regions differ over all of them.
-    sampling: for this request alone; None takes what `ask_many` was given.
+    Args:
+        question: the question; `<region:1>` stands for the region with that id.
+        image: path, bytes, PIL image, numpy array, data URL, `MarkedImage`, or None to talk
+            without one. It is shown with the first question of the conversation.
+        regions: Region objects or their JSON objects, on that image.
+        history: earlier turns, oldest first: `Turn`s or objects {"role": ..., "text": ...}, which
+            may have "images".
+        images: in place of `image`, several images that are shown with this question:
+            `MarkedImage`s or objects {"image": ..., "regions": [...]}. Region ids differ over all
+            images of a conversation.
+        sampling: for this request alone; None takes what `ask_many` was given.
     """
 
     question: str
-    image: ImageInput = None
+    image: AskedImage = None
     regions: Sequence[RegionLike] | RegionLike = ()
-    history: Sequence[MessageLike] = ()
-    images: Sequence[Shown | Mapping[str, Any]] = ()
+    history: Sequence[TurnLike] = ()
+    images: Sequence[MarkedImage | Mapping[str, Any]] = ()
     sampling: SamplingParams | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request whose images are open and drawn and whose question is worded. Times: seconds."""
+    """A request as a model reads it.
 
-    conversation: Conversation
+    Args:
+        turns: worded; their images opened, drawn, with resolved regions. The last turn is the
+            question.
+        input_ids: the prompt, each view as the model's number of image tokens.
+        pixel_values: all views, float32 [N, 3, S, S]; None without images.
+        image_tokens: how many of `input_ids` stand for images.
+        prompt: the prompt as text, with `<image>` for each view.
+        notes: what was changed on the way (a clipped region, for example).
+        open_seconds, draw_seconds, encode_seconds: time spent.
+    """
+
+    turns: tuple[Turn, ...]
+    input_ids: list[int]
+    pixel_values: torch.Tensor | None
+    image_tokens: int
+    prompt: str
     sampling: SamplingParams
     notes: tuple[str, ...]
-    prompt: str
-    prompt_tokens: int
     open_seconds: float
     draw_seconds: float
     encode_seconds: float
 
-    @classmethod
-    def of(cls, request: Request, processor: Processor, sampling: SamplingParams) -> Prepared:
-        """Do everything up to the prompt. Raises the `VipLlavaError` of whatever is wrong."""
-        notes: list[str] = []
-        history, shown = _images(request)
-        question = _question(request, bool(shown), notes)
-        began = time.perf_counter()
-        opened = [open_image(each.image) for each in shown if each.image is not None]
-        opened_at = time.perf_counter()
-        drawn = _drawn(opened, shown, notes)
-        find = processor.find_marks
-        if len(drawn) == 1 and not drawn[0].regions and find is not None:
-            drawn = (replace(drawn[0], regions=_marks_on(find, opened[0], request, notes)),)
-        drawn_at = time.perf_counter()
-        regions = [region for each in drawn for region in each.regions]
-        # Earlier turns of a person may name regions too; what a model said is left as it was said.
-        earlier = [_expanded(message, regions) for message in history]
-        own = len(request.images)
-        asked = Message("user", expand(question, regions), own)
-        messages = (*earlier, asked, Message("assistant", None))
-        conversation = Conversation(messages=messages, images=drawn)
-        prompt_tokens = len(processor.encode_one(conversation))
-        prompt = processor.prompt_text(conversation)
-        encoded = time.perf_counter()
-        return cls(
-            conversation=conversation,
-            sampling=request.sampling or sampling,
-            notes=tuple(notes),
-            prompt=prompt,
-            prompt_tokens=prompt_tokens,
-            open_seconds=opened_at - began,
-            draw_seconds=drawn_at - opened_at,
-            encode_seconds=encoded - drawn_at,
-        )
+    @property
+    def images(self) -> tuple[MarkedImage, ...]:
+        """All images of the conversation, in order."""
+        return images_of(self.turns)
+
+    @property
+    def question(self) -> str:
+        """The question in the words that the model reads."""
+        return self.turns[-1].text or ""
 
 
-def _images(request: Request) -> tuple[list[Message], list[Shown]]:
-    """The turns of the history with their counts of images, and all images in order."""
-    history: list[Message] = []
-    shown: list[Shown] = []
-    for message, own in _turns(request.history):
-        history.append(replace(message, images=len(own)) if own else message)
-        shown += own
-    shown += _shown(request.images)
-    if request.image is not None:
-        if shown:
-            raise RequestError(
-                "give either `image`, which is shown with the first question, or `images` of "
-                "the question and of the history, not both"
-            )
-        return history, [Shown(request.image, request.regions)]
-    if count := len(as_regions(request.regions)):
+def prepare(request: Request, processor: Processor, sampling: SamplingParams) -> Prepared:
+    """Do everything up to the model's inputs.
+
+    Raises:
+        RequestError, ImageError, RegionError or PhraseError: what is wrong with the request.
+    """
+    notes: list[str] = []
+    asked = _turns(request, notes)
+    began = time.perf_counter()
+    images = open_images(images_of(asked))
+    opened_at = time.perf_counter()
+    images, changes = draw_images(images)
+    notes += changes
+    find = processor.find_marks
+    if len(images) == 1 and not images[0].regions and find is not None:
+        images = [_with_found_marks(find, images[0], asked, notes)]
+    drawn_at = time.perf_counter()
+    turns = _worded(asked, images)
+    input_ids, prompt = processor.encode(turns)
+    pixel_values = processor.pixels(turns)
+    encoded_at = time.perf_counter()
+    return Prepared(
+        turns=turns,
+        input_ids=input_ids,
+        pixel_values=pixel_values,
+        image_tokens=input_ids.count(processor.image_token_id),
+        prompt=prompt,
+        sampling=request.sampling or sampling,
+        notes=tuple(notes),
+        open_seconds=opened_at - began,
+        draw_seconds=drawn_at - opened_at,
+        encode_seconds=encoded_at - drawn_at,
+    )
+
+
+def _turns(request: Request, notes: list[str]) -> list[Turn]:
+    """History and question as turns that carry their images, nothing opened yet."""
+    history = list(as_turns(request.history))
+    own = _images(request.images)
+    shown = own or images_of(history)
+    image = request.image
+    regions = as_regions(request.regions)
+    if image is not None and shown:
         raise RequestError(
-            f"{count} regions were given without an image to draw them on"
+            "give either `image`, which is shown with the first question, or `images` of the "
+            "question and of the history, not both"
+        )
+    if image is None and regions:
+        raise RequestError(
+            f"{len(regions)} regions were given without an image to draw them on"
             + ("; with `images` they belong to one of those" if shown else "")
         )
-    return history, shown
+    question = _question(request, image is not None or bool(shown), len(regions), notes)
+    turns = [*history, Turn("user", question, own)]
+    if image is not None:
+        marked = image if isinstance(image, MarkedImage) else MarkedImage(image, regions)
+        if isinstance(image, MarkedImage) and regions:
+            raise RequestError("a MarkedImage has its regions already; give no `regions` with it")
+        first = next(index for index, turn in enumerate(turns) if turn.role == "user")
+        turns[first] = replace(turns[first], images=(marked,))
+    return turns
 
 
-def _encodable(field: str, text: str) -> None:
-    """Refuse half of a surrogate pair, which no tokenizer can read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"{field}: character {error.start + 1} is half of a pair and stands for nothing"
-        ) from None
-
-
-def _shown(values: object) -> list[Shown]:
-    """Images with their regions, from `Shown`s or from objects of that form."""
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
-        raise RequestError(f"images: {values!r} is no list of images")
-    found = []
-    for value in values:
-        if isinstance(value, Mapping) and "image" in value and set(value) <= _SHOWN:
-            value = Shown(**value)
-        if not isinstance(value, Shown) or value.image is None:
-            raise RequestError(
-                f'images: {value!r} is none; write {{"image": ..., "regions": [...]}}'
-            )
-        found.append(value)
-    return found
-
-
-def _drawn(
-    opened: Sequence[Image.Image], shown: Sequence[Shown], notes: list[str]
-) -> tuple[Drawn, ...]:
-    """The images with their regions resolved and drawn; notes say what was changed."""
-    pairs = [
-        (as_regions(each.regions), image.size) for each, image in zip(shown, opened, strict=True)
-    ]
-    drawn = []
-    for image, resolution in zip(opened, resolve_together(pairs), strict=True):
-        notes += resolution.notes
-        if resolution.regions:
-            marked = draw_resolved(image, resolution.regions)
-            drawn.append(Drawn(marked, resolution.regions, image))
-        else:
-            drawn.append(Drawn(image))
-    return tuple(drawn)
-
-
-def _question(request: Request, shown: bool, notes: list[str]) -> str:
+def _question(request: Request, shown: bool, regions: int, notes: list[str]) -> str:
     """The question without an image marker in front.
 
     Files and users of the original begin a question with "<image>\\n", where that program put the
     image. Here the template places the image and typed text never does, so one such line is
-    left out, with a note; anywhere else `<image>` is text like any other.
+    dropped, with a note; anywhere else `<image>` is text like any other.
     """
     question = request.question
     if not isinstance(question, str):
-        raise RequestError(f"question: {question!r} is no text")
-    _encodable("question", question)
+        raise RequestError(f"question: must be a string, not {question!r}")
+    _check_encodable("question", question)
     marker = f"{IMAGE_TEXT}\n"
     if shown and question.startswith(marker):
         question = question[len(marker) :]
-        notes.append(f'a first line "{IMAGE_TEXT}" was left out: the image is placed by itself')
+        notes.append(f'dropped a leading "{IMAGE_TEXT}" line: the image is placed by the template')
     if not question.strip():
-        given = f"{len(as_regions(request.regions))} regions but " if request.regions else ""
+        given = f"{regions} regions but " if regions else ""
         raise RequestError(f'question: {given}nothing is asked; try "What is <region:1>?"')
     return question
 
 
-def _marks_on(
-    find: MarkFinder, image: Image.Image, request: Request, notes: list[str]
-) -> tuple[Region, ...]:
-    """Marks that were drawn on the image by hand and that the texts name, for focal views.
+def _check_encodable(field: str, text: str) -> None:
+    """Refuse lone surrogates, which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{field}: character {error.start + 1} is a lone surrogate, which is not text"
+        ) from None
 
-    Nothing is drawn again. Notes say what was found.
+
+def _with_found_marks(
+    find: MarkFinder, image: MarkedImage, turns: Sequence[Turn], notes: list[str]
+) -> MarkedImage:
+    """The image with regions for marks that were drawn on it by hand and that the texts name.
+
+    The regions choose focal views only: nothing is drawn again. Notes say what was found.
     """
-    asked = [m.text or "" for m in as_messages(request.history) if m.role == "user"]
-    found = find(image, (*asked, request.question))
+    texts = [turn.text or "" for turn in turns if turn.role == "user"]
+    found = find(image.shown, texts)
     for words, region in found:
-        x1, y1, x2, y2 = region.bounds(image.size)
+        x1, y1, x2, y2 = region.bounds(image.shown.size)
         notes.append(
             f"found on the image and looked at closely: the {words} "
             f"around {x1:.0f},{y1:.0f},{x2:.0f},{y2:.0f}"
         )
-    return tuple(region for _, region in found)
+    return replace(image, regions=tuple(region for _, region in found))
 
 
-def _expanded(message: Message, regions: Sequence[Region]) -> Message:
-    if message.role != "user" or message.text is None:
-        return message
-    return replace(message, text=expand(message.text, regions))
+def _worded(turns: Sequence[Turn], images: Sequence[MarkedImage]) -> tuple[Turn, ...]:
+    """The turns with their drawn images, and `<region:ID>` of the user's turns in trained words."""
+    regions: list[Region] = [region for image in images for region in image.regions]
+    remaining = iter(images)
+    worded = []
+    for turn in turns:
+        text = turn.text
+        if turn.role == "user" and text is not None:
+            text = expand(text, regions)
+        worded.append(Turn(turn.role, text, tuple(next(remaining) for _ in turn.images)))
+    return tuple(worded)
 
 
-def _region(value: RegionLike) -> Region:
-    if isinstance(value, Region):
-        return value
-    if isinstance(value, Mapping):
-        return region_from_json(dict(value))
-    raise RequestError(f"regions: {value!r} is neither a Region nor a JSON object of one")
-
-
-def as_regions(values: Sequence[RegionLike] | RegionLike) -> tuple[Region, ...]:
-    """Regions from a list of them or of their JSON objects; a single one may stand alone."""
-    if isinstance(values, Region | Mapping):
-        values = (values,)
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise RequestError(f"regions: {values!r} is no list of regions")
-    return tuple(_region(value) for value in values)
-
-
-def as_messages(values: Sequence[MessageLike]) -> tuple[Message, ...]:
-    """Turns from Messages or from objects {"role": ..., "text": ...}; each has its text."""
-    return tuple(message for message, _ in _turns(values))
-
-
-def _turns(values: Sequence[MessageLike]) -> list[tuple[Message, list[Shown]]]:
+def _images(values: object) -> tuple[MarkedImage, ...]:
+    """Images with their regions, from `MarkedImage`s or objects of that form."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
-        raise RequestError(f"history: {values!r} is no list of messages")
-    return [_turn(value) for value in values]
+        raise RequestError(f"images: must be a list of images, not {values!r}")
+    found = []
+    for value in values:
+        if isinstance(value, Mapping) and "image" in value and set(value) <= _IMAGE_KEYS:
+            value = MarkedImage(**value)
+        if not isinstance(value, MarkedImage):
+            raise RequestError(
+                f'images: must be {{"image": ..., "regions": [...]}} objects, not {value!r}'
+            )
+        found.append(value)
+    return tuple(found)
 
 
-def _turn(value: MessageLike) -> tuple[Message, list[Shown]]:
-    """A turn, and the images that come with it."""
-    own: list[Shown] = []
-    if isinstance(value, Message):
-        message = value
-    elif isinstance(value, Mapping) and {"role", "text"} <= set(value) <= _TURN:
-        message = Message(value["role"], value["text"])
-        own = _shown(value.get("images", ()))
+def as_turns(values: Sequence[TurnLike]) -> tuple[Turn, ...]:
+    """Turns from Turns or from objects {"role": ..., "text": ..., "images": [...]}.
+
+    Raises:
+        RequestError: another form, or a turn without text.
+    """
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
+        raise RequestError(f"history: must be a list of turns, not {values!r}")
+    return tuple(_turn(value) for value in values)
+
+
+def _turn(value: TurnLike) -> Turn:
+    if isinstance(value, Turn):
+        turn = value
+    elif isinstance(value, Mapping) and {"role", "text"} <= set(value) <= _TURN_KEYS:
+        images = _images(value.get("images", ()))
+        if images and value["role"] != "user":
+            raise RequestError(f"history: a turn of role {value['role']!r} can't carry images")
+        turn = Turn(value["role"], value["text"], images)
     else:
-        raise RequestError(f'history: {value!r} is no message; write {{"role": ..., "text": ...}}')
-    if not isinstance(message.text, str):
-        raise RequestError(f"history: a {message.role} message has no text")
-    _encodable("history", message.text)
-    if own and message.role != "user":
-        raise RequestError(f"history: a {message.role} message can't have images")
-    return message, own
+        raise RequestError(f'history: a turn must be {{"role": ..., "text": ...}}, not {value!r}')
+    if not isinstance(turn.text, str):
+        raise RequestError(f"history: a turn of role {turn.role!r} has no text")
+    _check_encodable("history", turn.text)
+    return turn
 
 
 def as_request(value: Request | Mapping[str, Any], sampling: SamplingParams) -> Request:

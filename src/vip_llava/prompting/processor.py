@@ -1,15 +1,14 @@
-"""Conversations with images to tensors: views, placeholders, chat template, left padding.
+"""Conversations with images to model inputs: views, image tokens, chat template, left padding.
 
-The images that come in are already drawn on; regions serve only to choose focal views. Images
-get into a prompt through `Conversation.image` or `.images` and in no other way: text that
-spells `<image>` or a control token stays text. The processor does not draw, does not open files and runs no model.
+Images come in drawn; their regions only choose focal views. An image gets into a prompt through
+`Turn.images` and in no other way: text that spells `<image>` or a control token stays text. The
+processor does not draw regions, open files or run a model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,12 +24,13 @@ from vip_llava.prompting.focal_views import (
     view_remarks,
 )
 from vip_llava.prompting.geometry import ImageGeometry
-from vip_llava.prompting.templates import Message, Template, get_template
+from vip_llava.prompting.templates import Template, get_template
 from vip_llava.prompting.tokenization import IMAGE_ID, encode_prompt, encode_training
 from vip_llava.prompting.tokenizers import as_text_tokenizer
+from vip_llava.prompting.turns import MarkedImage, Turn, images_of
 from vip_llava.regions import Region
 
-__all__ = ["IMAGE_END", "IMAGE_START", "Conversation", "Drawn", "FocalSettings", "Processor"]
+__all__ = ["IMAGE_END", "IMAGE_START", "FocalSettings", "MarkFinder", "Processor"]
 
 IMAGE_START = "<im_start>"
 IMAGE_END = "<im_end>"
@@ -41,51 +41,8 @@ MarkFinder = Callable[[Image.Image, Sequence[str]], tuple[tuple[str, Region], ..
 """From an RGB image and the texts about it to the marks on it that the texts name, with their words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """An image, RGB and drawn on, with its resolved regions.
-
-    `bare` is the image without the marks, for focal views that are marked anew
-    (`FocalSettings.fine`).
-    """
-
-    image: Image.Image
-    regions: tuple[Region, ...] = ()
-    bare: Image.Image | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Turns about images, RGB and already drawn on.
-
-    `image` belongs to the first question. Several go into `images`, and each message of the
-    user says how many of them are its own (`Message.images`); where none says so, all belong to
-    the first question. `regions` and `bare` are of the first image, where that is not `Drawn`.
-    """
-
-    messages: tuple[Message, ...]
-    image: Image.Image | None = None
-    regions: tuple[Region, ...] = ()
-    images: tuple[Image.Image | Drawn, ...] = ()
-    bare: Image.Image | None = None
-
-    @property
-    def drawn(self) -> tuple[Drawn, ...]:
-        """All images with their regions, whichever way they were given."""
-        given = self.images if self.image is None else (self.image, *self.images)
-        drawn = [each if isinstance(each, Drawn) else Drawn(each) for each in given]
-        if given and not isinstance(given[0], Drawn):
-            drawn[0] = Drawn(given[0], self.regions, self.bare)
-        return tuple(drawn)
-
-    @property
-    def shown(self) -> tuple[Image.Image, ...]:
-        """The images alone."""
-        return tuple(each.image for each in self.drawn)
-
-
 class Processor:
-    """Makes model inputs of conversations, and text of the ids that a model gives."""
+    """Turns conversations into model inputs, and generated ids into text."""
 
     def __init__(
         self,
@@ -144,85 +101,68 @@ class Processor:
                 return id_
         return 0
 
-    def views(
-        self,
-        image: Image.Image,
-        regions: Sequence[Region] = (),
-        bare: Image.Image | None = None,
-    ) -> list[Image.Image]:
-        """The images that the model sees: `image`, and a focal square for each region.
-
-        `bare` is the image without the marks; where it is not known, squares are cut from
-        `image` as it is.
-        """
-        views = [image]
+    def views(self, image: MarkedImage) -> list[Image.Image]:
+        """The images that the model sees of one image: the drawn image, and a focal view a region."""
+        drawn = image.shown
+        views = [drawn]
         if self.focal is not None:
-            for region in regions:
-                square = focal_square(region, image.size, self.focal)
-                marked = image
-                if bare is not None and self.focal.fine:
-                    marked = fine_marks(bare, regions, square)
+            for region in image.regions:
+                square = focal_square(region, drawn.size, self.focal)
+                marked = drawn
+                if self.focal.fine and image.unmarked is not drawn:
+                    marked = fine_marks(image.unmarked, image.regions, square)
                 views.append(focal_view(marked, square, self.geometry.size, self.geometry.fill))
         return views
 
-    def all_views(self, conversation: Conversation) -> list[Image.Image]:
-        """The views of all images of a conversation, in the order of its placeholders."""
-        return [
-            view
-            for each in conversation.drawn
-            for view in self.views(each.image, each.regions, each.bare)
-        ]
+    def pixels(self, turns: Sequence[Turn]) -> torch.Tensor | None:
+        """All views of a conversation in the order of its placeholders: float32 [N, 3, S, S].
 
-    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
-        """The turns with the views of each image in front of its question and an open answer.
-
-        Raises RequestError for a conversation without turns, an image without a question, or
-        messages that speak of another number of images than there are.
+        None for a conversation without images.
         """
-        messages = list(conversation.messages)
-        if not messages or all(message.role == "system" for message in messages):
-            raise RequestError("a conversation needs at least one message of the user")
-        messages = self._with_views(_with_images(conversation, messages), conversation)
-        if messages[-1].role == "user":
-            messages.append(Message("assistant", None))
-        return tuple(messages)
+        views = [view for image in images_of(turns) for view in self.views(image)]
+        if not views:
+            return None
+        return torch.stack([torch.from_numpy(self.geometry.pixels(view)) for view in views])
 
-    def prompt_text(self, conversation: Conversation) -> str:
-        """The prompt for people to read, with `<image>` once for each view."""
-        return self.template.prompt(self.messages(conversation), **self._marks())
+    def encode(self, turns: Sequence[Turn]) -> tuple[list[int], str]:
+        """Ids and text of a prompt that ends with an open answer.
 
-    def encode_one(self, conversation: Conversation) -> list[int]:
-        """Ids of a conversation, each view as `tokens_per_view` ids of `image_token_id`."""
+        Each view is `tokens_per_view` times `image_token_id` in the ids and `<image>` in the text.
+
+        Raises:
+            RequestError: a conversation without a user turn.
+            TemplateError: turns that the template can't hold.
+        """
         encoded = encode_prompt(
-            self.tokenizer, self.template, self.messages(conversation), **self._marks()
+            self.tokenizer, self.template, _with_open_answer(turns), **self._view_options()
         )
-        return self._placed(encoded.expanded(self.tokens_per_view).ids)
+        return self._with_placeholders(encoded.expanded(self.tokens_per_view).ids), encoded.text
 
     def encode_training(
-        self, conversation: Conversation, *, max_length: int | None = None
+        self, turns: Sequence[Turn], *, max_length: int | None = None
     ) -> tuple[list[int], list[int]]:
-        """Ids as from `encode_one`, and labels: answers are learned, all else is -100.
+        """Ids as from `encode`, and labels: answers are learned, all else is -100.
 
         `max_length` counts expanded views. Raises DataError if nothing would be learned.
         """
         ids, labels = encode_training(
             self.tokenizer,
             self.template,
-            self.messages(conversation),
-            **self._marks(),
+            _with_open_answer(turns),
+            **self._view_options(),
             tokens_per_view=self.tokens_per_view,
             max_length=max_length,
         )
-        return self._placed(ids), labels
+        return self._with_placeholders(ids), labels
 
-    def __call__(self, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+    def __call__(self, conversations: Sequence[Sequence[Turn]]) -> dict[str, torch.Tensor]:
         """Left-padded `input_ids` and `attention_mask` [B, T] and `pixel_values` [N, 3, S, S].
 
         N counts all views in row order; the key is absent when there are none.
         """
         if not conversations:
             raise RequestError("there is no conversation to process")
-        rows = [self.encode_one(conversation) for conversation in conversations]
+        rows = [self.encode(turns)[0] for turns in conversations]
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -230,17 +170,13 @@ class Processor:
             ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
             mask[index, width - len(row) :] = 1
         inputs = {"input_ids": ids, "attention_mask": mask}
-        pixels = [
-            torch.from_numpy(self.geometry.pixels(view))
-            for conversation in conversations
-            for view in self.all_views(conversation)
-        ]
+        pixels = [found for turns in conversations if (found := self.pixels(turns)) is not None]
         if pixels:
-            inputs["pixel_values"] = torch.stack(pixels)
+            inputs["pixel_values"] = torch.cat(pixels)
         return inputs
 
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """The text of new ids, without control tokens and without blanks at its ends."""
+        """The text of generated ids, without control tokens and surrounding white space."""
         listed = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
         return self.tokenizer.decode(listed).strip()
 
@@ -276,48 +212,38 @@ class Processor:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"processor settings can't be used: {error}") from None
 
-    def _with_views(self, messages: Sequence[Message], conversation: Conversation) -> list[Message]:
-        """Counts of images become counts of views: each image has its focal views behind it."""
-        drawn = iter(conversation.drawn)
-        counted: list[Message] = []
-        for message in messages:
-            captions: list[str] = []
+    def _view_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"views": self._view_texts}
+        if self.use_start_end:
+            options |= {"image_start": IMAGE_START, "image_end": IMAGE_END}
+        return options
+
+    def _view_texts(self, turn: Turn) -> tuple[Sequence[str], str]:
+        """The words in front of each view of a turn's images, and the text behind the last one."""
+        captions: list[str] = []
+        remark = ""
+        for image in turn.images:
+            captions.append(remark)
             remark = ""
-            said = message.captions or ("",) * message.images
-            for each, caption in zip(islice(drawn, message.images), said, strict=True):
+            for caption, behind in zip(*self._focal_texts(image), strict=True):
                 captions.append(remark + caption)
-                remark = ""
-                for named, behind in zip(self._captions(each), self._remarks(each), strict=True):
-                    captions.append(remark + named)
-                    remark = f"{behind}\n" if behind else ""
-            told = tuple(captions) if any(captions) else ()
-            text = message.text if message.text is None else remark + message.text
-            counted.append(Message(message.role, text, len(captions), told))
-        return counted
+                remark = f"{behind}\n" if behind else ""
+        return captions, remark + (turn.text or "")
 
-    def _captions(self, drawn: Drawn) -> Sequence[str]:
-        """The words in front of each focal view of an image, "" where there are none."""
+    def _focal_texts(self, image: MarkedImage) -> tuple[Sequence[str], Sequence[str]]:
+        """The words in front of and behind each focal view of an image, "" where there are none."""
         if self.focal is None:
-            return ()
+            return (), ()
+        captions = remarks = [""] * len(image.regions)
+        size = image.shown.size
         if self.focal.named:
-            return view_captions(drawn.regions, drawn.image.size, ranked=self.focal.ranked)
-        return [""] * len(drawn.regions)
-
-    def _remarks(self, drawn: Drawn) -> Sequence[str]:
-        """The words behind each focal view of an image, "" where there are none."""
-        if self.focal is None:
-            return ()
+            captions = view_captions(image.regions, size, ranked=self.focal.ranked)
         if self.focal.told:
-            return view_remarks(drawn.regions, drawn.image.size)
-        return [""] * len(drawn.regions)
+            remarks = view_remarks(image.regions, size)
+        return captions, remarks
 
-    def _marks(self) -> dict[str, str]:
-        if not self.use_start_end:
-            return {}
-        return {"image_start": IMAGE_START, "image_end": IMAGE_END}
-
-    def _placed(self, ids: Sequence[int]) -> list[int]:
-        """Ids with the model's placeholder for images; the text must not hold that id."""
+    def _with_placeholders(self, ids: Sequence[int]) -> list[int]:
+        """Ids with the model's image token; ordinary text must not contain that token."""
         if self.image_token_id in ids:
             raise CheckpointError(
                 f"id {self.image_token_id} stands for images but is also a token of ordinary text"
@@ -325,28 +251,7 @@ class Processor:
         return [self.image_token_id if id_ == IMAGE_ID else id_ for id_ in ids]
 
 
-def _with_images(conversation: Conversation, messages: Sequence[Message]) -> list[Message]:
-    """The messages with the number of images of each."""
-    there = len(conversation.shown)
-    placed = sum(message.images for message in messages)
-    if placed and not conversation.images:
-        raise RequestError(
-            "a message can't carry images of its own here; give the image of the "
-            "conversation as Conversation.image, several as Conversation.images"
-        )
-    if conversation.image is not None and conversation.images:
-        raise RequestError("give either Conversation.image or Conversation.images, not both")
-    if placed and placed != there:
-        raise RequestError(
-            f"the messages speak of {placed} image{'s' * (placed != 1)}; "
-            f"the conversation has {there}"
-        )
-    if placed or not there:
-        return list(messages)
-    asked = [index for index, message in enumerate(messages) if message.role == "user"]
-    if not asked:
-        raise RequestError("an image needs a message of the user that it belongs to")
-    return [
-        Message(message.role, message.text, there if index == asked[0] else 0)
-        for index, message in enumerate(messages)
-    ]
+def _with_open_answer(turns: Sequence[Turn]) -> list[Turn]:
+    if all(turn.role == "system" for turn in turns):
+        raise RequestError("a conversation needs at least one user turn")
+    return [*turns, Turn("assistant", None)] if turns[-1].role == "user" else list(turns)

@@ -9,47 +9,35 @@ program, since its checkpoints were trained on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
 from vip_llava.errors import TemplateError
+from vip_llava.prompting.turns import Turn
 
-__all__ = ["IMAGE_TEXT", "TEMPLATES", "Message", "Role", "Span", "Template", "get_template"]
-
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+__all__ = [
+    "IMAGE_TEXT",
+    "TEMPLATES",
+    "Span",
+    "Template",
+    "ViewsOf",
+    "get_template",
+    "one_view_each",
+]
 
 IMAGE_TEXT = "<image>"
 """How an image is shown to people in a prompt; as typed text it never becomes an image."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn. `text` None means "to be generated"; `images` views come in front of the text.
+ViewsOf = Callable[[Turn], tuple[Sequence[str], str]]
+"""For a turn with images: the words in front of each of its views ("" for none), and its text."""
 
-    `captions` are texts in front of each of the views, "" for none; all may be left out.
-    """
 
-    role: Role
-    text: str | None
-    images: int = 0
-    captions: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise TemplateError(f"message role {self.role!r} is not one of {', '.join(ROLES)}")
-        if self.text is None and self.role != "assistant":
-            raise TemplateError(
-                f"a {self.role} message needs a text; only the assistant's is generated"
-            )
-        if self.images < 0 or (self.images and self.role != "user"):
-            raise TemplateError(f"a {self.role} message can't carry {self.images} images")
-        if self.captions and len(self.captions) != self.images:
-            raise TemplateError(
-                f"a message with {self.images} images can't have {len(self.captions)} captions"
-            )
+def one_view_each(turn: Turn) -> tuple[Sequence[str], str]:
+    """One view for each image, without words of its own."""
+    return ("",) * len(turn.images), turn.text or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +89,23 @@ class Template:
     """The conversation can't begin with the assistant."""
 
     def spans(
-        self, messages: Sequence[Message], *, image_start: str = "", image_end: str = ""
+        self,
+        turns: Sequence[Turn],
+        *,
+        image_start: str = "",
+        image_end: str = "",
+        views: ViewsOf = one_view_each,
     ) -> tuple[Span, ...]:
-        """The prompt of `messages` as spans; a leading system message replaces the system text.
+        """The prompt of a conversation as spans; a leading system turn replaces the system text.
 
-        `image_start` and `image_end` are put around each image (`mm_use_im_start_end`).
-        Raises TemplateError for an order of messages that the template can't hold.
+        Args:
+            image_start, image_end: text around each view (`mm_use_im_start_end`).
+            views: how many views the images of a turn have, and the words in front of each.
+
+        Raises:
+            TemplateError: an order of turns that the template can't hold.
         """
-        system, turns = self._split(messages)
+        system, turns = self._split(turns)
         before = self.image_marks[0] + image_start
         after = image_end + self.image_marks[1]
         spans: list[Span] = [Span(self.begin)]
@@ -128,57 +125,54 @@ class Template:
                 spans.append(Span(self.assistant_gap, supervised=True))
             if system and self.system_in_first_turn and index == 0:
                 spans += self._system(system)
-            spans += _images(turn, before, after)
-            spans.append(Span(turn.text, "text", supervised=learned))
-            if turn.text or learned or not self.caption_only:
+            captions, text = views(turn) if turn.images else ((), turn.text)
+            spans += _view_spans(captions, before, after, text)
+            spans.append(Span(text, "text", supervised=learned))
+            if text or learned or not self.caption_only:
                 spans.append(Span(end, supervised=learned))
             if learned:
                 spans.append(Span(self.assistant_after))
         return tuple(span for span in spans if span.text)
 
-    def prompt(
-        self, messages: Sequence[Message], *, image_start: str = "", image_end: str = ""
-    ) -> str:
-        """The prompt for people to read, with `<image>` for each view."""
-        spans = self.spans(messages, image_start=image_start, image_end=image_end)
+    def prompt(self, turns: Sequence[Turn], *, image_start: str = "", image_end: str = "") -> str:
+        """The prompt as text, with `<image>` once for each image."""
+        spans = self.spans(turns, image_start=image_start, image_end=image_end)
         return "".join(span.text for span in spans)
 
     def _system(self, text: Span) -> list[Span]:
         return [Span(self.system_start), text, Span(self.system_end)]
 
-    def _split(self, messages: Sequence[Message]) -> tuple[Span | None, list[Message]]:
-        turns = list(messages)
+    def _split(self, conversation: Sequence[Turn]) -> tuple[Span | None, list[Turn]]:
+        turns = list(conversation)
         system = Span(self.system) if self.system else None
         if turns and turns[0].role == "system":
             text = turns.pop(0).text or ""
             system = Span(text, "text") if text else None
         if not turns:
-            raise TemplateError(
-                f"template {self.name!r}: a conversation needs at least one message"
-            )
+            raise TemplateError(f"template {self.name!r}: a conversation needs at least one turn")
         for index, turn in enumerate(turns):
             if turn.role == "system":
                 raise TemplateError(
-                    f"template {self.name!r}: message {index + 1} is a system message; "
-                    "only the first message may be one"
+                    f"template {self.name!r}: turn {index + 1} is a system turn; "
+                    "only the first turn may be one"
                 )
             if turn.text is None and index != len(turns) - 1:
                 raise TemplateError(
-                    f"template {self.name!r}: message {index + 1} has no text; "
+                    f"template {self.name!r}: turn {index + 1} has no text; "
                     "only the last answer can be left to be generated"
                 )
         if self.user_first and turns[0].role != "user":
-            raise TemplateError(f"template {self.name!r}: the first message must be the user's")
+            raise TemplateError(f"template {self.name!r}: the first turn must be the user's")
         return system, turns
 
 
-def _images(turn: Message, before: str, after: str) -> list[Span]:
+def _view_spans(captions: Sequence[str], before: str, after: str, text: str) -> list[Span]:
     """`<image>` and a line end for each view in front of the text; no line end before nothing."""
     spans: list[Span] = []
-    for index in range(turn.images):
-        spans.append(Span(turn.captions[index] if turn.captions else "", "text"))
+    for index, caption in enumerate(captions):
+        spans.append(Span(caption, "text"))
         spans += [Span(before), Span(IMAGE_TEXT, "image"), Span(after)]
-        if turn.text or index + 1 < turn.images:
+        if text or index + 1 < len(captions):
             spans.append(Span("\n"))
     return spans
 

@@ -1,32 +1,31 @@
-"""Prompts to ids, with images in place, and which of the ids training learns.
+"""Prompts to token ids, with the places of images, and which ids training learns.
 
-The ids of an ordinary prompt are those of the original, which tokenizes everything between two
-images in one go; but here only the template's own words can become control tokens, and only a
-message's `images` can become images. Which tokens are learned is read off the places of the
-tokens in the text, not counted by tokenizing parts again. This module knows no tensors of
-images and no model.
+The ids of a prompt are those of the original program, which tokenizes the text between two images
+in one go. Only the template's own text can become control tokens, and only a turn's `images` can
+become images. Which tokens are learned follows from their character offsets in the prompt. This
+module does not know pixels or models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vip_llava.errors import DataError
-from vip_llava.prompting.templates import IMAGE_TEXT, Message, Span, Template
+from vip_llava.prompting.templates import Span, Template, ViewsOf, one_view_each
 from vip_llava.prompting.tokenizers import ControlToken, Piece, TextTokenizer, as_text_tokenizer
+from vip_llava.prompting.turns import MarkedImage, Turn
 
 __all__ = [
     "IGNORED_LABEL",
     "IMAGE_ID",
     "Encoded",
     "collate",
-    "encode_marked",
     "encode_prompt",
     "encode_spans",
     "encode_training",
-    "record_messages",
+    "training_turns",
 ]
 
 IMAGE_ID = -200
@@ -36,10 +35,11 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Ids (a view is `IMAGE_ID`) and, for each of them, whether training learns it."""
+    """Ids (a view is `IMAGE_ID`), for each whether training learns it, and the prompt as text."""
 
     ids: list[int]
     learned: list[bool]
+    text: str = ""
 
     def expanded(self, tokens_per_view: int) -> Encoded:
         """The same with each view as `tokens_per_view` times `IMAGE_ID`."""
@@ -49,11 +49,15 @@ class Encoded:
             times = tokens_per_view if id_ == IMAGE_ID else 1
             ids += [id_] * times
             learned += [counts] * times
-        return Encoded(ids, learned)
+        return Encoded(ids, learned, self.text)
 
 
 def encode_spans(tokenizer: TextTokenizer, spans: Sequence[Span], *, begin: bool = True) -> Encoded:
-    """Ids of a prompt given as spans; `begin`: put the tokenizer's own first token in front."""
+    """Ids of a prompt given as spans.
+
+    Args:
+        begin: put the tokenizer's own first token (BOS) in front.
+    """
     ids: list[int] = list(tokenizer.begin_ids) if begin else []
     learned = [False] * len(ids)
     for chunk in _between_images(spans):
@@ -64,61 +68,58 @@ def encode_spans(tokenizer: TextTokenizer, spans: Sequence[Span], *, begin: bool
         for piece, counts in _encode_chunk(tokenizer, chunk):
             ids.append(piece.id)
             learned.append(counts)
-    return Encoded(ids, learned)
+    return Encoded(ids, learned, "".join(span.text for span in spans))
 
 
 def encode_prompt(
     tokenizer: Any,
     template: Template,
-    messages: Sequence[Message],
+    turns: Sequence[Turn],
     *,
     image_start: str = "",
     image_end: str = "",
+    views: ViewsOf = one_view_each,
 ) -> Encoded:
-    """Ids of a conversation in a template; `tokenizer` is ours or a transformers fast tokenizer.
+    """Ids of a conversation in a template.
 
-    Raises TemplateError for messages that the template can't hold.
+    Args:
+        tokenizer: a `TextTokenizer` or a transformers fast tokenizer.
+        image_start, image_end, views: see `Template.spans`.
+
+    Raises:
+        TemplateError: turns that the template can't hold.
     """
     text = as_text_tokenizer(tokenizer)
-    spans = template.spans(messages, image_start=image_start, image_end=image_end)
+    spans = template.spans(turns, image_start=image_start, image_end=image_end, views=views)
     first = text.controls.get(template.begin)
     # One first token is enough where both the template and the tokenizer have one.
     doubled = first is not None and text.begin_ids[-1:] == (first.id,)
     return encode_spans(text, spans, begin=not doubled)
 
 
-def encode_marked(tokenizer: Any, prompt: str) -> list[int]:
-    """Ids of a whole prompt string in which `<image>` and control tokens mean what they spell.
-
-    For prompts from a trusted place only (a test, a file of one's own); never for typed text.
-    """
-    spans: list[Span] = []
-    for index, text in enumerate(prompt.split(IMAGE_TEXT)):
-        if index:
-            spans.append(Span(IMAGE_TEXT, "image"))
-        spans.append(Span(text))
-    return encode_spans(as_text_tokenizer(tokenizer), spans).ids
-
-
 def encode_training(
     tokenizer: Any,
     template: Template,
-    messages: Sequence[Message],
+    turns: Sequence[Turn],
     *,
     image_start: str = "",
     image_end: str = "",
+    views: ViewsOf = one_view_each,
     tokens_per_view: int = 1,
     max_length: int | None = None,
 ) -> tuple[list[int], list[int]]:
     """Ids and labels of a training sample: the answers and their end marks are learned.
 
     Labels are the ids or `IGNORED_LABEL`; each view is `tokens_per_view` times `IMAGE_ID`.
-    `max_length` cuts both. Raises DataError if nothing would be learned or the cut goes through
-    an image, and TemplateError for messages that the template can't hold.
+    `max_length` cuts both.
+
+    Raises:
+        DataError: nothing would be learned, or the cut goes through an image.
+        TemplateError: turns that the template can't hold.
     """
     form = template.trained_as or template
     encoded = encode_prompt(
-        tokenizer, form, messages, image_start=image_start, image_end=image_end
+        tokenizer, form, turns, image_start=image_start, image_end=image_end, views=views
     ).expanded(tokens_per_view)
     if not any(encoded.learned):
         raise DataError("no token of this conversation would be learned: it has no answer")
@@ -134,55 +135,36 @@ def encode_training(
     return ids, labels
 
 
-def record_messages(
-    template: Template,
-    conversation: Sequence[Mapping[str, str]],
-    *,
-    has_image: bool,
-    images: int | None = None,
-) -> tuple[Message, ...]:
-    """Messages of a training record's `conversations` (`from` human or gpt, `value`).
+def training_turns(
+    template: Template, turns: Sequence[Turn], images: Sequence[MarkedImage] = ()
+) -> tuple[Turn, ...]:
+    """The turns of a training row in the order that templates take, its images in the first one.
 
-    With an image, a turn's `<image>` marker becomes its image, in front of the text; without
-    one it stays text. Markers of one turn count once, as in the original; where `images` says
-    that the record has several, each marker is one of them. A first turn that is not the human's is
-    left out, as in the original, but for a system turn, which is kept.
-    Raises DataError for other senders, a wrong order, a caption record of another form, or (with
-    `images`) another number of markers than images.
+    A leading system turn is kept; a leading assistant turn is dropped, as in the original program.
+    For stage 1 (`caption_only`) the question is dropped: the image is followed by its caption.
+
+    Raises:
+        DataError: user and assistant don't take turns, there is no user turn, or a caption row of
+            another form.
     """
-    messages: list[Message] = []
-    turns = list(conversation)
-    if turns and turns[0].get("from") == "system":
-        messages.append(Message("system", str(turns.pop(0).get("value") or "")))
-    elif turns and turns[0].get("from") != "human":
-        del turns[0]
-    begun = len(messages)
-    each = images is not None and images > 1
-    for index, turn in enumerate(turns):
-        sender, value = turn.get("from"), turn.get("value")
-        if sender not in ("human", "gpt") or not isinstance(value, str):
-            raise DataError(f"turn {index + 1} should have a value, and from human or gpt")
-        if (sender == "human") != (index % 2 == 0):
-            raise DataError(f"turn {index + 1} is from {sender}: human and gpt should take turns")
-        markers = value.count(IMAGE_TEXT) if has_image else 0
-        if markers and sender == "gpt":
-            raise DataError(f"turn {index + 1}: an answer can't hold an image")
-        text = value.replace(IMAGE_TEXT, "").strip() if markers else value
-        views = markers if each else min(markers, 1)
-        messages.append(Message("user" if sender == "human" else "assistant", text, views))
-    if len(messages) == begun:
-        raise DataError("the conversation has no turn of a human")
-    found = sum(message.images for message in messages)
-    if has_image and images is not None and found != images:
-        raise DataError(
-            f"the conversation has {found} <image> marker{'s' * (found != 1)} "
-            f"for {images} image{'s' * (images != 1)}"
-        )
+    head = list(turns[:1]) if turns and turns[0].role == "system" else []
+    rest = list(turns[len(head) :])
+    if not head and rest and rest[0].role != "user":
+        del rest[0]
+    for index, turn in enumerate(rest):
+        if turn.role != ("assistant" if index % 2 else "user"):
+            raise DataError(
+                f"turn {index + 1} is the {turn.role}'s: user and assistant should take turns"
+            )
+    if not rest:
+        raise DataError("the conversation has no user turn")
+    if images:
+        rest[0] = replace(rest[0], text=(rest[0].text or "").strip(), images=tuple(images))
     if template.caption_only:
-        if len(messages) != 2 or not messages[0].images:
-            raise DataError("a caption record has two turns, and <image> in the first")
-        messages[0] = Message("user", "", messages[0].images)
-    return tuple(messages)
+        if len(head) + len(rest) != 2 or not rest[0].images:
+            raise DataError("a caption row has two turns, and an image in the first")
+        rest[0] = replace(rest[0], text="")
+    return (*head, *rest)
 
 
 def collate(

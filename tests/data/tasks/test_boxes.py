@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from vip_llava.data.tasks import Marked
+from vip_llava.data.tasks import ArrangedRow
 from vip_llava.regions import Point, phrase
 
-Arranger = Callable[..., list[Marked]]
+Arranger = Callable[..., list[ArrangedRow]]
 BOX = [40, 30, 130, 110]
 OTHER = [190, 60, 260, 160]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from vip_llava.data.tasks import Marked
+from vip_llava.data.tasks import ArrangedRow
 from vip_llava.regions import phrase
 
-Arranger = Callable[..., list[Marked]]
+Arranger = Callable[..., list[ArrangedRow]]
 ROW: dict[str, Any] = {
     "id": "flickr30k-1",
     "image": "a.jpg",

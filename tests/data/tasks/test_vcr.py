@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from vip_llava.data.tasks import Marked
+from vip_llava.data.tasks import ArrangedRow
 from vip_llava.data.tasks.vcr_words import INTRODUCTIONS, WHY
 from vip_llava.errors import DataError
 from vip_llava.regions import Mask, phrase
 
-Arranger = Callable[..., list[Marked]]
+Arranger = Callable[..., list[ArrangedRow]]
 
 
-def bare(text: str, marked: Marked) -> str:
+def bare(text: str, marked: ArrangedRow) -> str:
     """A text with every mark's words as "<id>", with and without the article."""
     for region in sorted(marked.regions, key=lambda each: -len(phrase(each))):
         words = phrase(region)

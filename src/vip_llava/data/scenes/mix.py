@@ -23,8 +23,8 @@ from vip_llava.data.scenes.settings import VIEWS, MixSettings
 from vip_llava.data.scenes.sources import SceneSource
 from vip_llava.errors import RegionError
 from vip_llava.prompting.focal_views import FocalSettings, fine_marks, focal_square, focal_view
-from vip_llava.prompting.processor import Conversation, Processor
-from vip_llava.prompting.templates import Message
+from vip_llava.prompting.processor import Processor
+from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.regions import Region, draw
 from vip_llava.regions.phrases import expand
 
@@ -124,11 +124,12 @@ class RegionMix:
         shown = () if kind == "whole" else scene.regions
         spoken = [[expand(text, scene.regions) for text in turn] for turn in asked]
         for count in range(len(spoken), 0, -1):
-            messages: list[Message] = []
+            turns: list[Turn] = []
             for question, answer in spoken[:count]:
-                messages += (Message("user", question), Message("assistant", answer))
-            conversation = Conversation(tuple(messages), image, shown)
-            ids, labels = self.processor.encode_training(conversation)
+                turns += (Turn("user", question), Turn("assistant", answer))
+            marked = MarkedImage(scene.image, shown, image)
+            turns[0] = Turn("user", turns[0].text, (marked,))
+            ids, labels = self.processor.encode_training(turns)
             if len(ids) <= self._length(kind):
                 break
         else:

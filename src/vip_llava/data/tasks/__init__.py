@@ -25,13 +25,13 @@ from vip_llava.data.tasks import (
     vcr,
     vg_rel,
 )
-from vip_llava.data.tasks.common import Job, Marked, PromptStyle, show_images
+from vip_llava.data.tasks.common import ArrangedRow, Job, PromptStyle, without_markers
 from vip_llava.errors import DataError
 
-__all__ = ["TASKS", "Job", "Marked", "arrange"]
+__all__ = ["TASKS", "ArrangedRow", "Job", "arrange"]
 
 #: Kind of row -> how it becomes marks and text. A new source is one file and one line here.
-TASKS: Mapping[str, Callable[[Any, Job], Marked]] = MappingProxyType(
+TASKS: Mapping[str, Callable[[Any, Job], ArrangedRow]] = MappingProxyType(
     {
         "conversation": conversation.arrange,
         "refcocog": refcocog.arrange,
@@ -56,7 +56,7 @@ def arrange(
     images: Path | None = None,
     alpha: int | None = None,
     style: PromptStyle | None = None,
-) -> Marked:
+) -> ArrangedRow:
     """Marks and final text of a row whose photo has `size` (width, height); None without a photo.
 
     images: the folder of images, which rows of VCR need for the file with their boxes. alpha:
@@ -71,7 +71,7 @@ def arrange(
         if size is None and isinstance(row, MarkedRow):
             raise DataError("field image: the size of the photo is needed to mark it")
         marked = TASKS[row.kind](row, Job(size or (0, 0), rng, alpha, style, images))
-        turns = show_images(marked.turns, len(row.images))
+        turns = without_markers(marked.turns, len(row.images))
     except DataError as error:
         raise DataError(f"id {row.id!r}: {error}") from None
-    return Marked(marked.regions, turns)
+    return ArrangedRow(marked.regions, turns)

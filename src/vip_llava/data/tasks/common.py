@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from vip_llava.data.fields import BOX_PLACEHOLDER, Box, Outlines, Turn
+from vip_llava.data.fields import BOX_PLACEHOLDER, Box, Outlines
 from vip_llava.errors import DataError, RegionError
+from vip_llava.prompting.turns import Turn
 from vip_llava.regions.phrases import wording
 from vip_llava.regions.resolve import resolve
 from vip_llava.regions.sampling import Policy, Prompt, sample_prompts, sample_region
@@ -20,8 +21,8 @@ from vip_llava.regions.shapes import Region
 
 __all__ = [
     "LETTER_REQUEST",
+    "ArrangedRow",
     "Job",
-    "Marked",
     "Marks",
     "PromptStyle",
     "Thing",
@@ -29,9 +30,9 @@ __all__ = [
     "mark",
     "named",
     "options",
-    "show_images",
     "talk",
     "with_words",
+    "without_markers",
 ]
 
 IMAGE = "<image>"
@@ -44,11 +45,12 @@ Thing: TypeAlias = tuple[Box, Outlines]
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
+class ArrangedRow:
     """A row as it is trained: what is drawn on the photo, and the final text.
 
-    regions: resolved, in pixels of the photo. turns: one `<image>` line for each image begins the
-    first human turn.
+    Args:
+        regions: resolved, in pixels of the photo.
+        turns: without `<image>` markers; the row's images belong to the first user turn.
     """
 
     regions: tuple[Region, ...]
@@ -137,9 +139,9 @@ def _prompts(rule: Policy, count: int, rng: random.Random, field: str) -> list[P
 
 
 def talk(*texts: str) -> tuple[Turn, ...]:
-    """Turns of a human and the model in turn, beginning with the human."""
+    """Alternating turns of user and assistant, beginning with the user."""
     return tuple(
-        Turn(role="gpt" if place % 2 else "human", text=text) for place, text in enumerate(texts)
+        Turn("assistant" if place % 2 else "user", text) for place, text in enumerate(texts)
     )
 
 
@@ -147,8 +149,8 @@ def with_words(turns: Sequence[Turn], words: Sequence[str]) -> tuple[Turn, ...]:
     """Turns with `<bboxN>` replaced by the words of box N, and `<bbox>` by those of the only one."""
     return tuple(
         Turn(
-            role=turn.role,
-            text=BOX_PLACEHOLDER.sub(lambda found: words[int(found[1] or 0)], turn.text),
+            turn.role,
+            BOX_PLACEHOLDER.sub(lambda found: words[int(found[1] or 0)], turn.text or ""),
         )
         for turn in turns
     )
@@ -167,34 +169,29 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])}, and {words[-1]}"
 
 
-def show_images(turns: Sequence[Turn], images: int) -> tuple[Turn, ...]:
-    """Turns with exactly one `<image>` line for each image, in front of the first human text.
+def without_markers(turns: Sequence[Turn], images: int) -> tuple[Turn, ...]:
+    """Turns of a row with images, without their `<image>` markers.
 
-    Markers elsewhere are moved there; a row without image is left alone, so that its `<image>`
-    stays text. Raises DataError for a marker in an answer, and where several images have another
-    number of markers.
+    All images of a row are shown with its first user turn, wherever the markers stand. A row without
+    images is returned as it is, so that its `<image>` stays text.
+
+    Raises:
+        DataError: a marker in an answer, or another number of markers than images where there are
+            several.
     """
     if not images:
         return tuple(turns)
-    count = 0
-    for number, turn in enumerate(turns, 1):
-        found = turn.text.count(IMAGE)
-        if found and turn.role == "gpt":
+    texts = [turn.text or "" for turn in turns]
+    counts = [text.count(IMAGE) for text in texts]
+    for number, (turn, count) in enumerate(zip(turns, counts, strict=True), 1):
+        if count and turn.role == "assistant":
             raise DataError(f"field conversations: turn {number}: an answer can't hold {IMAGE}")
-        count += found
-    if images > 1 and count not in (0, images):
+    if images > 1 and sum(counts) not in (0, images):
         raise DataError(
-            f"field conversations: there are {images} images and {count} {IMAGE}; "
+            f"field conversations: there are {images} images and {sum(counts)} {IMAGE}; "
             "write one for each, or none"
         )
-    first = next((place for place, turn in enumerate(turns) if turn.role == "human"), None)
-    if first is None:
-        raise DataError("field conversations: no turn of a human to show the image in")
-    result = list(turns)
-    for place, turn in enumerate(turns):
-        text = turn.text.replace(IMAGE, "").strip() if IMAGE in turn.text else turn.text
-        if place == first:
-            text = f"{IMAGE}\n" * images + text
-        if text != turn.text:
-            result[place] = Turn(role=turn.role, text=text)
-    return tuple(result)
+    return tuple(
+        Turn(turn.role, text.replace(IMAGE, "").strip() if count else text)
+        for turn, text, count in zip(turns, texts, counts, strict=True)
+    )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vip_llava.data.fields import Row
-from vip_llava.data.tasks.common import Job, Marked
+from vip_llava.data.tasks.common import ArrangedRow, Job
 
 __all__ = ["arrange"]
 
 
-def arrange(row: Row, job: Job) -> Marked:
+def arrange(row: Row, job: Job) -> ArrangedRow:
     """Nothing is drawn and no word is changed."""
-    return Marked((), row.turns)
+    return ArrangedRow((), row.turns)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from vip_llava.data.fields import BOX_PLACEHOLDER
 from vip_llava.data.records import Flickr30kRow
-from vip_llava.data.tasks.common import Job, Marked, Marks, mark, named, talk
+from vip_llava.data.tasks.common import ArrangedRow, Job, Marks, mark, named, talk
 from vip_llava.regions.phrases import WORDS
 from vip_llava.regions.sampling import POLICIES, Prompt
 
@@ -27,7 +27,7 @@ _PLAIN = (
 _HINTS = ("Hint: the visual prompts are: {}.", "The visual prompts are: {}.")
 
 
-def arrange(row: Flickr30kRow, job: Job) -> Marked:
+def arrange(row: Flickr30kRow, job: Job) -> ArrangedRow:
     """Half of the answers name the marks, half of the questions list them."""
     phrases = [number for number, boxes in enumerate(row.bbox) if boxes]
     groups = [[(box, None) for box in row.bbox[number]] for number in phrases]
@@ -38,7 +38,7 @@ def arrange(row: Flickr30kRow, job: Job) -> Marked:
         hint = job.rng.choice(_HINTS)
         question += " " + hint.format(_list([_noun(prompt) for prompt in marks.prompts]))
     words = _worder(marks, phrases) if naming else lambda number: ""
-    return Marked(marks.regions, talk(question, _caption(row.grounding, words)))
+    return ArrangedRow(marks.regions, talk(question, _caption(row.grounding, words)))
 
 
 def _worder(marks: Marks, phrases: list[int]) -> Callable[[int], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vip_llava.data.records import RefcocogGpt4vRow, RefcocogRow
-from vip_llava.data.tasks.common import Job, Marked, listed, mark, talk, with_words
+from vip_llava.data.tasks.common import ArrangedRow, Job, listed, mark, talk, with_words
 from vip_llava.regions.sampling import POLICIES
 
 __all__ = ["arrange", "arrange_gpt4v"]
@@ -13,7 +13,7 @@ _NAMED = 0.75
 _GENERAL = ("object with the visual prompt", "pointed region")
 
 
-def arrange(row: RefcocogRow, job: Job) -> Marked:
+def arrange(row: RefcocogRow, job: Job) -> ArrangedRow:
     """ "Describe the object within the red rectangle. ...", or without naming the mark.
 
     Several boxes each have a mark of their own; all are named, or none.
@@ -25,12 +25,12 @@ def arrange(row: RefcocogRow, job: Job) -> Marked:
     else:
         what = job.rng.choice(_GENERAL)
     question = f"Describe the {what}. Please provide a short phrase."
-    return Marked(marks.regions, talk(question, row.answer))
+    return ArrangedRow(marks.regions, talk(question, row.answer))
 
 
-def arrange_gpt4v(row: RefcocogGpt4vRow, job: Job) -> Marked:
+def arrange_gpt4v(row: RefcocogGpt4vRow, job: Job) -> ArrangedRow:
     """The row's conversation with the words of the marks for its placeholders."""
     groups = [[thing] for thing in zip(row.bboxes, row.segmentations, strict=True)]
     marks = mark(job, POLICIES[row.kind], groups)
     words = [marks.words(place) for place in range(len(groups))]
-    return Marked(marks.regions, with_words(row.turns, words))
+    return ArrangedRow(marks.regions, with_words(row.turns, words))

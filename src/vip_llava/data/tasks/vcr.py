@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from vip_llava.data.records import VcrRow, VcrToken
 from vip_llava.data.sources import VcrPlaces
 from vip_llava.data.tasks import vcr_words as words
-from vip_llava.data.tasks.common import Job, Marked, Marks, Thing, listed, mark, options, talk
+from vip_llava.data.tasks.common import ArrangedRow, Job, Marks, Thing, listed, mark, options, talk
 from vip_llava.errors import DataError
 from vip_llava.regions.sampling import policy
 
@@ -26,7 +26,7 @@ Sentence = Sequence[VcrToken]
 _CLOSING = re.compile(r"[,.;:!?%)]+|['’][a-z]+|n['’]t")
 
 
-def arrange(row: VcrRow, job: Job) -> Marked:
+def arrange(row: VcrRow, job: Job) -> ArrangedRow:
     """Only things that the final text names are marked."""
     if job.style is not None:
         return _letters(row, job)
@@ -38,7 +38,7 @@ def arrange(row: VcrRow, job: Job) -> Marked:
     why = job.rng.choice(words.WHY)
     told = [speaker.say(each) for each in answers]
     because = [speaker.say(each) for each in reasons]
-    return Marked(
+    return ArrangedRow(
         speaker.marks.regions,
         talk(
             f"{question} {words.choices(told, job.rng)}" if asked else question,
@@ -49,7 +49,7 @@ def arrange(row: VcrRow, job: Job) -> Marked:
     )
 
 
-def _letters(row: VcrRow, job: Job) -> Marked:
+def _letters(row: VcrRow, job: Job) -> ArrangedRow:
     """One question, answered with a letter: which answer ("vcr_qa"), or which reason ("vcr_qar")?"""
     answer = row.answer_choices[row.answer_label]
     if job.style == "vcr_qa":
@@ -62,7 +62,7 @@ def _letters(row: VcrRow, job: Job) -> Marked:
         choices, label = row.rationale_choices, row.rationale_label
     texts = [speaker.say(each) for each in choices]
     turns = talk(f"{question}\n{options(texts)}", "ABCD"[label])
-    return Marked(speaker.marks.regions, turns)
+    return ArrangedRow(speaker.marks.regions, turns)
 
 
 class _Speaker:

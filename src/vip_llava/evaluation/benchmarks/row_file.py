@@ -17,7 +17,7 @@ from vip_llava.data.reading import RowFile
 from vip_llava.data.records import Row as DataRow
 from vip_llava.data.records import parse_row
 from vip_llava.data.tasks import arrange
-from vip_llava.data.tasks.common import IMAGE, PromptStyle
+from vip_llava.data.tasks.common import PromptStyle
 from vip_llava.errors import DataError
 from vip_llava.evaluation.items import Benchmark, Item, Options
 from vip_llava.images import open_image
@@ -79,7 +79,7 @@ class RowBenchmark(Benchmark):
         def build() -> Request:
             row = self._row(index)
             photo = open_image(inside(self.images, row.images[0]))
-            marked = arrange(
+            arranged = arrange(
                 row,
                 photo.size,
                 generator(self.options.seed, "evaluation", row.id),
@@ -87,8 +87,8 @@ class RowBenchmark(Benchmark):
                 alpha=self.options.alpha,
                 style=style,
             )
-            question = marked.turns[0].text.removeprefix(f"{IMAGE}\n")
-            return Request(image=photo, question=question, regions=marked.regions)
+            question = arranged.turns[0].text or ""
+            return Request(image=photo, question=question, regions=arranged.regions)
 
         return build
 

@@ -21,9 +21,7 @@ from vip_llava.errors import DataError, VipLlavaError
 from vip_llava.evaluation.benchmarks import benchmark_class, open_benchmark
 from vip_llava.evaluation.items import Benchmark, Item, Row
 from vip_llava.evaluation.run import items_of
-from vip_llava.images import open_image
-from vip_llava.prompting.prepare import as_regions
-from vip_llava.regions import draw_resolved, resolve
+from vip_llava.prompting.turns import MarkedImage, as_regions, draw_images, open_images
 from vip_llava.regions.phrases import expand
 
 __all__ = ["SEED_FILE", "VARIABLE", "Task"]
@@ -73,9 +71,11 @@ class Task:
         try:
             request = self.items[doc["id"]].make()
             assert request.image is not None  # all of these benchmarks show one
-            image = open_image(request.image)
-            regions = resolve(as_regions(request.regions), image.size).regions
-            return draw_resolved(image, regions), expand(request.question, regions), None
+            image = request.image
+            if not isinstance(image, MarkedImage):
+                image = MarkedImage(image, as_regions(request.regions))
+            [drawn], _ = draw_images(open_images([image]))
+            return drawn.shown, expand(request.question, drawn.regions), None
         except VipLlavaError as error:
             grey = Image.new("RGB", (64, 64), (128, 128, 128))
             return grey, f"This question can't be asked: {error}", str(error)

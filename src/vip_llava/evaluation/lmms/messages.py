@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vip_llava.errors import RequestError
-from vip_llava.prompting.prepare import Request, Shown
+from vip_llava.prompting.prepare import Request
+from vip_llava.prompting.turns import MarkedImage
 
 __all__ = ["request_of", "sampling_of"]
 
@@ -38,7 +39,7 @@ def request_of(messages: Sequence[Mapping[str, Any]]) -> Request:
     return Request(question=asked["text"], images=shown, history=history)
 
 
-def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Shown]]:
+def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[MarkedImage]]:
     if isinstance(content, str):
         return content, []
     texts, images = [], []
@@ -46,7 +47,7 @@ def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Shown]
         if part["type"] == "text":
             texts.append(str(part["text"]))
         elif part["type"] == "image":
-            images.append(Shown(part["url"]))
+            images.append(MarkedImage(part["url"]))
         else:
             raise RequestError(f"a task with {part['type']} can't be asked; images and text can")
     return "\n".join(texts).strip(), images

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from vip_llava.errors import ImageError, RegionError
 from vip_llava.images import open_image
-from vip_llava.prompting.prepare import Request, Shown
+from vip_llava.prompting.prepare import Request
+from vip_llava.prompting.turns import MarkedImage
 from vip_llava.regions import region_from_json
 from vip_llava.serving.api.schemas import ImagePart, TextPart
-from vip_llava.serving.middleware.errors import Problem, as_problem
+from vip_llava.serving.middleware.errors import ApiError, as_api_error
 
 if TYPE_CHECKING:
     from vip_llava.regions import Region
@@ -53,7 +54,7 @@ class Asked:
 
 
 def understood(body: ChatRequest, limits: Limits) -> Asked:
-    """Check what needs no image. Raises Problem 422 that names the place in the body."""
+    """Check what needs no image. Raises ApiError 422 that names the place in the body."""
     turns = body.messages
     _check_count(len(turns), limits.messages, "messages", "messages", "messages")
     if turns[-1].role != "user":
@@ -92,20 +93,20 @@ async def gathered(
             elif kind.startswith(("https:", "http:")):
                 found.append(await fetcher.fetch(address))
             else:
-                raise Problem(
+                raise ApiError(
                     422,
                     "an image is a data: address (data:image/png;base64,...) or upload:ID",
                     code="address_refused",
                 )
-        except Problem as problem:
-            raise _placed(problem, f"{image.place}.image_url.url") from None
+        except ApiError as api_error:
+            raise _placed(api_error, f"{image.place}.image_url.url") from None
     return found
 
 
 def opened(asked: Asked, sources: Sequence[str | bytes], limits: Limits) -> Request:
     """Decode the images, within the limits of one and of all, and put the request together."""
     left = limits.request_pixels
-    shown: dict[int, list[Shown]] = {}
+    shown: dict[int, list[MarkedImage]] = {}
     for asked_image, source in zip(asked.images, sources, strict=True):
         try:
             image = open_image(
@@ -114,10 +115,10 @@ def opened(asked: Asked, sources: Sequence[str | bytes], limits: Limits) -> Requ
                 max_bytes=limits.image_bytes,
             )
         except ImageError as error:
-            problem = as_problem(error)
-            raise _placed(problem, f"{asked_image.place}.image_url.url") from None
+            api_error = as_api_error(error)
+            raise _placed(api_error, f"{asked_image.place}.image_url.url") from None
         left -= image.width * image.height
-        shown.setdefault(asked_image.message, []).append(Shown(image, asked_image.regions))
+        shown.setdefault(asked_image.message, []).append(MarkedImage(image, asked_image.regions))
     turns = [
         {"role": role, "text": text, "images": shown.get(index, [])}
         for index, (role, text) in enumerate(zip(asked.roles, asked.texts, strict=True))
@@ -152,7 +153,7 @@ def _regions(part: ImagePart, place: str, limits: Limits) -> tuple[Region, ...]:
         try:
             found.append(region_from_json(value, index=number))
         except RegionError as error:
-            raise as_problem(error, param=f"{place}.regions[{number}]") from None
+            raise as_api_error(error, param=f"{place}.regions[{number}]") from None
     return tuple(found)
 
 
@@ -183,7 +184,7 @@ def _sampling(body: ChatRequest, limits: Limits) -> dict[str, Any]:
 
 def _check_count(count: int, most: int, what: str, limit: str, param: str) -> None:
     if count > most:
-        raise Problem(
+        raise ApiError(
             422,
             f"{count:,} {what}: at most {most:,} are taken here ({limit})",
             code="over_limit",
@@ -191,16 +192,16 @@ def _check_count(count: int, most: int, what: str, limit: str, param: str) -> No
         )
 
 
-def _wrong(text: str, param: str) -> Problem:
-    return Problem(422, f"{param}: {text}", code="invalid_request", param=param)
+def _wrong(text: str, param: str) -> ApiError:
+    return ApiError(422, f"{param}: {text}", code="invalid_request", param=param)
 
 
-def _placed(problem: Problem, param: str) -> Problem:
-    """The same problem with the place in the body that it belongs to."""
-    return Problem(
-        problem.status,
-        f"{param}: {problem.message}",
-        code=problem.code,
+def _placed(api_error: ApiError, param: str) -> ApiError:
+    """The same api_error with the place in the body that it belongs to."""
+    return ApiError(
+        api_error.status,
+        f"{param}: {api_error.message}",
+        code=api_error.code,
         param=param,
-        retry_after=problem.retry_after,
+        retry_after=api_error.retry_after,
     )
