@@ -27,7 +27,7 @@ from vip_llava.errors import RegionError
 from vip_llava.regions import draw
 from vip_llava.regions.colors import PALETTE
 from vip_llava.regions.phrases import collapse
-from vip_llava.regions.sampling import generator, policy, sample_prompts, sample_region
+from vip_llava.regions.sampling import find_policy, generator, sample_visual_prompts, sample_region
 from vip_llava.regions.shapes import SHAPES, Arrow, Box, Contour, Ellipse, Mask, Point, Region
 
 pytestmark = pytest.mark.conformance
@@ -210,13 +210,13 @@ def things(case: Record, rng: random.Random) -> list[int]:
 def test_shape_and_colour_shares(family: Callable[[str], Path]) -> None:
     complaints = []
     for case in records(family("organizer") / "distributions.jsonl"):
-        rule = policy(case["type"], case["data_args"].get("visual_prompt_style"))
+        rule = find_policy(case["type"], case["data_args"].get("visual_prompt_style"))
         rng = generator("shares", case["id"])
         shapes: Counter[str] = Counter()
         colors: Counter[str] = Counter()
         for _ in range(1000):
             counts = things(case, rng)
-            for prompt, boxes in zip(sample_prompts(rule, len(counts), rng), counts, strict=True):
+            for prompt, boxes in zip(sample_visual_prompts(rule, len(counts), rng), counts, strict=True):
                 shapes[prompt.shape] += boxes
                 colors[prompt.color if isinstance(prompt.color, str) else "(not in pool)"] += boxes
         total = shapes.total()
@@ -237,7 +237,7 @@ def test_unknown_sources_and_styles_are_refused(family: Callable[[str], Path]) -
         if not str(case.get("error", "")).startswith("KeyError: '"):
             continue
         with pytest.raises(RegionError, match="known"):
-            policy(case["source"]["id"], case["data_args"].get("visual_prompt_style"))
+            find_policy(case["source"]["id"], case["data_args"].get("visual_prompt_style"))
 
 
 def stand_in(shape: str, rgb: list[int], number: int) -> Region:

@@ -1,8 +1,7 @@
-"""Drawing: where pixels change, that they are blended right, fast paths equal slow ones, time limits."""
+"""Drawing: which pixels change, blending, fast paths against slow ones, and time limits."""
 
 from __future__ import annotations
 
-import importlib
 import math
 import random
 import time
@@ -29,13 +28,12 @@ from vip_llava.regions import (
     draw,
     draw_resolved,
     region_from_json,
-    render,
     resolve,
     rgb,
 )
+from vip_llava.regions.draw import opacity_mask
+from vip_llava.regions.strokes import dilate
 
-# The package exports the function of the same name, so the module is fetched by its full name.
-drawing = importlib.import_module("vip_llava.regions.draw")
 Noise = Callable[[int, int], Image.Image]
 Regions = Callable[..., st.SearchStrategy[Region]]
 SQUARE = [20.0, 20, 60, 20, 60, 50, 20, 50]
@@ -159,7 +157,7 @@ def test_the_given_image_is_untouched_and_the_result_deterministic(
     assert first.tobytes() == second.tobytes()
     again = draw_resolved(image, resolve(regions, image.size).regions)
     assert again.tobytes() == first.tobytes()
-    read = [region_from_json(region.to_json()) for region in render(image, regions)[1].regions]
+    read = [region_from_json(region.to_json()) for region in resolve(regions, image.size).regions]
     assert draw(image, read).tobytes() == first.tobytes()
 
 
@@ -184,7 +182,7 @@ def test_only_pixels_near_the_region_change_and_some_do(
 
 
 @given(data=st.data())
-def test_straight_into_the_image_equals_the_way_through_a_mask(
+def test_blending_directly_equals_blending_through_a_mask(
     any_region: Regions, noise: Noise, data: st.DataObject
 ) -> None:
     image = noise(60, 40)
@@ -199,7 +197,7 @@ def test_straight_into_the_image_equals_the_way_through_a_mask(
         mask[y1 + width : max(bottom + 1 - width, 0), x1 + width : max(right + 1 - width, 0)] = 0
         opacity, left, top = Image.fromarray(mask), 0, 0
     else:
-        opacity, left, top = drawing._masked(region, image.size, region.alpha or 0)
+        opacity, left, top = opacity_mask(region, image.size, region.alpha or 0)
     full = Image.new("L", image.size)
     full.paste(opacity, (left, top))
     slow = image.copy()
@@ -207,32 +205,33 @@ def test_straight_into_the_image_equals_the_way_through_a_mask(
     assert slow.tobytes() == fast.tobytes()
 
 
-def test_blocks_equal_the_whole(noise: Noise) -> None:
+def test_pasting_in_blocks_equals_pasting_at_once(noise: Noise) -> None:
     image = noise(500, 400)
     for region in (
         Triangle([(5, 5), (490, 20), (200, 390)], width=7),
         Scribble([(9, 9), (480, 300), (20, 380)]),
     ):
         done = resolve([region.changed(alpha=99, color="blue")], image.size).regions[0]
-        mask, left, top = drawing._masked(done, image.size, 99)
-        assert mask.width * mask.height > drawing._FEW
+        mask, left, top = opacity_mask(done, image.size, 99)
+        assert mask.width * mask.height > 16 * 64 * 64  # large enough to be pasted in blocks
         slow = image.copy()
         slow.paste((0, 0, 255), (left, top, left + mask.width, top + mask.height), mask)
         assert draw_resolved(image, [done]).tobytes() == slow.tobytes()
 
 
 @given(reach=st.integers(1, 9), seed=st.integers(0, 99))
-def test_growing_equals_the_largest_of_the_square(reach: int, seed: int) -> None:
+def test_dilation_equals_the_maximum_of_the_square(reach: int, seed: int) -> None:
     pixels = np.pad((np.random.default_rng(seed).random((7, 9)) < 0.1).astype(np.uint8), reach)
     slow = np.zeros_like(pixels)
     for y, x in zip(*np.nonzero(pixels), strict=True):
         slow[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1] = 1
-    np.testing.assert_array_equal(drawing._grown(pixels.copy(), reach), slow)
+    np.testing.assert_array_equal(dilate(pixels.copy(), reach), slow)
 
 
 def test_later_regions_lie_over_earlier_ones_and_colours_follow_the_order(noise: Noise) -> None:
     image = noise(100, 80)
-    drawn, resolution = render(image, [Box(10, 10, 50, 50), Box(30, 30, 70, 70), Box(5, 5, 90, 75)])
+    boxes = [Box(10, 10, 50, 50), Box(30, 30, 70, 70), Box(5, 5, 90, 75)]
+    drawn, resolution = draw(image, boxes), resolve(boxes, image.size)
     assert [region.color for region in resolution.regions] == ["red", "lime", "blue"]
     assert drawn.getpixel((10, 20)) == (255, 0, 0)
     assert drawn.getpixel((50, 30)) == (0, 255, 0)  # here the first and the second cross

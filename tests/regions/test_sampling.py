@@ -1,4 +1,4 @@
-"""Random marks: repeatable, on the thing, always drawable, and as often as the data sources want."""
+"""Random marks: repeatable, on their target, always drawable, with the shares of each source."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from vip_llava.regions.phrases import phrase
 from vip_llava.regions.sampling import (
     POLICIES,
     Policy,
-    Prompt,
+    VisualPrompt,
+    find_policy,
     generator,
-    policy,
-    sample_prompts,
     sample_region,
-    sample_regions,
+    sample_visual_prompts,
 )
-from vip_llava.regions.sampling.places import inside, point_in_rings
+from vip_llava.regions.sampling.targets import inside, point_in_rings
 from vip_llava.regions.shapes import (
     SHAPES,
     Arrow,
@@ -286,21 +285,21 @@ def test_generators_depend_on_the_whole_key() -> None:
     ],
 )
 def test_policies_are_found_by_row_id(source: str, name: str) -> None:
-    assert policy(source).name == name
+    assert find_policy(source).name == name
 
 
 def test_a_prompt_style_overrides_the_source() -> None:
-    assert policy("vcr-1", "vcr_qa").shapes == ("point",)
-    assert policy("vcr-1").shapes != ("point",)
+    assert find_policy("vcr-1", "vcr_qa").shapes == ("point",)
+    assert find_policy("vcr-1").shapes != ("point",)
     with pytest.raises(RegionError, match=r"'loud'.*vcr_qa"):
-        policy("vcr-1", "loud")
+        find_policy("vcr-1", "loud")
     with pytest.raises(RegionError, match=r"'coco'.*refcocog"):
-        policy("coco")
+        find_policy("coco")
 
 
 @given(st.sampled_from(list(POLICIES.values())), st.integers(1, 9), st.integers(0, 2**32))
 def test_things_of_one_image_can_be_told_apart(rule: Policy, count: int, seed: int) -> None:
-    prompts = sample_prompts(rule, count, random.Random(seed))
+    prompts = sample_visual_prompts(rule, count, random.Random(seed))
     assert len(prompts) == count
     assert {prompt.shape for prompt in prompts} <= set(rule.shapes)
     if rule.color is None:
@@ -312,26 +311,26 @@ def test_things_of_one_image_can_be_told_apart(rule: Policy, count: int, seed: i
 
 def test_a_shape_used_once_has_a_named_colour_half_of_the_time() -> None:
     rng = random.Random(5)
-    prompts = [sample_prompts(POLICIES["refcocog"], 1, rng)[0] for _ in range(2000)]
+    prompts = [sample_visual_prompts(POLICIES["refcocog"], 1, rng)[0] for _ in range(2000)]
     assert 900 < sum(isinstance(prompt.color, str) for prompt in prompts) < 1100
 
 
 def test_a_fixed_colour_and_more_things_than_names() -> None:
     rng = random.Random(0)
-    assert sample_prompts(POLICIES["pointQA_twice"], 1, rng) == [Prompt("box", "red")]
-    many = sample_prompts(POLICIES["v7w"], 12, rng)
+    assert sample_visual_prompts(POLICIES["pointQA_twice"], 1, rng) == [VisualPrompt("box", "red")]
+    many = sample_visual_prompts(POLICIES["v7w"], 12, rng)
     assert Counter(isinstance(prompt.color, str) for prompt in many) == {True: 9, False: 3}
 
 
-def test_regions_of_a_image_have_ids_and_words_of_their_own() -> None:
+def test_marks_of_one_image_have_different_phrases() -> None:
     rng = random.Random(2)
-    places = [(10, 10, 60, 60), (100, 10, 160, 60), (200, 10, 260, 60), (10, 100, 60, 160)]
+    boxes = [(10, 10, 60, 60), (100, 10, 160, 60), (200, 10, 260, 60), (10, 100, 60, 160)]
     for rule in POLICIES.values():
-        regions = sample_regions(
-            places[: 1 if rule.color else 4], size=SIZE, rng=rng, rule=rule, alpha=200
-        )
-        assert [region.id for region in regions] == [str(i) for i in range(1, len(regions) + 1)]
-        assert {region.alpha for region in regions} == {200}
-        assert len({phrase(region, regions) for region in regions}) == len(regions)
-    with pytest.raises(ValueError):
-        sample_regions(places, [None], size=SIZE, rng=rng, rule=POLICIES["vcr"])
+        prompts = sample_visual_prompts(rule, 1 if rule.color else 4, rng)
+        regions = [
+            sample_region(
+                box, size=SIZE, rng=rng, shape=prompt.shape, color=prompt.color, id=str(i)
+            )
+            for i, (box, prompt) in enumerate(zip(boxes, prompts, strict=False))
+        ]
+        assert len({phrase(region, regions) for region in regions}) == len(prompts)

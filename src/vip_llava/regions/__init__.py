@@ -1,22 +1,22 @@
-"""What a person points at: regions, their JSON, their words, random ones, and drawing them.
+"""Regions that a person points at: shapes, JSON, phrases, random marks, and drawing.
 
-Pure geometry, numpy and Pillow: no torch, no model, no files, no network.
+Needs only numpy and Pillow (and shapely for polygons). It does not know torch, models, files or the
+network.
 """
 
 from __future__ import annotations
 
 from vip_llava.regions.colors import PALETTE, color_name, rgb
-from vip_llava.regions.draw import draw, draw_resolved, render
+from vip_llava.regions.draw import draw, draw_resolved
 from vip_llava.regions.geometry import repair_polygons
 from vip_llava.regions.phrases import collapse, expand, phrase
 from vip_llava.regions.resolve import Resolution, resolve
 from vip_llava.regions.rle import Rle
 from vip_llava.regions.sampling import (
+    find_policy,
     generator,
-    policy,
-    sample_prompts,
     sample_region,
-    sample_regions,
+    sample_visual_prompts,
 )
 from vip_llava.regions.serialize import region_from_json, regions_from_json
 from vip_llava.regions.shapes import (
@@ -51,16 +51,14 @@ __all__ = [
     "draw",
     "draw_resolved",
     "expand",
+    "find_policy",
     "generator",
     "phrase",
-    "policy",
     "region_from_json",
     "regions_from_json",
-    "render",
     "repair_polygons",
     "resolve",
     "rgb",
-    "sample_prompts",
     "sample_region",
-    "sample_regions",
+    "sample_visual_prompts",
 ]

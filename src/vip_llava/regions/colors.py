@@ -1,8 +1,8 @@
-"""The named palette, and the one spelling of a colour inside this package.
+"""The named palette, and the normalized spelling of colours.
 
 A colour is one of nine names (those the model was trained to read in a question) or any RGB value.
-Inside, a colour is always a string: a name or "#rrggbb" in lower case. This module knows nothing of
-regions or images.
+The package stores every colour as a string: a name or "#rrggbb" in lower case. This module does not
+know regions or images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["PALETTE", "Color", "color_name", "normalize_color", "rgb"]
 
 Color = str | tuple[int, int, int]
 
-#: The nine trained names in the order in which they are handed out (source: the original's data).
+#: The nine trained names in the order of assignment (source: the original's data).
 PALETTE: Mapping[str, tuple[int, int, int]] = MappingProxyType(
     {
         "red": (255, 0, 0),
@@ -37,10 +37,10 @@ _HEX = re.compile(r"#[0-9a-fA-F]{6}\Z")
 
 
 def normalize_color(value: object, who: str = "colour") -> str:
-    """The one spelling of a colour: a palette name, or "#rrggbb" in lower case.
+    """A colour as a palette name or as "#rrggbb" in lower case.
 
     `value` is a palette name, "#rrggbb", or three whole numbers 0..255. `who` names the owner in
-    the message. Raises RegionError for anything else.
+    the message. Raises RegionError for any other value.
     """
     if isinstance(value, str):
         if value in PALETTE:
@@ -58,7 +58,7 @@ def normalize_color(value: object, who: str = "colour") -> str:
 
 
 def rgb(color: Color) -> tuple[int, int, int]:
-    """Red, green, blue (0..255) of a colour in any accepted spelling; RegionError if it is none."""
+    """Red, green, blue (0..255) of a colour in any accepted spelling. Raises RegionError."""
     named = PALETTE.get(color) if isinstance(color, str) else None
     if named is not None:
         return named
@@ -67,12 +67,12 @@ def rgb(color: Color) -> tuple[int, int, int]:
 
 
 def color_name(color: Color) -> str | None:
-    """The palette name of a colour, also when it was given as RGB; None when it has no name."""
+    """The palette name of a colour in any spelling, or None if it has no name."""
     return _NAMES.get(rgb(color))
 
 
 def _channel(part: object) -> int | None:
-    """One channel as an int, or None. numpy integers count, booleans and floats do not."""
+    """One channel as an int, or None for booleans, floats and values out of range."""
     if isinstance(part, bool) or not hasattr(part, "__index__"):
         return None
     number = int(part.__index__())

@@ -1,8 +1,8 @@
-"""Numbers and point lists: what is accepted as geometry, and the few computations on it.
+"""Checks of numbers, points and polygons, and clipping of polygons and segments.
 
-Every check names its owner (`who`, for example "region '2' (box)") and the rule that was broken.
-This module knows nothing of region types, colours, images or drawing. shapely is imported only
-where a polygon is checked for crossing itself or is cut off at the image's border.
+Every check raises a RegionError that names the owner (`who`, for example "region '2' (box)") and the
+broken rule. The module does not know region types, colours, images or drawing. It imports shapely
+only to test a polygon for self-intersection, to repair one, and to clip one at the image's border.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,13 @@ __all__ = [
     "MAX_COORDINATE",
     "MAX_POINTS",
     "MAX_POLYGON_POINTS",
-    "Frame",
+    "Bounds",
     "Point2",
+    "Polygon",
     "brief",
     "clip_polygons",
     "clip_segments",
+    "length",
     "number",
     "point",
     "points",
@@ -32,20 +35,19 @@ __all__ = [
     "repair_polygons",
 ]
 
-#: Limits that keep every later step short: coordinates of either frame, points of a scribble,
-#: points of all polygons of one region.
+#: Limits that bound the work of every later step: coordinates in either frame, points of a scribble,
+#: and points of all polygons of one region.
 MAX_COORDINATE = 1_000_000.0
 MAX_POINTS = 10_000
 MAX_POLYGON_POINTS = 20_000
 
-Point2 = tuple[float, float]
-Polygon = tuple[float, ...]
-Bounds = tuple[float, float, float, float]
-Frame = str
+Point2: TypeAlias = tuple[float, float]
+Polygon: TypeAlias = tuple[float, ...]  # x, y, x, y, ...
+Bounds: TypeAlias = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
 def brief(value: object) -> str:
-    """A value as messages show it: short, whatever it is."""
+    """A short representation of any value, for error messages."""
     try:
         return reprlib.repr(value)[:80]
     except ValueError:  # an int of thousands of digits has no repr
@@ -68,6 +70,14 @@ def number(value: object, what: str, who: str) -> float:
             raise RegionError(f"{who}: {what} must be finite, not {value}")
         raise RegionError(f"{who}: {what} is {value:g}, beyond the limit of {MAX_COORDINATE:g}")
     return value
+
+
+def length(value: object, what: str, limit: float, who: str) -> float:
+    """`value` as a float over 0 and at most `limit`."""
+    found = number(value, what, who)
+    if not 0 < found <= limit:
+        raise RegionError(f"{who}: {what} must be over 0 and at most {limit:g}, not {found:g}")
+    return found
 
 
 def point(value: object, what: str, who: str) -> Point2:
@@ -95,7 +105,7 @@ def polygons(value: object, who: str) -> tuple[Polygon, ...]:
     """`value` as one or more simple polygons, each a flat tuple (x, y, x, y, ...).
 
     A polygon may be given flat, as COCO does, or as points [[x, y], ...]. Each needs three
-    corners, some area, and must not cross itself (several polygons of one region may overlap).
+    corners, a non-zero area, and must not cross itself. Polygons of one region may overlap.
     """
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -136,14 +146,14 @@ def _flat(value: object, who: str) -> Polygon:
 
 
 def _check_simple(flat: Polygon, who: str) -> None:
-    """A polygon needs area and must not cross itself; touching itself in a point is allowed."""
+    """Raise unless a polygon has an area and does not cross itself. It may touch itself in a point."""
     corners = np.array(flat, dtype=np.float64).reshape(-1, 2)
     offsets = corners - corners[0]
-    # Three corners can't cross; a polygon of any size may lie on one line.
+    # A polygon with any number of corners may lie on one line.
     farthest = offsets[np.abs(offsets).sum(axis=1).argmax()]
     if not (offsets[:, 0] * farthest[1] != offsets[:, 1] * farthest[0]).any():
         raise RegionError(f"{who} has no area")
-    if len(corners) == 3:
+    if len(corners) == 3:  # a triangle can't cross itself
         return
     import shapely
 
@@ -152,19 +162,17 @@ def _check_simple(flat: Polygon, who: str) -> None:
         return
     reason = str(shapely.is_valid_reason(shape))
     if reason.startswith("Self-intersection"):
-        place = reason.partition("[")[2].rstrip("]")
-        raise RegionError(
-            f"{who} crosses itself near ({place.replace(' ', ', ')}); draw it without crossing"
-        )
+        place = reason.partition("[")[2].rstrip("]").replace(" ", ", ")
+        raise RegionError(f"{who} crosses itself near ({place}); give one that does not")
     if reason.startswith("Too few points"):
         raise RegionError(f"{who} has no area")
 
 
 def repair_polygons(value: Iterable[Sequence[float]]) -> list[list[float]]:
-    """Simple polygons that cover what self-crossing ones cover; holes are filled.
+    """Simple polygons that cover the same area as self-crossing ones, holes filled.
 
     For data files, whose polygons often cross themselves in a pixel or two. Parts without area
-    are dropped, so the result may be empty; numbers must be finite. Uses shapely.
+    are dropped, so the result may be empty. Numbers must be finite.
     """
     import shapely
 
@@ -174,15 +182,12 @@ def repair_polygons(value: Iterable[Sequence[float]]) -> list[list[float]]:
         if len(corners) < 3:
             continue
         repaired = shapely.make_valid(shapely.Polygon(corners))
-        for part in shapely.get_parts(shapely.get_parts(repaired)):
-            if part.geom_type == "Polygon" and part.area > 0:
-                ring = np.asarray(part.exterior.coords)[:-1]
-                result.append([float(number) for number in ring.ravel()])
+        result += [list(ring) for ring in _rings(shapely.get_parts(repaired))]
     return result
 
 
 def clip_polygons(parts: Sequence[Polygon], width: float, height: float) -> tuple[Polygon, ...]:
-    """The polygons' parts inside 0..width x 0..height; empty when nothing is inside."""
+    """The parts of polygons inside 0..width x 0..height; empty if all lie outside."""
     import shapely
 
     frame = shapely.box(0, 0, width, height)
@@ -194,19 +199,34 @@ def clip_polygons(parts: Sequence[Polygon], width: float, height: float) -> tupl
             result.append(flat)
             continue
         cut = shapely.intersection(shapely.make_valid(shapely.Polygon(corners)), frame)
-        for part in shapely.get_parts(cut):
-            if part.geom_type == "Polygon" and part.area > 0:
-                ring = np.asarray(part.exterior.coords)[:-1]
-                result.append(tuple(float(number) for number in ring.ravel()))
+        result += _rings(cut)
     return tuple(result)
+
+
+def _rings(shape: Any) -> list[Polygon]:
+    """The outer rings of all polygons in a shapely geometry or array of geometries."""
+    import shapely
+
+    rings = []
+    for part in shapely.get_parts(shape):
+        if part.geom_type == "Polygon" and part.area > 0:
+            corners = np.asarray(part.exterior.coords)[:-1]
+            rings.append(tuple(float(number) for number in corners.ravel()))
+    return rings
 
 
 def clip_segments(
     starts: npt.NDArray[np.float64], ends: npt.NDArray[np.float64], frame: Bounds
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Segments cut off at a frame (Liang-Barsky): cut starts [n, 2], cut ends [n, 2], kept [n].
+    """Clip segments at a frame (Liang-Barsky).
 
-    Keeps what lies inside, so that drawing never walks along millions of pixels outside.
+    Args:
+        starts: first points, [n, 2].
+        ends: last points, [n, 2].
+        frame: x1, y1, x2, y2.
+
+    Returns:
+        Clipped starts [n, 2], clipped ends [n, 2], and which segments touch the frame [n].
     """
     direction = ends - starts
     low = np.zeros(len(starts))

@@ -1,21 +1,20 @@
-"""`<region:ID>` in a text <-> the wording that the model was trained on.
+"""Convert between `<region:ID>` in a text and the phrases that the model was trained on.
 
-A region is worded as preposition + article + colour + shape: "within the red rectangle", "at the
-point", "pointed to by the lime arrow". The words are those of the original ViP-LLaVA training
-texts; a colour that is not one of the nine named ones has no word there, so it has none here.
+A phrase is preposition + article + colour + shape: "within the red rectangle", "at the point",
+"pointed to by the lime arrow". The words are those of the original ViP-LLaVA training texts. A
+colour without one of the nine names has no word in those texts, so it has none here.
 
-What it decides, and why:
-
-* A placeholder stands for a thing. After a noun it becomes the bare phrase ("the person <region:1>"
-  -> "the person within the red rectangle"), elsewhere a whole noun phrase ("Is <region:1> bigger?"
-  -> "Is the object within the red rectangle bigger?"); "object" is the noun of the training texts.
-* Regions that would be worded alike are told apart by their place: "the left red rectangle", "the
-  upper point", and from three on "the second red rectangle from the left". Those words were not
-  trained, so prefer different colours (`resolve` gives different ones unless told otherwise).
-* `collapse` is the way back. For a text that `collapse` leaves alone,
+* A placeholder stands for an object. After a noun it becomes the bare phrase ("the person
+  <region:1>" -> "the person within the red rectangle"), elsewhere a whole noun phrase ("Is <region:1>
+  bigger?" -> "Is the object within the red rectangle bigger?"); "object" is the noun of the
+  training texts.
+* Regions with the same phrase are distinguished by position: "the left red rectangle", "the upper
+  point", and from three on "the second red rectangle from the left". The model was not trained on
+  those words, so prefer different colours (`resolve` assigns different ones).
+* `collapse` is the inverse. For a text that `collapse` leaves unchanged,
   `collapse(expand(text, regions), regions) == text`.
 
-It deliberately does not know images, tokenizers or chat templates, and it draws nothing.
+This module does not know images, tokenizers or chat templates.
 """
 
 from __future__ import annotations
@@ -25,37 +24,25 @@ from collections.abc import Iterable, Sequence
 
 from vip_llava.errors import PhraseError
 from vip_llava.regions.colors import color_name
-from vip_llava.regions.shapes import Arrow, Region
+from vip_llava.regions.shapes import SHAPES, Arrow, Region
 
 __all__ = ["collapse", "expand", "phrase", "placeholders", "wording"]
 
-# Shape -> (preposition, noun) of the training texts.
-WORDS: dict[str, tuple[str, str]] = {
-    "box": ("within", "rectangle"),
-    "ellipse": ("within", "ellipse"),
-    "triangle": ("with", "triangle"),
-    "point": ("at", "point"),
-    "scribble": ("with", "scribble"),
-    "contour": ("with", "mask contour"),
-    "mask": ("with", "mask"),
-    "arrow": ("pointed to by", "arrow"),
-}
-
 PLACEHOLDER = re.compile(r"<region:([^<>\s]+)>")
-# Whatever begins like a placeholder, in any case: all of it that is not one is a user's mistake.
+# Text that begins like a placeholder, in any case. If it is not one, it is a user's mistake.
 _ATTEMPT = re.compile(r"<\s*region(?![a-z_])", re.IGNORECASE)
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
-# Words right before a noun. "this" and "what" are left out: they often stand for a thing themselves.
+# Words right before a noun. "this" and "what" are left out: they often replace the noun.
 _DETERMINERS = "the a an every another my your his her its our their"
-# Nouns that may stand without an article in front of a placeholder, also after adjectives.
+# Nouns that may precede a placeholder without an article, also after adjectives.
 _NOUNS = """
 object objects instance instances thing things item items subject region area part place spot one
 person people man men woman women child children boy girl guy lady player animal dog cat horse
 bird car bus truck bicycle motorcycle train boat plane chair table sofa bed building house tree
 food plate cup bottle ball bag hat shirt sign phone
 """
-# After "the" and the like, yet no noun: "the left of <region:1>" goes on with a noun phrase.
+# Words that follow a determiner but are no nouns: "the left of <region:1>" needs a noun phrase.
 _NOT_NOUNS = """
 is are was were be been do does did has have had can could will would shall should may might must
 of in on at to by for from with within into onto over under above below behind between beside near
@@ -68,13 +55,13 @@ _PREFIX = re.compile(r"(?:(\w+)\s+)?(\w+)\s+$")
 def wording(shape: str, color: str | None = None, *, article: bool = True, place: str = "") -> str:
     """The phrase for a shape ("box", "arrow", ...) and a colour name or None.
 
-    `place` is a word before the colour ("left"); a place with a tail, "second ... from the left",
-    is cut at the dots. Without `article` the phrase is the shorter of the two trained forms, "within
-    red rectangle". Raises PhraseError for an unknown shape.
+    `place` is a word before the colour ("left"), or words around colour and shape separated by
+    dots: "second ... from the left". Without `article` the phrase is the shorter of the two trained
+    forms, "within red rectangle". Raises PhraseError for an unknown shape.
     """
-    if shape not in WORDS:
-        raise PhraseError(f"no wording for the shape {shape!r}; known: {', '.join(WORDS)}")
-    preposition, noun = WORDS[shape]
+    if shape not in SHAPES:
+        raise PhraseError(f"no phrase for the shape {shape!r}; known: {', '.join(SHAPES)}")
+    preposition, noun = SHAPES[shape].words
     before, _, after = place.partition(" ... ")
     words = [preposition, "the" if article else "", before, color or "", noun, after]
     return " ".join(word for word in words if word)
@@ -83,20 +70,18 @@ def wording(shape: str, color: str | None = None, *, article: bool = True, place
 def phrase(region: Region, others: Iterable[Region] = ()) -> str:
     """ "within the red rectangle" for one region; `others` are the regions drawn beside it.
 
-    Regions are in pixels (as `resolve` gives them). Raises PhraseError where another region has the
-    same wording and the same place.
+    Regions are in pixels (as `resolve` gives them). Raises PhraseError if another region has the
+    same words and the same position.
     """
     rivals = [other for other in others if other is not region and other.shape == region.shape]
     color = _color(region)
-    if (
-        color is not None
-    ):  # "the rectangle" could be any of them, "the red rectangle" only a red one
+    if color is not None:  # "the red rectangle" excludes the rectangles of other colours
         rivals = [other for other in rivals if _color(other) == color]
     return wording(region.shape, color, place=_place(region, rivals) if rivals else "")
 
 
 def placeholders(text: str) -> tuple[str, ...]:
-    """The ids that a text names, in order and with repeats; PhraseError for a malformed one."""
+    """The ids that a text names, in order, with repeats. Raises PhraseError for a malformed one."""
     starts = {match.start() for match in PLACEHOLDER.finditer(text)}
     for attempt in _ATTEMPT.finditer(text):
         if attempt.start() not in starts:
@@ -109,12 +94,11 @@ def placeholders(text: str) -> tuple[str, ...]:
 
 
 def expand(question: str, regions: Sequence[Region]) -> str:
-    """Every `<region:ID>` in the question replaced by the trained wording.
+    """Replace every `<region:ID>` in a question by the trained phrase.
 
-    `regions` are resolved ones (pixel frame, with id and colour), all that are drawn on the image.
-    A question without placeholders comes back as it is. Raises PhraseError for an id that no region
-    has (it names those that exist), for a malformed placeholder, and for regions that no words tell
-    apart.
+    `regions` are all regions drawn on the image, resolved (pixel frame, with id and colour). A
+    question without placeholders is returned unchanged. Raises PhraseError for an unknown id (with
+    the known ones), for a malformed placeholder, and for regions that words can't distinguish.
     """
     known = _by_id(regions)
     phrases: dict[str, str] = {}
@@ -134,10 +118,10 @@ def expand(question: str, regions: Sequence[Region]) -> str:
 
 
 def collapse(text: str, regions: Sequence[Region]) -> str:
-    """Every trained wording of a given region replaced by its `<region:ID>`; the way back of `expand`.
+    """Replace every phrase of a given region by its `<region:ID>`: the inverse of `expand`.
 
-    It also knows the form without article ("within red rectangle"), and the form without colour
-    where only one region has the shape. "the object <region:1>" becomes "<region:1>".
+    Also finds the form without article ("within red rectangle"), and the form without colour if
+    only one region has the shape. "the object <region:1>" becomes "<region:1>".
     """
     known = _by_id(regions)
     forms: dict[str, str] = {}
@@ -145,7 +129,7 @@ def collapse(text: str, regions: Sequence[Region]) -> str:
         alone = sum(other.shape == region.shape for other in regions) == 1
         try:
             full = phrase(region, regions)
-        except PhraseError:  # not told apart by words: no wording leads back to it
+        except PhraseError:  # ambiguous: no phrase identifies the region
             continue
         for form in (full, *([wording(region.shape)] if alone else [])):
             forms[form] = name
@@ -155,7 +139,7 @@ def collapse(text: str, regions: Sequence[Region]) -> str:
     longest_first = sorted(forms, key=len, reverse=True)
     worded = "|".join(re.escape(form) for form in longest_first)
     placed = "|".join(re.escape(f"<region:{name}>") for name in known)
-    # "with the mask" must not be found inside "with the mask contour".
+    # "with the mask" must not match inside "with the mask contour".
     pattern = re.compile(
         rf"(?:\b[Tt]he object )?(?:({worded})(?! contour\b)|(?:\b[Tt]he )?({placed}))"
     )
@@ -163,7 +147,7 @@ def collapse(text: str, regions: Sequence[Region]) -> str:
 
 
 def _by_id(regions: Sequence[Region]) -> dict[str, Region]:
-    """Regions by id; a region without id counts by its position, from 1."""
+    """Regions by id. A region without an id is named by its position, from 1."""
     known: dict[str, Region] = {}
     for index, region in enumerate(regions, start=1):
         name = region.id if region.id is not None else str(index)
@@ -174,9 +158,9 @@ def _by_id(regions: Sequence[Region]) -> dict[str, Region]:
 
 
 def _head(before: str) -> str:
-    """What stands between the text so far and the bare phrase: "", "object ", "the object ", ..."""
+    """The words between the text so far and the bare phrase: "", "object ", "the object ", ..."""
     if _GLUED.search(before):
-        return ""  # glued to a word: nothing would read well, so add nothing
+        return ""  # attached to a word: no addition reads well
     if re.search(r"\b[Tt]he $", before):
         return "object "
     if _after_noun(before):
@@ -188,8 +172,7 @@ def _head(before: str) -> str:
 def _after_noun(before: str) -> bool:
     """Whether the text so far ends in a noun that the phrase would describe.
 
-    No grammar is parsed: a word right after an article or another determiner counts as a noun, and
-    so does any of a few common nouns.
+    A heuristic: a word right after a determiner counts as a noun, and so do a few common nouns.
     """
     found = _PREFIX.search(before[-80:])
     if found is None:
@@ -201,7 +184,7 @@ def _after_noun(before: str) -> bool:
 
 
 def _place(region: Region, rivals: Sequence[Region]) -> str:
-    """Words that tell a region from its rivals: left/right or upper/lower, whichever lies further apart."""
+    """Words that distinguish a region from its rivals, along the axis with the larger spread."""
     centres = [_centre(other) for other in rivals]
     mine = _centre(region)
     spread = [
@@ -210,7 +193,7 @@ def _place(region: Region, rivals: Sequence[Region]) -> str:
     ]
     for axis in (0, 1) if spread[0] >= spread[1] else (1, 0):
         order = sorted(c[axis] for c in centres)
-        if all(abs(value - mine[axis]) >= 1 for value in order):  # a pixel apart, or nobody sees it
+        if all(abs(value - mine[axis]) >= 1 for value in order):  # less than a pixel is not visible
             rank = sum(value < mine[axis] for value in order)
             if len(order) == 1:
                 return (("left", "right"), ("upper", "lower"))[axis][rank]
@@ -218,20 +201,20 @@ def _place(region: Region, rivals: Sequence[Region]) -> str:
                 return f"{_ORDINALS[rank]} ... from the {('left', 'top')[axis]}"
     names = ", ".join(repr(other.id) for other in [region, *rivals])
     raise PhraseError(
-        f"the regions {names} have one shape and no colour or place that tells them apart; "
-        "give each of them another of the named colours"
+        f"the regions {names} have the same shape and no colour or position that distinguishes "
+        "them; give each of them a different named colour"
     )
 
 
 def _centre(region: Region) -> tuple[float, float]:
-    """Where a region points, in pixels."""
+    """The point that a region is about, in pixels."""
     if region.frame != "pixel":
         raise PhraseError(
             f"{region.label} is in the frame {region.frame!r}; resolve it to pixels first"
         )
     if isinstance(region, Arrow):
         return region.tip
-    x1, y1, x2, y2 = region.extent((1, 1))  # the size matters in the unit frame only
+    x1, y1, x2, y2 = region.extent((1, 1))  # the size only matters for the unit frame
     return (x1 + x2) / 2, (y1 + y2) / 2
 
 

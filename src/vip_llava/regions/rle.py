@@ -1,11 +1,11 @@
-"""Run-length masks as COCO stores them, in numpy: compressed text, plain counts, and pixels.
+"""COCO run-length masks in numpy: compressed counts, plain counts, and pixels.
 
 Runs go down the columns (Fortran order) and alternate background, foreground, starting with
-background. The compressed text is COCO's: six bits a character, five of them data, deltas against
-the run two before. Unlike pycocotools, everything is checked: a mask whose runs do not fill its
-size is an error, never a shifted image. This module knows nothing of regions or drawing.
+background. The compressed counts are COCO's: six bits a character, five of them data, deltas
+against the run two before. Unlike pycocotools, the codec validates its input: a mask whose runs do
+not fill its size is an error, not a shifted image. This module does not know regions or drawing.
 
-Source of the format: the COCO API (`maskApi`), checked against pycocotools in the tests.
+Source of the format: the COCO API (`maskApi`); a test compares with pycocotools.
 """
 
 from __future__ import annotations
@@ -33,30 +33,21 @@ Runs = npt.NDArray[np.int64]
 class Rle:
     """One mask: `size` is (height, width) in pixels, `counts` COCO's compressed text.
 
-    Build it with `Rle.parse` (a COCO dictionary, compressed or not) or `Rle.from_mask`; two
-    spellings of the same mask are equal after that. Raises RegionError for a mask that breaks
-    the format.
+    Build it with `Rle.parse` (a COCO dictionary, compressed or not) or `Rle.from_mask`. Both give
+    the canonical runs, so equal masks compare equal. Raises RegionError for an invalid mask.
     """
 
     size: tuple[int, int]
     counts: str
-    # The text unrolled once, as drawing the same mask again and again would do it each time.
-    _known: Runs | None = field(default=None, init=False, repr=False, compare=False)
-
-    @classmethod
-    def _of(cls, size: tuple[int, int], runs: Runs) -> Rle:
-        runs = _canonical(runs)
-        made = cls(size, _compress(runs))
-        made._keep(runs)
-        return made
-
-    def _keep(self, runs: Runs) -> None:
-        runs.setflags(write=False)
-        object.__setattr__(self, "_known", runs)
+    # The decompressed runs, cached because drawing needs them each time.
+    _cached: Runs | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def parse(cls, value: object, who: str = "rle") -> Rle:
-        """From {"size": [h, w], "counts": text, bytes or list of run lengths}; `who` names the owner."""
+        """From {"size": [h, w], "counts": text, bytes or list of run lengths}.
+
+        `who` names the owner in messages.
+        """
         if isinstance(value, Rle):
             return value
         if not isinstance(value, Mapping):
@@ -70,11 +61,11 @@ class Rle:
         size = _size(value["size"], who)
         runs = _runs(value["counts"], who)
         _check(runs, size, who)
-        return cls._of(size, runs)
+        return cls(size, _compress(_canonical(runs)))
 
     @classmethod
     def from_mask(cls, mask: npt.ArrayLike) -> Rle:
-        """From a (height, width) array; everything that is not zero belongs to the mask."""
+        """From a (height, width) array; non-zero values belong to the mask."""
         pixels = np.asarray(mask)
         if pixels.ndim != 2:
             raise RegionError(f"rle: a mask has two dimensions (height, width), not {pixels.ndim}")
@@ -83,14 +74,16 @@ class Rle:
         edges = np.flatnonzero(flat[1:] != flat[:-1])
         runs = np.diff(np.concatenate(([0], edges, [flat.size - 1])))
         _check(runs, size, "rle")
-        return cls._of(size, runs)
+        return cls(size, _compress(_canonical(runs)))
 
     def runs(self) -> Runs:
         """Run lengths, background first: int64 [n], read-only."""
-        if self._known is None:
-            self._keep(_canonical(_decompress(self.counts, "rle")))
-        assert self._known is not None
-        return self._known
+        if self._cached is None:
+            runs = _canonical(_decompress(self.counts, "rle"))
+            runs.setflags(write=False)
+            object.__setattr__(self, "_cached", runs)
+            return runs
+        return self._cached
 
     def decode(self) -> npt.NDArray[np.bool_]:
         """The mask's pixels: bool [height, width], writable."""
@@ -100,15 +93,15 @@ class Rle:
         return np.ascontiguousarray(flat.reshape(width, height).T)
 
     def crop(self, margin: int = 0) -> tuple[npt.NDArray[np.uint8], int, int]:
-        """The part within `bounds`: uint8 [h, w] of 0 and 1, and its left and top in pixels.
+        """The pixels within `bounds`: uint8 [h, w] of 0 and 1, and their left and top.
 
-        `margin` empty pixels are added on every side, and left and top are those with the margin.
+        `margin` empty pixels are added on every side; left and top include them.
         """
         runs = self.runs()
         x1, y1, x2, y2 = _bounds(runs, self.size[0])
         width, height = x2 - x1, y2 - y1
-        # Only the box is unrolled: as no run crosses its top or bottom (a run over a column's end
-        # makes it as high as the mask), each run has the same length there, at another place.
+        # Only the bounds are decoded. No run crosses their top or bottom (a run over a column's end
+        # makes them as high as the mask), so each run keeps its length at a new position.
         starts, lengths = np.cumsum(runs)[0:-1:2], runs[1::2]
         columns, rows = np.divmod(starts, self.size[0])
         edges = np.empty(2 * lengths.size + 2, dtype=np.int64)
@@ -134,7 +127,7 @@ class Rle:
 
 
 def _alternating(count: int) -> npt.NDArray[np.uint8]:
-    """0, 1, 0, 1, ...: what the runs stand for."""
+    """uint8 [count] of 0, 1, 0, 1, ...: the values of consecutive runs."""
     values = np.zeros(count, dtype=np.uint8)
     values[1::2] = 1
     return values
@@ -143,7 +136,7 @@ def _alternating(count: int) -> npt.NDArray[np.uint8]:
 def _bounds(runs: Runs, height: int) -> tuple[int, int, int, int]:
     ends = np.cumsum(runs)[1::2]
     starts = ends - runs[1::2]
-    if not runs[1::2].all():  # a foreground run of no length lies nowhere
+    if not runs[1::2].all():  # skip empty foreground runs
         starts, ends = starts[ends > starts], ends[ends > starts]
     left, top = np.divmod(starts, height)
     right, bottom = np.divmod(ends - 1, height)
@@ -174,7 +167,7 @@ def _size(value: object, who: str) -> tuple[int, int]:
 
 
 def _runs(counts: object, who: str) -> Runs:
-    """Run lengths from any accepted spelling of `counts`."""
+    """Run lengths from any accepted form of `counts`."""
     if isinstance(counts, np.ndarray):
         counts = counts.tolist()
     if isinstance(counts, bytes):
@@ -198,7 +191,7 @@ def _runs(counts: object, who: str) -> Runs:
 
 
 def _check(runs: Runs, size: tuple[int, int], who: str) -> None:
-    """The rules that a mask obeys: no negative run, the runs fill the size, something is marked."""
+    """Raise for a negative run, runs that do not fill the size, or a mask without foreground."""
     if runs.size and int(runs.min()) < 0:
         raise RegionError(f"{who}: rle: a run length is negative")
     total, wanted = int(runs.sum()), size[0] * size[1]
@@ -212,7 +205,7 @@ def _check(runs: Runs, size: tuple[int, int], who: str) -> None:
 
 
 def _canonical(runs: Runs) -> Runs:
-    """The same mask without runs of length zero inside, so that one mask has one spelling."""
+    """The same mask without inner runs of length zero, so that equal masks have equal runs."""
     inner = np.flatnonzero(runs[1:] == 0)
     if not inner.size:
         return runs
@@ -224,25 +217,25 @@ def _canonical(runs: Runs) -> Runs:
 
 
 def _compress(runs: Runs) -> str:
-    """COCO's text for run lengths without zeros inside."""
+    """COCO's text for canonical run lengths."""
     values = runs.copy()
     values[3:] -= runs[1:-2]
     digits: list[npt.NDArray[np.int64]] = []
-    open_: list[npt.NDArray[np.bool_]] = []
+    emitted: list[npt.NDArray[np.bool_]] = []
     rest, alive = values, np.ones(values.size, dtype=bool)
     while alive.any():
         digit = rest & 0x1F
         rest = rest >> 5
         more = np.where(digit & 0x10, rest != -1, rest != 0)
         digits.append(digit | np.where(more, 0x20, 0))
-        open_.append(alive)
+        emitted.append(alive)
         alive = alive & more
     table = np.stack(digits, axis=1) + 48
-    return table[np.stack(open_, axis=1)].astype(np.uint8).tobytes().decode("ascii")
+    return table[np.stack(emitted, axis=1)].astype(np.uint8).tobytes().decode("ascii")
 
 
 def _decompress(text: str, who: str) -> Runs:
-    """Run lengths of COCO's text; RegionError where it is no such text."""
+    """Run lengths of COCO's text. Raises RegionError for an invalid text."""
     try:
         codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
@@ -268,7 +261,7 @@ def _decompress(text: str, who: str) -> Runs:
     place = np.arange(codes.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
     values -= np.where(codes[ends] & 0x10, 1 << (5 * lengths), 0)
-    # From the fourth run on the text holds the difference to the run two before.
+    # From the fourth run on, the text holds the difference to the run two before.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values

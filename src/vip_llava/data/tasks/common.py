@@ -16,7 +16,7 @@ from vip_llava.errors import DataError, RegionError
 from vip_llava.prompting.turns import Turn
 from vip_llava.regions.phrases import wording
 from vip_llava.regions.resolve import resolve
-from vip_llava.regions.sampling import Policy, Prompt, sample_prompts, sample_region
+from vip_llava.regions.sampling import Policy, VisualPrompt, sample_region, sample_visual_prompts
 from vip_llava.regions.shapes import Region
 
 __all__ = [
@@ -80,7 +80,7 @@ class Job:
 class Marks:
     """Marks of the groups of one image, one prompt for each group; all boxes of a group share it."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[VisualPrompt, ...]
     regions: tuple[Region, ...]
 
     def words(self, group: int, *, article: bool = True) -> str:
@@ -89,7 +89,7 @@ class Marks:
         return wording(prompt.shape, named(prompt), article=article)
 
 
-def named(prompt: Prompt) -> str | None:
+def named(prompt: VisualPrompt) -> str | None:
     """The colour's name, or None where the colour has none and so no word."""
     return prompt.color if isinstance(prompt.color, str) else None
 
@@ -129,10 +129,10 @@ def mark(
         raise DataError(f"field {field}: {error}") from None
 
 
-def _prompts(rule: Policy, count: int, rng: random.Random, field: str) -> list[Prompt]:
+def _prompts(rule: Policy, count: int, rng: random.Random, field: str) -> list[VisualPrompt]:
     """Prompts that are worded differently; beyond nine of one shape a draw may fail to be."""
     for _ in range(_TRIES):
-        prompts = sample_prompts(rule, count, rng)
+        prompts = sample_visual_prompts(rule, count, rng)
         if len({(prompt.shape, named(prompt)) for prompt in prompts}) == count:
             return prompts
     raise DataError(f"field {field}: {count} things on one image can't be told apart by words")

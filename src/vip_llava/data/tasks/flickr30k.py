@@ -8,8 +8,8 @@ from collections.abc import Callable
 from vip_llava.data.fields import BOX_PLACEHOLDER
 from vip_llava.data.records import Flickr30kRow
 from vip_llava.data.tasks.common import ArrangedRow, Job, Marks, mark, named, talk
-from vip_llava.regions.phrases import WORDS
-from vip_llava.regions.sampling import POLICIES, Prompt
+from vip_llava.regions.sampling import POLICIES, VisualPrompt
+from vip_llava.regions.shapes import SHAPES
 
 __all__ = ["arrange"]
 
@@ -46,9 +46,9 @@ def _worder(marks: Marks, phrases: list[int]) -> Callable[[int], str]:
     return lambda number: marks.words(place[number]) if number in place else ""
 
 
-def _noun(prompt: Prompt) -> str:
+def _noun(prompt: VisualPrompt) -> str:
     """ "the red ellipse", "the arrow"."""
-    return " ".join(["the", *filter(None, [named(prompt)]), WORDS[prompt.shape][1]])
+    return " ".join(["the", *filter(None, [named(prompt)]), SHAPES[prompt.shape].words[1]])
 
 
 def _list(words: list[str]) -> str:

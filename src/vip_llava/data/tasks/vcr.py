@@ -18,7 +18,7 @@ from vip_llava.data.sources import VcrPlaces
 from vip_llava.data.tasks import vcr_words as words
 from vip_llava.data.tasks.common import ArrangedRow, Job, Marks, Thing, listed, mark, options, talk
 from vip_llava.errors import DataError
-from vip_llava.regions.sampling import policy
+from vip_llava.regions.sampling import find_policy
 
 __all__ = ["arrange"]
 
@@ -79,7 +79,7 @@ class _Speaker:
         things = sorted({number for token in named for number in token})
         self.place = {number: place for place, number in enumerate(things)}
         groups = [[thing] for thing in _places(row, things, job.images)]
-        rule = policy(row.kind, job.style)
+        rule = find_policy(row.kind, job.style)
         self.marks: Marks = mark(job, rule, groups, field="boxes", numbers=things)
 
     def say(self, sentence: Sentence) -> str:

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from vip_llava.regions.colors import PALETTE
-from vip_llava.regions.phrases import WORDS
-from vip_llava.regions.shapes import Arrow, Box, Ellipse, Point, Region, Size
+from vip_llava.regions.shapes import SHAPES, Arrow, Box, Ellipse, Point, Region, Size
 
 __all__ = ["NamedMark", "find_mark", "find_marks", "named_marks"]
 
@@ -50,7 +49,7 @@ class NamedMark:
 
 
 # The trained nouns, and what people say for three of them.
-_NOUNS = {noun: shape for shape, (_, noun) in WORDS.items()}
+_NOUNS = {kind.words[1]: shape for shape, kind in SHAPES.items()}
 _NOUNS |= {"box": "box", "circle": "ellipse", "dot": "point"}
 _NAMED = re.compile(
     rf"\b({'|'.join(PALETTE)})\s+({'|'.join(sorted(_NOUNS, key=len, reverse=True))})\b",

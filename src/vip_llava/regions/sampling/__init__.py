@@ -1,30 +1,29 @@
-"""The random marks that training draws, from one explicit generator (`random.Random`).
+"""Random marks for training, drawn from one explicit generator (`random.Random`).
 
-`policies.py` says which shapes and colours each data source uses, `draws.py` draws one mark,
-`places.py` finds points in boxes and outlines. What comes out are Regions: drawing is elsewhere.
+`policies` holds the shapes and colours of each data source, `marks` samples one mark for one target,
+`targets` finds points in boxes and outlines. The results are Regions; `regions.draw` draws them.
 """
 
 from __future__ import annotations
 
-from vip_llava.regions.sampling.draws import sample_region, sample_regions
+from vip_llava.regions.sampling.marks import sample_region
 from vip_llava.regions.sampling.policies import (
     POLICIES,
     Policy,
-    Prompt,
     Style,
+    VisualPrompt,
+    find_policy,
     generator,
-    policy,
-    sample_prompts,
+    sample_visual_prompts,
 )
 
 __all__ = [
     "POLICIES",
     "Policy",
-    "Prompt",
     "Style",
+    "VisualPrompt",
+    "find_policy",
     "generator",
-    "policy",
-    "sample_prompts",
     "sample_region",
-    "sample_regions",
+    "sample_visual_prompts",
 ]

@@ -1,10 +1,8 @@
-"""Random points inside boxes and outlines: exact, bounded, plain Python.
+"""What a mark points at, and random points inside it.
 
-A `Place` is what a mark points at: a box in pixels and, where known, the outlines of the thing. Plain
-floats and lists are quicker here than arrays or a geometry library: a handful of points is drawn per
-mark, in outlines of a few dozen corners.
-
-It deliberately does not know shapes, colours or images.
+A `Target` is a box in pixels and, if known, the outlines of the object. Plain floats and tuples are
+faster here than arrays or a geometry library: a mark needs a handful of points in outlines of a few
+dozen corners. This module does not know shapes, colours or images.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import TypeAlias
 from vip_llava.errors import RegionError
 from vip_llava.regions.geometry import clip_polygons
 
-__all__ = ["XY", "Place", "Ring", "place_of", "point_in_box", "point_in_rings"]
+__all__ = ["XY", "Ring", "Target", "make_target", "point_in_box", "point_in_rings"]
 
 XY: TypeAlias = tuple[float, float]
 Ring: TypeAlias = tuple[XY, ...]
@@ -27,15 +25,15 @@ _TRIES = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """box: x1, y1, x2, y2 in pixels, as given. rings: outlines, none if unknown."""
+class Target:
+    """box: x1, y1, x2, y2 in pixels. rings: the outlines, empty if unknown."""
 
     box: tuple[float, float, float, float]
     rings: tuple[Ring, ...] = ()
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """The outlines' own box where there are outlines, else the box."""
+        """The bounding box of the outlines, or the box if there are none."""
         if not self.rings:
             return self.box
         return bounds(self.rings)
@@ -48,15 +46,14 @@ def bounds(rings: Sequence[Ring]) -> tuple[float, float, float, float]:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def place_of(
+def make_target(
     box: Sequence[float], polygons: Sequence[Sequence[float]] | None, size: tuple[int, int]
-) -> Place:
-    """Checks a box (pixels) and outlines ([x, y, x, y, ...] each) of a (width, height) image.
+) -> Target:
+    """Check and clip a box (pixels) and outlines ([x, y, x, y, ...] each) of a (width, height) image.
 
-    Both are cut at the image's edge. An outline of fewer than three different corners, or narrower
-    than a pixel, shows nothing and is left out; without any other the box alone counts. Raises
-    RegionError for a box that is not four finite numbers in order or lies outside, and for an
-    outline of odd length or with numbers that are not finite.
+    An outline with fewer than three different corners, or narrower than a pixel, is dropped. Raises
+    RegionError for a box that is not four finite numbers in order or lies outside the image, and for
+    an outline of odd length or with numbers that are not finite.
     """
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise RegionError(
@@ -70,11 +67,11 @@ def place_of(
     if cut[0] >= cut[2] or cut[1] >= cut[3]:
         raise RegionError(f"box {list(box)!r} lies outside the image of {width} x {height} pixels")
     rings = (ring for polygon in polygons or () for ring in _rings(polygon, width, height))
-    return Place(cut, tuple(rings))
+    return Target(cut, tuple(rings))
 
 
 def _rings(flat: Sequence[float], width: int, height: int) -> list[Ring]:
-    """What is left of an outline inside the image: one ring as a rule, none or several at its edge."""
+    """The parts of an outline inside the image: usually one, none or several at its border."""
     values = tuple(map(float, flat))
     if len(values) % 2 or not all(map(math.isfinite, values)):
         raise RegionError(
@@ -85,25 +82,25 @@ def _rings(flat: Sequence[float], width: int, height: int) -> list[Ring]:
     if len(xs) >= 3 and (min(xs) < 0 or min(ys) < 0 or max(xs) > width or max(ys) > height):
         parts = clip_polygons(parts, width, height)
     rings = (tuple(zip(part[::2], part[1::2], strict=True)) for part in parts)
-    return [ring for ring in rings if len(set(ring)) >= 3 and _shows(ring)]
+    return [ring for ring in rings if len(set(ring)) >= 3 and _is_visible(ring)]
 
 
-def _shows(ring: Ring) -> bool:
+def _is_visible(ring: Ring) -> bool:
     x1, y1, x2, y2 = bounds([ring])
     return x2 - x1 >= 1 and y2 - y1 >= 1
 
 
 def point_in_box(box: tuple[float, float, float, float], rng: random.Random) -> XY:
-    """A point of the box, every one as likely."""
+    """A point of the box, uniformly distributed."""
     x1, y1, x2, y2 = box
     return x1 + (x2 - x1) * rng.random(), y1 + (y2 - y1) * rng.random()
 
 
 def point_in_rings(rings: Sequence[Ring], rng: random.Random) -> XY:
-    """A point inside one of the rings, every one as likely; bounded work also for a sliver.
+    """A point inside one of the rings, uniformly distributed unless they are very thin.
 
-    Thin outlines fill so little of their box that throwing darts may miss 50 times. Then a point of
-    a random cross-section is taken: still inside, though not every point is as likely.
+    Rejection sampling in the bounding box may miss a sliver in all its tries. The fallback is a point
+    of a random cross-section, which lies inside but is not uniformly distributed.
     """
     box = bounds(rings)
     for _ in range(_TRIES):
@@ -114,7 +111,7 @@ def point_in_rings(rings: Sequence[Ring], rng: random.Random) -> XY:
 
 
 def inside(ring: Ring, x: float, y: float) -> bool:
-    """Even-odd test; a point on the outline may fall on either side."""
+    """Even-odd test. A point on the outline may count as inside or outside."""
     found = False
     px, py = ring[-1]
     for qx, qy in ring:
@@ -135,7 +132,7 @@ def _in_cross_section(ring: Ring, rng: random.Random) -> XY:
         px, py = qx, qy
     crossings.sort()
     spans = list(zip(crossings[::2], crossings[1::2], strict=True))
-    if not spans:  # no height at all: a point of the line itself
+    if not spans:  # the ring has no height: a point of its line
         (ax, ay), (bx, by) = rng.sample(ring, 2)
         part = rng.random()
         return ax + (bx - ax) * part, ay + (by - ay) * part
