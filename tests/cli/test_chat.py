@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from vip_llava.cli.commands import Talk
-from vip_llava.cli.prepare import Marked
+from vip_llava.cli.chat_session import Talk
+from vip_llava.cli.inputs import Marked
 from vip_llava.errors import RegionError, RequestError
 from vip_llava.images import open_image
 from vip_llava.regions import Box, Point, draw, resolve

@@ -150,7 +150,7 @@ def test_a_command_of_the_page_works(
 
 
 def test_the_page_names_every_verb_and_every_shape() -> None:
-    from vip_llava.cli.options import SHAPE_OPTIONS
+    from vip_llava.cli.region_options import SHAPE_OPTIONS
 
     page = PAGE.read_text(encoding="utf-8")
     assert all(f"`{verb}`" in page for verb in VERBS)

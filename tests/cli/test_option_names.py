@@ -16,7 +16,7 @@ import typer
 import vip_llava
 from vip_llava.assistant import load
 from vip_llava.cli.main import app
-from vip_llava.cli.settings import ModelOptions, option_name
+from vip_llava.cli.model_options import ModelOptions, option_name
 
 SOURCE = Path(vip_llava.__file__).parent
 #: Options of programs that messages tell the reader to run.

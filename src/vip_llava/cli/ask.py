@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.cli.legacy import LEGACY_PANEL, LegacyOptions
-from vip_llava.cli.options import RegionOptions
-from vip_llava.cli.prepare import (
+from vip_llava.cli.legacy_options import LEGACY_PANEL, LegacyOptions
+from vip_llava.cli.region_options import RegionOptions
+from vip_llava.cli.inputs import (
     check_target,
     check_wording,
     mark,
@@ -19,7 +19,7 @@ from vip_llava.cli.prepare import (
     question_from,
     save_image,
 )
-from vip_llava.cli.settings import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
+from vip_llava.cli.model_options import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
 from vip_llava.cli.terminal import note, write_answer
 from vip_llava.errors import RequestError
 

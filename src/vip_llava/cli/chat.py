@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from vip_llava.cli.commands import Talk
-from vip_llava.cli.legacy import LegacyOptions
-from vip_llava.cli.options import RegionOptions
-from vip_llava.cli.prepare import check_target, mark, open_assistant, save_image
-from vip_llava.cli.settings import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
+from vip_llava.cli.chat_session import Talk
+from vip_llava.cli.legacy_options import LegacyOptions
+from vip_llava.cli.region_options import RegionOptions
+from vip_llava.cli.inputs import check_target, mark, open_assistant, save_image
+from vip_llava.cli.model_options import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
 from vip_llava.cli.terminal import error_line, note, write_answer
 from vip_llava.errors import RequestError, VipLlavaError
 

@@ -102,10 +102,10 @@ def until_stdin_ends(stop: Callable[[], None]) -> None:
 
 def worker_address(typed: str | None, listening: tuple[str, int]) -> str:
     """Where the controller reaches who listens there. ServingError where that is not known."""
-    from vip_llava.serving.cluster.heartbeat import base_address
+    from vip_llava.serving.cluster.heartbeat import parse_base_url
 
     if typed is not None:
-        return base_address(typed)
+        return parse_base_url(typed)
     host, port = listening
     if host in ("0.0.0.0", "::"):
         raise ServingError(

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from vip_llava.cli.cluster import host_of, secret_from, worker_address
-from vip_llava.cli.serving import ServerOptions, log_to_stderr
-from vip_llava.cli.settings import DebugFlag
+from vip_llava.cli.server_options import ServerOptions, log_to_stderr
+from vip_llava.cli.model_options import DebugFlag
 from vip_llava.cli.terminal import note
 
 __all__ = ["EPILOG", "controller"]
@@ -99,17 +99,17 @@ def controller(
     """
     settings = server.settings(port=PORT)
     settings.check_open()
-    from vip_llava.serving.cluster.admission import AddressList
+    from vip_llava.serving.cluster.admission import AddressAllowList
     from vip_llava.serving.cluster.controller import LOOPBACK, create_controller
-    from vip_llava.serving.cluster.heartbeat import Joining
-    from vip_llava.serving.cluster.registry import EXPIRY_SECONDS, Registry
-    from vip_llava.serving.middleware.running import listen, run
+    from vip_llava.serving.cluster.heartbeat import HeartbeatClient
+    from vip_llava.serving.cluster.registry import EXPIRY_SECONDS, WorkerRegistry
+    from vip_llava.serving.middleware.server import listen, run
 
     allowed = tuple(allow_worker or LOOPBACK)
     expiry = EXPIRY_SECONDS if expiry is None else expiry
     if check:
-        AddressList(allowed)
-        Registry(dispatch, expiry=expiry)
+        AddressAllowList(allowed)
+        WorkerRegistry(dispatch, expiry=expiry)
         told = settings.model_dump(mode="json", exclude={"keys"})
         told |= {"api_keys": len(settings.keys), "allow_worker": allowed}
         told |= {"dispatch_method": dispatch, "expiry": expiry}
@@ -122,7 +122,7 @@ def controller(
     if join is not None:
         own = worker_address(own_address, listener.getsockname()[:2])
         settings = settings.model_copy(update={"hosts": (*settings.hosts, host_of(own))})
-        place = functools.partial(Joining, join, own, secret)
+        place = functools.partial(HeartbeatClient, join, own, secret)
     app = create_controller(
         settings, secret, dispatch=dispatch, allowed=allowed, expiry=expiry, join=place
     )

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from vip_llava.cli.legacy import LegacyOptions
-from vip_llava.cli.options import RegionOptions
-from vip_llava.cli.prepare import check_target, mark, save_image
-from vip_llava.cli.settings import DebugFlag, photo_and_question
+from vip_llava.cli.legacy_options import LegacyOptions
+from vip_llava.cli.region_options import RegionOptions
+from vip_llava.cli.inputs import check_target, mark, save_image
+from vip_llava.cli.model_options import DebugFlag, photo_and_question
 from vip_llava.errors import RequestError
 
 __all__ = ["EPILOG", "draw"]

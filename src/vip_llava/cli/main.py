@@ -39,12 +39,12 @@ from vip_llava.cli.evaluate_judge import JUDGE_EPILOG
 from vip_llava.cli.evaluate_judge import judge as eval_judge
 from vip_llava.cli.evaluate_report import REPORT_EPILOG
 from vip_llava.cli.evaluate_report import report as eval_report
-from vip_llava.cli.groups import OrderedCommand, grouped
+from vip_llava.cli.option_groups import OrderedCommand, grouped
 from vip_llava.cli.models import EPILOG as MODELS_EPILOG
 from vip_llava.cli.models import models
 from vip_llava.cli.serve import EPILOG as SERVE_EPILOG
 from vip_llava.cli.serve import serve
-from vip_llava.cli.settings import DebugFlag
+from vip_llava.cli.model_options import DebugFlag
 from vip_llava.cli.train import EPILOG as TRAIN_EPILOG
 from vip_llava.cli.train import train
 from vip_llava.cli.web import EPILOG as WEB_EPILOG

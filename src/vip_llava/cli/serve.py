@@ -12,8 +12,8 @@ import typer
 
 from vip_llava.cli.cluster import model_name, named_models
 from vip_llava.cli.serve_models import serve_models
-from vip_llava.cli.serving import ServerOptions, log_to_stderr, needs_serve
-from vip_llava.cli.settings import DebugFlag, ModelOptions
+from vip_llava.cli.server_options import ServerOptions, log_to_stderr, needs_serve
+from vip_llava.cli.model_options import DebugFlag, ModelOptions
 from vip_llava.cli.terminal import note
 from vip_llava.errors import ServingError
 
@@ -86,8 +86,8 @@ def serve(
 def _run(called: str, model: ModelOptions, settings: ServerSettings) -> None:
     """Serve until a signal; raises what kept the model from being opened."""
     needs_serve()
-    from vip_llava.serving.api.app import create_app, models_of
-    from vip_llava.serving.middleware.running import listen, run, stop
+    from vip_llava.serving.api.app import create_app, served_models
+    from vip_llava.serving.middleware.server import listen, run, stop
 
     failures: list[Exception] = []
 
@@ -101,7 +101,7 @@ def _run(called: str, model: ModelOptions, settings: ServerSettings) -> None:
     run(app, settings, listener=listener, on_ready=lambda address: note(f"listening on {address}"))
     if failures:
         raise failures[0]
-    if models_of(app).loading:
+    if served_models(app).loading:
         # Stopped while a model is being opened: that thread can't be interrupted, and Python
         # taken down around it ends in a crash.
         sys.stderr.flush()

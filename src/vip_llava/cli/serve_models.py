@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vip_llava.cli.serving import needs_serve
+from vip_llava.cli.server_options import needs_serve
 from vip_llava.cli.terminal import note
 from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
-    from vip_llava.cli.settings import ModelOptions
+    from vip_llava.cli.model_options import ModelOptions
     from vip_llava.serving.settings import ServerSettings
 
 __all__ = ["serve_models"]
@@ -26,14 +26,14 @@ def serve_models(
     """
     needs_serve()
     from vip_llava.serving.cluster.controller import create_controller
-    from vip_llava.serving.cluster.local import LocalWorkers
+    from vip_llava.serving.cluster.worker_processes import WorkerProcesses
     from vip_llava.serving.cluster.signing import Secret
-    from vip_llava.serving.middleware.running import listen, run, stop
+    from vip_llava.serving.middleware.server import listen, run, stop
 
     secret = Secret.new()
     listener = listen(settings)
     app = create_controller(settings, secret, expected=models)
-    workers = LocalWorkers(lambda: stop(app))
+    workers = WorkerProcesses(lambda: stop(app))
     own = _own_address(listener.getsockname()[:2])
     for called, name in models.items():
         place = ["--models", f"{called}={name or 'default'}", "--controller", own]

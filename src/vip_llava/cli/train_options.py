@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vip_llava.cli.settings import BaseOption, VisionTowerOption
+from vip_llava.cli.model_options import BaseOption, VisionTowerOption
 from vip_llava.errors import RequestError
 
 __all__ = ["DefaultOptions", "RowsOptions"]

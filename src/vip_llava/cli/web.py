@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.cli.serving import KEY_VARIABLE, ServerOptions, log_to_stderr, needs_serve
-from vip_llava.cli.settings import DebugFlag, ModelOptions, option_name
+from vip_llava.cli.server_options import KEY_VARIABLE, ServerOptions, log_to_stderr, needs_serve
+from vip_llava.cli.model_options import DebugFlag, ModelOptions, option_name
 from vip_llava.cli.terminal import note
 from vip_llava.errors import RequestError
 
@@ -165,7 +165,7 @@ def _run(
     sam: str | None,
 ) -> None:
     needs_serve()
-    from vip_llava.serving.middleware.running import listen, run
+    from vip_llava.serving.middleware.server import listen, run
     from vip_llava.serving.web.app import create_page
 
     # The port is taken before anything heavy is loaded, so that a taken one is told at once.

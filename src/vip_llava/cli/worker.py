@@ -19,15 +19,15 @@ from vip_llava.cli.cluster import (
     until_stdin_ends,
     worker_address,
 )
-from vip_llava.cli.legacy import LEGACY_PANEL
-from vip_llava.cli.serving import ServerOptions, log_to_stderr
-from vip_llava.cli.settings import DebugFlag, ModelOptions
+from vip_llava.cli.legacy_options import LEGACY_PANEL
+from vip_llava.cli.server_options import ServerOptions, log_to_stderr
+from vip_llava.cli.model_options import DebugFlag, ModelOptions
 from vip_llava.cli.terminal import note
 from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
     from vip_llava.assistant import Assistant
-    from vip_llava.serving.cluster.heartbeat import Joining
+    from vip_llava.serving.cluster.heartbeat import HeartbeatClient
     from vip_llava.serving.cluster.signing import Secret
     from vip_llava.serving.settings import ServerSettings
 
@@ -169,10 +169,10 @@ def _run(
     secret: Secret | None,
 ) -> None:
     """Serve until a signal; raises what kept a model from being opened."""
-    from vip_llava.serving.api.app import models_of
+    from vip_llava.serving.api.app import served_models
     from vip_llava.serving.cluster.worker import create_worker
-    from vip_llava.serving.cluster.worker_status import as_member
-    from vip_llava.serving.middleware.running import listen, run, stop
+    from vip_llava.serving.cluster.worker_status import worker_settings
+    from vip_llava.serving.middleware.server import listen, run, stop
 
     failures: list[Exception] = []
 
@@ -180,7 +180,7 @@ def _run(
         failures.append(error)
         stop(app)
 
-    served = settings if secret is None else as_member(settings, secret)
+    served = settings if secret is None else worker_settings(settings, secret)
     listener = listen(served)
     address = worker_address(place.worker_address, listener.getsockname()[:2])
     settings = settings.model_copy(update={"hosts": (*settings.hosts, host_of(address))})
@@ -199,17 +199,17 @@ def _run(
     run(app, served, listener=listener, on_ready=lambda _: note(f"listening on {address}"))
     if failures:
         raise failures[0]
-    if models_of(app).loading:
+    if served_models(app).loading:
         # As `serve` does: the thread that opens a model can't be interrupted.
         sys.stderr.flush()
         os._exit(0)
 
 
-def _joining(place: PlaceOptions, address: str, secret: Secret, status: Any) -> Joining:
-    from vip_llava.serving.cluster.heartbeat import HEART_BEAT_SECONDS, Joining
+def _joining(place: PlaceOptions, address: str, secret: Secret, status: Any) -> HeartbeatClient:
+    from vip_llava.serving.cluster.heartbeat import HEARTBEAT_SECONDS, HeartbeatClient
 
-    interval = HEART_BEAT_SECONDS if place.heart_beat is None else place.heart_beat
-    return Joining(place.controller, address, secret, status, interval=interval)
+    interval = HEARTBEAT_SECONDS if place.heart_beat is None else place.heart_beat
+    return HeartbeatClient(place.controller, address, secret, status, interval=interval)
 
 
 def _loader(called: str, model: str | None, keywords: dict[str, Any]) -> Any:

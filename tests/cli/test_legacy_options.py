@@ -7,7 +7,7 @@ import math
 import pytest
 from PIL import Image
 
-from vip_llava.cli.legacy import LEGACY_SHAPES, LegacyOptions, legacy_region
+from vip_llava.cli.legacy_options import LEGACY_SHAPES, LegacyOptions, legacy_region
 from vip_llava.errors import RegionError
 from vip_llava.regions import Arrow, Box, Contour, Ellipse, Mask, Point, Scribble, Triangle, draw
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vip_llava.cli.coordinates import polygons_from
+from vip_llava.cli.parsing import polygons_from
 from vip_llava.errors import ImageError, RegionError
 
 if TYPE_CHECKING:

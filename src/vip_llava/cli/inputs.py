@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vip_llava.cli.groups import typed_options
-from vip_llava.cli.legacy import LegacyOptions
-from vip_llava.cli.options import RegionOptions, regions_from_typed
-from vip_llava.cli.settings import ModelOptions
+from vip_llava.cli.option_groups import typed_options
+from vip_llava.cli.legacy_options import LegacyOptions
+from vip_llava.cli.region_options import RegionOptions, regions_from_typed
+from vip_llava.cli.model_options import ModelOptions
 from vip_llava.cli.terminal import loading, note
 from vip_llava.errors import ImageError, RequestError
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vip_llava.cli.legacy import LEGACY_PANEL
+from vip_llava.cli.legacy_options import LEGACY_PANEL
 from vip_llava.errors import RequestError
 
 __all__ = [

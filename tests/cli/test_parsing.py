@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vip_llava.cli.coordinates import (
+from vip_llava.cli.parsing import (
     is_number_text,
     parse_numbers,
     parse_pairs,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vip_llava.cli.groups import Typed
-from vip_llava.cli.legacy import LegacyOptions
-from vip_llava.cli.options import SHAPE_OPTIONS, region_from_text, regions_from_typed
+from vip_llava.cli.option_groups import Typed
+from vip_llava.cli.legacy_options import LegacyOptions
+from vip_llava.cli.region_options import SHAPE_OPTIONS, region_from_text, regions_from_typed
 from vip_llava.errors import RegionError
 from vip_llava.regions import Arrow, Box, Contour, Ellipse, Mask, Point, Scribble, Triangle
 

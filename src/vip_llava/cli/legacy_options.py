@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.cli.coordinates import parse_numbers, parse_polygons
+from vip_llava.cli.parsing import parse_numbers, parse_polygons
 from vip_llava.errors import RegionError
 
 if TYPE_CHECKING:

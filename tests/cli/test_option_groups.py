@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from vip_llava.cli.groups import OrderedCommand, Typed, grouped, typed_options
+from vip_llava.cli.option_groups import OrderedCommand, Typed, grouped, typed_options
 
 
 @dataclasses.dataclass(frozen=True)

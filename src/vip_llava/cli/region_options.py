@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vip_llava.cli.coordinates import (
+from vip_llava.cli.parsing import (
     is_number_text,
     parse_json,
     parse_numbers,
     parse_pairs,
     parse_polygons,
 )
-from vip_llava.cli.groups import Typed
-from vip_llava.cli.legacy import LEGACY_NAMES, LegacyOptions, legacy_region
-from vip_llava.cli.masks import outline_from_file, outline_from_json, read_json
+from vip_llava.cli.option_groups import Typed
+from vip_llava.cli.legacy_options import LEGACY_NAMES, LegacyOptions, legacy_region
+from vip_llava.cli.mask_files import outline_from_file, outline_from_json, read_json
 from vip_llava.cli.terminal import note
 from vip_llava.errors import RegionError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vip_llava.cli.masks import outline_from_file, read_json
+from vip_llava.cli.mask_files import outline_from_file, read_json
 from vip_llava.errors import ImageError, RegionError
 from vip_llava.regions import Mask, draw
 

@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from vip_llava.cli.options import SHAPE_OPTIONS, STYLES, region_from_text, style_from_text
-from vip_llava.cli.prepare import save_image
+from vip_llava.cli.region_options import SHAPE_OPTIONS, STYLES, region_from_text, style_from_text
+from vip_llava.cli.inputs import save_image
 from vip_llava.cli.terminal import note, stderr
 from vip_llava.errors import RegionError, RequestError
 
