@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vip_llava.assistant import Assistant, Request, Shown, load
+from vip_llava.assistant import Assistant, MarkedImage, Request, load
 from vip_llava.backends.native import NativeBackend
 from vip_llava.engine import TokenEvent
 from vip_llava.errors import (
@@ -156,21 +156,21 @@ BAD: list[tuple[dict[str, Any], type[VipLlavaError], str]] = [
     ({"question": " "}, RequestError, "nothing is asked"),
     ({"question": "", "regions": [BOX]}, RequestError, "1 regions but nothing is asked"),
     ({}, RequestError, "no question"),
-    ({"question": 5}, RequestError, "question: 5"),
-    ({"question": "ab\ud800"}, RequestError, "question: character 3 is half of a pair"),
+    ({"question": 5}, RequestError, "question: must be a string, not 5"),
+    ({"question": "ab\ud800"}, RequestError, "question: character 3 is a lone surrogate"),
     ({"question": "a", "history": [Turn("user", "\udfff")]}, RequestError, "history: char"),
     ({"question": "a", "image": None, "regions": [BOX]}, RequestError, "without an image"),
     ({"question": "a", "bbox": [1, 2, 3, 4]}, RequestError, "unknown key 'bbox'; allowed"),
     ({"question": "a", "temperature": 9}, RequestError, "temperature: 9 is out of range"),
-    ({"question": "a", "regions": "box"}, RequestError, "no list of regions"),
+    ({"question": "a", "regions": "box"}, RequestError, "must be a list of regions"),
     ({"question": "a", "regions": [5]}, RequestError, "neither a Region"),
     ({"question": "a", "regions": [{"shape": "box"}]}, RegionError, "box"),
     ({"question": "a", "regions": [Box(900, 900, 950, 950)]}, RegionError, "outside"),
     ({"question": "<region:2>?", "regions": [BOX]}, PhraseError, "2"),
     ({"question": "a", "image": b"no image"}, ImageError, "image"),
     ({"question": "a", "image": "https://example.com/a.jpg"}, ImageError, "fetch"),
-    ({"question": "a", "history": "hi"}, RequestError, "no list of messages"),
-    ({"question": "a", "history": [{"role": "user"}]}, RequestError, "no message"),
+    ({"question": "a", "history": "hi"}, RequestError, "must be a list of turns"),
+    ({"question": "a", "history": [{"role": "user"}]}, RequestError, "a turn must be"),
     ({"question": "a", "history": [Turn("assistant", None)]}, RequestError, "has no text"),
     ({"question": "a", "history": [{"role": "x", "text": "a"}]}, TemplateError, "role 'x'"),
     ({"question": "word " * 3000}, RequestError, r"tokens.*2048 positions"),
@@ -283,14 +283,14 @@ def test_a_chat_remembers(assistant: Assistant, photo: Image.Image) -> None:
     chat = assistant.chat(photo, BOX)
     first = chat.ask(QUESTION, max_new_tokens=4)
     second = chat.ask("And what is beside it?", max_new_tokens=4)
-    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
-    assert chat.messages[0].text == "What is the object within the red rectangle?"
-    assert chat.messages[1].text == first.text
-    for said in (chat.messages[0].text, first.text, "And what is beside it?"):
+    assert [turn.role for turn in chat.turns] == ["user", "assistant"] * 2
+    assert chat.turns[0].text == "What is the object within the red rectangle?"
+    assert chat.turns[1].text == first.text
+    for said in (chat.turns[0].text, first.text, "And what is beside it?"):
         assert said is not None
         assert said in second.prompt
     again = assistant.ask(
-        photo, "And what is beside it?", BOX, history=chat.messages[:2], max_new_tokens=4
+        photo, "And what is beside it?", BOX, history=chat.turns[:2], max_new_tokens=4
     )
     assert again.text == second.text
 
@@ -318,14 +318,14 @@ def test_regions_may_be_added_on_the_way(assistant: Assistant, photo: Image.Imag
 def test_a_failed_or_left_turn_changes_nothing(assistant: Assistant, photo: Image.Image) -> None:
     chat = assistant.chat(photo, [BOX])
     chat.ask(QUESTION, max_new_tokens=2)
-    before = (chat.messages, chat.regions)
+    before = (chat.turns, chat.regions)
     with pytest.raises(PhraseError):
         chat.ask("<region:9>?", [Box(1, 1, 9, 9)])
     with pytest.raises(RegionError):
         chat.add_region(Box(900, 900, 950, 950))
     with chat.stream("And?", [Box(1, 1, 9, 9)], max_new_tokens=9) as stream:
         next(stream)
-    assert (chat.messages, chat.regions) == before
+    assert (chat.turns, chat.regions) == before
     one, two = chat.stream("One?", max_new_tokens=1), chat.stream("Two?", max_new_tokens=1)
     one.result()
     with pytest.raises(RequestError, match="another turn"):
@@ -365,9 +365,9 @@ def test_several_images_each_with_its_question(assistant: Assistant, photo: Imag
     other = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     request = {
         "question": "Is <region:2> like <region:1>?",
-        "images": [{"image": other, "regions": [Box(5, 5, 30, 30)]}, Shown(photo)],
+        "images": [{"image": other, "regions": [Box(5, 5, 30, 30)]}, MarkedImage(photo)],
         "history": [
-            {"role": "user", "text": QUESTION, "images": [Shown(photo, [BOX])]},
+            {"role": "user", "text": QUESTION, "images": [MarkedImage(photo, [BOX])]},
             {"role": "assistant", "text": "A cat."},
         ],
     }
@@ -375,7 +375,7 @@ def test_several_images_each_with_its_question(assistant: Assistant, photo: Imag
     assert [len(each.regions) for each in answer.images] == [1, 1, 0]
     # Ids and colours differ over all images, so that words mean one region.
     assert [(region.id, region.color) for region in answer.regions] == [("1", "red"), ("2", "lime")]
-    assert answer.images[1].image.tobytes() == draw(other, answer.regions[1:]).tobytes()
+    assert answer.images[1].shown.tobytes() == draw(other, answer.regions[1:]).tobytes()
     views = 3 if assistant.backend.processor.focal is None else 5
     assert answer.usage.image_tokens == 16 * views
     first, second = answer.prompt.split("A cat.")
@@ -387,7 +387,7 @@ def test_several_images_each_with_its_question(assistant: Assistant, photo: Imag
 
 def test_one_of_several_images_is_the_image(assistant: Assistant, photo: Image.Image) -> None:
     alone = assistant.ask(photo, QUESTION, [BOX], max_new_tokens=5)
-    shown = {"question": QUESTION, "images": [Shown(photo, [BOX])]}
+    shown = {"question": QUESTION, "images": [MarkedImage(photo, [BOX])]}
     listed = assistant.ask_many([shown], max_new_tokens=5)[0]
     assert (listed.text, listed.prompt) == (alone.text, alone.prompt)
 
@@ -395,14 +395,14 @@ def test_one_of_several_images_is_the_image(assistant: Assistant, photo: Image.I
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"image": "a", "images": [Shown("b")]}, "not both"),
-        ({"images": [Shown(None)]}, 'write {"image": ...'),
-        ({"images": "photo.jpg"}, "no list of images"),
-        ({"images": [{"image": "a", "region": []}]}, 'write {"image": ...'),
-        ({"images": [Shown("a")], "regions": [BOX]}, "belong to one of those"),
+        ({"image": "a", "images": [MarkedImage("b")]}, "not both"),
+        ({"images": [{"image": None}]}, "needs an image"),
+        ({"images": "photo.jpg"}, "must be a list of images"),
+        ({"images": [{"image": "a", "region": []}]}, 'must be {"image": ...'),
+        ({"images": [MarkedImage("a")], "regions": [BOX]}, "belong to one of those"),
         (
-            {"history": [{"role": "assistant", "text": "a", "images": [Shown("a")]}]},
-            "an? assistant message can't have images",
+            {"history": [{"role": "assistant", "text": "a", "images": [MarkedImage("a")]}]},
+            "'assistant' can't carry images",
         ),
     ],
 )

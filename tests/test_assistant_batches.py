@@ -53,7 +53,7 @@ def test_a_second_turn_of_a_chat_reads_only_what_is_new(
     shared = after.cached_tokens - before.cached_tokens
     assert second.usage.prompt_tokens * 0.6 < shared < second.usage.prompt_tokens
     fresh = Assistant(NativeBackend(assistant.backend.model, assistant.backend.processor))
-    alone = fresh.ask(photos[0], "And beside it?", BOX, history=chat.messages[:2], max_new_tokens=8)
+    alone = fresh.ask(photos[0], "And beside it?", BOX, history=chat.turns[:2], max_new_tokens=8)
     assert alone.text == second.text
 
 
@@ -169,7 +169,7 @@ def test_the_default_model_answers_together_as_transformers_does_alone() -> None
     answers = assistant.ask_many(asked, batch_size=3, max_new_tokens=12)
     stops = sorted(assistant.backend.processor.stop_ids)
     for one, answer in zip(asked, answers, strict=True):
-        inputs = assistant.backend.processor([assistant.stream(**one).prepared.conversation])
+        inputs = assistant.backend.processor([assistant.stream(**one).prepared.turns])
         model: Any = assistant.backend.model
         with torch.inference_mode():
             found = model.generate(

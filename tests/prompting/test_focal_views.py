@@ -19,6 +19,7 @@ from vip_llava.prompting.focal_views import (
 )
 from vip_llava.prompting.geometry import ImageGeometry
 from vip_llava.prompting.processor import Processor
+from vip_llava.prompting.turns import MarkedImage
 from vip_llava.regions import Arrow, Box, Mask, Point, Region, draw, resolve
 
 SIZE = (200, 120)
@@ -86,7 +87,7 @@ def test_the_processor_shows_a_close_view_of_each_region(lite_processor: Process
     image = Image.new("RGB", SIZE, (127, 127, 127))
     regions = resolve([Box(60, 40, 120, 80, color="red"), Point(2, 2)], SIZE).regions
     drawn = draw(image, regions)
-    whole, box, point = lite_processor.views(drawn, regions)
+    whole, box, point = lite_processor.views(MarkedImage(drawn, regions, drawn))
     assert whole is drawn and box.size == point.size == (64, 64)
     assert lite_processor.focal is not None
     fill = lite_processor.geometry.fill
@@ -192,9 +193,9 @@ def test_the_processor_marks_focal_views_anew() -> None:
     for fine in (True, False):
         processor = object.__new__(Processor)
         processor.focal, processor.geometry = FocalSettings(fine=fine), geometry
-        whole, views[fine] = processor.views(drawn, resolved, photo)
+        whole, views[fine] = processor.views(MarkedImage(photo, resolved, drawn))
         assert whole is drawn
         # A mark that was drawn by hand is cut out as it is.
-        as_drawn = processor.views(drawn, resolved)[1]
+        as_drawn = processor.views(MarkedImage(drawn, resolved, drawn))[1]
     assert as_drawn.tobytes() == views[False].tobytes()
     assert ink(views[True]) < ink(views[False])

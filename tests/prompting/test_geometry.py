@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -110,52 +110,6 @@ def test_the_given_image_is_not_altered(mode: Mode) -> None:
 def test_other_modes_are_refused() -> None:
     with pytest.raises(ImageError, match="open_image"):
         ImageGeometry().fit(Image.new("RGBA", (4, 4)))
-
-
-@given(mode=st.sampled_from(MODES), size=sizes, x=unit, y=unit, side=st.sampled_from([32, 336]))
-def test_coordinates_come_back(
-    mode: Mode, size: tuple[int, int], x: float, y: float, side: int
-) -> None:
-    geometry = ImageGeometry(mode, side)
-    points = np.array([[x * size[0], y * size[1]]])
-    there = geometry.to_input(points, size)
-    assert np.abs(geometry.to_image(there, size) - points).max() < 1e-6
-    if mode != "crop":
-        assert (there >= -1e-9).all()
-        assert (there <= side + 1e-9).all()
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    mode=st.sampled_from(MODES),
-    size=st.tuples(st.integers(40, 200), st.integers(40, 200)),
-    x=st.floats(0.3, 0.7),
-    y=st.floats(0.3, 0.7),
-)
-def test_coordinates_follow_the_pixels(
-    mode: Mode, size: tuple[int, int], x: float, y: float
-) -> None:
-    """A white blob's centre of mass in the input lies where the mapping says, within half a pixel."""
-    column, row = int(x * size[0]), int(y * size[1])
-    image = Image.new("RGB", size)
-    image.paste((255, 255, 255), (column - 2, row - 2, column + 3, row + 3))
-    geometry = ImageGeometry(mode, 96, mean=(0, 0, 0), std=(1, 1, 1))
-    if mode == "crop":
-        edge = geometry.to_input([[column - 3, row - 3], [column + 4, row + 4]], size)
-        if edge.min() < 3 or edge.max() > 93:  # cut away, in part or whole
-            return
-    ink = geometry.pixels(image)[0].astype(np.float64)
-    grid = np.arange(96) + 0.5
-    seen = np.array([[ink.sum(0) @ grid, ink.sum(1) @ grid]]) / ink.sum()
-    wanted = np.array([[column + 0.5, row + 0.5]])
-    assert np.abs(geometry.to_image(seen, size) - wanted).max() < 0.5
-
-
-def test_points_must_be_pairs_and_images_have_a_size() -> None:
-    with pytest.raises(ValueError, match=r"\[N, 2\]"):
-        ImageGeometry().to_input([1.0, 2.0], (10, 10))
-    with pytest.raises(ImageError, match="0 x 10"):
-        ImageGeometry().to_input([[1.0, 2.0]], (0, 10))
 
 
 @pytest.mark.parametrize(

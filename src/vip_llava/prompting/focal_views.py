@@ -1,7 +1,8 @@
-"""The focal view: a square of the drawn image around one region, for models that look twice.
+"""Focal views: square crops of the drawn image around each region, for models with two views.
 
-A small tower sees a whole photo at a coarse grid; the focal view shows the marked place at the
-photo's own resolution, with some of its surroundings. Both views show the mark. This module knows images and regions and their words, and nothing of tokens.
+A small vision tower reduces a whole photo to a coarse grid; a focal view shows the marked place and
+its surroundings at the photo's own resolution. Both views show the mark. This module does not know
+tokens or models.
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ from vip_llava.regions import (
 )
 from vip_llava.regions.phrases import phrase, wording
 
-# Shapes that are as large as what they mark, and how many times larger one is to be called bigger.
+# Shapes whose size is that of the marked object, and the area ratio from which one counts as bigger.
 _SIZED = (Box, Contour, Ellipse, Mask, Triangle)
 _BIGGER = 1.5
 
 
 @dataclass(frozen=True)
 class FocalSettings:
-    """How large the focal square is.
+    """How focal squares are chosen, drawn and described in the prompt.
 
-    `scale`: its side over the region's longer side. `point_share`: its side over the image's
-    longer side for an arrow (around its tip) and at least for a point, which say where a thing is
-    but not how large. `minimum`: its smallest side, in pixels of the image (a tiny thing is known
-    by its surroundings). `named`: the prompt says in front of each square what it shows and where
-    (`view_captions`), so that several can be told apart and compared. `ranked`: and which of several it is
-    from the left and from the top. `told`: of several, this is said behind each square instead, in
-    the words of questions (`view_remarks`). `fine`: the square's marks are
-    drawn anew, as thin as on the whole image (`fine_marks`).
+    Args:
+        scale: side of the square over the region's longer side.
+        point_share: side over the image's longer side for an arrow (around its tip), and at least
+            that for a point: both say where an object is, but not how large.
+        minimum: smallest side in pixels of the image; a tiny object is known by its surroundings.
+        named: the prompt names each square's region and place in front of it (`view_captions`).
+        ranked: with `named`, several squares are also ranked from the left and from the top.
+        told: a sentence behind each of several squares says how its region lies (`view_remarks`).
+        fine: the marks of a square are drawn again, as thin as on the whole image (`fine_marks`).
     """
 
     scale: float = 1.6
@@ -57,11 +59,11 @@ class FocalSettings:
 def view_captions(
     regions: Sequence[Region], size: tuple[int, int], *, ranked: bool = False
 ) -> list[str]:
-    """For each focal view: the words for its region, and its place in hundredths of the image.
+    """For each focal view: the words for its region, and its place in percent of the image.
 
-    "within the red rectangle, left 12, top 30, right 45, bottom 80: ". `ranked`: several are also
-    counted from the left and from the top by their middles: "..., bottom 80, 1 of 2 from the left, 2
-    of 2 from the top: ". Regions that no words tell apart are named by their shape alone; the place still does.
+    "within the red rectangle, left 12, top 30, right 45, bottom 80: ". With `ranked`, several are also
+    ranked by their centres: "..., bottom 80, 1 of 2 from the left, 2 of 2 from the top: ". Regions that
+    words can't tell apart are named by their shape alone; their places still differ.
     """
     bounds = [region.bounds(size) for region in regions]
     across = _ranks([x1 + x2 for x1, _, x2, _ in bounds])
@@ -79,12 +81,12 @@ def view_captions(
 
 
 def view_remarks(regions: Sequence[Region], size: tuple[int, int]) -> list[str]:
-    """For each of several focal views: a sentence to stand behind it, on how its region lies.
+    """For each of several focal views: a sentence behind it that says how its region lies.
 
-    Of two: "The object within the red rectangle is to the left of and above the object within the lime
-    rectangle."; bigger or smaller too, where both regions have a size. Of more, each is counted:
-    "The object within the red rectangle is 1 of 4 from the left and 3 of 4 from the top." What is asked
-    about a region is so found right behind its name, after its view was seen. A single one has "".
+    For two: "The object within the red rectangle is to the left of and above the object within the
+    lime rectangle."; also bigger or smaller, where both regions have a size. For more, each is ranked:
+    "The object within the red rectangle is 1 of 4 from the left and 3 of 4 from the top." The answer to
+    a question about a region thus directly follows its name and its view. A single region has "".
     """
     centres = [centre(region, size) for region in regions]
     names = [f"the object {_words(region, regions)}" for region in regions]
@@ -109,7 +111,7 @@ def _compared(
     index: int,
     size: tuple[int, int],
 ) -> list[str]:
-    """How region `index` of two lies to the other; "at the place of" it where both centres are one."""
+    """How region `index` of two lies to the other; "at the place of" if both centres are equal."""
     (x, y), (other_x, other_y) = centres[index], centres[1 - index]
     words = []
     if x != other_x:
@@ -131,7 +133,7 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def centre(region: Region, size: tuple[int, int]) -> tuple[float, float]:
-    """Where a region points, in pixels of a (width, height) image: an arrow's tip, else its middle."""
+    """Where a region points, in pixels of a (width, height) image: an arrow's tip, else its centre."""
     if isinstance(region, Arrow):
         return region.to_frame("pixel", size).tip
     x1, y1, x2, y2 = region.bounds(size)
@@ -139,7 +141,7 @@ def centre(region: Region, size: tuple[int, int]) -> tuple[float, float]:
 
 
 def _words(region: Region, regions: Sequence[Region]) -> str:
-    """The region's wording; its shape alone where no words tell it from the others."""
+    """The region's phrase; its shape alone where a phrase can't tell it from the others."""
     try:
         return phrase(region, regions)
     except PhraseError:
@@ -147,17 +149,17 @@ def _words(region: Region, regions: Sequence[Region]) -> str:
 
 
 def _ranks(values: Sequence[float]) -> list[int]:
-    """Place of each value in their order, from 1; equal ones share a place."""
+    """Rank of each value, from 1; equal values share a rank."""
     return [1 + sum(other < value for other in values) for value in values]
 
 
 def focal_square(
     region: Region, size: tuple[int, int], settings: FocalSettings
 ) -> tuple[float, float, float]:
-    """Centre x, centre y and side of the square to look at, in pixels of a (width, height) image."""
+    """Centre x, centre y and side of the focal square, in pixels of a (width, height) image."""
     share = settings.point_share * max(size)
     x1, y1, x2, y2 = region.bounds(size)
-    if isinstance(region, Arrow):  # its bounds are cut off at the image, so not about its tip
+    if isinstance(region, Arrow):  # its bounds are clipped to the image, so they miss the tip
         x, y = region.to_frame("pixel", size).tip
         return x, y, max(share, settings.minimum)
     side = settings.scale * max(x2 - x1, y2 - y1)
@@ -169,9 +171,9 @@ def focal_square(
 def fine_marks(
     photo: Image.Image, regions: Sequence[Region], square: tuple[float, float, float]
 ) -> Image.Image:
-    """The photo without marks, marked anew for a square: every line (dot, arrow head) scaled to it.
+    """A copy of the unmarked photo with its marks drawn for a square: line widths scaled to it.
 
-    `regions` are resolved, with widths that suit the whole image; the photo is left as it is.
+    `regions` are resolved, with widths that suit the whole image.
     """
     share = min(square[2] / max(photo.size), 1.0)
     return draw_resolved(photo, [_thinned(region, share) for region in regions])
@@ -182,7 +184,7 @@ def _thinned(region: Region, share: float) -> Region:
     if region.width is not None and not isinstance(region, Mask):
         looks["width"] = max(round(region.width * share), 1)
     if isinstance(region, Point) and region.radius is not None:
-        # A flattened dot has a radius across and one down.
+        # An elliptic dot has a horizontal and a vertical radius.
         flat = region.radius if isinstance(region.radius, tuple) else (region.radius,)
         thin = tuple(max(r * share, min(r, 2.0)) for r in flat)
         looks["radius"] = thin if len(thin) > 1 else thin[0]
@@ -197,14 +199,14 @@ def focal_view(
     side: int,
     fill: tuple[int, int, int],
 ) -> Image.Image:
-    """Cut `square` (centre x, centre y, side) out of an RGB image and scale it to `side` pixels.
+    """Crop `square` (centre x, centre y, side) from an RGB image and scale it to `side` pixels.
 
-    What lies outside the image is filled with `fill`: the marked thing stays in the centre.
+    The part outside the image is filled with `fill`, so that the region stays in the centre.
     """
     cx, cy, length = square
     left, top = cx - length / 2, cy - length / 2
     scale = side / length
-    # The part inside the image, snapped outwards to whole output pixels.
+    # The part inside the image, rounded outwards to whole output pixels.
     x1, y1 = max(left, 0.0), max(top, 0.0)
     x2, y2 = min(left + length, image.width), min(top + length, image.height)
     if x1 <= left and y1 <= top and x2 >= left + length and y2 >= top + length:

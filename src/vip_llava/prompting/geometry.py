@@ -1,13 +1,13 @@
-"""How an RGB image becomes the square that a vision tower sees, and how coordinates follow it.
+"""How an RGB image becomes the square that a vision tower reads.
 
-Three geometries of the published models, identical to their CLIP image processor on every byte
-(the exceptions, very long images, are named at `_padded` and `_cropped`):
+Three geometries of the published models, byte-identical to their CLIP image processor (very long
+images are exceptions, see `_padded` and `_cropped`):
 
 - `pad`: centred on a square of the mean colour, then scaled (ViP-LLaVA's training and evaluation);
-- `crop`: scaled by the shortest edge, then the centre is cut out (stage 1);
+- `crop`: shortest edge scaled to the side, then a centre crop (stage 1);
 - `resize`: stretched to the square.
 
-This module knows numpy and Pillow. It opens no files, draws nothing and has never heard of torch.
+This module uses numpy and Pillow. It does not open files, draw regions or use torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Triple: TypeAlias = tuple[float, float, float]
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
-# What model folders call the mode (`image_aspect_ratio`).
+# `image_aspect_ratio` of a model folder -> mode.
 _ASPECT_MODES: dict[str | None, Mode] = {
     None: "crop",
     "crop": "crop",
@@ -40,16 +40,16 @@ _ASPECT_MODES: dict[str | None, Mode] = {
     "pad": "pad",
     "resize": "resize",
 }
-# Beyond these the whole intermediate image of the original's arithmetic is too costly to hold.
+# Beyond these the intermediate image of the original's arithmetic takes too much memory.
 _LARGEST_CANVAS_SIDE = 4096
 _LARGEST_ASPECT = 64
 
 
 def aspect_mode(name: str | None) -> Mode:
-    """The mode that a model folder's `image_aspect_ratio` means; None and "square" are "crop".
+    """The mode for a model folder's `image_aspect_ratio`; None and "square" mean "crop".
 
     Raises:
-        CheckpointError: a value that no supported model has (the original's "anyres" never ran).
+        CheckpointError: a value that no supported model has ("anyres" never ran in the original).
     """
     try:
         return _ASPECT_MODES[name]
@@ -60,14 +60,14 @@ def aspect_mode(name: str | None) -> Mode:
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """From an image of any size to `size` x `size` pixels, and points there and back.
+    """Maps an image of any size to `size` x `size` pixels.
 
     Attributes:
-        mode: "pad", "crop" or "resize", see the module's head.
+        mode: "pad", "crop" or "resize", see the module docstring.
         size: side of the model's input in pixels.
-        mean: subtracted from each channel (0..1); padding is `int(mean * 255)`.
-        std: divides each channel after that.
-        resample: name of a Pillow filter, in small letters.
+        mean: subtracted from each channel (0..1); padding has the colour `int(mean * 255)`.
+        std: divides each channel after subtraction.
+        resample: lower-case name of a Pillow filter.
     """
 
     mode: Mode = "pad"
@@ -93,11 +93,13 @@ class ImageGeometry:
     ) -> ImageGeometry:
         """Read a CLIPImageProcessor-style config (`preprocessor_config.json`).
 
-        `mode` is an `image_aspect_ratio` that overrules the file; without it `do_pad` means "pad",
-        `do_center_crop: false` with a fixed height and width means "resize", anything else `default`.
+        Args:
+            mode: an `image_aspect_ratio` that overrides the file. Without it `do_pad` means "pad",
+                `do_center_crop: false` with a fixed height and width means "resize", and anything
+                else `default`.
 
         Raises:
-            CheckpointError: the file asks for something that these geometries can't do.
+            CheckpointError: settings that none of the geometries implements.
         """
         chosen = aspect_mode(mode) if mode is not None else _mode_of(config, default)
         return cls(
@@ -115,39 +117,27 @@ class ImageGeometry:
         return red, green, blue
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """A new RGB image of `size` x `size` pixels: what the model looks at.
+        """The RGB image of `size` x `size` pixels that the model reads.
 
         Raises:
-            ImageError: `image` is not RGB (`vip_llava.images.open_image` makes it so).
+            ImageError: `image` is not RGB; `vip_llava.images.open_image` converts it.
         """
         if image.mode != "RGB":
-            raise ImageError(f"the model takes RGB images, not mode {image.mode!r}: use open_image")
+            raise ImageError(
+                f"the model takes RGB images, not mode {image.mode!r}: open_image converts them"
+            )
         if self.mode == "pad":
             return _padded(image, self.size, self._filter, self.fill)
         if self.mode == "crop":
             return _cropped(image, self.size, self._filter)
-        # Stretched with Pillow's own default filter, as the original does, whatever `resample` says.
+        # The original stretches with Pillow's default filter, whatever `resample` says.
         return image.resize((self.size, self.size))
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        """The model's `pixel_values` of one RGB image: float32 [3, size, size], normalised."""
+        """`pixel_values` of one RGB image: float32 [3, size, size], normalized."""
         square = np.asarray(self.fit(image))
         table = self._levels
         return np.stack([table[channel][square[..., channel]] for channel in range(3)])
-
-    def to_input(self, points: npt.ArrayLike, size: Size) -> npt.NDArray[np.float64]:
-        """Map points [N, 2] (x, y in pixels of a (width, height) image) into the input square.
-
-        Coordinates are continuous: pixel i covers i to i + 1. In mode "crop" a point that was cut
-        away lands outside 0..size.
-        """
-        scale, offset = self._mapping(size)
-        return _points(points) * scale + offset
-
-    def to_image(self, points: npt.ArrayLike, size: Size) -> npt.NDArray[np.float64]:
-        """Map points [N, 2] of the input square back to pixels of the (width, height) image."""
-        scale, offset = self._mapping(size)
-        return (_points(points) - offset) / scale
 
     @property
     def _filter(self) -> Image.Resampling:
@@ -155,44 +145,22 @@ class ImageGeometry:
 
     @cached_property
     def _levels(self) -> npt.NDArray[np.float32]:
-        """[3, 256]: the normalised value of each byte, with the original's order of rounding."""
+        """[3, 256]: the normalized value of each byte, rounded in the original's order."""
         unit = (np.arange(256) * (1 / 255)).astype(np.float32)
         mean = np.array(self.mean, dtype=np.float32)[:, None]
         std = np.array(self.std, dtype=np.float32)[:, None]
         levels: npt.NDArray[np.float32] = (unit - mean) / std
         return levels
 
-    def _mapping(self, size: Size) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Scale and offset, (x, y) each, from image to input coordinates."""
-        width, height = size
-        if width < 1 or height < 1:
-            raise ImageError(f"an image of {width} x {height} pixels has no coordinates")
-        if self.mode == "pad":
-            side = max(size)
-            scale = np.full(2, self.size / side)
-            return scale, np.array([(side - width) // 2, (side - height) // 2]) * scale
-        if self.mode == "crop":
-            scaled = _shortest_edge(size, self.size)
-            left, top = ((length - self.size) // 2 for length in scaled)
-            return np.array(scaled) / np.array(size), np.array([-left, -top], dtype=np.float64)
-        return self.size / np.array(size), np.zeros(2)
-
-
-def _points(points: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    array = np.asarray(points, dtype=np.float64)
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"points must have the shape [N, 2], not {list(array.shape)}")
-    return array
-
 
 def _padded(
     image: Image.Image, side: int, resample: Image.Resampling, fill: tuple[int, int, int]
 ) -> Image.Image:
-    """Centre `image` on a square of `fill` and scale that to `side`.
+    """Centre `image` on a square of colour `fill` and scale that to `side`.
 
-    Pillow scales rows first and then columns, rounding to bytes in between, so a wide image is
-    scaled along its rows alone and needs no large canvas. A tall one needs it for the same bytes;
-    above 4096 pixels its columns go first instead, which may differ by one level.
+    Pillow scales rows first, then columns, and rounds to bytes in between. A wide image is therefore
+    scaled along its rows before padding, which needs no large canvas. A tall image needs the canvas
+    for identical bytes; above 4096 pixels its columns are scaled first, which may differ by one level.
     """
     width, height = image.size
     if width == height:
@@ -213,7 +181,7 @@ def _padded(
 
 
 def _shortest_edge(size: Size, side: int) -> Size:
-    """The size of an image whose shortest edge was scaled to `side`; the other is rounded down."""
+    """The size after scaling the shortest edge to `side`; the other edge is rounded down."""
     width, height = size
     if width <= height:
         return side, int(side * height / width)
@@ -221,10 +189,10 @@ def _shortest_edge(size: Size, side: int) -> Size:
 
 
 def _cropped(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
-    """Scale the shortest edge to `side` and cut the centre out.
+    """Scale the shortest edge to `side` and crop the centre.
 
-    An image more than 64 times as long as it is wide is cut while it is scaled: what the original
-    scales and throws away would take gigabytes.
+    An image with an aspect above 64 is cropped while it is scaled: the part that the original scales
+    and then crops away would take gigabytes.
     """
     width, height = _shortest_edge(image.size, side)
     left, top = (width - side) // 2, (height - side) // 2
@@ -250,7 +218,7 @@ def _mode_of(config: Mapping[str, Any], default: Mode) -> Mode:
 
 
 def _side_of(config: Mapping[str, Any]) -> int:
-    """The one side length that `size` and `crop_size` must agree on."""
+    """The side length; `size` and `crop_size` must agree on it."""
     sides: set[object] = set()
     for key in ("size", "crop_size"):
         value = config.get(key)
@@ -298,17 +266,19 @@ def _filter_of(config: Mapping[str, Any]) -> str:
         try:
             return Image.Resampling(value).name.lower()
         except ValueError:
-            raise CheckpointError(f"the image processor's resample {value} is no filter") from None
+            raise CheckpointError(
+                f"the image processor's resample {value} is not a Pillow filter"
+            ) from None
     return str(value).lower()
 
 
 def best_resolution(size: Size, candidates: Sequence[Size]) -> Size:
-    """The candidate (width, height) that keeps most of an image's pixels, then wastes fewest.
+    """The candidate (width, height) that keeps most of an image's pixels, then wastes the fewest.
 
-    The first of equals wins.
+    Ties go to the first candidate.
 
     Raises:
-        ValueError: there are no candidates.
+        ValueError: no candidates.
     """
     if not candidates:
         raise ValueError("best_resolution needs at least one candidate (width, height)")

@@ -1,10 +1,10 @@
-"""Conversation templates: how messages become one prompt, one small value per template.
+"""Conversation templates: how turns become one prompt, one value per template.
 
-A template turns messages into `Span`s: pieces of text that know whether the template itself wrote
-them, a person did, or an image goes there, and whether training learns them. It deliberately
-knows neither tokens nor images: `tokenization` makes ids of spans, and only what the template
-wrote can become a control token there. The wording of the templates is that of the original
-program, since its checkpoints were trained on it.
+A template turns a conversation into `Span`s: pieces of text with their origin (the template, a
+person or model, or an image) and whether training learns them. `tokenization` encodes spans; only
+the template's own text can become control tokens there. The wording of the templates is that of the
+original program, since its checkpoints were trained on it. This module does not know tokens or
+pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 IMAGE_TEXT = "<image>"
-"""How an image is shown to people in a prompt; as typed text it never becomes an image."""
+"""Stands for an image in a prompt that people read; typed text never becomes an image."""
 
 
 ViewsOf = Callable[[Turn], tuple[Sequence[str], str]]
@@ -44,9 +44,11 @@ def one_view_each(turn: Turn) -> tuple[Sequence[str], str]:
 class Span:
     """A piece of a prompt.
 
-    `kind`: "template" was written by the template and may spell control tokens, "text" was written
-    by a person or a model and is plain text whatever it spells, "image" stands for one view.
-    `supervised`: training learns it (an answer and its end mark).
+    Args:
+        kind: "template" text comes from the template and may spell control tokens; "text" comes
+            from a person or a model and is plain text whatever it spells; "image" stands for one
+            view.
+        supervised: training learns it (an answer and its end mark).
     """
 
     text: str
@@ -61,32 +63,32 @@ class Template:
     name: str
     system: str = ""
     begin: str = ""
-    """Before everything, for models whose template spells its own first token."""
+    """In front of the prompt, for models whose template spells its own BOS token."""
     system_start: str = ""
     system_end: str = ""
     system_in_first_turn: bool = False
-    """Llama 2: the system text goes inside the first user turn."""
+    """Llama 2: the system text is inside the first user turn."""
     user_start: str = ""
     user_end: str = ""
     assistant_start: str = ""
-    """What stands in front of an answer that is to be generated."""
+    """In front of every answer, also one that is yet to be generated."""
     assistant_gap: str = ""
-    """Between that and a given answer; learned, since a model has to generate it."""
+    """Between `assistant_start` and a given answer; learned, since a model generates it."""
     assistant_end: str = ""
     assistant_after: str = ""
-    """Follows an answer's end mark; not learned."""
+    """Behind an answer's end mark; not learned."""
     between: str = ""
-    """Before every turn of the first speaker but the first."""
+    """In front of each later turn of the first speaker."""
     stop: str = ""
     """Text that ends an answer."""
     trained_as: Template | None = None
-    """The form of a training sample, for the templates where the original has two forms."""
+    """The form of a training sample, where the original has a different one."""
     image_marks: tuple[str, str] = ("", "")
-    """Text around each image (mmtag); the start and end tokens, if any, go inside."""
+    """Text around each image (mmtag), outside the start and end tokens, if any."""
     caption_only: bool = False
-    """Stage 1: an image without a question is followed by its caption at once."""
+    """Stage 1: an image without a question, directly followed by its caption."""
     user_first: bool = False
-    """The conversation can't begin with the assistant."""
+    """A conversation must begin with the user."""
 
     def spans(
         self,
@@ -112,7 +114,7 @@ class Template:
         if system and not self.system_in_first_turn:
             spans += self._system(system)
         for index, turn in enumerate(turns):
-            # Ends go by place in the conversation, as in the original, and not by role.
+            # As in the original, end marks depend on the position in the conversation, not the role.
             first_speaker = index % 2 == 0
             end = self.user_end if first_speaker else self.assistant_end
             learned = turn.role == "assistant"
@@ -178,7 +180,7 @@ def _view_spans(captions: Sequence[str], before: str, after: str, text: str) -> 
 
 
 def _colon(name: str, system: str, user: str, assistant: str, ends: tuple[str, str]) -> Template:
-    """`ROLE: text` turns (Vicuna); `ends` close the first and the second speaker's text."""
+    """`ROLE: text` turns (Vicuna); `ends` follow the first and the second speaker's text."""
     return Template(
         name=name,
         system=system,
@@ -193,7 +195,7 @@ def _colon(name: str, system: str, user: str, assistant: str, ends: tuple[str, s
 
 
 def _hashes(name: str, system: str) -> Template:
-    """`###Role: text` turns (v0); training samples have more white space, in the original too."""
+    """`###Role: text` turns (v0); as in the original, training samples have more white space."""
     template = _colon(name, system, "Human", "Assistant", ("###", "###"))
     sample = replace(template, system_end="\n\n### ", user_end="\n### ")
     sample = replace(sample, assistant_end="\n###", assistant_after=" ")
@@ -218,7 +220,7 @@ def _llama_2(name: str, system: str, begin_turn: str) -> Template:
 
 
 def _im_start(name: str, system: str, *, line: str = "") -> Template:
-    """`<|im_start|>role` turns; `line` follows each end mark (ChatML has a line end, MPT nothing)."""
+    """`<|im_start|>role` turns; `line` follows each end mark (a line end in ChatML, nothing in MPT)."""
     return Template(
         name=name,
         system=system,
@@ -333,11 +335,11 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         )
     }
 )
-"""Every template by name. `chatml` is the embedded default model's: ChatML without system turn."""
+"""Every template by name. `chatml`, ChatML without a system turn, is that of the shipped model."""
 
 
 def get_template(name: str) -> Template:
-    """The template called `name`; TemplateError that lists the names if there is none."""
+    """The template called `name`. Raises TemplateError with the known names."""
     try:
         return TEMPLATES[name]
     except KeyError:

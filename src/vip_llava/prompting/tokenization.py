@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 IMAGE_ID = -200
-"""Stands for one whole view in a list of ids; the number is that of the original."""
+"""Stands for one whole view in a list of ids; the same number as in the original."""
 IGNORED_LABEL = -100
 
 
@@ -42,7 +42,7 @@ class Encoded:
     text: str = ""
 
     def expanded(self, tokens_per_view: int) -> Encoded:
-        """The same with each view as `tokens_per_view` times `IMAGE_ID`."""
+        """A copy with each view as `tokens_per_view` times `IMAGE_ID`."""
         ids: list[int] = []
         learned: list[bool] = []
         for id_, counts in zip(self.ids, self.learned, strict=True):
@@ -175,7 +175,7 @@ def collate(
 ) -> dict[str, list[list[int]]]:
     """Pad (ids, labels) samples on the right: `input_ids`, `labels`, `attention_mask`, all [B, T].
 
-    The mask comes from the lengths, so that a token which happens to be `pad_id` still counts.
+    The mask follows from the lengths, so that a real token equal to `pad_id` is not masked.
     """
     cut = [(list(ids[:max_length]), list(labels[:max_length])) for ids, labels in samples]
     width = max((len(ids) for ids, _ in cut), default=0)
@@ -189,7 +189,7 @@ def collate(
 
 
 def _between_images(spans: Sequence[Span]) -> Iterator[Span | list[Span]]:
-    """Images, and the lists of spans before, between and after them."""
+    """Yield image spans, and the lists of spans before, between and after them."""
     chunk: list[Span] = []
     for span in spans:
         if span.kind == "image":
@@ -202,12 +202,12 @@ def _between_images(spans: Sequence[Span]) -> Iterator[Span | list[Span]]:
 
 
 def _encode_chunk(tokenizer: TextTokenizer, chunk: Sequence[Span]) -> Iterator[tuple[Piece, bool]]:
-    """Pieces of the text between two images, and whether each holds a learned character."""
+    """Pieces of the text between two images, and whether each holds a supervised character."""
     text = "".join(span.text for span in chunk)
     learned: list[bool] = []
     for span in chunk:
         learned += [span.supervised] * len(span.text)
-    learned.append(False)  # for an added blank at the very end
+    learned.append(False)  # for a blank that the tokenizer adds at the end
     for start, end, control in _parts(tokenizer, chunk, text):
         if control is not None:
             if start == 0:
@@ -217,14 +217,14 @@ def _encode_chunk(tokenizer: TextTokenizer, chunk: Sequence[Span]) -> Iterator[t
             continue
         for piece in tokenizer.plain(text[start:end], at_start=start == 0):
             first, last = start + piece.start, start + piece.end
-            # An added blank has no width; it belongs to what follows it.
+            # An added blank has no width; it counts with the character behind it.
             yield piece, any(learned[first : max(last, first + 1)])
 
 
 def _parts(
     tokenizer: TextTokenizer, chunk: Sequence[Span], text: str
 ) -> list[tuple[int, int, ControlToken | None]]:
-    """Cut a chunk at the control tokens that the template spelled: (start, end, token or None)."""
+    """Split a chunk at control tokens that the template spells: (start, end, token or None)."""
     parts: list[tuple[int, int, ControlToken | None]] = []
     plain_from = 0
     left_stop = 0
@@ -248,7 +248,7 @@ def _parts(
 def _controls(
     tokenizer: TextTokenizer, chunk: Sequence[Span], text: str
 ) -> Iterator[tuple[int, int, ControlToken]]:
-    """Control tokens inside stretches that the template wrote without a break."""
+    """Control tokens inside contiguous template text."""
     pattern = tokenizer.control_pattern
     if pattern is None:
         return

@@ -1,10 +1,9 @@
-"""Plain text to ids and back, with control tokens apart: the two kinds of tokenizer there are.
+"""Text to token ids and back, with control tokens kept apart.
 
-`PieceTokenizer` runs a sentencepiece file the way the slow tokenizers of the original's time did,
-since Vicuna checkpoints ship nothing else and their ids depend on it; `JsonTokenizer` wraps a
-transformers tokenizer (`tokenizer.json`). Both promise one thing that transformers does not:
-`plain` never gives a control token, whatever the text spells. This module knows no templates,
-images or labels.
+`PieceTokenizer` runs a sentencepiece model as the slow tokenizers of transformers did:
+Vicuna checkpoints ship nothing else and their ids depend on it. `JsonTokenizer` wraps a transformers
+tokenizer (`tokenizer.json`). Unlike transformers, both guarantee that `plain` never returns a
+control token, whatever the text spells. This module does not know templates, images or labels.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ControlToken:
-    """A token outside ordinary text; `strip_left`/`strip_right` eat white space beside it."""
+    """A special token; `strip_left` and `strip_right` remove white space beside it."""
 
     text: str
     id: int
@@ -42,7 +41,7 @@ class ControlToken:
 
 
 class Piece(NamedTuple):
-    """One token and the part of the text it stands for; `start == end` for an added blank."""
+    """A token and the characters it stands for; `start == end` for an added blank."""
 
     id: int
     start: int
@@ -50,11 +49,11 @@ class Piece(NamedTuple):
 
 
 class TextTokenizer(ABC):
-    """What the rest of the model package needs of a tokenizer."""
+    """The interface that prompts, training and the engine use."""
 
     controls: Mapping[str, ControlToken]
     begin_ids: tuple[int, ...]
-    """Put in front of a whole prompt by this tokenizer itself."""
+    """Ids that the tokenizer itself puts in front of a prompt (BOS)."""
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
@@ -62,53 +61,54 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, control tokens left out; broken characters become U+FFFD."""
+        """The text of ids without control tokens; incomplete characters become U+FFFD."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the files from which `open_tokenizer` makes the same tokenizer."""
+        """Write the files from which `open_tokenizer` restores this tokenizer."""
 
     @abstractmethod
     def _plain(self, text: str, at_start: bool) -> list[Piece]:
-        """As `plain`, but a literal control token may still come through."""
+        """As `plain`, but the result may contain control tokens that the text spells."""
 
     def plain(self, text: str, *, at_start: bool) -> list[Piece]:
         """Tokens of ordinary text; never a control token, even if the text spells one.
 
-        `at_start`: nothing precedes the text in its prompt or after the last image.
+        Args:
+            at_start: the text begins its prompt, or follows an image directly.
         """
         if not text:
             return []
         pieces = self._plain(text, at_start)
         if any(piece.id in self._forbidden for piece in pieces):
-            pieces = self._one_by_one(text, at_start)
+            pieces = self._character_by_character(text, at_start)
         return pieces
 
     def before_control(self, token: ControlToken) -> list[int]:
-        """Ids that this tokenizer puts in front of a control token that begins a text."""
+        """Ids that this tokenizer puts in front of a control token at the start of a text."""
         return []
 
     @cached_property
     def control_pattern(self) -> re.Pattern[str] | None:
-        """Finds control tokens, the longest one where several begin at the same place."""
+        """Matches control tokens, the longest one where several start at the same place."""
         texts = sorted((text for text in self.controls if text), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, texts))) if texts else None
 
     @cached_property
     def _forbidden(self) -> frozenset[int]:
-        # The unknown token is what a tokenizer without byte fallback gives for a rare character;
-        # MPT's is its end token too, and that must not come out of a text.
+        # A tokenizer without byte fallback returns the unknown token for a rare character. MPT's
+        # unknown token is also its end token, which ordinary text must not produce.
         rare = {self.unk_id} - {self.bos_id, self.eos_id}
         return frozenset(token.id for token in self.controls.values()) - rare
 
-    def _one_by_one(self, text: str, at_start: bool) -> list[Piece]:
-        """A vocabulary in which a control token is an ordinary word: spell the text by letters."""
+    def _character_by_character(self, text: str, at_start: bool) -> list[Piece]:
+        """Tokenize each character alone, where a control token is also an ordinary word."""
         pieces: list[Piece] = []
         for index, letter in enumerate(text):
             for piece in self._plain(letter, at_start and index == 0):
                 if piece.id in self._forbidden:
                     raise CheckpointError(
-                        f"the tokenizer gives control token {piece.id} for the letter {letter!r}"
+                        f"the tokenizer returns control token {piece.id} for the character {letter!r}"
                     )
                 pieces.append(Piece(piece.id, index + piece.start, index + piece.end))
         return pieces
@@ -121,10 +121,10 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class PieceTokenizer(TextTokenizer):
-    """A sentencepiece model as transformers' slow `LlamaTokenizer` used it.
+    """A sentencepiece model as transformers' slow `LlamaTokenizer` runs it.
 
-    `legacy`: every stretch of text between control tokens gets a blank in front, as Vicuna's
-    training had it; otherwise only the beginning of a text does. Phi-3 needs the latter.
+    With `legacy` every run of text between control tokens starts with a blank, as in Vicuna's
+    training; without it only the start of the prompt does, as Phi-3 needs it.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class PieceTokenizer(TextTokenizer):
         pad: str | None = None,
         special: Iterable[str] = (),
     ) -> None:
-        """`special`: the texts that non-legacy mode lets begin a prompt without a lone blank."""
+        """`special`: control tokens that need no blank in front at the start of a non-legacy prompt."""
         from sentencepiece import SentencePieceProcessor
 
         self._model = model
@@ -164,7 +164,7 @@ class PieceTokenizer(TextTokenizer):
 
     @classmethod
     def from_folder(cls, folder: Path) -> PieceTokenizer:
-        """Open `tokenizer.model` with what the JSON files beside it say about control tokens."""
+        """Open `tokenizer.model` and read the control tokens from the JSON files beside it."""
         config = _read_json(folder / "tokenizer_config.json")
         names = {name: _name(config.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
         tokens = [
@@ -223,7 +223,7 @@ class PieceTokenizer(TextTokenizer):
         (folder / "tokenizer_config.json").write_text(text, "utf-8")
 
     def decode(self, ids: Sequence[int]) -> str:
-        # The unknown token is a control token too, and has no text of its own.
+        # The unknown token is a control token and has no text.
         hidden = {token.id for token in self.controls.values()}
         size = self._processor.get_piece_size()
         text = self._processor.decode([id_ for id_ in ids if id_ not in hidden and 0 <= id_ < size])
@@ -242,14 +242,14 @@ class PieceTokenizer(TextTokenizer):
         if at_start:
             written, begin = _BLANK + written, -1
         if written.startswith((_BLANK, " ")):
-            # Behind the unknown token's letters the blanks in front are kept as they are.
+            # Encoded behind the unknown token's text, leading blanks are kept as they are.
             names = self._bare.encode(self._unk_text + written, out_type=str)[self._unk_pieces :]
         else:
             names = self._bare.encode(written, out_type=str)
         return self._place(names, text, begin)
 
     def _place(self, names: Sequence[str], text: str, begin: int) -> list[Piece]:
-        """Find each piece's part of `text`; `begin` -1 if the first one has an added blank."""
+        """The characters of each piece; `begin` is -1 if the first one has an added blank."""
         pieces: list[Piece] = []
         place, missing = begin, 0
         for name in names:
@@ -279,7 +279,7 @@ class JsonTokenizer(TextTokenizer):
     """A transformers tokenizer with a `tokenizers` backend (`tokenizer.json`)."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: a `PreTrainedTokenizerFast` or any class over the same backend."""
+        """`tokenizer`: a `PreTrainedTokenizerFast` or another class with the same backend."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise CheckpointError(
@@ -301,7 +301,7 @@ class JsonTokenizer(TextTokenizer):
         self._first, self._later = _bare_backends(json.loads(backend.to_str()))
 
     def save(self, folder: Path) -> None:
-        """Write what transformers writes for this tokenizer."""
+        """Write the files that transformers writes for this tokenizer."""
         self._tokenizer.save_pretrained(folder)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -320,7 +320,7 @@ class JsonTokenizer(TextTokenizer):
 
 
 def _bare_backends(settings: dict[str, Any]) -> tuple[Any, Any]:
-    """Tokenizers without any added token, for the beginning of a text and for the rest of it."""
+    """Tokenizers without added tokens, for the start of a text and for what follows."""
     from tokenizers import Tokenizer
 
     settings |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
@@ -331,7 +331,7 @@ def _bare_backends(settings: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _never_prepend(part: dict[str, Any] | None) -> bool:
-    """Turn a blank that is put only before the first text off, in place; whether there was one."""
+    """Turn off, in place, a blank that is added only in front of the first text; True if there was one."""
     if part is None:
         return False
     changed = [_never_prepend(inner) for inner in part.get("pretokenizers", [])]
@@ -342,17 +342,21 @@ def _never_prepend(part: dict[str, Any] | None) -> bool:
 
 
 def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
-    """`tokenizer` itself if it is one of ours, else a transformers tokenizer wrapped."""
+    """`tokenizer` itself if it is a `TextTokenizer`, else a wrapped transformers tokenizer."""
     return tokenizer if isinstance(tokenizer, TextTokenizer) else JsonTokenizer(tokenizer)
 
 
 def open_tokenizer(
     folder: Path, *, prefer: Literal["sentencepiece", "json"] = "sentencepiece"
 ) -> TextTokenizer:
-    """The tokenizer of a model folder; `prefer` decides where it ships both kinds of file.
+    """The tokenizer of a model folder.
 
-    The original used `tokenizer.model` wherever there was one, transformers' VipLlava uses
-    `tokenizer.json`. Raises CheckpointError if the folder has neither or its files are damaged.
+    Args:
+        prefer: which file to use where both exist. The original program uses `tokenizer.model`,
+            transformers' VipLlava uses `tokenizer.json`.
+
+    Raises:
+        CheckpointError: the folder has neither file, or a damaged one.
     """
     has_model = (folder / "tokenizer.model").is_file()
     has_json = (folder / "tokenizer.json").is_file()
@@ -366,7 +370,7 @@ def open_tokenizer(
         return JsonTokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
     except CheckpointError:
         raise
-    # Both libraries raise bare exceptions of many kinds for a damaged file.
+    # Both libraries raise many kinds of exceptions for a damaged file.
     except Exception as error:
         raise CheckpointError(f"the tokenizer in {folder} can't be read: {error}") from error
 
@@ -379,12 +383,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} should hold a JSON object")
+        raise CheckpointError(f"{path} must hold a JSON object")
     return content
 
 
 def _name(entry: Any) -> str | None:
-    """A token's text, given as text or as a description of an added token."""
+    """The text of a token that is given as a string or as an added-token object."""
     if isinstance(entry, dict):
         entry = entry.get("content")
     return entry if isinstance(entry, str) and entry else None

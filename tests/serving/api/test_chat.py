@@ -17,7 +17,8 @@ from PIL import Image, ImageChops
 
 from vip_llava import Assistant, Box
 from vip_llava.images import image_hash
-from vip_llava.prompting.prepare import Request, Shown
+from vip_llava.prompting.prepare import Request
+from vip_llava.prompting.turns import MarkedImage
 from vip_llava.regions import draw
 from vip_llava.serving.api.schemas import ChatResponse
 
@@ -96,10 +97,10 @@ def test_turns_and_several_images(
         question="And <region:1>\nor <region:2>?",
         history=[
             {"role": "system", "text": "Be short."},
-            {"role": "user", "text": "A?", "images": [Shown(photo, [Box(10, 10, 50, 40)])]},
+            {"role": "user", "text": "A?", "images": [MarkedImage(photo, [Box(10, 10, 50, 40)])]},
             {"role": "assistant", "text": "Yes."},
         ],
-        images=[Shown(photo, [Box(10, 10, 50, 40, color="blue")])],
+        images=[MarkedImage(photo, [Box(10, 10, 50, 40, color="blue")])],
     )
     (wanted,) = tiny.ask_many([request], max_new_tokens=4)
     assert answer["choices"][0]["message"]["content"] == wanted.text
