@@ -27,7 +27,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.profiler import ProfilerActivity, profile
 from training_step import BIG, TINY, Batch, Case, adamw, build, make_samples, on_device, switch
 
-from vip_llava.data.batches import PackedCollator
+from vip_llava.data.collators import PackedCollator
 from vip_llava.data.samples import Sample
 
 RAGGED = Case(2, 128, 512, 40, 700, 0.6)

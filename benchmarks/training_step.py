@@ -38,16 +38,17 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.data.batches import PackedCollator, PaddedCollator
-from vip_llava.data.packing import PackedBatches
+from vip_llava.data.collators import PackedCollator, PaddedCollator
+from vip_llava.data.packing import PackedBatchSampler
 from vip_llava.data.samples import Sample
-from vip_llava.models.truncate_layers import used_states
+from vip_llava.models.truncate_layers import hidden_state_indices
 from vip_llava.training.adapters import add_adapter
 from vip_llava.training.attention import use_packed_attention
-from vip_llava.training.losses import compute_loss_inside
-from vip_llava.training.param_groups import choose_trainable, feature_layers
-from vip_llava.training.recipes.recipe import Adapter
-from vip_llava.training.vision import compile_layers, read_views, tower_features
+from vip_llava.training.losses import patch_loss
+from vip_llava.models.spec import layer_setting
+from vip_llava.training.param_groups import set_trainable
+from vip_llava.training.recipes.recipe import AdapterConfig
+from vip_llava.training.vision import compile_layers, patch_image_inputs, tower_features
 
 RESULTS = Path(__file__).parent / "results"
 LISTED = Path(__file__).parent / "ragged_rows.json"
@@ -251,7 +252,7 @@ class Bench:
     def qlora(self, name: str, case: Case) -> None:
         """Adapters of rank 128 on a base of 4 bits, rows of 832 tokens, every layer recomputed."""
         model = build(self.size, self.device, self.dtype, case.stage)
-        settings = Adapter(kind="qlora", bits=4, rank=128, alpha=256)
+        settings = AdapterConfig(kind="qlora", bits=4, rank=128, alpha=256)
         add_adapter(model, settings, device=torch.device(self.device))
         kind = type(model.get_decoder().layers[0].mlp.down_proj.get_base_layer())
         model.enable_input_require_grads()
@@ -279,7 +280,7 @@ def build(size: Size, device: str, dtype: torch.dtype, stage: int) -> Any:
             model: Any = VipLlavaForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(usual)
-    choose_trainable(model, PARTS[stage])
+    set_trainable(model, PARTS[stage])
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)()
     return model.train()
@@ -322,7 +323,7 @@ def padded(samples: list[Sample], batch: int) -> list[Batch]:
 
 def packed(samples: list[Sample], tokens: int) -> list[Batch]:
     collate: Any = PackedCollator(0, tokens)
-    packs = PackedBatches([sample.length for sample in samples], tokens)
+    packs = PackedBatchSampler([sample.length for sample in samples], tokens)
     return [collate([samples[row] for row in rows]) for rows in packs.batches(0)]
 
 
@@ -361,7 +362,7 @@ def one_step(model: Any, batch: Batch, optimizer: torch.optim.Optimizer) -> torc
 def stop_tower(model: Any) -> None:
     """End the tower at the deepest hidden state used, as loading does; indices count from 0."""
     config = model.config
-    states = used_states(feature_layers(config), config.vision_config.num_hidden_layers)
+    states = hidden_state_indices(layer_setting(config), config.vision_config.num_hidden_layers)
     found: Any = model.model.vision_tower
     encoder = next(part for part in found.modules() if hasattr(part, "layers"))
     encoder.layers = encoder.layers[: max(states)]
@@ -371,9 +372,9 @@ def stop_tower(model: Any) -> None:
 
 def switch(model: Any, compiled: bool, dynamic: bool = True) -> None:
     """From the plain way to ours; there is no way back."""
-    read_views(model)
+    patch_image_inputs(model)
     stop_tower(model)
-    compute_loss_inside(model)
+    patch_loss(model)
     use_packed_attention(model)
     if compiled:
         # As recipes do: `dynamic` compiles once for batches of any length.

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from vip_llava.data.reading import RowFile
-from vip_llava.data.samples import BadRow, Sample, SampleDataset, lengths
+from vip_llava.data.lengths import estimate_lengths
+from vip_llava.data.samples import BadRow, Sample, SampleDataset
 from vip_llava.prompting.geometry import ImageGeometry, aspect_mode
 from vip_llava.prompting.processor import Processor
 from vip_llava.prompting.templates import get_template
@@ -108,7 +109,7 @@ def test_lengths_have_signs_and_no_zeros(
 ) -> None:
     recorded = json.loads((family("dataset") / "lengths.json").read_text("utf-8"))
     dataset = datasets["pad"]
-    estimates = lengths(dataset)
+    estimates = estimate_lengths(dataset)
     for estimate, signed in zip(estimates, recorded["modality_lengths"], strict=True):
         assert estimate != 0
         assert (estimate < 0) == (signed < 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vip_llava.data.batch_sampler import GroupedBatches, grouped_by_length, grouped_by_modality
+from vip_llava.data.batch_sampler import GroupedBatchSampler, grouped_by_length, grouped_by_modality
 
 pytestmark = pytest.mark.conformance
 
@@ -38,6 +38,6 @@ def test_batches_of_a_step_are_those_of_the_order(family: Callable[[str], Path])
     for line in (family("sampler") / "cases.jsonl").read_text("utf-8").splitlines():
         case = json.loads(line)
         lengths, batch, world = case["lengths"], case["batch_size"], case["world_size"]
-        batches = GroupedBatches(lengths, batch, together=world, seed=0).batches(0)
+        batches = GroupedBatchSampler(lengths, batch, batches_per_step=world, seed=0).batches(0)
         order = grouped_by_modality(lengths, batch, world, torch.Generator().manual_seed(0))
         assert [row for rows in batches for row in rows] == order

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vip_llava.data.batch_sampler import GroupedBatches, grouped_by_length, grouped_by_modality
+from vip_llava.data.batch_sampler import GroupedBatchSampler, grouped_by_length, grouped_by_modality
 
 signed = st.lists(st.integers(-400, 400).filter(bool), max_size=70)
 sizes = st.integers(1, 5)
@@ -13,7 +13,7 @@ sizes = st.integers(1, 5)
 
 @given(lengths=signed, batch=sizes, world=sizes, seed=st.integers(0, 99))
 def test_every_row_comes_once(lengths: list[int], batch: int, world: int, seed: int) -> None:
-    batches = GroupedBatches(lengths, batch, together=world, seed=seed)
+    batches = GroupedBatchSampler(lengths, batch, batches_per_step=world, seed=seed)
     for by_modality in (True, False):
         batches.by_modality = by_modality
         for epoch in (0, 3):
@@ -52,7 +52,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     lengths = list(range(1, 41))
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        return GroupedBatches(lengths, 4, seed=seed).batches(epoch)
+        return GroupedBatchSampler(lengths, 4, seed=seed).batches(epoch)
 
     assert order(0, 1) == order(0, 1)
     assert len({str(order(*key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}) == 4
@@ -60,15 +60,15 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 def test_an_order_is_known_by_its_identity() -> None:
     """What a checkpoint keeps, so that a run goes on in no other order."""
-    usual = GroupedBatches([5, -7, 9], 2).identity
-    assert usual == GroupedBatches([5, -7, 9], 2).identity
+    usual = GroupedBatchSampler([5, -7, 9], 2).identity
+    assert usual == GroupedBatchSampler([5, -7, 9], 2).identity
     others = [
-        GroupedBatches([5, -7, 8], 2),
-        GroupedBatches([-7, 5, 9], 2),
-        GroupedBatches([5, -7, 9], 1),
-        GroupedBatches([5, -7, 9], 2, together=2),
-        GroupedBatches([5, -7, 9], 2, seed=1),
-        GroupedBatches([5, -7, 9], 2, by_modality=False),
+        GroupedBatchSampler([5, -7, 8], 2),
+        GroupedBatchSampler([-7, 5, 9], 2),
+        GroupedBatchSampler([5, -7, 9], 1),
+        GroupedBatchSampler([5, -7, 9], 2, batches_per_step=2),
+        GroupedBatchSampler([5, -7, 9], 2, seed=1),
+        GroupedBatchSampler([5, -7, 9], 2, by_modality=False),
     ]
     assert len({usual, *(other.identity for other in others)}) == 7
 
@@ -76,11 +76,11 @@ def test_an_order_is_known_by_its_identity() -> None:
 def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(4)
     before = torch.random.get_rng_state()
-    GroupedBatches([3, -4, 5, 6, -1], 2, together=2, seed=1).batches(0)
+    GroupedBatchSampler([3, -4, 5, 6, -1], 2, batches_per_step=2, seed=1).batches(0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_length_of_zero() -> None:
     with pytest.raises(ValueError, match="row 1 has the length 0"):
         grouped_by_modality([3, 0, -2], 1, 1)
-    assert GroupedBatches([], 2).batches(0) == []
+    assert GroupedBatchSampler([], 2).batches(0) == []

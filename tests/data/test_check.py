@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vip_llava.data.check import Bin, check
+from vip_llava.data.check import HistogramBin, check
 from vip_llava.data.reading import RowFile
 from vip_llava.errors import DataError
 
@@ -101,7 +101,7 @@ def test_missing_images_are_named_with_their_rows(
     assert report.missing == {"no.png": 2}
     assert report.images == 2 and report.bad == 0 and not report.usable
     unknown = check(file)
-    assert not unknown.missing and not unknown.looked_for_images and unknown.usable
+    assert not unknown.missing and not unknown.images_checked and unknown.usable
 
 
 def test_opened_images_tell_more(rows: Callable[..., RowFile], folder: Path) -> None:
@@ -163,15 +163,15 @@ def test_the_histogram_counts_every_row_once(rows: Callable[..., RowFile], folde
     report = check(rows(talk(1)), folder)
     report.lengths = [16, 17, 31, 100, 5000, 127]
     assert report.histogram() == (
-        Bin(16, 32, 3),
-        Bin(32, 64, 0),
-        Bin(64, 128, 2),
-        Bin(128, 256, 0),
-        Bin(256, 512, 0),
-        Bin(512, 1024, 0),
-        Bin(1024, 2048, 0),
-        Bin(2048, 4096, 0),
-        Bin(4096, None, 1),
+        HistogramBin(16, 32, 3),
+        HistogramBin(32, 64, 0),
+        HistogramBin(64, 128, 2),
+        HistogramBin(128, 256, 0),
+        HistogramBin(256, 512, 0),
+        HistogramBin(512, 1024, 0),
+        HistogramBin(1024, 2048, 0),
+        HistogramBin(2048, 4096, 0),
+        HistogramBin(4096, None, 1),
     )
     report.lengths = []
     assert report.histogram() == ()

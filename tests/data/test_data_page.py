@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from vip_llava.data.records import KINDS, Row, parse_row
+from vip_llava.data.fields import DataRow
+from vip_llava.data.records import KINDS, parse_row
 from vip_llava.data.tasks import TASKS, arrange
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
@@ -43,7 +44,7 @@ def test_the_example_of_a_kind_can_be_trained_on(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_field_is_named(kind: str) -> None:
-    common = set(Row.model_fields)
+    common = set(DataRow.model_fields)
     own = set(KINDS[kind].model_fields) - common
     shared = TEXT[: TEXT.index("## Kinds of rows")]
     for name in own:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vip_llava.data.packing import PackedBatches, pack
+from vip_llava.data.packing import PackedBatchSampler, pack
 
 
 @given(
@@ -35,9 +35,9 @@ def ragged(count: int, seed: int = 0) -> list[int]:
 
 
 def test_packs_are_nearly_full() -> None:
-    batches = PackedBatches(ragged(4000), 4096, seed=1)
-    assert 0.97 < batches.filled <= 1
-    assert PackedBatches([], 10).filled == 1
+    batches = PackedBatchSampler(ragged(4000), 4096, seed=1)
+    assert 0.97 < batches.fill_ratio <= 1
+    assert PackedBatchSampler([], 10).fill_ratio == 1
 
 
 def test_a_row_too_long_is_alone() -> None:
@@ -47,19 +47,19 @@ def test_a_row_too_long_is_alone() -> None:
 
 
 def test_epochs_have_as_many_packs_in_another_order() -> None:
-    batches = PackedBatches(ragged(300), 4096, seed=3)
+    batches = PackedBatchSampler(ragged(300), 4096, seed=3)
     first, second = batches.batches(0), batches.batches(1)
     assert first != second
     assert sorted(map(tuple, first)) == sorted(map(tuple, second))
-    assert first == PackedBatches(ragged(300), 4096, seed=3).batches(0)
+    assert first == PackedBatchSampler(ragged(300), 4096, seed=3).batches(0)
     assert batches.batches(0) == first
 
 
 def test_a_packing_is_known_by_its_identity() -> None:
-    usual = PackedBatches([5, 7], 20, seed=1)
-    assert usual.identity == PackedBatches([5, 7], 20, seed=1).identity
+    usual = PackedBatchSampler([5, 7], 20, seed=1)
+    assert usual.identity == PackedBatchSampler([5, 7], 20, seed=1).identity
     others = [
-        PackedBatches([7, 5], 20, seed=1), PackedBatches([5, 7], 21, seed=1), PackedBatches([5, 7], 20)
+        PackedBatchSampler([7, 5], 20, seed=1), PackedBatchSampler([5, 7], 21, seed=1), PackedBatchSampler([5, 7], 20)
     ]  # fmt: skip
     assert len({usual.identity, *(other.identity for other in others)}) == 4
 

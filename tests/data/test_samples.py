@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vip_llava.data.batches import PackedCollator
+from vip_llava.data.collators import PackedCollator
 from vip_llava.data.failures import Failures
 from vip_llava.data.records import parse_row
-from vip_llava.data.samples import BadRow, Sample, SampleDataset, lengths
+from vip_llava.data.lengths import estimate_lengths
+from vip_llava.data.samples import BadRow, Sample, SampleDataset
 from vip_llava.errors import DataError
 from vip_llava.prompting.processor import Processor
 
@@ -203,7 +204,7 @@ def test_parsed_rows_and_raw_ones_are_the_same(make: Make) -> None:
     parsed = make([parse_row(row) for row in ROWS])
     for index, sample in enumerate(map(good, map(make().__getitem__, range(len(ROWS))))):
         assert same(sample, good(parsed[index]))
-    assert lengths(parsed)[:3] == lengths(make())[:3]
+    assert estimate_lengths(parsed)[:3] == estimate_lengths(make())[:3]
 
 
 def test_a_file_names_its_rows(make: Make, tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_lengths_are_near_and_signed(make: Make) -> None:
         for n in range(1, 16)
     ]
     dataset = make([*ROWS, *rows, {"id": "broken", "conversations": 3}], max_length=150)
-    estimates = lengths(dataset)
+    estimates = estimate_lengths(dataset)
     assert [length > 0 for length in estimates[:5]] == [True, False, True, True, True]
     for index in range(len(ROWS) + len(rows)):
         sample = good(dataset[index])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vip_llava.data.page import Card, Piece
+from vip_llava.data.html_page import Card, PromptPart
 from vip_llava.data.reading import RowFile
 from vip_llava.data.samples import Sample, SampleDataset
-from vip_llava.data.view import Viewer, token_pieces
+from vip_llava.data.view import Viewer, token_parts
 from vip_llava.errors import DataError
 from vip_llava.prompting.processor import Processor
 from vip_llava.prompting.tokenization import IGNORED_LABEL
@@ -72,7 +72,7 @@ def viewer(rows: RowFile, tmp_path: Path) -> Callable[..., Viewer]:
 
 
 def texts(card: Card, *, learned: bool) -> list[str]:
-    return [piece.text for piece in card.pieces if piece.learned is learned]
+    return [part.text for piece in card.parts if piece.learned is learned]
 
 
 def test_answers_and_their_end_marks_are_learned(viewer: Callable[..., Viewer]) -> None:
@@ -81,7 +81,7 @@ def test_answers_and_their_end_marks_are_learned(viewer: Callable[..., Viewer]) 
     assert "".join(texts(card, learned=True)) == " a cup ß 猫</s> yes</s>"
     asked = "".join(texts(card, learned=False))
     assert "What is the object within the red rectangle?" in asked
-    assert [piece.text for piece in card.pieces if piece.kind == "image"] == ["<image>"]
+    assert [part.text for piece in card.parts if piece.kind == "image"] == ["<image>"]
     assert not card.tokens and card.facts[1] == "5 of them learned"
 
 
@@ -107,7 +107,7 @@ def test_seed_and_epoch_choose_the_marks(viewer: Callable[..., Viewer]) -> None:
     [
         (3, "conversation", "no.png"),
         (4, "", "field conversations"),
-        (5, "conversation", "nothing would be learned"),
+        (5, "conversation", "no turn has an answer"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(
@@ -140,7 +140,7 @@ def test_tokens_are_those_of_the_sample(
     made = viewer(processor=lite_processor, seed=3, epoch=2)
     card = made.card(index)
     assert card.problem is None and card.tokens
-    assert list(card.pieces) == list(token_pieces(lite_processor, sample.input_ids, sample.labels))
+    assert list(card.parts) == list(token_parts(lite_processor, sample.input_ids, sample.labels))
     learned = sum(label != IGNORED_LABEL for label in sample.labels)
     assert card.facts == (f"{sample.length} tokens", f"{learned} of them learned")
     assert made.length(index) == sample.length
@@ -153,21 +153,21 @@ def test_close_views_are_shown_and_counted(
 ) -> None:
     card = viewer(processor=lite_processor).card(0)
     assert [words for words, _ in card.images] == ["a.png, 64 x 48", "close view 1"]
-    shown = [piece.text for piece in card.pieces if piece.kind == "image"]
+    shown = [part.text for piece in card.parts if piece.kind == "image"]
     assert shown == ["<image> x 17", "<image> x 17"]
     assert card.images[1][1].size == (64, 64)
 
 
-def test_token_pieces_spell_the_prompt(
+def test_token_parts_spell_the_prompt(
     viewer: Callable[..., Viewer], lite_processor: Processor
 ) -> None:
     card = viewer(processor=lite_processor).card(0)
     assert "".join(texts(card, learned=True)) == "a cup ß 猫<|im_end|>yes<|im_end|>"
-    assert Piece("<|im_start|>", False, "frame") in card.pieces
-    assert "\ufffd" not in "".join(piece.text for piece in card.pieces)
+    assert PromptPart("<|im_start|>", False, "frame") in card.parts
+    assert "\ufffd" not in "".join(part.text for piece in card.parts)
     # A character of several tokens is one piece; every other token is a piece of its own.
-    assert "猫" in {piece.text.strip() for piece in card.pieces}
-    assert len(card.pieces) > 40
+    assert "猫" in {part.text.strip() for piece in card.parts}
+    assert len(card.parts) > 40
 
 
 def test_blanks_of_word_pieces_are_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_blanks_of_word_pieces_are_kept(tiny_model_folder: Path, tmp_path: Path)
     processor = load(tiny_model_folder).processor
     ids = processor.tokenizer.plain("a red cup, two cups", at_start=True)
     listed = [piece.id for piece in ids]
-    pieces = list(token_pieces(processor, listed, [IGNORED_LABEL] * len(listed)))
-    assert "".join(piece.text for piece in pieces).strip() == "a red cup, two cups"
+    parts = list(token_parts(processor, listed, [IGNORED_LABEL] * len(listed)))
+    assert "".join(part.text for part in parts).strip() == "a red cup, two cups"
 
 
 def test_what_is_cut_off_is_said(viewer: Callable[..., Viewer], lite_processor: Processor) -> None:

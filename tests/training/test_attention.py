@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vip_llava.data.batches import PackedCollator
+from vip_llava.data.collators import PackedCollator
 from vip_llava.data.samples import Sample
 from vip_llava.errors import RequestError
 from vip_llava.training import attention
 from vip_llava.training.attention import (
     PACKED_ATTENTION,
     packed_attention,
-    sequence_borders,
+    cu_seqlens_from_positions,
     use_packed_attention,
 )
-from vip_llava.training.losses import compute_loss_inside
+from vip_llava.training.losses import patch_loss
 
 Rows = list[dict[str, Any]]
 
@@ -86,7 +86,7 @@ def test_packed_rows_equal_separate_rows(
     model = make_vip(backbone, window)
     expected, expected_gradients = separate(model, rows)
     use_packed_attention(model)
-    compute_loss_inside(model)
+    patch_loss(model)
     loss = model(**pack(rows, with_borders=with_borders)).loss
     found = gradients(model, loss)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
@@ -101,7 +101,7 @@ def test_packed_rows_equal_separate_rows(
 def test_gradient_checkpointing_changes_nothing(make_vip: Callable[..., Any], rows: Rows) -> None:
     model = make_vip().train()
     use_packed_attention(model)
-    compute_loss_inside(model)
+    patch_loss(model)
     plain = gradients(model, model(**pack(rows)).loss)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     again = gradients(model, model(**pack(rows)).loss)
@@ -183,8 +183,8 @@ def test_only_the_language_model_is_switched(make_vip: Callable[..., Any]) -> No
 
 def test_borders_of_positions() -> None:
     positions = torch.tensor([[0, 1, 2, 0, 0, 1, 5, 6]])
-    assert sequence_borders(positions).tolist() == [0, 3, 4, 6, 8]
-    assert sequence_borders(torch.arange(4)[None]).tolist() == [0, 4]
+    assert cu_seqlens_from_positions(positions).tolist() == [0, 3, 4, 6, 8]
+    assert cu_seqlens_from_positions(torch.arange(4)[None]).tolist() == [0, 4]
 
 
 def test_a_packed_batch_is_one_row_without_a_mask() -> None:
@@ -202,7 +202,7 @@ def test_a_packed_batch_is_one_row_without_a_mask() -> None:
 SIGNATURES = {
     "2.13": ({"scale", "window_size", "enable_gqa"}, True),
     "2.10": ({"scale", "is_causal"}, False),
-    "bare": ({"is_causal"}, False),
+    "unwrap": ({"is_causal"}, False),
 }
 
 
@@ -229,7 +229,7 @@ def test_the_kernel_gets_what_its_version_understands(
         assert most == more == 4
         left, right = given.get("window_size", (-1, 0))
         assert right == 0 or given.get("is_causal")
-        return attention._one_by_one(
+        return attention.sequential_attention(
             *(states.transpose(0, 1).unsqueeze(0) for states in (q, k, v)),
             borders,
             most,
@@ -243,7 +243,7 @@ def test_the_kernel_gets_what_its_version_understands(
     query, key, value = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
     borders = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
     given = (query, key, value, borders, None, 0.0, 0.2, window)
-    torch.testing.assert_close(attention._one_kernel(*given), attention._one_by_one(*given))
+    torch.testing.assert_close(attention.varlen_attention(*given), attention.sequential_attention(*given))
 
 
 def test_the_kernel_is_for_half_precision_on_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_the_kernel_is_for_half_precision_on_cuda_only(monkeypatch: pytest.Monke
         query: Any = SimpleNamespace(
             device=torch.device(device), dtype=dtype, shape=(1, 1, 1, width)
         )
-        return attention._kernel_fits(query, dropout)
+        return attention._kernel_supports(query, dropout)
 
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(major=9)
@@ -269,13 +269,13 @@ def test_the_kernel_is_for_half_precision_on_cuda_only(monkeypatch: pytest.Monke
 
 def test_rows_of_one_length_may_be_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(attention, "_batches_work", lambda *given: not tried.append(given))
+    monkeypatch.setattr(attention, "cudnn_works", lambda *given: not tried.append(given))
 
     def alike(lengths: list[int], longest: int | None = 5, heads: int = 4, **more: Any) -> bool:
         borders = torch.tensor([0, *lengths]).cumsum(0)
         query = torch.empty(1, 4, sum(lengths), more.get("width", 128))
         key = torch.empty(1, heads, sum(lengths), more.get("width", 128))
-        return attention._same_lengths(query, key, borders, longest, more.get("window"))
+        return attention._batchable(query, key, borders, longest, more.get("window"))
 
     def device(major: int) -> None:
         monkeypatch.setattr(
@@ -291,19 +291,19 @@ def test_rows_of_one_length_may_be_a_batch(monkeypatch: pytest.MonkeyPatch) -> N
     assert not alike([5, 5], longest=None)
     assert not alike([5, 5], heads=2)
     assert not alike([5, 5], width=96)
-    monkeypatch.setattr(attention, "_batches_work", lambda *given: False)
+    monkeypatch.setattr(attention, "cudnn_works", lambda *given: False)
     assert not alike([5, 5, 5])
     device(8)
-    monkeypatch.setattr(attention, "_batches_work", lambda *given: True)
+    monkeypatch.setattr(attention, "cudnn_works", lambda *given: True)
     assert not alike([5, 5, 5])
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_whether_batches_work_is_tried_outside_of_compiled_code() -> None:
-    assert not attention._batches_work("cpu", torch.bfloat16, 128)
+    assert not attention.cudnn_works("cpu", torch.bfloat16, 128)
 
     def asked(x: Tensor) -> Tensor:
-        return x + 1 if attention._batches_work(x.device.type, x.dtype, 128) else x - 1
+        return x + 1 if attention.cudnn_works(x.device.type, x.dtype, 128) else x - 1
 
     compiled: Any = torch.compile(asked, backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1)) == -1
@@ -314,10 +314,10 @@ def test_a_batch_equals_one_by_one() -> None:
     torch.manual_seed(0)
     states = [torch.randn(1, 4, 300, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     borders = torch.tensor([0, 100, 200, 300], dtype=torch.int32, device="cuda")
-    if not attention._batches_work("cuda", torch.bfloat16, 128):
+    if not attention.cudnn_works("cuda", torch.bfloat16, 128):
         pytest.skip("no cuDNN for it")
     results = []
-    for run in (attention._one_batch, attention._one_by_one):
+    for run in (attention.batched_attention, attention.sequential_attention):
         inputs = [s.clone().requires_grad_() for s in states]
         out = run(*inputs, borders, 100, 0.0, None, None)
         out.float().square().sum().backward()
@@ -335,7 +335,7 @@ def test_the_kernel_equals_one_by_one(window: int | None) -> None:
     ]
     borders = torch.tensor([0, 120, 121, 300], dtype=torch.int32, device="cuda")
     results = []
-    for run in (attention._one_kernel, attention._one_by_one):
+    for run in (attention.varlen_attention, attention.sequential_attention):
         inputs = [s.clone().requires_grad_() for s in states]
         out = run(*inputs, borders, 179, 0.0, None, window)
         out.float().square().sum().backward()

@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import load_file
 from tiny import Bad, Rows, padded, trainer, vip_llava
 
-from vip_llava.data.batches import PackedCollator, PaddedCollator
-from vip_llava.data.packing import PackedBatches
+from vip_llava.data.collators import PackedCollator, PaddedCollator
+from vip_llava.data.packing import PackedBatchSampler
 from vip_llava.data.samples import BadRow, Sample
 from vip_llava.errors import CheckpointError, DataError, RequestError
 from vip_llava.training.attention import use_packed_attention
-from vip_llava.training.resume.checkpoint_folder import Disk, last_complete, problem
-from vip_llava.training.dataloader import EveryRow, RankBatches
-from vip_llava.training.resume.rng_state import random_state, seed_apart, set_random_state
+from vip_llava.training.dataloader import ShuffledBatches, RankBatchSampler
+from vip_llava.training.resume.checkpoint_folder import Disk, latest_checkpoint, why_incomplete
+from vip_llava.training.resume.rng_state import get_rng_state, seed_all, set_rng_state
 
 SCRIPT = Path(__file__).parent / "tiny.py"
 
@@ -112,7 +112,7 @@ def test_packed_batches_give_the_step_of_padded_ones(tmp_path: Path) -> None:
     for name in ("padded", "packed"):
         model = vip_llava()
         rows = Samples(12, (5,))
-        packs = PackedBatches([len(Rows(12)[index].input_ids) for index in range(12)], 40, seed=1)
+        packs = PackedBatchSampler([len(Rows(12)[index].input_ids) for index in range(12)], 40, seed=1)
         rounds = len(packs.batches(0)) if name == "packed" else 1
         size, options = 12, {"gradient_accumulation_steps": rounds, "max_steps": 2, "limit": 2}
         options |= {"per_device_train_batch_size": size, "save_steps": 99, "rows": 12}
@@ -137,9 +137,9 @@ def test_packed_batches_give_the_step_of_padded_ones(tmp_path: Path) -> None:
 
 
 def test_processes_and_accumulation_make_the_same_steps() -> None:
-    source = EveryRow(23, 2, seed=1)
-    alone = RankBatches(source, 0, 1)
-    pair = [RankBatches(source, rank, 2) for rank in (0, 1)]
+    source = ShuffledBatches(23, 2, seed=1)
+    alone = RankBatchSampler(source, 0, 1)
+    pair = [RankBatchSampler(source, rank, 2) for rank in (0, 1)]
     for epoch in (0, 1):
         for sampler in (alone, *pair):
             sampler.set_epoch(epoch)
@@ -148,7 +148,7 @@ def test_processes_and_accumulation_make_the_same_steps() -> None:
         dealt = [batch for step in zip(*two, strict=True) for batch in step if batch]
         assert dealt == one
         assert sorted(row for batch in one for _, row in batch) == list(range(23))
-    assert list(alone) != list(RankBatches(source, 0, 1))
+    assert list(alone) != list(RankBatchSampler(source, 0, 1))
 
 
 def test_an_order_that_grows_is_refused() -> None:
@@ -156,7 +156,7 @@ def test_an_order_that_grows_is_refused() -> None:
         def batches(self, epoch: int) -> list[list[int]]:
             return [[0]] * (epoch + 1)
 
-    sampler = RankBatches(Growing(), 0, 1)
+    sampler = RankBatchSampler(Growing(), 0, 1)
     sampler.set_epoch(1)
     with pytest.raises(DataError, match="epoch 1 has 2 batches"):
         list(sampler)
@@ -182,7 +182,7 @@ def test_resumed_after_a_kill_equals_uninterrupted(
     trainer(tmp_path / "whole", **common).train()
     out = tmp_path / "cut"
     process({"out": str(out), "kill": kill, **common}, expected=-signal.SIGKILL)
-    assert last_complete(out) == out / f"checkpoint-{last}"
+    assert latest_checkpoint(out) == out / f"checkpoint-{last}"
     trainer(out, **common).train(resume_from_checkpoint=True)
     assert_same(tmp_path / "whole" / "checkpoint-10", out / "checkpoint-10")
 
@@ -246,14 +246,14 @@ def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
 
 
 def test_generators_come_back() -> None:
-    seed_apart("any", 1)
+    seed_all("any", 1)
     random.gauss(0, 1)
     np.random.standard_normal()
-    state = json.loads(json.dumps(random_state()))
+    state = json.loads(json.dumps(get_rng_state()))
     first = [random.gauss(0, 1), np.random.standard_normal(), torch.rand(3).tolist()]
-    set_random_state(state)
+    set_rng_state(state)
     assert first == [random.gauss(0, 1), np.random.standard_normal(), torch.rand(3).tolist()]
-    seed_apart("any", 2)
+    seed_all("any", 2)
     assert first[2] != torch.rand(3).tolist()
 
 
@@ -278,7 +278,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
 def test_old_checkpoints_go_only_after_the_new_one_is_whole(tmp_path: Path) -> None:
     trainer(tmp_path, save_total_limit=1).train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
-    assert problem(tmp_path / "checkpoint-10") is None
+    assert why_incomplete(tmp_path / "checkpoint-10") is None
 
 
 # --- bad rows -----------------------------------------------------------------------------------

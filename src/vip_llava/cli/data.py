@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vip_llava.cli.data_report import show_report
-from vip_llava.cli.settings import DebugFlag, SourceOptions, option_name
+from vip_llava.cli.model_options import DebugFlag, SourceOptions, option_name
 from vip_llava.cli.terminal import counting, loading, note
 from vip_llava.errors import RequestError
 
@@ -150,9 +150,9 @@ def view(
     Beside the images, with the visual prompts of this seed and epoch drawn on them, stands the
     prompt; what training learns is highlighted: token by token with --model, else as text.
     """
-    from vip_llava.data.page import page
+    from vip_llava.data.html_page import page
     from vip_llava.data.view import Viewer
-    from vip_llava.data.writing import whole_file
+    from vip_llava.data.atomic_write import atomic_writer
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise RequestError(f"-o {out}: write a name that ends in .html")
@@ -169,7 +169,7 @@ def view(
     )
     remarks = [f"{len(chosen)} of {len(found)} rows", f"seed {seed}", f"epoch {epoch}"]
     remarks.append(f"template {viewer.template.name}" + ("" if model is None else f" of {model}"))
-    with counting(f"drawing {file}", "rows") as progress, whole_file(out) as stream:
+    with counting(f"drawing {file}", "rows") as progress, atomic_writer(out) as stream:
         cards = (viewer.card(index) for index in _counted(chosen, progress))
         stream.writelines(page(file.name, remarks, cards))
     note(f"written: {out}")
@@ -260,7 +260,7 @@ def _processor(name: str | None, parts: SourceOptions) -> Processor | None:
         for given in parts.keywords():
             raise RequestError(f"{option_name(given)} needs --model")
         return None
-    from vip_llava.models.checkpoints import Source as Checkpoint
+    from vip_llava.models.checkpoints import CheckpointSource
     from vip_llava.models.checkpoints import open_checkpoint
     from vip_llava.models.hub import DEFAULT_NAME
     from vip_llava.models.loading import load_model
@@ -269,7 +269,7 @@ def _processor(name: str | None, parts: SourceOptions) -> Processor | None:
     with loading(f"opening {name}") as progress:
         if name == DEFAULT_NAME:
             return load_model(name, progress=progress, **parts.keywords())[1]
-        opened = open_checkpoint(Checkpoint.named(name, progress=progress, **parts.keywords()))
+        opened = open_checkpoint(CheckpointSource.from_names(name, progress=progress, **parts.keywords()))
         return build_processor(opened, None, None)
 
 
@@ -325,10 +325,10 @@ def _ids(path: Path) -> frozenset[str]:
 
 def _write(source: Source, raw: Any, account: Account, out: Path) -> None:
     from vip_llava.data.converters import convert as rows_of
-    from vip_llava.data.writing import whole_file
+    from vip_llava.data.atomic_write import atomic_writer
 
     as_list = out.suffix.lower() == ".json"
-    with counting(f"converting {source.name}", "rows") as progress, whole_file(out) as stream:
+    with counting(f"converting {source.name}", "rows") as progress, atomic_writer(out) as stream:
         for number, row in enumerate(rows_of(source, raw, account)):
             if as_list:
                 stream.write(",\n" if number else "[\n")

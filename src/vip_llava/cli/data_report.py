@@ -11,7 +11,7 @@ from vip_llava.cli.terminal import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vip_llava.data.check import Report
+    from vip_llava.data.check import DataReport
 
 __all__ = ["show_report"]
 
@@ -19,7 +19,7 @@ _SHOWN = 20  # bad rows, missing images and groups of repeated rows
 _BAR = 40  # columns of the longest bar
 
 
-def show_report(report: Report) -> None:
+def show_report(report: DataReport) -> None:
     """Print `report` on stdout."""
     from rich.console import Console
     from rich.text import Text
@@ -33,7 +33,7 @@ def show_report(report: Report) -> None:
     console.print(Text(printable(f"{report.file} {state}."), style=style))
 
 
-def _tables(report: Report) -> list[tuple[str, Table]]:
+def _tables(report: DataReport) -> list[tuple[str, Table]]:
     counts = [(kind, str(count)) for kind, count in report.kinds.most_common()]
     counts += [("bad rows", str(report.bad))] if report.bad else []
     counts += [("all rows", str(report.rows))]
@@ -84,14 +84,14 @@ def _listed(numbers: Sequence[int]) -> str:
     return text if len(numbers) <= 10 else f"{text} and {len(numbers) - 10} more"
 
 
-def _images(report: Report) -> list[tuple[str, str]]:
+def _images(report: DataReport) -> list[tuple[str, str]]:
     rows = [("rows without an image", str(report.text_only))]
     rows.append(("different images named", str(report.images)))
-    missing = str(len(report.missing)) if report.looked_for_images else "not looked for"
+    missing = str(len(report.missing)) if report.images_checked else "not checked"
     return [*rows, ("of them missing", missing)]
 
 
-def _bars(report: Report) -> list[tuple[str, str, str]]:
+def _bars(report: DataReport) -> list[tuple[str, str, str]]:
     bars = report.histogram()
     most = max((bar.rows for bar in bars), default=0)
     rows = []

@@ -1,1 +1,1 @@
-"""Rows of data files to what training sees. See the modules of this package."""
+"""Training data: rows of data files, and the samples and batches made of them."""

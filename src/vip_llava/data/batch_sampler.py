@@ -1,10 +1,9 @@
-"""Which rows come together: rows of like length, and rows with and without images apart.
+"""Batch sampler: groups rows of similar length, and rows with and without images apart.
 
-A batch is as slow as its longest row, and the ranks of a step wait for the slowest. The order is
-that of the original for the same torch seed (its published runs can be repeated row by row), and
-nothing here remembers anything: seed and epoch say everything.
-
-It deliberately knows only lengths - positive with an image, negative without - and no rows.
+A batch is as slow as its longest row, and the ranks of a step wait for the slowest. The order equals
+the original's for the same torch seed, so its published runs can be repeated row by row. The sampler
+is stateless: seed and epoch determine every batch. It knows only lengths - positive with an image,
+negative without - and no rows.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 __all__ = [
-    "GroupedBatches",
+    "GroupedBatchSampler",
     "epoch_generator",
     "fingerprint",
     "grouped_by_length",
@@ -25,10 +24,10 @@ __all__ = [
 ]
 
 
-class GroupedBatches:
-    """All batches of an epoch, `batches(epoch)`; the ranks of a step take consecutive ones in turn.
+class GroupedBatchSampler:
+    """The batches of each epoch, `batches(epoch)`; consecutive batches go to consecutive ranks.
 
-    Every row comes exactly once. Only the last batch of an epoch may be smaller.
+    Every row occurs exactly once per epoch. Only the last batch may be smaller.
     """
 
     def __init__(
@@ -36,59 +35,65 @@ class GroupedBatches:
         lengths: Sequence[int],
         size: int,
         *,
-        together: int = 1,
+        batches_per_step: int = 1,
         seed: int = 0,
         by_modality: bool = True,
     ) -> None:
-        """`lengths`: of rows, negative without an image. `size`: rows in a batch. `together`: how
-        many batches make a step (ranks times accumulation), which get rows of like length.
+        """Group rows by length.
+
+        Args:
+            lengths: of the rows in tokens, negative without an image.
+            size: rows in a batch.
+            batches_per_step: ranks times accumulation steps; the rows of a step have similar length.
+            seed: of the shuffling, together with the epoch.
+            by_modality: separate rows with and without images.
         """
-        self.lengths, self.size, self.together = list(lengths), size, together
+        self.lengths, self.size, self.batches_per_step = list(lengths), size, batches_per_step
         self.seed, self.by_modality = seed, by_modality
 
     @property
     def identity(self) -> str:
-        """The same for two orders that are the same in each epoch."""
+        """A string that is equal for samplers with equal batches in every epoch."""
         kind = "modality" if self.by_modality else "length"
-        rule = f"{self.size} rows, {self.together} together, seed {self.seed}"
+        rule = f"{self.size} rows, {self.batches_per_step} together, seed {self.seed}"
         return f"grouped by {kind}: {rule}, lengths {fingerprint(self.lengths)}"
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """The row numbers of each batch; as many batches in each epoch."""
+        """The row numbers of each batch; every epoch has the same number of batches."""
         if not self.lengths:
             return []
         generator = epoch_generator(self.seed, epoch)
         if self.by_modality:
-            order = grouped_by_modality(self.lengths, self.size, self.together, generator)
+            order = grouped_by_modality(self.lengths, self.size, self.batches_per_step, generator)
         else:
             sizes = [abs(length) for length in self.lengths]
-            order = grouped_by_length(sizes, self.size, self.together, generator)
-        return [order[start : start + self.size] for start in range(0, len(order), self.size)]
+            order = grouped_by_length(sizes, self.size, self.batches_per_step, generator)
+        return _chunks(order, self.size)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator of its own for each epoch of a run."""
+    """The generator of one epoch of a run."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
 def fingerprint(lengths: Sequence[int]) -> str:
-    """A short name of these lengths in this order."""
+    """A short hash of lengths in their order."""
     return hashlib.sha256(array.array("q", lengths).tobytes()).hexdigest()[:16]
 
 
 def grouped_by_length(
     lengths: Sequence[int], batch: int, world: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """A random order in which each `world` x `batch` rows are sorted and dealt out evenly.
+    """A random order in which each chunk of `world` x `batch` rows is balanced across ranks.
 
-    Within those rows come first the `batch` of rank 0, then of rank 1, and so on; all ranks get
-    about as many tokens, longest row first. `generator` None is torch's global one.
+    A chunk holds the `batch` rows of rank 0, then of rank 1, and so on. All ranks get a similar
+    number of tokens, longest row first. `generator` None is torch's global one.
     """
     drawn = torch.randperm(len(lengths), generator=generator).tolist()
     order: list[int] = []
-    for step in _steps(drawn, batch * world):
+    for step in _chunks(drawn, batch * world):
         longest_first = sorted(step, key=lambda index: -lengths[index])
-        for share in _dealt(longest_first, lengths, world):
+        for share in _balanced(longest_first, lengths, world):
             order += share
     return order
 
@@ -96,49 +101,49 @@ def grouped_by_length(
 def grouped_by_modality(
     lengths: Sequence[int], batch: int, world: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """As `grouped_by_length`, with steps of rows with images (positive) or without (negative).
+    """Like `grouped_by_length`, with steps of rows with images (positive) or without (negative).
 
-    Whole steps come in random order; what is left of both kinds comes last, together.
+    Full steps come in random order; the remaining rows of both kinds come last.
     Raises ValueError for a length of 0.
     """
     if 0 in lengths:
         raise ValueError(f"row {list(lengths).index(0)} has the length 0")
     kinds = [
-        [index for index, length in enumerate(lengths) if (length > 0) == imaged]
-        for imaged in (True, False)
+        [index for index, length in enumerate(lengths) if (length > 0) == has_image]
+        for has_image in (True, False)
     ]
     if not all(kinds):
         return grouped_by_length(lengths, batch, world, generator)
-    whole: list[list[int]] = []
+    full: list[list[int]] = []
     rest: list[int] = []
     for kind in kinds:
         sizes = [abs(lengths[index]) for index in kind]
         order = grouped_by_length(sizes, batch, world, generator)
-        steps = _steps([kind[place] for place in order], batch * world)
-        # The last step counts as a rest even if it is whole.
+        steps = _chunks([kind[place] for place in order], batch * world)
+        # As in the original, the last step counts as the rest even if it is full.
         rest += steps.pop()
-        whole += steps
-    mixed = torch.randperm(len(whole), generator=generator).tolist()
-    return [index for place in mixed for index in whole[place]] + sorted(rest)
+        full += steps
+    shuffled = torch.randperm(len(full), generator=generator).tolist()
+    return [index for place in shuffled for index in full[place]] + sorted(rest)
 
 
-def _steps(indices: list[int], size: int) -> list[list[int]]:
+def _chunks(indices: list[int], size: int) -> list[list[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def _dealt(indices: list[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Each row in turn to the rank that has the fewest tokens so far; as many rows to each.
+def _balanced(indices: list[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Assign each row to the rank with the fewest tokens so far, the same number of rows to each.
 
-    Where they can't have as many, row after row in turn.
+    If the rows can't be divided evenly, they are assigned round-robin.
     """
     if len(indices) % ranks:
         return [indices[rank::ranks] for rank in range(ranks)]
     room = len(indices) // ranks
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    waiting = [(0, rank) for rank in range(ranks)]
+    heap = [(0, rank) for rank in range(ranks)]
     for index in indices:
-        tokens, rank = heapq.heappop(waiting)
+        tokens, rank = heapq.heappop(heap)
         shares[rank].append(index)
         if len(shares[rank]) < room:
-            heapq.heappush(waiting, (tokens + lengths[index], rank))
+            heapq.heappush(heap, (tokens + lengths[index], rank))
     return shares

@@ -1,6 +1,6 @@
-"""Rows that can't be used: counted, named, written down, and limited.
+"""Count bad rows, log them, and stop past a limit.
 
-A bad row is never replaced by another one. It deliberately does not know what made a row bad.
+A bad row is never replaced by another one. This module does not know what makes a row bad.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ _NUMBERS = re.compile(r"'[^']*'|\d+(?:\.\d+)?")
 
 
 class Failures:
-    """Counts bad rows and stops the run past a limit.
+    """Counts bad rows and raises past a limit.
 
-    limit: a whole number of rows that may fail (0: none), or a share of the rows seen so far, over
-    0 and below 1, which always allows one row. folder: where `failures.jsonl` grows by one object
-    {"where", "id", "reason"} for each; None writes nothing.
+    Args:
+        limit: a number of rows that may fail (0: none), or a fraction of the rows seen so far, over
+            0 and below 1, which always allows one row.
+        folder: of `failures.jsonl`, to which each bad row appends an object {"where", "id",
+            "reason"}; None writes no file.
     """
 
     def __init__(self, limit: int | float, folder: Path | None = None) -> None:
@@ -32,7 +34,8 @@ class Failures:
             limit >= 0 if isinstance(limit, int) else 0 <= limit < 1
         ):
             raise DataError(
-                f"a limit of failures is a whole number of rows, or a share below 1, not {limit!r}"
+                "the limit of failures must be a whole number of rows or a fraction below 1, "
+                f"not {limit!r}"
             )
         self.limit = limit
         self.count = 0
@@ -43,17 +46,17 @@ class Failures:
 
     @property
     def allowed(self) -> int:
-        """How many of the rows seen so far may fail."""
+        """The number of rows seen so far that may fail."""
         if isinstance(self.limit, int) or self.limit == 0:
             return int(self.limit)
         return max(1, int(self.limit * self.rows))
 
     def seen(self, rows: int = 1) -> None:
-        """Counts rows that were tried, good ones and bad ones."""
+        """Count rows that were tried, good and bad."""
         self.rows += rows
 
     def add(self, where: str, id: str, reason: str) -> None:  # the field's name
-        """Counts a bad row (which `seen` counts too). Raises DataError past the limit."""
+        """Count a bad row, which `seen` must count too. Raises DataError past the limit."""
         self.count += 1
         entry = {"where": where, "id": id, "reason": reason}
         self._kinds[_NUMBERS.sub("…", reason)] += 1
@@ -67,7 +70,7 @@ class Failures:
             raise DataError(self._summary())
 
     def report(self) -> dict[str, Any]:
-        """Counts so far, the limit, how often each kind of reason came, and the first bad rows."""
+        """The counts, the limit, how often each kind of reason occurred, and the first bad rows."""
         return {
             "rows": self.rows,
             "failed": self.count,
@@ -77,7 +80,7 @@ class Failures:
         }
 
     def restore(self, report: dict[str, Any]) -> None:
-        """Goes on counting from a `report`, for a run that is resumed."""
+        """Continue from a `report` when a run is resumed."""
         self.rows, self.count = int(report["rows"]), int(report["failed"])
         self._kinds = Counter(report["reasons"])
         self._first = [dict(entry) for entry in report["first"]]
@@ -85,8 +88,8 @@ class Failures:
     def _summary(self) -> str:
         limit = self.limit
         most = f"{limit} rows" if isinstance(limit, int) else f"{limit:.3g} of the rows seen"
-        lines = [f"{self.count} of {self.rows} rows can't be used, and the limit is {most}; first:"]
+        lines = [f"{self.count} of {self.rows} rows are bad, and the limit is {most}; first:"]
         lines += [f"  {each['where']} ({each['id']!r}): {each['reason']}" for each in self._first]
         if self._file is not None:
-            lines.append(f"all of them are in {self._file}")
+            lines.append(f"{self._file} lists all of them")
         return "\n".join(lines)

@@ -1,9 +1,7 @@
-"""The parts that rows of training files are made of: turns, boxes, outlines, and what all rows share.
+"""Field types and base classes of the rows of training files: turns, boxes, outlines.
 
-Whatever is wrong with a value says so in one sentence that names the rule; which field, row and file
-it was is added by `records.parse_row`.
-
-It deliberately does not know files, data sources or images.
+A validator's message states the rule; `records.parse_row` adds field, row and file. This module does
+not know files, data sources or images.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     PlainSerializer,
-    PlainValidator,
     field_validator,
     model_validator,
 )
@@ -32,16 +30,16 @@ __all__ = [
     "BOX_PLACEHOLDER",
     "Box",
     "BoxesRow",
+    "DataRow",
     "MarkedRow",
     "Outline",
     "Outlines",
-    "Row",
     "RuleError",
     "TalkRow",
     "Text",
     "Turns",
-    "broken",
     "check_boxes",
+    "reject",
 ]
 
 #: `<bboxN>` counts from 0; `<bbox>` stands for the only box.
@@ -55,15 +53,15 @@ _ROLES: dict[object, Role] = {
 
 
 class RuleError(ValueError):
-    """A rule between fields is broken; `field` is the one to look at."""
+    """A rule between fields is violated; `field` is the one to correct."""
 
     def __init__(self, field: str, rule: str) -> None:
         super().__init__(rule)
         self.field = field
 
 
-def broken(field: str, rule: str) -> NoReturn:
-    """Raises RuleError."""
+def reject(field: str, rule: str) -> NoReturn:
+    """Raise RuleError."""
     raise RuleError(field, rule)
 
 
@@ -76,7 +74,7 @@ def _box(value: object) -> object:
     ):
         raise ValueError(f"a box is four finite numbers x1, y1, x2, y2, not {brief(value)}")
     if max(map(abs, value)) > MAX_COORDINATE:
-        raise ValueError(f"a box lies within {MAX_COORDINATE:.0f} pixels, unlike {brief(value)}")
+        raise ValueError(f"box coordinates are at most {MAX_COORDINATE:.0f}, not {brief(value)}")
     if value[0] >= value[2] or value[1] >= value[3]:
         raise ValueError(f"a box has x1 < x2 and y1 < y2, not {brief(value)}")
     return tuple(value)
@@ -85,7 +83,9 @@ def _box(value: object) -> object:
 def _outline(value: object) -> object:
     """[x, y, x, y, ...] or [[x, y], ...] -> (x, y, x, y, ...)."""
     if isinstance(value, dict):
-        raise ValueError("an outline is [x, y, x, y, ...]; run-length masks are for `regions` rows")
+        raise ValueError(
+            "an outline is [x, y, x, y, ...]; only `regions` rows take run-length masks"
+        )
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
         if any(not isinstance(point, (list, tuple)) or len(point) != 2 for point in value):
             raise ValueError(f"points of an outline are [x, y], not {brief(value)}")
@@ -100,7 +100,7 @@ _Number: TypeAlias = Annotated[
     float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE, allow_inf_nan=False)
 ]
 Outline: TypeAlias = Annotated[tuple[_Number, ...], BeforeValidator(_outline)]
-#: The outlines of one thing, in pixels, or None where they are not known.
+#: The outlines of one object, in pixels, or None if unknown.
 Outlines: TypeAlias = tuple[Outline, ...] | None
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 
@@ -110,7 +110,9 @@ def _turn(value: object) -> Turn:
     if isinstance(value, Turn):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f'a turn is {{"from": "human" or "gpt", "value": "..."}}, not {brief(value)}')
+        raise ValueError(
+            f'a turn is {{"from": "human" or "gpt", "value": "..."}}, not {brief(value)}'
+        )
     for key in ("from", "value"):
         if key not in value:
             raise ValueError(f'a turn has "from" and "value"; {key!r} is missing')
@@ -128,11 +130,13 @@ def _turn_json(turn: Turn) -> dict[str, str]:
     return {"from": _SENDERS[turn.role], "value": turn.text or ""}
 
 
-Turns: TypeAlias = tuple[Annotated[Turn, PlainValidator(_turn), PlainSerializer(_turn_json)], ...]
+Turns: TypeAlias = tuple[
+    Annotated[InstanceOf[Turn], BeforeValidator(_turn), PlainSerializer(_turn_json)], ...
+]
 
 
-class Row(BaseModel):
-    """What all rows share. Keys of the file that are no fields are kept in `model_extra`."""
+class DataRow(BaseModel):
+    """The fields of all rows. `model_extra` keeps the other keys of the file."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -145,9 +149,7 @@ class Row(BaseModel):
 
     id: str = ""
     images: tuple[Text, ...] = Field((), validation_alias="image", serialization_alias="image")
-    turns: Turns = Field(
-        (), validation_alias="conversations", serialization_alias="conversations"
-    )
+    turns: Turns = Field((), validation_alias="conversations", serialization_alias="conversations")
 
     @field_validator("images", mode="before")
     @classmethod
@@ -161,8 +163,8 @@ class Row(BaseModel):
         return tuple(names)
 
 
-class MarkedRow(Row):
-    """A row about marked things: one image, and no other number of them."""
+class MarkedRow(DataRow):
+    """A row about marked objects, with exactly one image."""
 
     images: tuple[Text, ...] = Field(
         validation_alias="image", serialization_alias="image", min_length=1, max_length=1
@@ -170,7 +172,7 @@ class MarkedRow(Row):
 
 
 class BoxesRow(MarkedRow):
-    """Boxes in pixels of the image, and the outlines of the things where they are known.
+    """Boxes in pixels of the image, and the outlines of the objects if known.
 
     After parsing, `segmentations` has one entry for each box.
     """
@@ -183,25 +185,31 @@ class BoxesRow(MarkedRow):
     @field_validator("bboxes", mode="before")
     @classmethod
     def _one_box(cls, value: object) -> object:
-        """`bbox` may be one box alone."""
-        plain = isinstance(value, (list, tuple)) and len(value) == 4
-        return [value] if plain and not any(isinstance(x, (list, tuple)) for x in value) else value  # type: ignore[attr-defined]
+        """`bbox` may be a single box."""
+        parts = value if isinstance(value, (list, tuple)) else ()
+        single = len(parts) == 4 and not any(isinstance(part, (list, tuple)) for part in parts)
+        return [value] if single else value
 
     @model_validator(mode="after")
     def _outlines_fit(self) -> Self:
         if not self.segmentations:
             object.__setattr__(self, "segmentations", (None,) * len(self.bboxes))
         if len(self.segmentations) != len(self.bboxes):
-            broken(
+            reject(
                 "segmentations",
-                f"one entry for each box (or null where unknown): there are {len(self.bboxes)} "
+                f"needs one entry for each box (null if unknown): there are {len(self.bboxes)} "
                 f"boxes and {len(self.segmentations)} entries",
             )
         return self
 
+    @property
+    def objects(self) -> list[tuple[Box, Outlines]]:
+        """Each box with its outlines."""
+        return list(zip(self.bboxes, self.segmentations, strict=True))
+
 
 class TalkRow(BoxesRow):
-    """A conversation with `<bboxN>` (or `<bbox>`, of the only box) where a thing is meant."""
+    """A conversation in which `<bboxN>` (or `<bbox>`, with a single box) stands for an object."""
 
     turns: Turns = Field(
         validation_alias="conversations", serialization_alias="conversations", min_length=1
@@ -214,10 +222,10 @@ class TalkRow(BoxesRow):
 
 
 def check_boxes(texts: list[str], count: int, field: str) -> None:
-    """Every `<bboxN>` names one of `count` boxes; `<bbox>` needs exactly one."""
+    """Reject a `<bboxN>` that is none of `count` boxes, and a `<bbox>` unless there is one box."""
     for number in (match[1] for text in texts for match in BOX_PLACEHOLDER.finditer(text)):
         if not number and count != 1:
-            broken(field, f"<bbox> is for rows with one box; this has {count}: write <bboxN>")
+            reject(field, f"<bbox> needs a row with one box; this has {count}: write <bboxN>")
         if number and int(number) >= count:
             last = f"the last is <bbox{count - 1}>" if count else "there are none"
-            broken(field, f"<bbox{number}> names no box: they count from 0, {last}")
+            reject(field, f"<bbox{number}> names no box: they count from 0, {last}")

@@ -1,6 +1,6 @@
-"""Where the rows of a JSON array or of a JSON Lines file lie: byte offsets, found in one pass.
+"""Byte offsets of the rows of a JSON array or a JSON Lines file, found in one pass.
 
-Only a window of the file is in memory at a time. It deliberately does not know what a row means.
+Only a window of the file is in memory at a time. The module does not know what a row means.
 """
 
 from __future__ import annotations
@@ -26,29 +26,28 @@ WINDOW = 8 << 20
 LARGEST_ROW = 256 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODE = json.JSONDecoder().raw_decode
-#: A cut text breaks at its very end; only a string may begin far in front of that.
+#: A truncated text fails this close to its end, except inside a string, which may begin earlier.
 _NEAR_END = 16
 
 
 def line_spans(stream: BinaryIO, start: int) -> Spans:
-    """Rows of a JSON Lines file from byte `start` on; blank lines are none."""
+    """Rows of a JSON Lines file from byte `start` on. Blank lines are skipped."""
     spans = array("q")
     stream.seek(start)
-    place = start
+    position = start
     for line in stream:
-        text = line.strip()
-        if text:
-            spans.extend((place, place + len(line)))
-        place += len(line)
+        if line.strip():
+            spans.extend((position, position + len(line)))
+        position += len(line)
     return np.array(spans, dtype=np.int64).reshape(-1, 2)
 
 
 def array_spans(stream: BinaryIO, start: int, path: Path) -> Spans:
     """Rows of a JSON array whose "[" is at byte `start`.
 
-    The file is read as Latin-1, so that places in the text are places in the file: all that JSON is
-    made of is ASCII, and no byte of another UTF-8 character looks like it. Raises DataError for a
-    row that is no object and for broken JSON, with the row's number and place.
+    The file is decoded as Latin-1, so that positions in the text equal those in the file: JSON syntax
+    is ASCII, and no byte of another UTF-8 character is. Raises DataError, with the row's number and
+    position, for a row that is not an object and for broken JSON.
     """
     spans = array("q")
     for first, last in _Scan(stream, start + 1, path).rows():
@@ -57,7 +56,7 @@ def array_spans(stream: BinaryIO, start: int, path: Path) -> Spans:
 
 
 class _Scan:
-    """A window of text that moves along the file. `base`: the file place of its first character."""
+    """A window of text that moves along the file. `base`: file position of its first character."""
 
     def __init__(self, stream: BinaryIO, start: int, path: Path) -> None:
         self.stream, self.path = stream, path
@@ -81,45 +80,45 @@ class _Scan:
             if char == "]":
                 break
             if char != ",":
-                raise self._error('expected "," or "]" behind a row', self.place)
+                raise self._error('expected "," or "]" after a row', self.place)
             self.place += 1
         self.place += 1
         if self._next():
-            raise self._error("text behind the end of the list", self.place)
+            raise self._error("text after the end of the list", self.place)
 
     def _next(self) -> str:
-        """The next character that is no space, at `place`; empty at the end of the file."""
+        """The next non-space character, at `place`; empty at the end of the file."""
         while True:
-            found = _SPACE.match(self.text, self.place)
-            assert found is not None
-            self.place = found.end()
+            match = _SPACE.match(self.text, self.place)
+            assert match is not None
+            self.place = match.end()
             if self.place < len(self.text):
                 return self.text[self.place]
             if self.ended:
                 return ""
-            self._more()
+            self._read_on()
 
     def _object(self) -> int:
-        """Where the object that begins at `place` ends, in the window."""
+        """The end, in the window, of the object that begins at `place`."""
         while True:
             try:
                 return _DECODE(self.text, self.place)[1]
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or (
+                truncated = error.msg.startswith("Unterminated string") or (
                     error.pos >= len(self.text) - _NEAR_END
                 )
-                if self.ended or not cut:
+                if self.ended or not truncated:
                     raise self._error(error.msg, error.pos) from None
                 if len(self.text) - self.place > LARGEST_ROW:
                     raise self._error(
                         f"a row is larger than {LARGEST_ROW >> 20} MB", self.place
                     ) from None
-                self._more()
+                self._read_on()
             except RecursionError:
                 raise self._error("nested too deeply", self.place) from None
 
-    def _more(self) -> None:
-        """Another window's worth, twice what is left where that is more: no row is read often."""
+    def _read_on(self) -> None:
+        """Read another window, or as much as the incomplete row, so that no row is scanned often."""
         rest = self.text[self.place :]
         self.base += self.place
         self.place = 0

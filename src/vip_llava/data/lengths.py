@@ -1,8 +1,8 @@
-"""How long rows will be, estimated from their text alone: enough to put rows of like length together.
+"""Estimate the lengths of rows from their text, accurately enough to group rows by length.
 
-A million rows are estimated in about a minute, since no image is opened, nothing is drawn, and only a
-few rows are tokenized to learn how many characters a token has in these texts. Unlike the
-original's lengths these count an image's tokens, and rows whose text is yet to be written.
+Estimating a million rows takes about a minute: no image is opened or drawn, and only a few rows are
+tokenized to measure the characters per token. Unlike the original's lengths, the estimates include
+image tokens and the text that tasks write.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from vip_llava.prompting.turns import Turn
 if TYPE_CHECKING:
     from vip_llava.data.samples import SampleDataset
 
-__all__ = ["lengths"]
+__all__ = ["estimate_lengths"]
 
-# Keys whose texts don't reach the model.
+# Keys whose values are not part of the prompt.
 _NOT_TEXT = {"id", "image", "images", "from", "role", "meta_dir", "source", "counts"}
 _NOT_TEXT |= {"shape", "frame", "color"}
 _BOXES = ("bboxes", "bbox", "boxes", "regions")
-_MEASURED = 64
-_PER_TURN = 6  # role names and end marks
+_MEASURED_ROWS = 64
+_PER_TURN = 6  # role names and end tokens
 _PER_REGION = 8  # "within the red rectangle", in place of a placeholder
-_WRITTEN = 24  # the words of a question that its source's task writes
+_WRITTEN = 24  # a question that the task writes
 
 
-def lengths(dataset: SampleDataset) -> list[int]:
-    """Tokens of each row, about; negative for rows without an image, never 0.
+def estimate_lengths(dataset: SampleDataset) -> list[int]:
+    """Estimated tokens of each row: negative without an image, never 0.
 
     A row that can't be read counts as one token of text.
     """
@@ -57,7 +57,7 @@ def _length(
     turns = _count(raw.get("conversations") or raw.get("turns"))
     regions = max(_count(raw.get(key)) for key in _BOXES)
     tokens = start + scale * sum(map(len, _texts(raw)))
-    # `start` has the first question and the head of its answer.
+    # `start` includes the first question and the beginning of its answer.
     tokens += max(turns - 2, 0) * _PER_TURN if turns else _WRITTEN
     tokens += regions * _PER_REGION
     views = images + (regions if images and processor.focal is not None else 0)
@@ -71,7 +71,7 @@ def _count(value: Any) -> int:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts inside a row but names."""
+    """All strings in a row except names and other keys that the model does not see."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -80,7 +80,7 @@ def _texts(value: Any) -> Iterator[str]:
                 yield from _texts(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            # Boxes and outlines are most of what a row holds.
+            # Most values are numbers of boxes and outlines.
             if not isinstance(part, (int, float)):
                 yield from _texts(part)
 
@@ -90,14 +90,14 @@ def _raw(dataset: SampleDataset, index: int) -> Mapping[str, Any]:
     row = dataset.rows[index] if read is None else read(index)
     row = row.model_dump() if isinstance(row, BaseModel) else row
     if not isinstance(row, Mapping):
-        raise DataError(f"a row must be an object, not {type(row).__name__}")
+        raise DataError(f"a row must be a JSON object, not {type(row).__name__}")
     return row
 
 
 def _tokens_per_character(dataset: SampleDataset) -> float:
-    """Measured on rows spread over the whole file."""
+    """Measured on rows that are evenly spaced in the file."""
     tokens = characters = 0
-    step = max(len(dataset) // _MEASURED, 1)
+    step = max(len(dataset) // _MEASURED_ROWS, 1)
     for index in range(0, len(dataset), step):
         try:
             text = "\n".join(_texts(_raw(dataset, index)))

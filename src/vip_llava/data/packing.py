@@ -1,10 +1,8 @@
-"""Which rows share a packed row: as many as fit into a number of tokens.
+"""Pack rows: choose the rows that share one sequence of a maximum number of tokens.
 
-Rows of 60 and of 2,000 tokens in one padded batch are mostly padding; side by side in one long row
-they are none. Best fit, longest first, inside windows of a random order, so that a pack
-holds rows of all lengths and no two runs with one seed differ.
-
-It deliberately knows only lengths: the rows are laid out by `batches.PackedCollator`.
+A padded batch of rows of 60 and 2,000 tokens is mostly padding; a packed sequence has none. Best-fit
+decreasing within windows of a random order gives packs with rows of all lengths, and equal seeds give
+equal packs. This module knows only lengths; `collators.PackedCollator` builds the tensors.
 """
 
 from __future__ import annotations
@@ -16,20 +14,20 @@ import torch
 
 from vip_llava.data.batch_sampler import epoch_generator, fingerprint
 
-__all__ = ["PackedBatches", "pack"]
+__all__ = ["PackedBatchSampler", "pack"]
 
 _WINDOW = 2048
 
 
-class PackedBatches:
-    """All packs of an epoch, `batches(epoch)`; every row comes exactly once.
+class PackedBatchSampler:
+    """The packs of each epoch, `batches(epoch)`. Every row occurs exactly once per epoch.
 
-    Which rows share a pack is decided once, so that epochs have the same number of steps; each
-    epoch has its own order of packs.
+    The packs are the same in every epoch, so that epochs have the same number of steps; their order
+    differs.
     """
 
     def __init__(self, lengths: Sequence[int], max_tokens: int, *, seed: int = 0) -> None:
-        """`lengths`: tokens of rows (the sign does not count); `max_tokens`: of a pack."""
+        """`lengths`: tokens of the rows (the sign is ignored); `max_tokens`: of a pack."""
         self.seed = seed
         self.max_tokens = max_tokens
         self._packs = pack(lengths, max_tokens, seed=seed)
@@ -38,12 +36,12 @@ class PackedBatches:
 
     @property
     def identity(self) -> str:
-        """The same for two packings that are the same in each epoch."""
+        """A string that is equal for samplers with equal batches in every epoch."""
         return f"packed: {self.max_tokens} tokens, seed {self.seed}, lengths {self._lengths}"
 
     @property
-    def filled(self) -> float:
-        """Share of the packs' room that holds tokens."""
+    def fill_ratio(self) -> float:
+        """The fraction of the packs' capacity that holds tokens."""
         return self._tokens / (len(self._packs) * self.max_tokens) if self._packs else 1.0
 
     def batches(self, epoch: int) -> list[list[int]]:
@@ -55,14 +53,20 @@ class PackedBatches:
 def pack(
     lengths: Sequence[int], max_tokens: int, *, seed: int, window: int = _WINDOW
 ) -> list[list[int]]:
-    """Row numbers of each pack, each number once.
+    """Row numbers of each pack; each number occurs once.
 
-    `lengths`: tokens of rows, negative ones count as positive. A row longer than `max_tokens` gets
-    a pack of its own. `window`: so many rows of the shuffled order are packed at a time.
-    Raises ValueError for a `max_tokens` below 1.
+    Args:
+        lengths: tokens of the rows; the sign is ignored. A row longer than `max_tokens` gets a pack
+            of its own.
+        max_tokens: capacity of a pack.
+        seed: of the shuffling.
+        window: number of rows of the shuffled order that are packed together.
+
+    Raises:
+        ValueError: a `max_tokens` below 1.
     """
     if max_tokens < 1:
-        raise ValueError(f"a pack needs room for at least one token, not {max_tokens}")
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(lengths), generator=generator).tolist()
     packs: list[list[int]] = []
@@ -73,7 +77,7 @@ def pack(
 
 def _packed(rows: list[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     packs: list[list[int]] = []
-    # (room left, pack), smallest room first: the first that is large enough fits best.
+    # (free tokens, pack), fewest first: the first that is large enough fits best.
     room: list[tuple[int, int]] = []
     for row in sorted(rows, key=lambda index: -abs(lengths[index])):
         length = abs(lengths[row])

@@ -1,9 +1,8 @@
 """Rows of a file by number: JSON array, JSON Lines, Parquet, or a Hugging Face dataset.
 
-A `RowFile` holds where the rows are, not the rows: one is read and checked when it is asked for, so
-that a file of a million rows opens quickly and data workers share nothing but places.
-
-It deliberately does not know images, tokens or what is done about a bad row.
+A `RowFile` holds the positions of the rows and parses a row on access, so a file of a million rows
+opens quickly and costs data workers little memory. This module does not know images, tokens or how
+bad rows are handled.
 """
 
 from __future__ import annotations
@@ -14,26 +13,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload
 
+from vip_llava.data.fields import DataRow
 from vip_llava.data.json_index import Spans, array_spans, line_spans
-from vip_llava.data.records import Row, parse_row
+from vip_llava.data.records import parse_row
 from vip_llava.errors import DataError, VipLlavaError
 
 __all__ = ["RowFile", "Table"]
 
 
 class Table(Protocol):
-    """What has rows by number: the one thing that each file format brings."""
+    """Raw rows by number: what each file format implements."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class RowFile(Sequence[Row]):
+class RowFile(Sequence[DataRow]):
     """The rows of one file or dataset; see `open`.
 
-    `rows[i]` is the checked row, `rows.raw(i)` the object as it is in the file, `rows.where(i)` the
-    words that name it ("FILE: row 7", counted from 1). May be pickled and used in worker processes.
+    `rows[i]` is the checked row, `rows.raw(i)` the object in the file, `rows.where(i)` its location
+    for messages ("FILE: row 7", counted from 1). Can be pickled for worker processes.
     """
 
     def __init__(self, name: str, table: Table) -> None:
@@ -42,34 +42,34 @@ class RowFile(Sequence[Row]):
 
     @classmethod
     def open(cls, source: str | Path | Table) -> RowFile:
-        """Opens a .json, .jsonl or .parquet file (told apart by their content), a folder that
-        `save_to_disk` of Hugging Face datasets wrote, or such a dataset itself.
+        """Open a JSON, JSON Lines or Parquet file (recognized by content), a folder written by
+        `save_to_disk` of the `datasets` library, or a `datasets.Dataset`.
 
-        Raises DataError for anything else and for a JSON file that is broken.
+        Raises DataError for any other source and for broken JSON.
         """
         if isinstance(source, (str, Path)):
             path = Path(source)
             return cls(str(source), _folder(path) if path.is_dir() else _file(path))
-        from vip_llava.data.tables import HubTable
+        from vip_llava.data.tables import DatasetTable
 
-        return cls(HubTable.name_of(source), HubTable(source))
+        return cls(DatasetTable.name_of(source), DatasetTable(source))
 
     def __len__(self) -> int:
         return len(self._table)
 
     @overload
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> DataRow: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: slice) -> list[DataRow]: ...
 
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+    def __getitem__(self, index: int | slice) -> DataRow | list[DataRow]:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         place = self._place(index)
         return parse_row(self.raw(place), where=self.where(place))
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[DataRow]:
         for index in range(len(self)):
             yield self[index]
 
@@ -77,11 +77,11 @@ class RowFile(Sequence[Row]):
         return f"RowFile({self.name!r}, {len(self)} rows)"
 
     def where(self, index: int) -> str:
-        """How messages name a row."""
+        """The location of a row, for messages."""
         return f"{self.name}: row {self._place(index) + 1}"
 
     def raw(self, index: int) -> dict[str, Any]:
-        """The row's object as it is in the file, unchecked. Raises DataError if it is no object."""
+        """The row's object in the file, unchecked. Raises DataError if it is not an object."""
         place = self._place(index)
         try:
             value = self._table[place]
@@ -100,7 +100,7 @@ class RowFile(Sequence[Row]):
 
 
 class _JsonTable:
-    """Rows at known places of a text file, read through the system's page cache."""
+    """Rows at known positions of a memory-mapped text file."""
 
     def __init__(self, path: Path, spans: Spans) -> None:
         self._path, self._spans = path, spans
@@ -124,7 +124,7 @@ class _JsonTable:
     def _open(self) -> mmap.mmap:
         if self._bytes is None:
             if _stamp(self._path) != self._stamp:
-                raise DataError("the file was changed while it is in use")
+                raise DataError("the file has changed since it was opened")
             with self._path.open("rb") as stream:
                 self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self._bytes
@@ -143,9 +143,9 @@ def _file(path: Path) -> Table:
                 head = stream.read(4096)
             start = stream.tell() - len(head)
             if head.startswith(b"PAR1") and not start:
-                from vip_llava.data.tables import ParquetTable
+                from vip_llava.data.tables import DatasetTable
 
-                return ParquetTable(path)
+                return DatasetTable.from_parquet(path)
             start += 3 if head.startswith(b"\xef\xbb\xbf") and not start else 0
             head = head.removeprefix(b"\xef\xbb\xbf")
             start += len(head) - len(head.lstrip())
@@ -158,7 +158,7 @@ def _file(path: Path) -> Table:
         raise DataError(f"{path} can't be read: {error.strerror or error}") from error
     raise DataError(
         f"{path} {'is empty' if not first else 'begins with ' + repr(head[:16])}: "
-        "a JSON array, JSON Lines or Parquet file is wanted"
+        "expected a JSON array, JSON Lines or Parquet file"
     )
 
 
@@ -168,6 +168,6 @@ def _folder(path: Path) -> Table:
             f"{path} is a folder without a Hugging Face dataset (save_to_disk); "
             "name one file of rows"
         )
-    from vip_llava.data.tables import HubTable
+    from vip_llava.data.tables import DatasetTable
 
-    return HubTable.from_folder(path)
+    return DatasetTable.from_folder(path)

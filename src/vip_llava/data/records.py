@@ -1,10 +1,9 @@
-"""Rows of training files as checked values: every kind of row, its fields and its rules.
+"""Parse rows of training files into validated objects.
 
-`parse_row` tells the kinds apart the way the published files do: by `regions`, by the source that
-begins the id ("vcr-17", "refcocog-gpt4v-3"), by boxes, else a plain conversation. What can be wrong
-with a row by itself is found here; what depends on the image is found when it is arranged.
-
-It deliberately does not know files, images, colours or the wording of questions.
+`parse_row` determines the kind of a row like the published files: by the key `regions`, by the source
+that is the prefix of the id ("vcr-17", "refcocog-gpt4v-3"), by boxes, else a plain conversation. It
+checks what depends on the row alone; `tasks.arrange` checks what depends on the image. This module
+does not know files, images, colours or the wording of questions.
 """
 
 from __future__ import annotations
@@ -17,56 +16,25 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vip_llava.data.fields import (
     BOX_PLACEHOLDER,
-    Box,
+    DataRow,
     MarkedRow,
-    Outlines,
-    Row,
     RuleError,
     TalkRow,
     Turns,
-    broken,
+    reject,
 )
-from vip_llava.data.sources import (
-    SOURCES,
-    Flickr30kRow,
-    PointQaTwiceRow,
-    RefcocogGpt4vRow,
-    RefcocogRow,
-    V7wRow,
-    VcrRow,
-    VcrToken,
-    VgRelGpt4vRow,
-    VgRelRow,
-)
+from vip_llava.data.region_rows import REGION_ROWS
 from vip_llava.errors import DataError, PhraseError
 from vip_llava.regions.geometry import brief
 from vip_llava.regions.phrases import placeholders
 from vip_llava.regions.serialize import regions_from_json
 from vip_llava.regions.shapes import Region
 
-__all__ = [
-    "KINDS",
-    "Box",
-    "ConversationRow",
-    "CustomRow",
-    "Flickr30kRow",
-    "Outlines",
-    "PointQaTwiceRow",
-    "RefcocogGpt4vRow",
-    "RefcocogRow",
-    "RegionsRow",
-    "Row",
-    "V7wRow",
-    "VcrRow",
-    "VcrToken",
-    "VgRelGpt4vRow",
-    "VgRelRow",
-    "parse_row",
-]
+__all__ = ["KINDS", "ConversationRow", "CustomRow", "RegionsRow", "parse_row"]
 
 
-class ConversationRow(Row):
-    """A LLaVA row: text with no, one or several images."""
+class ConversationRow(DataRow):
+    """A LLaVA row: a conversation with any number of images."""
 
     kind: ClassVar[str] = "conversation"
     turns: Turns = Field(
@@ -75,13 +43,13 @@ class ConversationRow(Row):
 
 
 class CustomRow(TalkRow):
-    """One's own data in the original's form: boxes, outlines, `<bboxN>` in the text."""
+    """Custom data in the original's form: boxes, outlines, `<bboxN>` in the text."""
 
     kind: ClassVar[str] = "custom"
 
 
 class RegionsRow(MarkedRow):
-    """This project's form: `regions` is a list of Region JSON, `<region:ID>` stands in the text."""
+    """This project's form: `regions` is a list of Region JSON, named by `<region:ID>` in the text."""
 
     kind: ClassVar[str] = "regions"
     regions: tuple[Region, ...]
@@ -93,10 +61,10 @@ class RegionsRow(MarkedRow):
     @classmethod
     def _read(cls, value: object) -> object:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"a list of regions is wanted, not {brief(value)}")
+            raise ValueError(f"regions must be a list, not {brief(value)}")
         if all(isinstance(each, Region) for each in value):
             return tuple(value)
-        # A table has a null for every key that some other region has.
+        # A table stores a null for every key that another region has.
         return regions_from_json([_without_nulls(each) for each in value])
 
     @model_validator(mode="after")
@@ -106,21 +74,21 @@ class RegionsRow(MarkedRow):
             try:
                 unknown = [name for name in placeholders(turn.text or "") if name not in known]
             except PhraseError as error:
-                broken("conversations", str(error))
+                reject("conversations", str(error))
             if unknown:
                 listed = ", ".join(known) or "none"
-                broken("conversations", f"<region:{unknown[0]}> names no region; ids: {listed}")
+                reject("conversations", f"<region:{unknown[0]}> names no region; ids: {listed}")
         return self
 
 
 def _ids(regions: tuple[Region, ...]) -> list[str]:
-    """The ids as `resolve` completes them: those without one get the lowest free numbers."""
+    """The ids that `resolve` gives: missing ones become the lowest free numbers."""
     given = [region.id for region in regions if region.id is not None]
     free = (str(number) for number in count(1) if str(number) not in given)
     known = [region.id if region.id is not None else next(free) for region in regions]
     twice = next((name for name in known if known.count(name) > 1), None)
     if twice is not None:
-        broken("regions", f"two regions have the id {twice!r}; ids must differ")
+        reject("regions", f"two regions have the id {twice!r}; ids must differ")
     return known
 
 
@@ -131,17 +99,17 @@ def _without_nulls(value: object) -> object:
 
 
 #: Kind -> class of its rows.
-KINDS: Mapping[str, type[Row]] = {
+KINDS: Mapping[str, type[DataRow]] = {
     "conversation": ConversationRow,
-    **SOURCES,
+    **REGION_ROWS,
     "custom": CustomRow,
     "regions": RegionsRow,
 }
 _REGION_KEYS = frozenset({"bboxes", "bbox", "segmentations", "meta_dir", "boxes"})
 
 
-def parse_row(value: Mapping[str, Any], *, where: str = "") -> Row:
-    """The checked row of a JSON object; `where` (file and row number) begins every message.
+def parse_row(value: Mapping[str, Any], *, where: str = "") -> DataRow:
+    """The validated row of a JSON object. `where` (file and row number) begins every message.
 
     Keys with null count as missing. Raises DataError that names where, id, field and rule.
     """
@@ -150,32 +118,34 @@ def parse_row(value: Mapping[str, Any], *, where: str = "") -> Row:
     given = {str(key): part for key, part in value.items() if part is not None}
     name = given.get("id", "")
     if not isinstance(name, (str, int)) or isinstance(name, bool):
-        raise DataError(f"{_at(where)}field id: must be text or a whole number, not {brief(name)}")
+        raise DataError(
+            f"{_at(where)}field id: must be a string or a whole number, not {brief(name)}"
+        )
     kind = _kind(given, str(name), f"{_at(where)}id {str(name)!r}: ")
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise DataError(f"{_at(where)}id {str(name)!r}: {_told(error)}") from None
+        raise DataError(f"{_at(where)}id {str(name)!r}: {_describe(error)}") from None
 
 
 def _at(where: str) -> str:
     return f"{where}: " if where else ""
 
 
-def _kind(given: Mapping[str, Any], name: str, who: str) -> type[Row]:
+def _kind(given: Mapping[str, Any], name: str, who: str) -> type[DataRow]:
     if "regions" in given:
         return RegionsRow
     source, _, rest = name.partition("-")
     gpt4v = f"{source}-gpt4v"
-    kind = gpt4v if rest.partition("-")[0] == "gpt4v" and gpt4v in SOURCES else source
+    kind = gpt4v if rest.partition("-")[0] == "gpt4v" and gpt4v in REGION_ROWS else source
     marked = any(given.get(key) for key in _REGION_KEYS)
-    if kind in SOURCES and (marked or "image" in given):
+    if kind in REGION_ROWS and (marked or "image" in given):
         if rest:
-            return SOURCES[kind]
+            return REGION_ROWS[kind]
         if marked:
             raise DataError(f"{who}field id: a row of {kind} has an id like {kind}-1")
     if not given.get("conversations") and marked:
-        known = ", ".join(SOURCES)
+        known = ", ".join(REGION_ROWS)
         raise DataError(
             f"{who}field conversations: missing; only rows of a known source have none "
             f"(ids that begin with one of {known}, then -NUMBER)"
@@ -184,7 +154,7 @@ def _kind(given: Mapping[str, Any], name: str, who: str) -> type[Row]:
 
 
 def _mentions_box(given: Mapping[str, Any]) -> bool:
-    """A row with an image whose text says `<bboxN>` has lost its boxes, and must not pass for text."""
+    """Whether a row with an image has `<bboxN>` in its text: its boxes are missing then."""
     turns = given.get("conversations")
     return (
         "image" in given
@@ -198,8 +168,8 @@ def _mentions_box(given: Mapping[str, Any]) -> bool:
     )
 
 
-def _told(error: ValidationError) -> str:
-    """The first broken rule in words, and how many more there are."""
+def _describe(error: ValidationError) -> str:
+    """The first violated rule in words, and the number of others."""
     first, *others = error.errors(include_url=False)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RuleError):

@@ -1,10 +1,8 @@
-"""Rows to samples: open, mark, tokenize, and turn images into tensors - one row, one sample.
+"""Rows to samples: open the images, draw the marks, tokenize, and make tensors.
 
-What is random about a row comes from (seed, epoch, row number) alone, so that workers, order and
-resuming change nothing. A row that can't be used becomes a `BadRow` that says why, and travels on in
-its place; who trains counts it.
-
-It deliberately does not know batches, models or how rows are stored.
+The random generator of a row depends on (seed, epoch, row number) alone, so workers, order and
+resuming do not change a sample. A row that can't be used gives a `BadRow` with the reason in its
+place; the training loop counts it. This module does not know batches, models or how rows are stored.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vip_llava.data.failures import Failures
-from vip_llava.data.fields import Row
-from vip_llava.data.lengths import lengths
+from vip_llava.data.fields import DataRow
 from vip_llava.data.records import parse_row
 from vip_llava.data.tasks import arrange
 from vip_llava.data.tasks.common import PromptStyle
@@ -29,15 +26,15 @@ from vip_llava.prompting.tokenization import training_turns
 from vip_llava.prompting.turns import MarkedImage, Turn, draw_images, open_images
 from vip_llava.regions.sampling import generator
 
-__all__ = ["BadRow", "Sample", "SampleDataset", "lengths"]
+__all__ = ["BadRow", "Sample", "SampleDataset"]
 
 
 @dataclass(slots=True)
 class Sample:
-    """One row as a model learns it: ids and labels [T], and its views.
+    """One row as model input: ids and labels [T], and the pixels of its views.
 
-    `pixel_values`: float32 [N, 3, S, S], normalised; None without an image. Each view's
-    placeholders are in `input_ids`. Labels are -100 where nothing is learned.
+    `pixel_values`: float32 [N, 3, S, S], normalised; None without an image. `input_ids` contain the
+    placeholders of each view. Labels are -100 at positions without a loss.
     """
 
     id: str
@@ -47,18 +44,18 @@ class Sample:
 
     @property
     def text_only(self) -> bool:
-        """Whether there is no image."""
+        """Whether the row has no image."""
         return self.pixel_values is None
 
     @property
     def length(self) -> int:
-        """Tokens, each view's placeholders included."""
+        """Number of tokens, including the placeholders of each view."""
         return len(self.input_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that can't be used: its place ("FILE: row 7"), its id where it has one, and why."""
+    """A row that can't be used: its location ("FILE: row 7"), its id if it has one, and the reason."""
 
     where: str
     id: str
@@ -66,11 +63,11 @@ class BadRow:
 
 
 class SampleDataset(Dataset[Sample | BadRow]):
-    """Samples of rows by number, for a `DataLoader` with any number of workers."""
+    """A map-style dataset of samples, for a `DataLoader` with any number of workers."""
 
     def __init__(
         self,
-        rows: Sequence[Row | Mapping[str, Any]],
+        rows: Sequence[DataRow | Mapping[str, Any]],
         images: Path | None,
         processor: Processor,
         *,
@@ -80,11 +77,19 @@ class SampleDataset(Dataset[Sample | BadRow]):
         alpha: int | None = None,
         style: PromptStyle | None = None,
     ) -> None:
-        """Rows of a `RowFile` or a list; images' names are relative to the folder `images`.
+        """Make samples of rows.
 
-        `max_length` cuts a sample's tokens (a cut through an image, or before the first answer, is a
-        bad row). `failures`: count bad rows at once, for use without workers; a training loop
-        counts those that its batches bring. `alpha`, `style`: see `tasks.arrange`.
+        Args:
+            rows: a `RowFile` or a list.
+            images: the folder that the image names are relative to.
+            processor: of the model.
+            seed: of marks and words, together with the epoch and the row number.
+            max_length: truncates the tokens of a sample. A truncation inside an image or before the
+                first answer makes a bad row.
+            failures: counts bad rows immediately, for use without workers; a training loop counts
+                those in its batches.
+            alpha: see `tasks.arrange`.
+            style: see `tasks.arrange`.
         """
         self.rows = rows
         self.images = images
@@ -96,7 +101,7 @@ class SampleDataset(Dataset[Sample | BadRow]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Marks and words are drawn anew for each epoch."""
+        """Set the epoch; each one has its own marks and words."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -118,16 +123,16 @@ class SampleDataset(Dataset[Sample | BadRow]):
         return sample
 
     def where(self, index: int) -> str:
-        """How messages name the row."""
+        """The location of a row, for messages."""
         named = getattr(self.rows, "where", None)
         return str(named(index)) if named is not None else f"row {index + 1}"
 
-    def row(self, index: int) -> Row:
-        """The checked row. Raises DataError."""
+    def row(self, index: int) -> DataRow:
+        """The validated row. Raises DataError."""
         row = self.rows[index]
-        return row if isinstance(row, Row) else parse_row(row)
+        return row if isinstance(row, DataRow) else parse_row(row)
 
-    def conversation(self, row: Row, index: int) -> tuple[Turn, ...]:
+    def conversation(self, row: DataRow, index: int) -> tuple[Turn, ...]:
         """The row's turns in this epoch, with its images drawn and its text final.
 
         Raises DataError, ImageError or RegionError.
@@ -146,21 +151,23 @@ class SampleDataset(Dataset[Sample | BadRow]):
             images[0] = replace(images[0], regions=arranged.regions)
         return training_turns(self.processor.template, arranged.turns, draw_images(images)[0])
 
-    def sample(self, row: Row, turns: Sequence[Turn]) -> Sample:
-        """Tokens and tensors of a conversation. Raises DataError where nothing would be learned."""
+    def sample(self, row: DataRow, turns: Sequence[Turn]) -> Sample:
+        """Tokens and tensors of a conversation. Raises DataError if no token has a label."""
         ids, labels = self.processor.encode_training(turns, max_length=self.max_length)
         return Sample(row.id, ids, labels, self.processor.pixels(turns))
 
     def _path(self, name: str) -> Path:
         if self.images is None:
-            raise DataError(f"field image: there is {name!r}, but no folder of images was given")
+            raise DataError(
+                f"field image: {name!r} needs the folder of images, which was not given"
+            )
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts:
-            raise DataError(f"field image: {name!r} leads out of the folder of images")
+            raise DataError(f"field image: {name!r} is outside the folder of images")
         return self.images / parts
 
     def _id(self, index: int) -> str:
-        """The id of a row that can't be parsed, as far as it has one."""
+        """The id of a row that can't be parsed, or an empty string."""
         try:
             raw = getattr(self.rows, "raw", self.rows.__getitem__)(index)
         except VipLlavaError:
@@ -168,7 +175,7 @@ class SampleDataset(Dataset[Sample | BadRow]):
         return str(raw.get("id", "")) if isinstance(raw, Mapping) else ""
 
     def _why(self, index: int, error: VipLlavaError) -> str:
-        """The reason without the place, which a `BadRow` has beside it."""
+        """The reason without the location, which `BadRow.where` holds."""
         return str(error).removeprefix(f"{self.where(index)}: ")
 
     def _counted(self, bad: BadRow) -> BadRow:

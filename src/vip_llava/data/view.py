@@ -1,8 +1,8 @@
-"""Rows of a data file as cards for a page: what training would make of each, drawn and written.
+"""Rows of a data file as cards for a page: the images and prompts that training would use.
 
-A card goes the way of a training sample: the same marks for the same seed and epoch, the same
-prompt, the same learned parts. With a processor the prompt is shown token by token and cut where
-the sample would be; without one it is the template's text. It writes no file and knows no HTML.
+A card uses the code path of a training sample: the same marks for the same seed and epoch, the same
+prompt and labels. With a processor, the card shows the prompt token by token and truncated like the
+sample; without one, the template's text. This module writes no file and does not know HTML.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, cast
 
-from vip_llava.data.page import Card, Piece
+from vip_llava.data.html_page import Card, PromptPart
 from vip_llava.data.reading import RowFile
 from vip_llava.data.samples import SampleDataset
 from vip_llava.errors import DataError, VipLlavaError
@@ -22,17 +22,23 @@ from vip_llava.prompting.templates import IMAGE_TEXT, get_template
 from vip_llava.prompting.tokenization import IGNORED_LABEL
 from vip_llava.prompting.turns import Turn, images_of
 
-__all__ = ["Viewer", "token_pieces"]
+__all__ = ["Viewer", "token_parts"]
 
 _BROKEN = "\ufffd"
-_CONTEXT = 4  # tokens before one that decide how it is written, a blank above all
+_CONTEXT = 4  # preceding tokens that affect the decoding of one, such as its leading blank
 
 
 class Viewer:
     """Makes cards of the rows of a file.
 
-    images: the folder of images. processor: shows tokens and focal views of this model; without
-    it `template` names the chat template. seed, epoch: of the training run to look at.
+    Args:
+        rows: the file.
+        images: the folder of images.
+        processor: shows tokens and focal views of this model.
+        template: name of the chat template, used without a processor.
+        seed: of the training run.
+        epoch: of the training run.
+        max_length: truncates the tokens.
     """
 
     def __init__(
@@ -49,13 +55,13 @@ class Viewer:
         self.rows = rows
         self.processor = processor
         self.template = get_template(template) if processor is None else processor.template
-        # Up to the conversation a sample needs no more of its processor than the template.
-        made_with = processor or cast("Processor", SimpleNamespace(template=self.template))
-        self.samples = SampleDataset(rows, images, made_with, seed=seed, max_length=max_length)
+        # `SampleDataset.conversation` uses only the template of its processor.
+        conversing = processor or cast("Processor", SimpleNamespace(template=self.template))
+        self.samples = SampleDataset(rows, images, conversing, seed=seed, max_length=max_length)
         self.samples.set_epoch(epoch)
 
     def card(self, index: int) -> Card:
-        """The card of row number `index` (from 0); a row that can't be used tells why."""
+        """The card of row number `index` (from 0), with the reason if the row is bad."""
         card = Card(where=f"row {index + 1}", id="")
         try:
             card = replace(card, id=str(self.rows.raw(index).get("id", "")))
@@ -80,9 +86,9 @@ class Viewer:
             return replace(card, problem=reason.removeprefix(f"id {card.id!r}: "))
 
     def length(self, index: int) -> int:
-        """Tokens of the sample that training would make of a row; needs a processor.
+        """Tokens of the training sample of a row. Needs a processor.
 
-        Raises the VipLlavaError of what makes the row unusable, also where nothing would be learned.
+        Raises a VipLlavaError if the row is bad, for example without an answer to learn.
         """
         assert self.processor is not None
         turns = self.samples.conversation(self.samples.row(index), index)
@@ -93,16 +99,15 @@ class Viewer:
 
     def _with_spans(self, card: Card, turns: Sequence[Turn]) -> Card:
         form = self.template.trained_as or self.template
-        pieces = tuple(
-            Piece(span.text, span.supervised, _KINDS[span.kind])
-            for span in form.spans(turns)
+        parts = tuple(
+            PromptPart(span.text, span.supervised, _KINDS[span.kind]) for span in form.spans(turns)
         )
-        said = [piece for piece in pieces if piece.kind == "text"]
-        words = sum(len(piece.text.split()) for piece in said)
-        learned = sum(len(piece.text.split()) for piece in said if piece.learned)
+        said = [part for part in parts if part.kind == "text"]
+        words = sum(len(part.text.split()) for part in said)
+        learned = sum(len(part.text.split()) for part in said if part.learned)
         if not learned:
-            raise DataError("nothing would be learned: no turn has an answer")
-        return replace(card, pieces=pieces, facts=(f"{words} words", f"{learned} of them learned"))
+            raise DataError("no turn has an answer to learn")
+        return replace(card, parts=parts, facts=(f"{words} words", f"{learned} of them learned"))
 
     def _with_tokens(self, card: Card, turns: Sequence[Turn], processor: Processor) -> Card:
         ids, labels = self._encoded(turns, processor)
@@ -118,7 +123,7 @@ class Viewer:
         return replace(
             card,
             images=tuple(images),
-            pieces=tuple(token_pieces(processor, ids, labels)),
+            parts=tuple(token_parts(processor, ids, labels)),
             tokens=True,
             facts=tuple(facts),
         )
@@ -131,10 +136,10 @@ _KINDS: dict[str, Literal["frame", "text", "image"]] = {
 }
 
 
-def token_pieces(
+def token_parts(
     processor: Processor, ids: Sequence[int], labels: Sequence[int]
-) -> Iterator[Piece]:
-    """A piece for each token of a sample; the tokens of an image are one piece together.
+) -> Iterator[PromptPart]:
+    """A part for each token of a sample; the tokens of an image are one part.
 
     Tokens that are only part of a character are shown with those that complete it.
     """
@@ -146,20 +151,20 @@ def token_pieces(
         if ids[place] == processor.image_token_id:
             while end < len(ids) and ids[end] == processor.image_token_id:
                 end += 1
-            yield Piece(f"{IMAGE_TEXT} x {end - place}", learned, "image")
+            yield PromptPart(f"{IMAGE_TEXT} x {end - place}", learned, "image")
         elif ids[place] in controls:
-            yield Piece(controls[ids[place]], learned, "frame")
+            yield PromptPart(controls[ids[place]], learned, "frame")
         else:
             text = _text(processor, ids, place, end)
             while text.endswith(_BROKEN) and end < min(len(ids), place + 4):
                 end += 1
                 text = _text(processor, ids, place, end)
-            yield Piece(text, learned)
+            yield PromptPart(text, learned)
         place = end
 
 
 def _text(processor: Processor, ids: Sequence[int], start: int, end: int) -> str:
-    """How tokens start..end are written behind the ones before them."""
+    """The text of tokens start..end after the preceding ones."""
     first = max(0, start - _CONTEXT)
     decode = processor.tokenizer.decode
     before, both = decode(ids[first:start]), decode(ids[first:end])

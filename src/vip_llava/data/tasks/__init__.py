@@ -1,20 +1,18 @@
-"""Rows to what is trained: marks on the photo and the final text. One file for each source.
+"""Tasks: from a row to the marks on its image and the final text. One file for each source.
 
-`arrange` is the one way in. It depends on the row, the photo's size and the generator alone: the
-same three give the same marks and words, in whatever process, order or epoch. No row is changed.
-
-It deliberately does not know files of rows, tokens or images.
+`arrange` is the entry point. Its result depends on the row, the image size and the generator alone,
+in every process, order and epoch. It does not modify the row. The package does not know files of
+rows, tokens or image pixels.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from vip_llava.data.fields import MarkedRow, Row
+from vip_llava.data.fields import DataRow, MarkedRow
 from vip_llava.data.tasks import (
     conversation,
     custom,
@@ -25,31 +23,34 @@ from vip_llava.data.tasks import (
     vcr,
     vg_rel,
 )
-from vip_llava.data.tasks.common import ArrangedRow, Job, PromptStyle, without_markers
+from vip_llava.data.tasks.common import (
+    ArrangedRow,
+    PromptStyle,
+    TaskContext,
+    remove_image_markers,
+)
 from vip_llava.errors import DataError
 
-__all__ = ["TASKS", "ArrangedRow", "Job", "arrange"]
+__all__ = ["TASKS", "ArrangedRow", "TaskContext", "arrange"]
 
-#: Kind of row -> how it becomes marks and text. A new source is one file and one line here.
-TASKS: Mapping[str, Callable[[Any, Job], ArrangedRow]] = MappingProxyType(
-    {
-        "conversation": conversation.arrange,
-        "refcocog": refcocog.arrange,
-        "refcocog-gpt4v": refcocog.arrange_gpt4v,
-        "vcr": vcr.arrange,
-        "vg_rel": vg_rel.arrange,
-        "vg_rel-gpt4v": vg_rel.arrange_gpt4v,
-        "flickr30k": flickr30k.arrange,
-        "v7w": v7w.arrange,
-        "pointQA_twice": pointqa.arrange,
-        "custom": custom.arrange,
-        "regions": custom.arrange_regions,
-    }
-)
+#: Kind of row -> its task. A new source adds a file and a line here.
+TASKS: dict[str, Callable[[Any, TaskContext], ArrangedRow]] = {
+    "conversation": conversation.arrange,
+    "refcocog": refcocog.arrange,
+    "refcocog-gpt4v": refcocog.arrange_gpt4v,
+    "vcr": vcr.arrange,
+    "vg_rel": vg_rel.arrange,
+    "vg_rel-gpt4v": vg_rel.arrange_gpt4v,
+    "flickr30k": flickr30k.arrange,
+    "v7w": v7w.arrange,
+    "pointQA_twice": pointqa.arrange,
+    "custom": custom.arrange,
+    "regions": custom.arrange_regions,
+}
 
 
 def arrange(
-    row: Row,
+    row: DataRow,
     size: tuple[int, int] | None,
     rng: random.Random,
     *,
@@ -57,21 +58,27 @@ def arrange(
     alpha: int | None = None,
     style: PromptStyle | None = None,
 ) -> ArrangedRow:
-    """Marks and final text of a row whose photo has `size` (width, height); None without a photo.
+    """The marks and the final text of a row.
 
-    images: the folder of images, which rows of VCR need for the file with their boxes. alpha:
-    opacity (0..255) of all marks, else drawn. style: asks VCR rows as its evaluations do.
+    Args:
+        row: a validated row.
+        size: (width, height) of its image in pixels; None without an image.
+        rng: the only source of randomness.
+        images: the folder of images, which VCR rows with `meta_dir` need.
+        alpha: opacity (0..255) of all marks; None samples it.
+        style: asks VCR rows as the evaluations do.
 
-    Raises DataError, with the row's id, field and rule, for a box outside the photo, a misplaced
-    `<image>`, an unreadable file of boxes, or marks that no words tell apart.
+    Raises:
+        DataError: a box outside the image, a misplaced `<image>`, an unreadable file of boxes, or
+            marks without distinct phrases; names the row's id, field and rule.
     """
     if style not in (None, "vcr_qa", "vcr_qar"):
         raise DataError(f'unknown prompt style {style!r}; known: "vcr_qa", "vcr_qar" (or None)')
     try:
         if size is None and isinstance(row, MarkedRow):
-            raise DataError("field image: the size of the photo is needed to mark it")
-        marked = TASKS[row.kind](row, Job(size or (0, 0), rng, alpha, style, images))
-        turns = without_markers(marked.turns, len(row.images))
+            raise DataError("field image: marking it needs its size")
+        arranged = TASKS[row.kind](row, TaskContext(size or (0, 0), rng, alpha, style, images))
+        turns = remove_image_markers(arranged.turns, len(row.images))
     except DataError as error:
         raise DataError(f"id {row.id!r}: {error}") from None
-    return ArrangedRow(marked.regions, turns)
+    return ArrangedRow(arranged.regions, turns)

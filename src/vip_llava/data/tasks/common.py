@@ -1,6 +1,6 @@
-"""What all sources of rows share: the marks of one row, their words, and where its images stand.
+"""What tasks share: the marks of a row, their phrases, and the removal of `<image>` markers.
 
-It deliberately does not know any one source, and it opens no image.
+The module does not know any data source, and it opens no image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from vip_llava.data.fields import BOX_PLACEHOLDER, Box, Outlines
+from vip_llava.data.fields import BOX_PLACEHOLDER, Box, BoxesRow, Outlines
 from vip_llava.errors import DataError, RegionError
 from vip_llava.prompting.turns import Turn
 from vip_llava.regions.phrases import wording
@@ -22,17 +22,16 @@ from vip_llava.regions.shapes import Region
 __all__ = [
     "LETTER_REQUEST",
     "ArrangedRow",
-    "Job",
     "Marks",
     "PromptStyle",
-    "Thing",
-    "listed",
+    "TaskContext",
+    "alternate",
+    "join_phrases",
     "mark",
-    "named",
+    "mark_boxes",
     "options",
-    "talk",
-    "with_words",
-    "without_markers",
+    "remove_image_markers",
+    "replace_boxes",
 ]
 
 IMAGE = "<image>"
@@ -40,16 +39,14 @@ LETTER_REQUEST = "Answer with the option's letter from the given choices directl
 _TRIES = 100
 
 PromptStyle: TypeAlias = Literal["vcr_qa", "vcr_qar"]
-#: A box in pixels of the photo, and the outlines of what is in it where they are known.
-Thing: TypeAlias = tuple[Box, Outlines]
 
 
 @dataclass(frozen=True, slots=True)
 class ArrangedRow:
-    """A row as it is trained: what is drawn on the photo, and the final text.
+    """A row as training uses it: the regions to draw and the final text.
 
-    Args:
-        regions: resolved, in pixels of the photo.
+    Attributes:
+        regions: resolved, in pixels of the image.
         turns: without `<image>` markers; the row's images belong to the first user turn.
     """
 
@@ -58,11 +55,15 @@ class ArrangedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What a row is arranged for: a photo of `size` (width, height) and one generator.
+class TaskContext:
+    """The arguments of a task besides the row.
 
-    alpha: opacity 0..255 of all marks, drawn where None. style: the form of VCR questions that
-    evaluations use. images: the folder of the images, for sources that keep boxes beside them.
+    Attributes:
+        size: (width, height) of the image in pixels.
+        rng: the only source of randomness.
+        alpha: opacity 0..255 of all marks; None samples it.
+        style: the form of VCR questions in evaluations; None for training.
+        images: the folder of images, for sources whose boxes are in files there.
     """
 
     size: tuple[int, int]
@@ -71,86 +72,98 @@ class Job:
     style: PromptStyle | None = None
     images: Path | None = None
 
-    def chance(self) -> bool:
-        """Heads or tails."""
+    def coin(self) -> bool:
+        """True with probability 1/2."""
         return self.rng.random() < 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Marks of the groups of one image, one prompt for each group; all boxes of a group share it."""
+    """The marks on one image: a visual prompt for each group of boxes, and their regions."""
 
     prompts: tuple[VisualPrompt, ...]
     regions: tuple[Region, ...]
 
-    def words(self, group: int, *, article: bool = True) -> str:
-        """ "within the red rectangle": the trained words for the mark of a group."""
+    def phrase(self, group: int, *, article: bool = True) -> str:
+        """The trained phrase for the mark of a group: "within the red rectangle"."""
         prompt = self.prompts[group]
-        return wording(prompt.shape, named(prompt), article=article)
+        return wording(prompt.shape, prompt.color_name, article=article)
+
+    def phrases(self) -> list[str]:
+        """The phrases of all groups."""
+        return [self.phrase(group) for group in range(len(self.prompts))]
 
 
-def named(prompt: VisualPrompt) -> str | None:
-    """The colour's name, or None where the colour has none and so no word."""
-    return prompt.color if isinstance(prompt.color, str) else None
+def mark_boxes(context: TaskContext, policy: Policy, row: BoxesRow) -> Marks:
+    """A mark of its own for each box of a row."""
+    return mark(context, policy, [[each] for each in row.objects])
 
 
 def mark(
-    job: Job,
-    rule: Policy,
-    groups: Sequence[Sequence[Thing]],
+    context: TaskContext,
+    policy: Policy,
+    groups: Sequence[Sequence[tuple[Box, Outlines]]],
     *,
     field: str = "bboxes",
     numbers: Sequence[int] | None = None,
 ) -> Marks:
-    """Marks for groups of things; words tell the groups apart. Ids are "1", "2", ... or "2.1", "2.2".
+    """Marks whose phrases distinguish groups of objects. Ids are "1", "2", ... or "2.1", "2.2".
 
-    numbers: the place of each group in `field`, where not all of it is marked.
-    Raises DataError that names `field` for a box that lies outside the photo, and where there are
-    more groups than shapes and named colours.
+    Args:
+        context: image size, generator and opacity.
+        policy: the shapes and colours to sample from.
+        groups: objects (box in pixels, outlines if known) that share one visual prompt.
+        field: of the row, for messages.
+        numbers: the index of each group in `field`, if the row has unmarked ones.
+
+    Raises:
+        DataError: a box outside the image, or more groups than distinct phrases; names `field`.
     """
-    prompts = _prompts(rule, len(groups), job.rng, field)
+    prompts = _distinct_prompts(policy, len(groups), context.rng, field)
     regions = []
-    for number, (things, prompt) in enumerate(zip(groups, prompts, strict=True), 1):
-        for part, (box, outlines) in enumerate(things, 1):
+    for number, (objects, prompt) in enumerate(zip(groups, prompts, strict=True), 1):
+        for part, (box, outlines) in enumerate(objects, 1):
             try:
                 regions.append(
                     sample_region(
-                        box, outlines, size=job.size, rng=job.rng,
-                        shape=prompt.shape, color=prompt.color, style=rule.style, alpha=job.alpha,
-                        id=f"{number}" if len(things) == 1 else f"{number}.{part}",
+                        box, outlines, size=context.size, rng=context.rng, shape=prompt.shape,
+                        color=prompt.color, style=policy.style, alpha=context.alpha,
+                        id=f"{number}" if len(objects) == 1 else f"{number}.{part}",
                     )
                 )  # fmt: skip
             except RegionError as error:
-                place = number - 1 if numbers is None else numbers[number - 1]
-                raise DataError(f"field {field}[{place}]: {error}") from None
+                index = number - 1 if numbers is None else numbers[number - 1]
+                raise DataError(f"field {field}[{index}]: {error}") from None
     try:
-        return Marks(tuple(prompts), resolve(regions, job.size).regions)
+        return Marks(tuple(prompts), resolve(regions, context.size).regions)
     except RegionError as error:
         raise DataError(f"field {field}: {error}") from None
 
 
-def _prompts(rule: Policy, count: int, rng: random.Random, field: str) -> list[VisualPrompt]:
-    """Prompts that are worded differently; beyond nine of one shape a draw may fail to be."""
+def _distinct_prompts(
+    policy: Policy, count: int, rng: random.Random, field: str
+) -> list[VisualPrompt]:
+    """Prompts with distinct phrases; from the tenth of one shape on, a sample may repeat one."""
     for _ in range(_TRIES):
-        prompts = sample_visual_prompts(rule, count, rng)
-        if len({(prompt.shape, named(prompt)) for prompt in prompts}) == count:
+        prompts = sample_visual_prompts(policy, count, rng)
+        if len({(prompt.shape, prompt.color_name) for prompt in prompts}) == count:
             return prompts
-    raise DataError(f"field {field}: {count} things on one image can't be told apart by words")
+    raise DataError(f"field {field}: no distinct phrases for {count} objects on one image")
 
 
-def talk(*texts: str) -> tuple[Turn, ...]:
+def alternate(*texts: str) -> tuple[Turn, ...]:
     """Alternating turns of user and assistant, beginning with the user."""
     return tuple(
-        Turn("assistant" if place % 2 else "user", text) for place, text in enumerate(texts)
+        Turn("assistant" if index % 2 else "user", text) for index, text in enumerate(texts)
     )
 
 
-def with_words(turns: Sequence[Turn], words: Sequence[str]) -> tuple[Turn, ...]:
-    """Turns with `<bboxN>` replaced by the words of box N, and `<bbox>` by those of the only one."""
+def replace_boxes(turns: Sequence[Turn], phrases: Sequence[str]) -> tuple[Turn, ...]:
+    """Turns with `<bboxN>` replaced by the phrase of box N, and `<bbox>` by that of the only one."""
     return tuple(
         Turn(
             turn.role,
-            BOX_PLACEHOLDER.sub(lambda found: words[int(found[1] or 0)], turn.text or ""),
+            BOX_PLACEHOLDER.sub(lambda match: phrases[int(match[1] or 0)], turn.text or ""),
         )
         for turn in turns
     )
@@ -162,22 +175,22 @@ def options(texts: Sequence[str]) -> str:
     return "\n".join([*lines, LETTER_REQUEST])
 
 
-def listed(words: Sequence[str]) -> str:
+def join_phrases(phrases: Sequence[str]) -> str:
     """ "a", "a and b", "a, b, and c"."""
-    if len(words) < 3:
-        return " and ".join(words)
-    return f"{', '.join(words[:-1])}, and {words[-1]}"
+    if len(phrases) < 3:
+        return " and ".join(phrases)
+    return f"{', '.join(phrases[:-1])}, and {phrases[-1]}"
 
 
-def without_markers(turns: Sequence[Turn], images: int) -> tuple[Turn, ...]:
+def remove_image_markers(turns: Sequence[Turn], images: int) -> tuple[Turn, ...]:
     """Turns of a row with images, without their `<image>` markers.
 
     All images of a row are shown with its first user turn, wherever the markers stand. A row without
-    images is returned as it is, so that its `<image>` stays text.
+    images is returned unchanged, so that its `<image>` stays text.
 
     Raises:
-        DataError: a marker in an answer, or another number of markers than images where there are
-            several.
+        DataError: a marker in an answer, or a number of markers that differs from that of several
+            images.
     """
     if not images:
         return tuple(turns)

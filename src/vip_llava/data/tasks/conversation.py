@@ -1,13 +1,13 @@
-"""Conversations as they are: with no, one or several images, and nothing marked."""
+"""Conversations with any number of images and no marks."""
 
 from __future__ import annotations
 
-from vip_llava.data.fields import Row
-from vip_llava.data.tasks.common import ArrangedRow, Job
+from vip_llava.data.fields import DataRow
+from vip_llava.data.tasks.common import ArrangedRow, TaskContext
 
 __all__ = ["arrange"]
 
 
-def arrange(row: Row, job: Job) -> ArrangedRow:
-    """Nothing is drawn and no word is changed."""
+def arrange(row: DataRow, context: TaskContext) -> ArrangedRow:
+    """The turns of the row, unchanged."""
     return ArrangedRow((), row.turns)

@@ -1,13 +1,12 @@
-"""Flickr30k Entities: describe the image by its marked things, with or without naming the marks."""
+"""Flickr30k Entities: describe the image by its marked objects, with or without naming the marks."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from vip_llava.data.fields import BOX_PLACEHOLDER
-from vip_llava.data.records import Flickr30kRow
-from vip_llava.data.tasks.common import ArrangedRow, Job, Marks, mark, named, talk
+from vip_llava.data.region_rows import Flickr30kRow
+from vip_llava.data.tasks.common import ArrangedRow, TaskContext, alternate, mark
 from vip_llava.regions.sampling import POLICIES, VisualPrompt
 from vip_llava.regions.shapes import SHAPES
 
@@ -27,38 +26,33 @@ _PLAIN = (
 _HINTS = ("Hint: the visual prompts are: {}.", "The visual prompts are: {}.")
 
 
-def arrange(row: Flickr30kRow, job: Job) -> ArrangedRow:
-    """Half of the answers name the marks, half of the questions list them."""
+def arrange(row: Flickr30kRow, context: TaskContext) -> ArrangedRow:
+    """Half of the answers name the marks; half of the questions list them."""
     phrases = [number for number, boxes in enumerate(row.bbox) if boxes]
     groups = [[(box, None) for box in row.bbox[number]] for number in phrases]
-    marks = mark(job, POLICIES[row.kind], groups, field="bbox", numbers=phrases)
-    naming = job.chance()
-    question = job.rng.choice(_NAMING if naming else _PLAIN)
-    if groups and job.chance():
-        hint = job.rng.choice(_HINTS)
-        question += " " + hint.format(_list([_noun(prompt) for prompt in marks.prompts]))
-    words = _worder(marks, phrases) if naming else lambda number: ""
-    return ArrangedRow(marks.regions, talk(question, _caption(row.grounding, words)))
-
-
-def _worder(marks: Marks, phrases: list[int]) -> Callable[[int], str]:
-    place = {number: group for group, number in enumerate(phrases)}
-    return lambda number: marks.words(place[number]) if number in place else ""
+    marks = mark(context, POLICIES[row.kind], groups, field="bbox", numbers=phrases)
+    names_marks = context.coin()
+    question = context.rng.choice(_NAMING if names_marks else _PLAIN)
+    if groups and context.coin():
+        hint = context.rng.choice(_HINTS)
+        question += " " + hint.format(_join([_noun(prompt) for prompt in marks.prompts]))
+    named = dict(zip(phrases, marks.phrases(), strict=True)) if names_marks else {}
+    return ArrangedRow(marks.regions, alternate(question, _caption(row.grounding, named)))
 
 
 def _noun(prompt: VisualPrompt) -> str:
     """ "the red ellipse", "the arrow"."""
-    return " ".join(["the", *filter(None, [named(prompt)]), SHAPES[prompt.shape].words[1]])
+    return " ".join(["the", *filter(None, [prompt.color_name]), SHAPES[prompt.shape].words[1]])
 
 
-def _list(words: list[str]) -> str:
-    """ "a", "a, and b", "a, b, and c": the comma of the training texts."""
-    return ", and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+def _join(nouns: list[str]) -> str:
+    """ "a", "a, and b", "a, b, and c", with the comma of the training texts."""
+    return ", and ".join(filter(None, [", ".join(nouns[:-1]), nouns[-1]]))
 
 
-def _caption(grounding: str, words: Callable[[int], str]) -> str:
-    """The caption as a sentence, each placeholder replaced by words or dropped."""
-    text = BOX_PLACEHOLDER.sub(lambda found: f" {words(int(found[1]))} ", grounding)
+def _caption(grounding: str, named: dict[int, str]) -> str:
+    """The caption as a sentence, with placeholders replaced by phrases or dropped."""
+    text = BOX_PLACEHOLDER.sub(lambda match: f" {named.get(int(match[1]), '')} ", grounding)
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r" ([,.;:!?])", r"\1", text)
     text = text[0].upper() + text[1:]

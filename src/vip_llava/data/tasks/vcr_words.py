@@ -1,6 +1,6 @@
-"""The wordings of VCR questions and answers in training: introductions, "why", options, letters.
+"""Wordings of VCR questions and answers in training: introductions, "why", options, letters.
 
-The pools are those that the recorded training texts show. It deliberately does not know rows.
+The pools are those of the recorded training texts. The module does not know rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INTRODUCTIONS = (
     "With reference to the source image, please respond to the following query:",
 )
 
-_WHATS = """
+_REASON_NOUNS = """
 background to that|basis for your assertion|deal with that|driving force behind your conclusion
 evidence that supports your view|explanation for that|foundation of your assertion
 impetus for your belief|logic behind it|logic behind your argument|motivation behind your decision
@@ -52,7 +52,12 @@ WHY = (
     "How did you arrive at that perspective?",
     "Can you explain the basis for your thinking?",
     "Can you provide some context for your opinion?",
-    *(f"What's the {what}?" for line in _WHATS.split("\n") for what in line.split("|") if what),
+    *(
+        f"What's the {what}?"
+        for line in _REASON_NOUNS.split("\n")
+        for what in line.split("|")
+        if what
+    ),
 )
 
 WHICH_REASON = (
@@ -94,9 +99,9 @@ def choices(texts: Sequence[str], rng: random.Random) -> str:
 
 
 def chosen(label: int, texts: Sequence[str], rng: random.Random) -> str:
-    """The answer to a question with options: its letter, in one of seven forms, four with its text."""
+    """The answer to a question with options: its letter in one of seven forms, five with its text."""
     letter, best = f"({'ABCD'[label]})", rng.choice(_BEST)
-    text = _inside(texts[label])
+    text = _embedded(texts[label])
     return rng.choice(
         (
             letter,
@@ -110,8 +115,8 @@ def chosen(label: int, texts: Sequence[str], rng: random.Random) -> str:
     )
 
 
-def _inside(sentence: str) -> str:
-    """A sentence as it stands inside another one; "I" keeps its capital."""
+def _embedded(sentence: str) -> str:
+    """A sentence with a lower-case first letter, unless it begins with "I"."""
     first = sentence.split(maxsplit=1)[0]
     if first == "I" or first.startswith(("I'", "I’")):
         return sentence

@@ -1,9 +1,15 @@
-"""Visual Genome relations: the triplet of two marked things; and GPT-4V's conversations about them."""
+"""Visual Genome relations: the triplet of two marked objects; and GPT-4V's conversations."""
 
 from __future__ import annotations
 
-from vip_llava.data.records import VgRelGpt4vRow, VgRelRow
-from vip_llava.data.tasks.common import ArrangedRow, Job, mark, talk, with_words
+from vip_llava.data.region_rows import VgRelGpt4vRow, VgRelRow
+from vip_llava.data.tasks.common import (
+    ArrangedRow,
+    TaskContext,
+    alternate,
+    mark_boxes,
+    replace_boxes,
+)
 from vip_llava.regions.sampling import POLICIES
 
 __all__ = ["arrange", "arrange_gpt4v"]
@@ -15,17 +21,15 @@ _QUESTION = (
 )
 
 
-def arrange(row: VgRelRow, job: Job) -> ArrangedRow:
+def arrange(row: VgRelRow, context: TaskContext) -> ArrangedRow:
     """The first box is the subject, the second the object."""
-    groups = [[thing] for thing in zip(row.bboxes, row.segmentations, strict=True)]
-    marks = mark(job, POLICIES[row.kind], groups)
-    question = _QUESTION.format(marks.words(0), marks.words(1))
-    return ArrangedRow(marks.regions, talk(question, row.answer))
+    marks = mark_boxes(context, POLICIES[row.kind], row)
+    question = _QUESTION.format(*marks.phrases())
+    return ArrangedRow(marks.regions, alternate(question, row.answer))
 
 
-def arrange_gpt4v(row: VgRelGpt4vRow, job: Job) -> ArrangedRow:
-    """The row's conversation; each box keeps one wording, half of them without the article."""
-    groups = [[thing] for thing in zip(row.bboxes, row.segmentations, strict=True)]
-    marks = mark(job, POLICIES[row.kind], groups)
-    words = [marks.words(place, article=job.chance()) for place in range(len(groups))]
-    return ArrangedRow(marks.regions, with_words(row.turns, words))
+def arrange_gpt4v(row: VgRelGpt4vRow, context: TaskContext) -> ArrangedRow:
+    """The row's conversation. Each box keeps one phrase; half of them omit the article."""
+    marks = mark_boxes(context, POLICIES[row.kind], row)
+    phrases = [marks.phrase(index, article=context.coin()) for index in range(len(row.bboxes))]
+    return ArrangedRow(marks.regions, replace_boxes(row.turns, phrases))

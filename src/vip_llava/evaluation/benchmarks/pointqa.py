@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vip_llava.data.records import PointQaTwiceRow
+from vip_llava.data.region_rows import PointQaTwiceRow
 from vip_llava.evaluation.benchmarks.proportions import share_score
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
 from vip_llava.evaluation.items import Item, Row, Score, Verdict

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vip_llava.data.records import RefcocogRow
+from vip_llava.data.region_rows import RefcocogRow
 from vip_llava.evaluation.benchmarks.proportions import failures
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
 from vip_llava.evaluation.intervals import mean

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from vip_llava.data.reading import RowFile
-from vip_llava.data.records import Row as DataRow
+from vip_llava.data.fields import DataRow
 from vip_llava.data.records import parse_row
 from vip_llava.data.tasks import arrange
 from vip_llava.data.tasks.common import PromptStyle

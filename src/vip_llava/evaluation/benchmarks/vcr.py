@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vip_llava.data.records import VcrRow
+from vip_llava.data.region_rows import VcrRow
 from vip_llava.evaluation.benchmarks.proportions import letter_scores
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
 from vip_llava.evaluation.choices import judge_letter

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vip_llava.data.records import V7wRow
+from vip_llava.data.region_rows import V7wRow
 from vip_llava.evaluation.benchmarks.proportions import letter_scores
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
 from vip_llava.evaluation.choices import judge_letter

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vip_llava.regions.sampling.marks import sample_region
 from vip_llava.regions.sampling.policies import (
     POLICIES,
+    TRAINED_SHAPES,
     Policy,
     Style,
     VisualPrompt,
@@ -19,6 +20,7 @@ from vip_llava.regions.sampling.policies import (
 
 __all__ = [
     "POLICIES",
+    "TRAINED_SHAPES",
     "Policy",
     "Style",
     "VisualPrompt",

@@ -1,11 +1,10 @@
 """Rows of the original's region data: one class for each source, with its fields and rules.
 
-It deliberately does not know how such a row becomes a question (`data.tasks`), nor files.
+The module does not know how a row becomes a question (`data.tasks`), nor files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 from pydantic import (
@@ -22,44 +21,44 @@ from vip_llava.data.fields import (
     BOX_PLACEHOLDER,
     Box,
     BoxesRow,
+    DataRow,
     MarkedRow,
     Outlines,
-    Row,
     TalkRow,
     Text,
-    broken,
     check_boxes,
+    reject,
 )
 from vip_llava.regions.geometry import brief
 
 __all__ = [
-    "SOURCES",
+    "REGION_ROWS",
     "Flickr30kRow",
     "PointQaTwiceRow",
     "RefcocogGpt4vRow",
     "RefcocogRow",
     "V7wRow",
-    "VcrPlaces",
+    "VcrMetadata",
     "VcrRow",
     "VcrToken",
     "VgRelGpt4vRow",
     "VgRelRow",
 ]
 
-#: A word, or the numbers (from 0) of things in the image.
+#: A word, or the numbers (from 0) of objects in the image.
 VcrToken: TypeAlias = str | tuple[int, ...]
 
 
 def _without_score(value: object) -> object:
-    """VCR has the detector's score behind each box."""
+    """Drop the detector's score, which VCR appends to each box."""
     return value[:4] if isinstance(value, (list, tuple)) and len(value) == 5 else value
 
 
 ScoredBox: TypeAlias = Annotated[Box, BeforeValidator(_without_score)]
 
 
-class VcrPlaces(BaseModel):
-    """The file beside a VCR image: boxes and outlines of its things. Other keys are left out."""
+class VcrMetadata(BaseModel):
+    """The metadata file of a VCR image: boxes and outlines of its objects. Ignores other keys."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,23 +67,23 @@ class VcrPlaces(BaseModel):
 
 
 class RefcocogRow(BoxesRow):
-    """RefCOCOg: `answer` describes the marked thing."""
+    """RefCOCOg: `answer` describes the marked object."""
 
     kind: ClassVar[str] = "refcocog"
     answer: Text
 
 
 class RefcocogGpt4vRow(TalkRow):
-    """A GPT-4V conversation about a marked thing of RefCOCOg."""
+    """A GPT-4V conversation about a marked object of RefCOCOg."""
 
     kind: ClassVar[str] = "refcocog-gpt4v"
 
 
 class VcrRow(MarkedRow):
-    """Visual Commonsense Reasoning: a question, four answers, four reasons, as words and things.
+    """Visual Commonsense Reasoning: a question, four answers, four reasons, as words and objects.
 
-    A thing is its number in `class_names`. Boxes [x1, y1, x2, y2] (a fifth number, the score, is
-    left out) and outlines come with the row (`boxes`, `segms`) or in the JSON file `meta_dir`.
+    An object is an index into `class_names`. Boxes [x1, y1, x2, y2] (a fifth number, the score, is
+    dropped) and outlines are in the row (`boxes`, `segms`) or in the JSON file `meta_dir`.
     """
 
     kind: ClassVar[str] = "vcr"
@@ -104,18 +103,20 @@ class VcrRow(MarkedRow):
         nested = info.field_name != "question"
         for sentence in value if nested and isinstance(value, (list, tuple)) else [value]:
             if not isinstance(sentence, (list, tuple)) or not sentence:
-                raise ValueError(f"a sentence is a list of words and things, not {brief(sentence)}")
+                raise ValueError(
+                    f"a sentence is a list of words and objects, not {brief(sentence)}"
+                )
             for token in sentence:
                 if not _is_vcr_token(token):
                     raise ValueError(
-                        "a token is a word or a list of numbers of things, "
+                        "a token is a word or a list of numbers of objects, "
                         f"for example [0, 2], not {brief(token)}"
                     )
         return value
 
     @property
-    def things(self) -> tuple[int, ...]:
-        """The numbers of the things that the texts name, in order, without repeats."""
+    def named_objects(self) -> tuple[int, ...]:
+        """The numbers of the objects that the texts name, sorted, without repeats."""
         texts = (self.question, *self.answer_choices, *self.rationale_choices)
         named = {
             number
@@ -127,20 +128,24 @@ class VcrRow(MarkedRow):
         return tuple(sorted(named))
 
     @model_validator(mode="after")
-    def _things_exist(self) -> Self:
-        if self.things and self.things[-1] >= len(self.class_names):
-            broken(
+    def _objects_exist(self) -> Self:
+        if self.named_objects and self.named_objects[-1] >= len(self.class_names):
+            reject(
                 "class_names",
-                f"the texts name thing {self.things[-1]}, but there are {len(self.class_names)} "
-                "classes (things count from 0)",
+                f"the texts name object {self.named_objects[-1]}, but there are "
+                f"{len(self.class_names)} classes (objects count from 0)",
             )
         if self.boxes is None:
             if self.meta_dir is None:
-                broken("meta_dir", "missing: the file with `boxes` and `segms`, or those two keys")
+                reject(
+                    "meta_dir",
+                    "missing: name the file with `boxes` and `segms`, or give those keys",
+                )
             return self
-        if self.things and self.things[-1] >= len(self.boxes):
-            broken(
-                "boxes", f"none for thing {self.things[-1]}; there are {len(self.boxes)} (from 0)"
+        if self.named_objects and self.named_objects[-1] >= len(self.boxes):
+            reject(
+                "boxes",
+                f"none for object {self.named_objects[-1]}; there are {len(self.boxes)} (from 0)",
             )
         return self
 
@@ -156,7 +161,7 @@ def _is_vcr_token(token: object) -> bool:
 
 
 class VgRelRow(BoxesRow):
-    """Visual Genome relations: `answer` is "subject, relation, object" of the two boxes."""
+    """Visual Genome relations: `answer` is "subject, relation, object" for the two boxes."""
 
     kind: ClassVar[str] = "vg_rel"
     answer: Text
@@ -164,20 +169,20 @@ class VgRelRow(BoxesRow):
     @model_validator(mode="after")
     def _two(self) -> Self:
         if len(self.bboxes) != 2:
-            broken("bboxes", f"a relation is between 2 boxes, not {len(self.bboxes)}")
+            reject("bboxes", f"a relation is between 2 boxes, not {len(self.bboxes)}")
         return self
 
 
 class VgRelGpt4vRow(TalkRow):
-    """A GPT-4V conversation about things of Visual Genome."""
+    """A GPT-4V conversation about objects of Visual Genome."""
 
     kind: ClassVar[str] = "vg_rel-gpt4v"
 
 
 class Flickr30kRow(MarkedRow):
-    """Flickr30k Entities: `grounding` is a caption with `<bboxN>` behind a phrase.
+    """Flickr30k Entities: `grounding` is a caption with `<bboxN>` after each phrase.
 
-    `bbox[N]` are the boxes of phrase N; without any, nothing is marked there.
+    `bbox[N]` are the boxes of phrase N; a phrase without boxes gets no mark.
     """
 
     kind: ClassVar[str] = "flickr30k"
@@ -189,15 +194,15 @@ class Flickr30kRow(MarkedRow):
     @model_validator(mode="after")
     def _phrases_exist(self) -> Self:
         if not BOX_PLACEHOLDER.sub("", self.grounding).strip():
-            broken("grounding", "the caption has no words")
+            reject("grounding", "the caption has no words")
         if "<bbox>" in self.grounding:
-            broken("grounding", "write <bboxN>, from <bbox0>; <bbox> names no phrase")
+            reject("grounding", "write <bboxN>, from <bbox0>; <bbox> names no phrase")
         check_boxes([self.grounding], len(self.bbox), "grounding")
         return self
 
 
 class V7wRow(BoxesRow):
-    """Visual7W pointing: which of four boxes is the `answer`?"""
+    """Visual7W pointing: a question whose `answer` is one of four boxes."""
 
     kind: ClassVar[str] = "v7w"
     question: Text
@@ -206,14 +211,14 @@ class V7wRow(BoxesRow):
     @model_validator(mode="after")
     def _four(self) -> Self:
         if len(self.bboxes) != 4:
-            broken("bboxes", f"the question has 4 options, not {len(self.bboxes)}")
+            reject("bboxes", f"the question has 4 options, not {len(self.bboxes)}")
         if self.answer not in self.bboxes:
-            broken("answer", f"the answer {list(self.answer)} is none of the boxes")
+            reject("answer", f"the answer {list(self.answer)} is none of the boxes")
         return self
 
 
 class PointQaTwiceRow(BoxesRow):
-    """PointQA LookTwice: a question about all things that are like the marked one."""
+    """PointQA LookTwice: a question about all objects of the same kind as the marked one."""
 
     kind: ClassVar[str] = "pointQA_twice"
     general_question: Text
@@ -222,12 +227,12 @@ class PointQaTwiceRow(BoxesRow):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if len(self.bboxes) != 1:
-            broken("bboxes", f"one box shows the example, not {len(self.bboxes)}")
+            reject("bboxes", f"the row has one box, the example, not {len(self.bboxes)}")
         return self
 
 
-#: Kind, which begins the ids of its rows -> class.
-SOURCES: Mapping[str, type[Row]] = {
+#: Kind, which is the prefix of the ids of its rows -> class. A new source adds a line here.
+REGION_ROWS: dict[str, type[DataRow]] = {
     each.kind: each
     for each in (
         RefcocogRow,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vip_llava.data.batches import PackedCollator, PaddedCollator
+from vip_llava.data.collators import PackedCollator, PaddedCollator
 from vip_llava.data.samples import BadRow, Sample
 from vip_llava.prompting.tokenization import IGNORED_LABEL
 

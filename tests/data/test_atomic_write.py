@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from vip_llava.data.writing import whole_file
+from vip_llava.data.atomic_write import atomic_writer
 from vip_llava.errors import DataError
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    with whole_file(path) as stream:
+    with atomic_writer(path) as stream:
         stream.write("å\n")
         assert not path.exists()
     assert path.read_bytes() == "å\n".encode()
@@ -21,7 +21,7 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
 def test_after_an_error_all_is_as_before(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
-    with pytest.raises(error), whole_file(path) as stream:
+    with pytest.raises(error), atomic_writer(path) as stream:
         stream.write("half")
         raise error
     assert path.read_text() == "before"
@@ -31,13 +31,13 @@ def test_after_an_error_all_is_as_before(tmp_path: Path, error: type[BaseExcepti
 def test_the_file_has_the_usual_rights(tmp_path: Path) -> None:
     usual = tmp_path / "usual"
     usual.touch()
-    with whole_file(tmp_path / "a.txt"):
+    with atomic_writer(tmp_path / "a.txt"):
         pass
     assert (tmp_path / "a.txt").stat().st_mode == usual.stat().st_mode
 
 
 def test_a_folder_is_wanted_and_is_no_target(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no folder"), whole_file(tmp_path / "no" / "a"):
+    with pytest.raises(DataError, match="there is no folder"), atomic_writer(tmp_path / "no" / "a"):
         pass
-    with pytest.raises(DataError, match="a folder, not a file"), whole_file(tmp_path):
+    with pytest.raises(DataError, match="a folder, not a file"), atomic_writer(tmp_path):
         pass

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all.
+"""Write a text file atomically: it appears complete or not at all.
 
-Text goes to a temporary file beside the target, which takes the target's name only when everything
-is written and on the disk. Knows nothing of what is written.
+The text goes to a temporary file in the target's folder, which replaces the target after it was
+flushed to the disk. The module does not know what is written.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import TextIO
 
 from vip_llava.errors import DataError
 
-__all__ = ["whole_file"]
+__all__ = ["atomic_writer"]
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """An open UTF-8 text file that becomes `path` when the block ends without an error.
+def atomic_writer(path: Path) -> Iterator[TextIO]:
+    """An open UTF-8 text file that replaces `path` when the block ends without an error.
 
-    After an error the target is as it was before. Raises DataError if its folder does not exist.
+    After an error the target is unchanged. Raises DataError if its folder does not exist.
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise DataError(f"{path}: there is no folder {folder}")
+        raise DataError(f"{path}: the folder {folder} does not exist")
     if path.is_dir():
         raise DataError(f"{path}: a folder, not a file")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
@@ -35,7 +35,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp gives a private file; the target gets the rights that any new file has.
+        # mkstemp makes a private file; give the target the mode that any new file has.
         mask = os.umask(0)
         os.umask(mask)
         Path(name).chmod(0o666 & ~mask)

@@ -1,8 +1,8 @@
-"""One HTML page that shows rows as training sees them: images, text, learned parts, regions.
+"""An HTML page of training rows: images, prompts with the learned parts highlighted, regions.
 
-The page is one file that fetches nothing and runs nothing: images are data addresses, there is no
-script, and its own policy forbids both. Every text is escaped, and characters that could turn or
-hide text are written out. It deliberately does not know where cards come from; see `view`.
+The page is one file without external resources or scripts: images are data URLs, and a content
+security policy forbids anything else. Every text is escaped, and control characters that could
+reorder or hide text are spelled out. This module does not know where cards come from (`view`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from PIL import Image
 
 from vip_llava.regions import Region, rgb
 
-__all__ = ["Card", "Piece", "page"]
+__all__ = ["Card", "PromptPart", "page"]
 
 _SIDE = 512  # pixels of an image's longer side on the page
 _QUALITY = 85
-_MOST_DIGITS = 120  # letters of a region's geometry
+_GEOMETRY_LENGTH = 120  # characters
 
-# Controls, and what reorders or hides text: such a text must not look like another one.
+# Control characters, and characters that reorder or hide text.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
 )
@@ -62,11 +62,11 @@ i.swatch { display: inline-block; width: .8em; height: .8em; border: 1px solid v
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a prompt, or one token of it.
+class PromptPart:
+    """A part of a prompt, or one of its tokens.
 
-    kind: "frame" was written by the template, "text" stands in the row (or was made of it),
-    "image" is where images go. learned: training computes the loss on it.
+    kind: "frame" comes from the template, "text" from the row, "image" is a placeholder of images.
+    learned: training computes the loss on it.
     """
 
     text: str
@@ -76,17 +76,17 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One row as training sees it, or the reason why it can't be used.
+    """One row as a training sample, or the reason why it is bad.
 
-    where: file and row; images: words and an RGB image each, already drawn on; tokens: whether
-    every piece is one token; facts: short remarks, such as the number of tokens.
+    where: file and row. images: a caption and a drawn RGB image each. tokens: whether every part is
+    one token. facts: short remarks, such as the number of tokens.
     """
 
     where: str
     id: str
     kind: str = ""
     images: tuple[tuple[str, Image.Image], ...] = ()
-    pieces: tuple[Piece, ...] = ()
+    parts: tuple[PromptPart, ...] = ()
     tokens: bool = False
     regions: tuple[Region, ...] = ()
     facts: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Card:
 
 
 def page(title: str, remarks: Sequence[str], cards: Iterable[Card]) -> Iterator[str]:
-    """The page in pieces, a card at a time, so that many images need not be held at once."""
+    """The page as chunks of text, one card at a time, so that few images are in memory."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -111,18 +111,18 @@ def page(title: str, remarks: Sequence[str], cards: Iterable[Card]) -> Iterator[
 
 
 def _shown(text: str) -> str:
-    """Text for HTML: escaped, and hidden characters spelled out."""
+    """Escaped text with hidden characters spelled out."""
     return escape(_HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def _card(card: Card) -> str:
     head = f"<h2>{_shown(card.id or '(no id)')} <small>{_shown(card.kind)} · {_shown(card.where)}</small></h2>"
     if card.problem is not None:
-        body = f'<div class="problem">can\'t be used: {_shown(card.problem)}</div>'
+        body = f'<div class="problem">bad row: {_shown(card.problem)}</div>'
         return f"<article><div>{_figures(card)}</div><div>{head}{body}</div></article>\n"
     facts = f'<p class="facts">{" · ".join(map(_shown, card.facts))}</p>' if card.facts else ""
     kind = "text tokens" if card.tokens else "text"
-    text = "".join(map(_piece, card.pieces))
+    text = "".join(map(_part, card.parts))
     return (
         f"<article><div>{_figures(card)}</div>"
         f'<div>{head}<div class="{kind}" dir="auto">{text}</div>{facts}{_table(card.regions)}</div>'
@@ -130,13 +130,13 @@ def _card(card: Card) -> str:
     )
 
 
-def _piece(piece: Piece) -> str:
-    text = _shown(piece.text)
-    if piece.kind == "image":
+def _part(part: PromptPart) -> str:
+    text = _shown(part.text)
+    if part.kind == "image":
         return f'<span class="image">{text}</span>'
-    if piece.learned:
+    if part.learned:
         return f"<mark>{text}</mark>"
-    return f'<span class="frame">{text}</span>' if piece.kind == "frame" else f"<span>{text}</span>"
+    return f'<span class="frame">{text}</span>' if part.kind == "frame" else f"<span>{text}</span>"
 
 
 def _figures(card: Card) -> str:
@@ -150,9 +150,9 @@ def _figures(card: Card) -> str:
 def _jpeg(image: Image.Image) -> str:
     small = image.convert("RGB")
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    held = io.BytesIO()
-    small.save(held, format="JPEG", quality=_QUALITY)
-    return base64.b64encode(held.getvalue()).decode("ascii")
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=_QUALITY)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _table(regions: Sequence[Region]) -> str:
@@ -168,8 +168,8 @@ def _region(region: Region) -> str:
     hidden = ("id", "shape", "frame", "color", "alpha", "width")
     parts = [f"{key} {_rounded(value)}" for key, value in facts.items() if key not in hidden]
     geometry = ", ".join(parts)
-    if len(geometry) > _MOST_DIGITS:
-        geometry = geometry[: _MOST_DIGITS - 3] + "..."
+    if len(geometry) > _GEOMETRY_LENGTH:
+        geometry = geometry[: _GEOMETRY_LENGTH - 3] + "..."
     color = region.color
     swatch = ""
     if color is not None:
@@ -184,7 +184,7 @@ def _region(region: Region) -> str:
 
 
 def _rounded(value: object) -> object:
-    """Geometry to a tenth of a pixel; nobody reads more digits."""
+    """Geometry rounded to a tenth of a pixel."""
     if isinstance(value, float):
         return round(value, 1)
     if isinstance(value, list | tuple):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vip_llava.data.page import Card, Piece, page
+from vip_llava.data.html_page import Card, PromptPart, page
 from vip_llava.regions import Arrow, Box, Region
 
 
@@ -55,7 +55,7 @@ def test_every_text_is_escaped() -> None:
         id=EVIL,
         kind=EVIL,
         images=((EVIL, Image.new("RGB", (40, 30))),),
-        pieces=(Piece(EVIL), Piece(EVIL, True), Piece(EVIL, False, "frame")),
+        parts=(PromptPart(EVIL), PromptPart(EVIL, True), PromptPart(EVIL, False, "frame")),
         regions=(region,),
         facts=(EVIL,),
     )
@@ -85,12 +85,12 @@ def test_learned_pieces_are_marked_and_the_rest_is_not() -> None:
     card = Card(
         where="row 1",
         id="7",
-        pieces=(
-            Piece("USER: ", kind="frame"),
-            Piece("<image>", kind="image"),
-            Piece("What?"),
-            Piece("A cup", True),
-            Piece("</s>", True, "frame"),
+        parts=(
+            PromptPart("USER: ", kind="frame"),
+            PromptPart("<image>", kind="image"),
+            PromptPart("What?"),
+            PromptPart("A cup", True),
+            PromptPart("</s>", True, "frame"),
         ),
     )
     text = written(card)
@@ -102,7 +102,7 @@ def test_learned_pieces_are_marked_and_the_rest_is_not() -> None:
 
 
 def test_hidden_characters_are_written_out() -> None:
-    card = Card(where="r", id="1", pieces=(Piece("a\u202ebc\x00\u200b\nd\te é 猫"),))
+    card = Card(where="r", id="1", parts=(PromptPart("a\u202ebc\x00\u200b\nd\te é 猫"),))
     assert "a\\u202ebc\\u0000\\u200b\nd\te é 猫" in read(card).text["article"]
 
 
@@ -138,7 +138,7 @@ def test_long_geometry_is_cut() -> None:
 
 @pytest.mark.parametrize("tokens", [True, False])
 def test_tokens_get_lines_between_them(tokens: bool) -> None:
-    text = written(Card(where="r", id="1", pieces=(Piece("a"), Piece("b")), tokens=tokens))
+    text = written(Card(where="r", id="1", parts=(PromptPart("a"), PromptPart("b")), tokens=tokens))
     assert ('<div class="text tokens"' in text) is tokens
 
 
