@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vip_llava.backends.base import TokenLogprob
     from vip_llava.prompting.turns import MarkedImage
     from vip_llava.regions import Region
 
-__all__ = ["Answer", "Timing", "TokenLogprob", "Usage"]
+__all__ = ["Answer", "Timing", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +67,6 @@ class Timing:
         """All times in seconds, rounded to microseconds."""
         parts = {**asdict(self), "first_token": self.first_token, "total": self.total}
         return {name: round(seconds, 6) for name, seconds in parts.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token and the natural logarithm of its probability, before penalties and temperature."""
-
-    token: int
-    text: str
-    logprob: float
-    best: tuple[TokenLogprob, ...] = ()
-    """The most probable tokens at its position, best first, as many as were requested."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; "best" only if it was requested."""
-        values: dict[str, Any] = {"token": self.token, "text": self.text, "logprob": self.logprob}
-        return {**values, "best": [each.to_json() for each in self.best]} if self.best else values
 
 
 @dataclass(frozen=True, slots=True)

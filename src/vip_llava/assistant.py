@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from vip_llava.answer import Answer, Timing, TokenLogprob, Usage
-from vip_llava.backends.native import ModelInfo, NativeBackend
+from vip_llava.answer import Answer, Timing, Usage
+from vip_llava.backends.base import Backend, ModelInfo, TokenLogprob
 from vip_llava.chat import Chat
 from vip_llava.errors import RequestError
 from vip_llava.prompting.prepare import Prepared, Request, Sampling, as_request, naming
@@ -23,7 +23,6 @@ from vip_llava.sampling_params import SamplingParams
 if TYPE_CHECKING:
     import torch
 
-    from vip_llava.engine import Generated, Handle, TokenEvent
     from vip_llava.prompting.prepare import AskedImage, TurnLike
     from vip_llava.prompting.turns import RegionLike
 
@@ -31,6 +30,7 @@ __all__ = [
     "Answer",
     "AnswerStream",
     "Assistant",
+    "Backend",
     "Chat",
     "MarkedImage",
     "ModelInfo",
@@ -71,6 +71,7 @@ def load(
     progress: called as `progress(stage, done, total)`.
     Raises CheckpointError, QuantizationError or DownloadError.
     """
+    from vip_llava.backends.native import NativeBackend
     from vip_llava.models.loading import load_model
 
     model, processor = load_model(
@@ -97,7 +98,7 @@ class Assistant:
     ones: in float32, up to near-ties in half precision.
     """
 
-    def __init__(self, backend: NativeBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
     @property
@@ -198,7 +199,7 @@ class Assistant:
         return self.backend.prepare(as_request(request, params), params)
 
     def submit(
-        self, prepared: Prepared, on_event: Callable[[TokenEvent], None] | None = None
+        self, prepared: Prepared, on_event: Callable[[Any], None] | None = None
     ) -> PendingAnswer:
         """Queue a prepared request. It runs while a caller waits for any answer, or in the engine's
         own thread.
@@ -221,14 +222,14 @@ class Assistant:
                         running[index] = self.submit(prepared[index])
                 if not running:
                     return
-                self.backend.wait_any([asked.handle for asked in running.values()])
-                for index in [i for i, asked in running.items() if asked.handle.done]:
+                self.backend.wait_any([asked.completion for asked in running.values()])
+                for index in [i for i, asked in running.items() if asked.done]:
                     with naming(index):
                         answer = running.pop(index).answer()
                     yield index, answer
         finally:
             for asked in running.values():
-                asked.handle.cancel()
+                asked.cancel()
 
 
 class AnswerStream(Iterator[str]):
@@ -237,7 +238,7 @@ class AnswerStream(Iterator[str]):
     Leave early with `close()` or at the end of a `with` block.
     """
 
-    def __init__(self, backend: NativeBackend, prepared: Prepared) -> None:
+    def __init__(self, backend: Backend, prepared: Prepared) -> None:
         self.prepared = prepared
         self._backend = backend
         self._answer: Answer | None = None
@@ -247,9 +248,7 @@ class AnswerStream(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         pending = PendingAnswer(self._backend, self.prepared)
         try:
-            for event in pending.handle:
-                if event.text:
-                    yield event.text
+            yield from pending.completion
         finally:
             pending.cancel()
         self._answer = pending.answer()
@@ -288,66 +287,45 @@ class PendingAnswer:
 
     def __init__(
         self,
-        backend: NativeBackend,
+        backend: Backend,
         prepared: Prepared,
-        on_event: Callable[[TokenEvent], None] | None = None,
+        on_event: Callable[[Any], None] | None = None,
     ) -> None:
-        self._backend = backend
-        self.handle: Handle = backend.submit(prepared, on_event)
-        # The engine has the pixels now and drops them once they are encoded.
+        self.completion = backend.submit(prepared, on_event)
+        # The backend has the pixels now and drops them once they are encoded.
         self._prepared = replace(prepared, pixel_values=None)
 
     @property
     def done(self) -> bool:
         """Whether it has ended: complete, failed or cancelled."""
-        return self.handle.done
+        return self.completion.done
 
     def cancel(self) -> None:
-        """Stop generating; its memory is free before the engine's next step."""
-        self.handle.cancel()
+        """Stop generating. Does nothing once the answer is complete."""
+        self.completion.cancel()
 
     def answer(self) -> Answer:
         """Wait for the answer. Raises the error that ended it; RequestError if it was cancelled."""
-        prepared, generated = self._prepared, self.handle.result()
+        prepared, completion = self._prepared, self.completion.result()
         return Answer(
-            text=generated.text,
+            text=completion.text,
             images=prepared.images,
             prompt=prepared.prompt,
-            usage=Usage(generated.prompt_tokens, prepared.image_tokens, len(generated.tokens)),
+            usage=Usage(
+                completion.prompt_tokens, prepared.image_tokens, completion.completion_tokens
+            ),
             timing=Timing(
                 open=prepared.open_seconds,
                 draw=prepared.draw_seconds,
                 preprocess=prepared.encode_seconds,
-                prefill=generated.prefill_seconds,
-                decode=generated.decode_seconds,
+                prefill=completion.prefill_seconds,
+                decode=completion.decode_seconds,
             ),
-            notes=prepared.notes + _shortened(generated, prepared.sampling.max_new_tokens),
-            finish_reason=generated.finish_reason,
-            seed=generated.seed,
-            logprobs=self._logprobs(generated),
+            notes=prepared.notes + completion.notes,
+            finish_reason=completion.finish_reason,
+            seed=completion.seed,
+            logprobs=completion.logprobs,
         )
-
-    def _logprobs(self, generated: Generated) -> tuple[TokenLogprob, ...] | None:
-        if generated.logprobs is None:
-            return None
-        decode = self._backend.decode
-        found = []
-        for token, logprobs in zip(generated.tokens, generated.logprobs, strict=True):
-            best = tuple(
-                TokenLogprob(other, decode(other), value) for other, value in logprobs.best
-            )
-            found.append(TokenLogprob(token, decode(token), logprobs.chosen, best))
-        return tuple(found)
-
-
-def _shortened(generated: Generated, asked: int) -> tuple[str, ...]:
-    """A note where the answer ended before the requested limit."""
-    if generated.finish_reason != "length" or generated.max_new_tokens >= asked:
-        return ()
-    return (
-        f"the answer stopped after {generated.max_new_tokens} tokens instead of {asked}: the "
-        f"model has no more positions, or the KV cache no more room",
-    )
 
 
 def _params(sampling: Sampling) -> SamplingParams:

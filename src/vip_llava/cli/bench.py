@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.cli.prepare import open_assistant
-from vip_llava.cli.settings import DebugFlag, ModelOptions, option_name
+from vip_llava.backends.native import as_native
+from vip_llava.cli.inputs import open_assistant
+from vip_llava.cli.model_options import DebugFlag, ModelOptions, option_name
 from vip_llava.cli.terminal import note
 from vip_llava.errors import RequestError
 
@@ -135,9 +136,9 @@ def _subject(random: str | None, options: ModelOptions) -> tuple[str, Subject]:
 
     if random is None:
         assistant = open_assistant(options, {})
-        processor = assistant.processor
+        processor = as_native(assistant.backend).processor
         return assistant.info.name, Subject(
-            assistant.model,
+            as_native(assistant.backend).model,
             processor.image_token_id,
             processor.tokens_per_view,
             processor.geometry.size,

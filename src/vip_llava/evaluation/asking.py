@@ -83,14 +83,14 @@ class _Line:
         while place not in self._done:
             self._begin()
             if self._running:
-                self._assistant.backend.wait_any([p.handle for p in self._running.values()])
+                self._assistant.backend.wait_any([p.completion for p in self._running.values()])
                 self._collect()
         return self._done.pop(place)
 
     def cancel(self) -> None:
         """Nobody waits for the rest any more."""
         for pending in self._running.values():
-            pending.handle.cancel()
+            pending.cancel()
 
     def _begin(self) -> None:
         """Fill the batch with what is ready; wait for a thread only if nothing runs."""
@@ -109,7 +109,7 @@ class _Line:
                 return
 
     def _collect(self) -> None:
-        for place in [p for p, pending in self._running.items() if pending.handle.done]:
+        for place in [p for p, pending in self._running.items() if pending.done]:
             try:
                 self._end(place, self._running.pop(place).answer())
             except VipLlavaError as error:

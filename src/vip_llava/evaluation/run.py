@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vip_llava.backends.native import as_native
 from vip_llava.data.failures import Failures
 from vip_llava.errors import DataError, RequestError, VipLlavaError
 from vip_llava.evaluation.asking import Asked, ask_each
@@ -121,7 +122,7 @@ def about_model(assistant: Assistant) -> dict[str, Any]:
         "parameters": info.parameters,
         "dtype": info.dtype,
         "template": info.template,
-        "weights": fingerprint(assistant.backend.model),
+        "weights": fingerprint(as_native(assistant.backend).model),
     }
 
 

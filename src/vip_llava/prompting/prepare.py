@@ -90,24 +90,25 @@ class Prepared:
     Args:
         turns: worded; their images opened, drawn, with resolved regions. The last turn is the
             question.
-        input_ids: the prompt, each view as the model's number of image tokens.
+        notes: what was changed on the way (a clipped region, for example).
+        input_ids: the prompt, each view as the model's number of image tokens; empty where the
+            backend takes turns.
         pixel_values: all views, float32 [N, 3, S, S]; None without images.
         image_tokens: how many of `input_ids` stand for images.
         prompt: the prompt as text, with `<image>` for each view.
-        notes: what was changed on the way (a clipped region, for example).
         open_seconds, draw_seconds, encode_seconds: time spent.
     """
 
     turns: tuple[Turn, ...]
-    input_ids: list[int]
-    pixel_values: torch.Tensor | None
-    image_tokens: int
-    prompt: str
     sampling: SamplingParams
-    notes: tuple[str, ...]
-    open_seconds: float
-    draw_seconds: float
-    encode_seconds: float
+    notes: tuple[str, ...] = ()
+    input_ids: Sequence[int] = ()
+    pixel_values: torch.Tensor | None = None
+    image_tokens: int = 0
+    prompt: str = ""
+    open_seconds: float = 0.0
+    draw_seconds: float = 0.0
+    encode_seconds: float = 0.0
 
     @property
     def images(self) -> tuple[MarkedImage, ...]:
@@ -120,8 +121,14 @@ class Prepared:
         return self.turns[-1].text or ""
 
 
-def prepare(request: Request, processor: Processor, sampling: SamplingParams) -> Prepared:
+def prepare(
+    request: Request, sampling: SamplingParams, processor: Processor | None = None
+) -> Prepared:
     """Do everything up to the model's inputs.
+
+    Args:
+        processor: makes ids and pixels, and may find marks that were drawn by hand. Without one the
+            result has turns with drawn images only.
 
     Raises:
         RequestError, ImageError, RegionError or PhraseError: what is wrong with the request.
@@ -133,25 +140,27 @@ def prepare(request: Request, processor: Processor, sampling: SamplingParams) ->
     opened_at = time.perf_counter()
     images, changes = draw_images(images)
     notes += changes
-    find = processor.find_marks
+    find = None if processor is None else processor.find_marks
     if len(images) == 1 and not images[0].regions and find is not None:
         images = [_with_found_marks(find, images[0], asked, notes)]
     drawn_at = time.perf_counter()
-    turns = _worded(asked, images)
-    input_ids, prompt = processor.encode(turns)
-    pixel_values = processor.pixels(turns)
-    encoded_at = time.perf_counter()
-    return Prepared(
-        turns=turns,
-        input_ids=input_ids,
-        pixel_values=pixel_values,
-        image_tokens=input_ids.count(processor.image_token_id),
-        prompt=prompt,
+    prepared = Prepared(
+        turns=_worded(asked, images),
         sampling=request.sampling or sampling,
         notes=tuple(notes),
         open_seconds=opened_at - began,
         draw_seconds=drawn_at - opened_at,
-        encode_seconds=encoded_at - drawn_at,
+    )
+    if processor is None:
+        return prepared
+    input_ids, prompt = processor.encode(prepared.turns)
+    return replace(
+        prepared,
+        input_ids=input_ids,
+        pixel_values=processor.pixels(prepared.turns),
+        image_tokens=input_ids.count(processor.image_token_id),
+        prompt=prompt,
+        encode_seconds=time.perf_counter() - drawn_at,
     )
 
 
