@@ -79,21 +79,21 @@ class NativeBackend:
         handle = self.engine.submit(
             prepared.input_ids, prepared.pixel_values, prepared.sampling, on_event=on_event
         )
-        return NativeCompletion(
-            handle, self.processor.tokenizer.decode, prepared.sampling.max_new_tokens
-        )
+        return NativeCompletion(handle, self.decode, prepared.sampling.max_new_tokens)
 
     def wait_any(self, pending: Sequence[NativeCompletion]) -> None:
         """Return once at least one of these requests is done."""
         self.engine.wait_any([each.handle for each in pending])
 
+    def decode(self, token: int) -> str:
+        """The text of one token."""
+        return self.processor.tokenizer.decode([token])
+
 
 class NativeCompletion:
     """A request in the engine; `handle` is the engine's own."""
 
-    def __init__(
-        self, handle: Handle, decode: Callable[[Sequence[int]], str], max_new_tokens: int
-    ) -> None:
+    def __init__(self, handle: Handle, decode: Callable[[int], str], max_new_tokens: int) -> None:
         self.handle = handle
         self._decode = decode
         self._max_new_tokens = max_new_tokens
@@ -131,9 +131,9 @@ class NativeCompletion:
         found = []
         for token, logprobs in zip(generated.tokens, generated.logprobs, strict=True):
             best = tuple(
-                TokenLogprob(other, self._decode([other]), value) for other, value in logprobs.best
+                TokenLogprob(other, self._decode(other), value) for other, value in logprobs.best
             )
-            found.append(TokenLogprob(token, self._decode([token]), logprobs.chosen, best))
+            found.append(TokenLogprob(token, self._decode(token), logprobs.chosen, best))
         return tuple(found)
 
     def _shortened(self, generated: Generated) -> tuple[str, ...]:
