@@ -37,7 +37,7 @@ def test_the_file_has_the_usual_rights(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_wanted_and_is_no_target(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no folder"), atomic_writer(tmp_path / "no" / "a"):
+    with pytest.raises(DataError, match="does not exist"), atomic_writer(tmp_path / "no" / "a"):
         pass
     with pytest.raises(DataError, match="a folder, not a file"), atomic_writer(tmp_path):
         pass

@@ -50,7 +50,7 @@ def test_kinds_are_counted_and_good_rows_are_usable(
     assert report.kinds == {"conversation": 2, "refcocog": 1}
     assert (report.rows, report.bad, report.text_only, report.images) == (3, 0, 1, 1)
     assert report.usable
-    assert report.lengths[0] == 7  # <image> What is it? A red cup.
+    assert report.lengths[0] == 6  # What is it? A red cup.
     assert report.lengths[1] > 8  # with the words that the task writes
     assert report.lengths[2] == 4
 
@@ -137,7 +137,7 @@ def test_boxes_of_vcr_need_the_folder(rows: Callable[..., RowFile], folder: Path
     }
     report = check(rows(row))
     assert report.usable and report.lengths == []
-    assert "there is no file" in check(rows(row), folder).problems[0].reason
+    assert "does not exist" in check(rows(row), folder).problems[0].reason
     (folder / "a.json").write_text(json.dumps({"boxes": [[1, 2, 9, 9, 0.5]], "segms": [[]]}))
     assert len(check(rows(row), folder).lengths) == 1
 
@@ -188,7 +188,7 @@ def test_the_report_is_json(rows: Callable[..., RowFile], folder: Path) -> None:
     assert told["missing_images"] == {"no.png": 1}
     assert told["repeated_ids"] == told["repeated_rows"] == [[1, 2]]
     assert told["length"]["unit"] == "words"
-    assert told["length"]["median"] == told["length"]["longest"] == 7
+    assert told["length"]["median"] == told["length"]["longest"] == 6
     assert told["length"]["histogram"] == [{"from": 0, "below": 16, "rows": 3}]
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
 

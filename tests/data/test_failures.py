@@ -1,4 +1,4 @@
-"""Bad rows: counted, named, written down, limited."""
+"""Bad rows are counted, named, logged and limited."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fail(failures: Failures, number: int) -> None:
 
 def test_no_failure_is_allowed_at_zero() -> None:
     for limit in (0, 0.0):
-        with pytest.raises(DataError, match="1 of 1 rows can't be used"):
+        with pytest.raises(DataError, match="1 of 1 rows are bad"):
             fail(Failures(limit), 1)
 
 
@@ -27,7 +27,7 @@ def test_a_number_of_rows_may_fail() -> None:
     failures.seen(1000)
     for number in range(3):
         fail(failures, number)
-    with pytest.raises(DataError, match="4 of 1004 rows can't be used, and the limit is 3 rows"):
+    with pytest.raises(DataError, match="4 of 1004 rows are bad, and the limit is 3 rows"):
         fail(failures, 4)
 
 
@@ -103,6 +103,6 @@ def test_a_resumed_run_goes_on_counting() -> None:
 
 
 @pytest.mark.parametrize("limit", [-1, 1.0, 1.5, -0.1, float("nan"), True])
-def test_a_senseless_limit_is_refused(limit: float) -> None:
-    with pytest.raises(DataError, match="a limit of failures is"):
+def test_an_invalid_limit_is_refused(limit: float) -> None:
+    with pytest.raises(DataError, match="must be a whole number of rows or a fraction"):
         Failures(limit)

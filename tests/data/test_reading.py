@@ -180,10 +180,10 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     whole = datasets.Dataset.from_list(TRICKY[:3])
     parts = datasets.DatasetDict({"train": whole, "test": whole})
-    with pytest.raises(DataError, match="has parts; choose one of them: train, test"):
+    with pytest.raises(DataError, match="has several splits; pass one of them: train, test"):
         RowFile.open(parts)
     parts.save_to_disk(str(tmp_path / "parts"))
-    with pytest.raises(DataError, match="name one of their folders: test, train"):
+    with pytest.raises(DataError, match="name one of them: test, train"):
         RowFile.open(tmp_path / "parts")
     assert len(RowFile.open(tmp_path / "parts" / "train")) == 3
     with pytest.raises(DataError, match="by number"):
@@ -192,7 +192,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "module", "make"),
-    [("rows.parquet", "pyarrow", parquet), ("saved", "datasets", hub_folder)],
+    [("rows.parquet", "datasets", parquet), ("saved", "datasets", hub_folder)],
 )
 def test_a_missing_library_is_named(
     name: str, module: str, make: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -236,15 +236,15 @@ def test_only_a_window_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty: a JSON array, JSON Lines or Parquet file is wanted"),
+        ("", "is empty: expected a JSON array, JSON Lines or Parquet file"),
         ("  \n ", "is empty: "),
         ("id,image\n1,2", "begins with b'id,image"),
-        ('[{"id": 1}', r'row 2: expected "," or "\]" behind a row, at byte 10'),
+        ('[{"id": 1}', r'row 2: expected "," or "\]" after a row, at byte 10'),
         ('[{"id": 1} {"id": 2}]', r'row 2: expected ","'),
         ('[{"id": 1}, ]', "row 2: a row must be an object"),
         ("[[1]]", "row 1: a row must be an object"),
         ('[{"id": 1}, 7]', "row 2: a row must be an object {...}, at byte 12"),
-        ('[{"id": 1}] []', "row 2: text behind the end of the list, at byte 12"),
+        ('[{"id": 1}] []', "row 2: text after the end of the list, at byte 12"),
         ('[{"id": 1}, {"id": ]', "row 2: Expecting value, at byte 19"),
         ('[{"id": 1}, {"id": "never', "row 2: Unterminated string"),
         ('[{"id": "\t"}]', "row 1: Invalid control character"),
@@ -266,8 +266,8 @@ def test_an_error_early_in_a_long_file_is_found_early(
     path = tmp_path / "rows.json"
     path.write_text('[{"id": oops}' + " " * 100_000, "utf-8")
     reads = []
-    more = json_index._Scan._more
-    monkeypatch.setattr(json_index._Scan, "_more", lambda scan: (reads.append(1), more(scan))[1])
+    more = json_index._Scan._read_on
+    monkeypatch.setattr(json_index._Scan, "_read_on", lambda scan: (reads.append(1), more(scan))[1])
     with pytest.raises(DataError, match="row 1: Expecting value, at byte 8"):
         RowFile.open(path)
     assert len(reads) == 1
@@ -301,7 +301,7 @@ def test_a_file_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
     path = compact(tmp_path, TRICKY)
     file = RowFile.open(path)
     compact(tmp_path, TRICKY[:2])
-    with pytest.raises(DataError, match="row 1: the file was changed while it is in use"):
+    with pytest.raises(DataError, match="row 1: the file has changed since it was opened"):
         file[0]
 
 

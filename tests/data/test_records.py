@@ -111,8 +111,8 @@ def test_a_row_keeps_what_it_is_made_of() -> None:
     parsed = parse_row(row("conversation", id=7, source="web", model_name="x"))
     assert parsed.id == "7"
     assert [(turn.role, turn.text) for turn in parsed.turns] == [
-        ("human", "<image>\nWhat is this?"),
-        ("gpt", "A cup."),
+        ("user", "<image>\nWhat is this?"),
+        ("assistant", "A cup."),
     ]
     assert parsed.model_extra == {"source": "web", "model_name": "x"}
 
@@ -145,14 +145,14 @@ def test_a_conversation_has_any_number_of_images(image: object, names: object) -
 @pytest.mark.parametrize(
     ("name", "role"),
     [
-        ("human", "human"),
-        ("user", "human"),
-        ("assistant", "gpt"),
-        ("gpt", "gpt"),
+        ("human", "user"),
+        ("user", "user"),
+        ("assistant", "assistant"),
+        ("gpt", "assistant"),
         ("system", "system"),
     ],
 )
-def test_both_ways_to_call_a_speaker(name: str, role: str) -> None:
+def test_both_names_of_a_role(name: str, role: str) -> None:
     value = row("conversation", conversations=[{"from": name, "value": "x"}])
     assert parse_row(value).turns[0].role == role
 
@@ -202,10 +202,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (row("conversation", conversations=None), "conversations", "missing"),
     (row("conversation", conversations=[]), "conversations", "at least 1"),
     (row("conversation", conversations="hello"), "conversations", "valid tuple"),
-    (row("conversation", conversations=[{"from": "human"}]), "conversations[0].value", "missing"),
-    (row("conversation", conversations=[{"value": "x"}]), "conversations[0].from", "missing"),
-    (row("conversation", conversations=[HUMAN, {"from": "bot", "value": "x"}]), "conversations[1].from", "'bot'"),
-    (row("conversation", conversations=[{"from": "human", "value": ["x"]}]), "conversations[0].value", "string"),
+    (row("conversation", conversations=[{"from": "human"}]), "conversations[0]", "missing"),
+    (row("conversation", conversations=[{"value": "x"}]), "conversations[0]", "missing"),
+    (row("conversation", conversations=[HUMAN, {"from": "bot", "value": "x"}]), "conversations[1]", "'bot'"),
+    (row("conversation", conversations=[{"from": "human", "value": ["x"]}]), "conversations[0]", "string"),
     (row("conversation", image=3), "image", "named by its file"),
     (row("conversation", image=""), "image", "named by its file"),
     (row("conversation", image="https://x.org/a.png"), "image", "would have to be fetched"),
@@ -221,7 +221,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (row("refcocog", bboxes=[[True, 2, 3, 4]]), "bboxes[0]", "four finite numbers"),
     (row("refcocog", bboxes=[[5, 2, 3, 4]]), "bboxes[0]", "x1 < x2 and y1 < y2"),
     (row("refcocog", bboxes=[[1, 4, 3, 4]]), "bboxes[0]", "x1 < x2 and y1 < y2"),
-    (row("refcocog", bboxes=[[1, 2, 3, 1e7]]), "bboxes[0]", "within 1000000 pixels"),
+    (row("refcocog", bboxes=[[1, 2, 3, 1e7]]), "bboxes[0]", "at most 1000000"),
     (row("refcocog", segmentations=[[[1, 2, 3, 1e7]]]), "segmentations[0][0][3]", "less than or equal to 1000000"),
     (row("refcocog", segmentations=[None, None]), "segmentations", "1 boxes and 2 entries"),
     (row("refcocog", segmentations=[[[1, 2, 3]]]), "segmentations[0][0]", "pairs x, y"),
@@ -232,7 +232,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (row("refcocog", id="coco-1"), "conversations", "known source"),
     (row("refcocog", id=None), "conversations", "known source"),
     (row("refcocog-gpt4v", conversations=[]), "conversations", "at least 1"),
-    (row("refcocog-gpt4v", bboxes=[BOX, BOX]), "conversations", "<bbox> is for rows with one box"),
+    (row("refcocog-gpt4v", bboxes=[BOX, BOX]), "conversations", "<bbox> needs a row with one box"),
     (row("vcr", question=["What", "about", ["tuple"], "?"]), "question", "['tuple']"),
     (row("vcr", question=["What", None, "?"]), "question", "not None"),
     (row("vcr", question=["What", [], "?"]), "question", "not []"),
@@ -244,9 +244,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (row("vcr", rationale_choices=[["a"], ["b"], [{"c": 1}], ["d"]]), "rationale_choices", "{'c': 1}"),
     (row("vcr", answer_label=4), "answer_label", "less than or equal to 3"),
     (row("vcr", rationale_label=None), "rationale_label", "missing"),
-    (row("vcr", class_names=["person"]), "class_names", "thing 1, but there are 1 classes"),
+    (row("vcr", class_names=["person"]), "class_names", "object 1, but there are 1 classes"),
     (row("vcr", meta_dir=None), "meta_dir", "missing"),
-    (row("vcr", meta_dir=None, boxes=[BOX]), "boxes", "none for thing 1"),
+    (row("vcr", meta_dir=None, boxes=[BOX]), "boxes", "none for object 1"),
     (row("vg_rel", bboxes=[BOX]), "bboxes", "between 2 boxes, not 1"),
     (row("vg_rel", bboxes=[BOX] * 3), "bboxes", "between 2 boxes, not 3"),
     (row("vg_rel-gpt4v", bboxes=[BOX]), "conversations", "<bbox1> names no box"),
@@ -291,7 +291,7 @@ def test_a_row_is_an_object(value: Any) -> None:
 
 @pytest.mark.parametrize("name", [True, ["x"], 1.5])
 def test_an_id_is_text_or_a_whole_number(name: object) -> None:
-    with pytest.raises(DataError, match="field id: must be text or a whole number"):
+    with pytest.raises(DataError, match="field id: must be a string or a whole number"):
         parse_row(row("conversation", id=name))
 
 

@@ -1,4 +1,4 @@
-"""Spoiled rows: whatever stands where, a row is read well or refused in words, and never crashes."""
+"""Fuzzed rows: a row is parsed or rejected with a DataError, whatever its values are."""
 
 from __future__ import annotations
 
@@ -88,7 +88,6 @@ def test_a_spoiled_row_is_refused_in_words_or_used(number: int) -> None:
             assert len(str(error)) < 6000
             continue
         used += 1
-        shown = sum(turn.text.count("<image>") for turn in marked.turns)
-        assert not row.images or shown == len(row.images)
+        assert not row.images or not any("<image>" in (turn.text or "") for turn in marked.turns)
     assert refused > 100
     assert used > 10

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 
 from vip_llava.data.collators import PackedCollator
 from vip_llava.data.failures import Failures
-from vip_llava.data.records import parse_row
 from vip_llava.data.lengths import estimate_lengths
+from vip_llava.data.records import parse_row
 from vip_llava.data.samples import BadRow, Sample, SampleDataset
 from vip_llava.errors import DataError
 from vip_llava.prompting.processor import Processor
+from vip_llava.prompting.turns import images_of
 
 IMAGE, TOKENS = 3, 17
 Make = Callable[..., SampleDataset]
@@ -53,8 +54,14 @@ ROWS: list[dict[str, Any]] = [
 ]
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"id": "b1", "image": "none.png", "conversations": talk("<image>\na", "b")}, "none.png"),
-    ({"id": "b2", "image": "../a.png", "conversations": talk("<image>\na", "b")}, "leads out"),
-    ({"id": "b3", "image": "/etc/a.png", "conversations": talk("<image>\na", "b")}, "leads out"),
+    (
+        {"id": "b2", "image": "../a.png", "conversations": talk("<image>\na", "b")},
+        "outside the folder",
+    ),
+    (
+        {"id": "b3", "image": "/etc/a.png", "conversations": talk("<image>\na", "b")},
+        "outside the folder",
+    ),
     ({"id": "b4", "image": "notes.txt", "conversations": talk("<image>\na", "b")}, "image"),
     ({"id": "b5", "conversations": talk("a")}, "no answer"),
     ({"id": "b6", "conversations": talk("word " * 300, "b")}, "max_length is 200"),
@@ -127,10 +134,8 @@ def test_marks_are_drawn_on_what_the_model_sees(make: Make) -> None:
     plain, marked = good(dataset[0]).pixel_values, good(dataset[3]).pixel_values
     assert plain is not None
     assert marked is not None
-    row = dataset.row(3)
-    conversation = dataset.conversation(row, 3)
-    views = dataset.processor.all_views(conversation)
-    for pixels, view in zip(marked, views, strict=True):
+    (image,) = images_of(dataset.conversation(dataset.row(3), 3))
+    for pixels, view in zip(marked, dataset.processor.views(image), strict=True):
         assert np.array_equal(pixels.numpy(), dataset.processor.geometry.pixels(view))
     changed = (plain[0] != marked[0]).any(0)
     assert 0 < int(changed.sum()) < changed.numel() / 2
@@ -188,7 +193,7 @@ def test_failures_are_counted_where_they_are_wanted(make: Make) -> None:
     dataset = make([ROWS[0], BROKEN[0][0], BROKEN[4][0]], failures=failures)
     dataset[0], dataset[1]
     assert (failures.rows, failures.count) == (2, 1)
-    with pytest.raises(DataError, match="2 of 3 rows can't be used"):
+    with pytest.raises(DataError, match="2 of 3 rows are bad"):
         dataset[2]
 
 
@@ -197,7 +202,7 @@ def test_no_folder_of_images(lite_processor: Processor) -> None:
     assert isinstance(dataset[1], Sample)
     bad = dataset[0]
     assert isinstance(bad, BadRow)
-    assert "no folder of images" in bad.reason
+    assert "needs the folder of images" in bad.reason
 
 
 def test_parsed_rows_and_raw_ones_are_the_same(make: Make) -> None:

@@ -72,7 +72,7 @@ def viewer(rows: RowFile, tmp_path: Path) -> Callable[..., Viewer]:
 
 
 def texts(card: Card, *, learned: bool) -> list[str]:
-    return [part.text for piece in card.parts if piece.learned is learned]
+    return [part.text for part in card.parts if part.learned is learned]
 
 
 def test_answers_and_their_end_marks_are_learned(viewer: Callable[..., Viewer]) -> None:
@@ -81,7 +81,7 @@ def test_answers_and_their_end_marks_are_learned(viewer: Callable[..., Viewer]) 
     assert "".join(texts(card, learned=True)) == " a cup ß 猫</s> yes</s>"
     asked = "".join(texts(card, learned=False))
     assert "What is the object within the red rectangle?" in asked
-    assert [part.text for piece in card.parts if piece.kind == "image"] == ["<image>"]
+    assert [part.text for part in card.parts if part.kind == "image"] == ["<image>"]
     assert not card.tokens and card.facts[1] == "5 of them learned"
 
 
@@ -148,12 +148,12 @@ def test_tokens_are_those_of_the_sample(
     assert len(card.images) == views  # the image, and a close view of each region
 
 
-def test_close_views_are_shown_and_counted(
+def test_focal_views_are_shown_and_counted(
     viewer: Callable[..., Viewer], lite_processor: Processor
 ) -> None:
     card = viewer(processor=lite_processor).card(0)
-    assert [words for words, _ in card.images] == ["a.png, 64 x 48", "close view 1"]
-    shown = [part.text for piece in card.parts if piece.kind == "image"]
+    assert [words for words, _ in card.images] == ["a.png, 64 x 48", "focal view 1"]
+    shown = [part.text for part in card.parts if part.kind == "image"]
     assert shown == ["<image> x 17", "<image> x 17"]
     assert card.images[1][1].size == (64, 64)
 
@@ -164,16 +164,16 @@ def test_token_parts_spell_the_prompt(
     card = viewer(processor=lite_processor).card(0)
     assert "".join(texts(card, learned=True)) == "a cup ß 猫<|im_end|>yes<|im_end|>"
     assert PromptPart("<|im_start|>", False, "frame") in card.parts
-    assert "\ufffd" not in "".join(part.text for piece in card.parts)
-    # A character of several tokens is one piece; every other token is a piece of its own.
-    assert "猫" in {part.text.strip() for piece in card.parts}
+    assert "\ufffd" not in "".join(part.text for part in card.parts)
+    # A character of several tokens is one part; every other token has its own.
+    assert "猫" in {part.text.strip() for part in card.parts}
     assert len(card.parts) > 40
 
 
 def test_blanks_of_word_pieces_are_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
-    from vip_llava.assistant import load
+    from vip_llava.models.loading import load_model
 
-    processor = load(tiny_model_folder).processor
+    processor = load_model(tiny_model_folder)[1]
     ids = processor.tokenizer.plain("a red cup, two cups", at_start=True)
     listed = [piece.id for piece in ids]
     parts = list(token_parts(processor, listed, [IGNORED_LABEL] * len(listed)))

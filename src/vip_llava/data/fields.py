@@ -45,7 +45,7 @@ __all__ = [
 #: `<bboxN>` counts from 0; `<bbox>` stands for the only box.
 BOX_PLACEHOLDER = re.compile(r"<bbox(\d*)>")
 _SENDERS: dict[Role, str] = {"system": "system", "user": "human", "assistant": "gpt"}
-_ROLES: dict[object, Role] = {
+_ROLES: dict[str, Role] = {
     **{sender: role for role, sender in _SENDERS.items()},
     "user": "user",
     "assistant": "assistant",
@@ -116,9 +116,10 @@ def _turn(value: object) -> Turn:
     for key in ("from", "value"):
         if key not in value:
             raise ValueError(f'a turn has "from" and "value"; {key!r} is missing')
-    role, text = _ROLES.get(value["from"]), value["value"]
+    sender, text = value["from"], value["value"]
+    role = _ROLES.get(sender) if isinstance(sender, str) else None
     if role is None:
-        raise ValueError(f'a turn is from "human", "gpt" or "system", not {brief(value["from"])}')
+        raise ValueError(f'a turn is from "human", "gpt" or "system", not {brief(sender)}')
     if isinstance(text, int | float) and not isinstance(text, bool):
         text = str(text)
     if not isinstance(text, str):

@@ -87,7 +87,7 @@ def test_the_test_part_has_no_answers(converter: Converter, write: Write) -> Non
     [
         ({"objects": ["person"] * 5}, "3 boxes for 5 things"),
         ({"metadata_fn": "nowhere.json"}, "the metadata is missing"),
-        ({"question": ["What", [3], "?"]}, "name thing 3"),
+        ({"question": ["What", [3], "?"]}, "name object 3"),
         ({"img_fn": "../a.jpg"}, "leaves the folder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What holds for every source: repeatable, the row unchanged, the image shown, marks told apart."""
+"""Properties of every task: deterministic, the row unchanged, distinct phrases, no markers left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_kind_has_a_task(vcr_row: dict[str, Any]) -> None:
     assert {parse_row(value).kind for value in rows(vcr_row)} == set(TASKS)
 
 
-def test_the_same_generator_gives_the_same_and_another_another(vcr_row: dict[str, Any]) -> None:
+def test_the_generator_determines_the_result(vcr_row: dict[str, Any]) -> None:
     for value in rows(vcr_row):
         row = parse_row(value)
         first = [arrange(row, SIZE, random.Random(seed)) for seed in range(8)]
@@ -51,7 +51,7 @@ def test_the_same_generator_gives_the_same_and_another_another(vcr_row: dict[str
             assert len({each.regions for each in first}) == 8 or row.kind == "pointQA_twice"
 
 
-def test_no_row_is_changed_so_a_second_epoch_is_like_the_first(vcr_row: dict[str, Any]) -> None:
+def test_the_row_is_not_modified(vcr_row: dict[str, Any]) -> None:
     """Defect 3: the original wrote the first epoch's shape and another <image> into the record."""
     for value in rows(vcr_row):
         row, before = parse_row(value), copy.deepcopy(value)
@@ -63,19 +63,16 @@ def test_no_row_is_changed_so_a_second_epoch_is_like_the_first(vcr_row: dict[str
         assert row == kept
 
 
-def test_the_image_is_always_shown_once_and_first(vcr_row: dict[str, Any]) -> None:
-    """Defect 1: questions of refcocog and vg_rel had no <image> at all."""
+def test_no_placeholder_is_left(vcr_row: dict[str, Any]) -> None:
     for value in rows(vcr_row):
         for seed in range(5):
             turns = arrange(parse_row(value), SIZE, random.Random(seed)).turns
-            assert turns[0].role == "human"
-            assert turns[0].text.startswith("<image>\n")
-            assert sum(turn.text.count("<image>") for turn in turns) == 1
-            assert not re.search(r"<bbox|<region:", "".join(turn.text for turn in turns))
+            assert turns[0].role == "user"
+            assert not re.search(r"<image|<bbox|<region:", "".join(turn.text for turn in turns))
 
 
-def test_words_mean_one_mark_and_marks_are_complete(vcr_row: dict[str, Any]) -> None:
-    """Defect 4: two marks of one shape or colour that no word tells apart."""
+def test_phrases_are_distinct_and_regions_complete(vcr_row: dict[str, Any]) -> None:
+    """Defect 4: two marks with the same phrase."""
     for value in rows(vcr_row):
         for seed in range(30):
             regions = arrange(parse_row(value), SIZE, random.Random(seed)).regions
@@ -85,10 +82,10 @@ def test_words_mean_one_mark_and_marks_are_complete(vcr_row: dict[str, Any]) -> 
                 assert None not in (region.id, region.color, region.alpha)
 
 
-def test_turns_alternate_and_all_say_something(vcr_row: dict[str, Any]) -> None:
+def test_turns_alternate_and_none_is_empty(vcr_row: dict[str, Any]) -> None:
     for value in rows(vcr_row):
         turns = arrange(parse_row(value), SIZE, random.Random(0)).turns
-        assert [turn.role for turn in turns] == ["human", "gpt", "human", "gpt"][: len(turns)]
+        assert [turn.role for turn in turns] == (["user", "assistant"] * 2)[: len(turns)]
         assert all(turn.text.strip() for turn in turns)
 
 
@@ -99,7 +96,7 @@ def test_alpha_can_be_fixed(vcr_row: dict[str, Any]) -> None:
         assert {region.alpha for region in regions} == {77}
 
 
-def test_a_box_outside_the_photo_is_an_error_with_its_place() -> None:
+def test_a_box_outside_the_image_is_named_by_its_index() -> None:
     value = {
         "id": "vg_rel-7",
         "image": "a.jpg",
@@ -121,9 +118,9 @@ def test_a_box_outside_the_photo_is_an_error_with_its_place() -> None:
         arrange(parse_row(value), SIZE, random.Random(0))
 
 
-def test_a_photo_of_unknown_size_can_not_be_marked() -> None:
+def test_marking_needs_the_size_of_the_image() -> None:
     value = {"id": "vg_rel-7", "image": "a.jpg", "bboxes": [BOX, OTHER], "answer": "a, b, c"}
-    with pytest.raises(DataError, match="size of the photo"):
+    with pytest.raises(DataError, match="marking it needs its size"):
         arrange(parse_row(value), None, random.Random(0))
 
 
@@ -134,11 +131,11 @@ def test_an_unknown_style_is_refused(style: Any) -> None:
         arrange(row, None, random.Random(0), style=style)
 
 
-def test_too_many_marks_for_words() -> None:
+def test_more_marks_than_phrases() -> None:
     boxes = [[x, y, x + 8, y + 8] for x in range(0, 300, 10) for y in range(0, 230, 10)]
     value = {"id": "mine", "image": "a.jpg", "bboxes": boxes[:40], "conversations": TALK}
     assert len(arrange(parse_row(value), SIZE, random.Random(0)).regions) == 40
-    with pytest.raises(DataError, match="600 things on one image can't be told apart by words"):
+    with pytest.raises(DataError, match="no distinct phrases for 600 objects on one image"):
         arrange(parse_row(value | {"bboxes": boxes[:600]}), SIZE, random.Random(0))
 
 

@@ -28,7 +28,7 @@ def test_refcocog_says_the_mark_in_three_of_four_questions(arranged: Arranger) -
     for marked in arranged(row, 800):
         words = phrase(marked.regions[0])
         found = re.fullmatch(
-            r"<image>\nDescribe the (.*)\. Please provide a short phrase\.", marked.turns[0].text
+            r"Describe the (.*)\. Please provide a short phrase\.", marked.turns[0].text
         )
         assert found
         counts[found[1].replace(words, "WORDS")] += 1
@@ -75,13 +75,13 @@ def test_refcocog_with_several_boxes_names_all(arranged: Arranger) -> None:
 
 def test_gpt4v_talk_keeps_one_wording_in_all_turns(arranged: Arranger) -> None:
     turns = [
-        {"from": "human", "value": "<image>\nWhat does the person <bbox> do?"},
+        {"from": "human", "value": "What does the person <bbox> do?"},
         {"from": "gpt", "value": "The person <bbox> smiles, <bbox0> waves."},
     ]
     row = {"id": "refcocog-gpt4v-1", "image": "a.jpg", "bboxes": [BOX], "conversations": turns}
     for marked in arranged(row):
         words = phrase(marked.regions[0])
-        assert marked.turns[0].text == f"<image>\nWhat does the person {words} do?"
+        assert marked.turns[0].text == f"What does the person {words} do?"
         assert marked.turns[1].text == f"The person {words} smiles, {words} waves."
 
 
@@ -108,9 +108,7 @@ def test_relations_of_gpt4v_drop_half_of_the_articles(arranged: Arranger) -> Non
     row = {"id": "vg_rel-gpt4v-1", "image": "a.jpg", "bboxes": [BOX, OTHER], "conversations": turns}
     with_article = 0
     for marked in arranged(row, 300):
-        found = re.fullmatch(
-            r"<image>\nHow do (within .*) and (within .*) relate\?", marked.turns[0].text
-        )
+        found = re.fullmatch(r"How do (within .*) and (within .*) relate\?", marked.turns[0].text)
         assert found
         assert marked.turns[1].text == f"{found[2]}!"
         with_article += sum("the" in words for words in found.groups())
@@ -130,9 +128,9 @@ def test_visual7w_has_four_colours_and_the_letter_of_the_box(arranged: Arranger)
         for marked in arranged(row, 10):
             assert len({region.color for region in marked.regions}) == 4
             lines = marked.turns[0].text.split("\n")
-            assert lines[:2] == ["<image>", "Which one?"]
+            assert lines[0] == "Which one?"
             assert lines[-1] == "Answer with the option's letter from the given choices directly."
-            for name, line, region in zip("ABCD", lines[2:6], marked.regions, strict=True):
+            for name, line, region in zip("ABCD", lines[1:5], marked.regions, strict=True):
                 assert line.replace(" the ", " ") in (
                     f"{name}. The object within {region.color} rectangle",
                 )
@@ -150,7 +148,7 @@ def test_pointqa_is_red_and_does_not_say_so(arranged: Arranger) -> None:
     (marked,) = arranged(row, 1)
     assert marked.regions[0].color == "red"
     assert [turn.text for turn in marked.turns] == [
-        "<image>\nHow many? The exemplary object is within the rectangle.\n"
+        "How many? The exemplary object is within the rectangle.\n"
         "Answer the question using a single word or phrase.",
         "3",  # the original left the number in
     ]
@@ -165,7 +163,7 @@ def test_custom_rows_use_all_shapes_and_keep_the_text(arranged: Arranger) -> Non
     shapes = set()
     for marked in arranged(row, 100):
         first, second = map(phrase, marked.regions)
-        assert marked.turns[0].text == f"<image>\nIs the cup {second} left of the man {first}?"
+        assert marked.turns[0].text == f"Is the cup {second} left of the man {first}?"
         shapes |= {region.shape for region in marked.regions}
     assert len(shapes) == 8
 
@@ -186,7 +184,7 @@ def test_own_regions_are_drawn_as_given_and_worded(arranged: Arranger) -> None:
     assert (box.id, arrow.id, box.frame) == ("cup", "1", "pixel")
     assert box.extent((320, 240)) == pytest.approx((32, 24, 160, 120))
     assert first.turns[0].text == (
-        "<image>\nIs the object within the red rectangle bigger than the man "
+        "Is the object within the red rectangle bigger than the man "
         f"pointed to by the {arrow.color} arrow?"
     )
     assert first.turns[1].text == f"The object pointed to by the {arrow.color} arrow is."

@@ -1,4 +1,4 @@
-"""Conversations: words as they are, `<image>` where it belongs."""
+"""Conversations: texts are unchanged, and `<image>` markers are removed."""
 
 from __future__ import annotations
 
@@ -26,24 +26,20 @@ def texts(image: Any, *values: str, first: str = "human") -> list[str]:
     "question",
     ["<image>\nWhat?", "What?\n<image>", "What?", "<image>What?", "<image>\n<image>\nWhat?"],
 )
-def test_the_image_comes_first_wherever_it_stood(question: str) -> None:
-    assert texts("a.jpg", question, " As it is. ") == ["<image>\nWhat?", " As it is. "]
+def test_the_marker_of_an_image_is_removed_wherever_it_stands(question: str) -> None:
+    assert texts("a.jpg", question, " As it is. ") == ["What?", " As it is. "]
 
 
-def test_a_image_in_a_later_turn_is_shown_at_the_start() -> None:
+def test_a_marker_in_a_later_turn_is_removed() -> None:
     """Defect 25: two markers in two turns took the next sample's image."""
-    assert texts("a.jpg", "Hi", "Hello", "<image>\nWhat?", "Cup") == [
-        "<image>\nHi",
-        "Hello",
-        "What?",
-        "Cup",
-    ]
+    once = texts("a.jpg", "Hi", "Hello", "<image>\nWhat?", "Cup")
+    assert once == ["Hi", "Hello", "What?", "Cup"]
     twice = texts("a.jpg", "<image>\nHi", "Hello", "What is in <image>", "Cup")
-    assert twice == ["<image>\nHi", "Hello", "What is in", "Cup"]
+    assert twice == ["Hi", "Hello", "What is in", "Cup"]
 
 
 def test_several_images_have_a_marker_each() -> None:
-    expected = ["<image>\n<image>\nCompare", "Same"]
+    expected = ["Compare", "Same"]
     for question in ("Compare", "<image>\n<image>\nCompare", "<image>Compare<image>"):
         assert texts(["a.jpg", "b.jpg"], question, "Same") == expected
     with pytest.raises(
@@ -52,16 +48,14 @@ def test_several_images_have_a_marker_each() -> None:
         texts(["a.jpg", "b.jpg"], "<image>\nCompare", "Same")
 
 
-def test_text_alone_is_left_alone() -> None:
+def test_a_marker_in_a_row_without_image_is_text() -> None:
     assert texts(None, "The HTML tag <image> ", "is old") == ["The HTML tag <image> ", "is old"]
 
 
-def test_an_opening_of_the_model_is_kept_and_the_image_goes_to_the_human() -> None:
-    assert texts("a.jpg", "Hello", "What?", first="gpt") == ["Hello", "<image>\nWhat?"]
+def test_a_leading_assistant_turn_is_kept() -> None:
+    assert texts("a.jpg", "Hello", "What?", first="gpt") == ["Hello", "What?"]
 
 
-def test_a_image_needs_a_human_and_no_answer() -> None:
+def test_an_answer_holds_no_image() -> None:
     with pytest.raises(DataError, match="turn 2: an answer can't hold <image>"):
         texts("a.jpg", "What?", "This <image>")
-    with pytest.raises(DataError, match="no turn of a human"):
-        texts("a.jpg", "Hello", first="gpt")

@@ -1,4 +1,4 @@
-"""VCR: sentences of words and things, the two forms of question, the evaluations' styles, its files."""
+"""VCR: sentences of words and objects, the two forms of question, evaluation styles, metadata files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_sentences_are_put_together_well(arranged: Arranger, vcr_row: dict[str, 
         assert re.search(
             rf": What is the {noun} <1> saying to the {noun} <2> and the {noun} <3>\?", question
         )
-        assert question.split("\n")[1].startswith(INTRODUCTIONS)
+        assert question.startswith(INTRODUCTIONS)
         assert why.startswith(WHY)
         if "(A)" in question:
             assert "(B) Nothing, he doesn't speak. (C) I think the" in question
@@ -93,7 +93,7 @@ def test_the_question_of_an_evaluation(arranged: Arranger, vcr_row: dict[str, An
     for marked in arranged(vcr_row, style="vcr_qa"):
         assert [region.shape for region in marked.regions] == ["point"] * 3
         lines = bare(marked.turns[0].text, marked).split("\n")
-        assert lines[1:3] == [
+        assert lines[:2] == [
             "What is the person <1> saying to the person <2> and the dog <3>?",
             "A. The person <1> is telling the person <2> to leave.",
         ]
@@ -156,12 +156,12 @@ def test_what_is_wrong_with_the_file_is_named(
         with pytest.raises(DataError, match=f"^id 'vcr-1': field .*{message}"):
             arranged(row, style="vcr_qar", images=images)
 
-    refused("meta_dir: .* name that folder", images=None)
-    refused("meta_dir: there is no file .*b.json", row | {"meta_dir": "./dataset/b.json"})
+    refused("meta_dir: .* needs the folder of images", images=None)
+    refused("meta_dir: the file .*b.json does not exist", row | {"meta_dir": "./dataset/b.json"})
     for outside in ("../secret.json", "/etc/secret.json", "a/../../b.json", "C:\\x.json"):
-        refused("meta_dir: .* must lie in the folder", row | {"meta_dir": outside})
+        refused("meta_dir: .* must be inside the folder", row | {"meta_dir": outside})
     path.write_text('{"boxes": [[1, 2, 3, 4]], "segms": []}', "utf-8")
-    refused(r"boxes: thing 3 has none; there are 1 \(from 0\)")
+    refused(r"boxes: object 3 has none; there are 1 \(from 0\)")
     path.write_text('{"boxes": [[1, 2, 3]]}', "utf-8")
     refused(r"meta_dir: .*a\.json: boxes\.0: .*a box is")
     path.write_text('{"segms": []}', "utf-8")
