@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vip_llava.bench.bench_model import random_subject
-from vip_llava.models.fp16_linear import HalfLinear, can_halve, halve, products
+from vip_llava.models.fp16_linear import (
+    Fp16Linear,
+    apply_linears,
+    replace_linears,
+    supports_fp16_linear,
+)
 
 pytestmark = pytest.mark.skipif(
-    not can_halve(torch.device("cpu")), reason="this torch has no float16 product for this CPU"
+    not supports_fp16_linear(torch.device("cpu")), reason="this torch has no float16 product for this CPU"
 )
 
 
@@ -33,7 +38,7 @@ def test_a_product_is_that_of_the_rounded_weights(
     torch.manual_seed(seed)
     linear = nn.Linear(width, out, bias=bias)
     x = torch.randn(2, rows, width)
-    found = HalfLinear(linear)(x)
+    found = Fp16Linear(linear)(x)
     assert found.shape == (2, rows, out) and found.dtype == torch.float32
     exact = x.double() @ linear.weight.detach().half().double().T
     if bias:
@@ -47,19 +52,19 @@ def test_weights_that_float16_cannot_hold_are_refused() -> None:
         with torch.no_grad():
             linear.weight[1, 2] = wrong
         with pytest.raises(ValueError, match="65504"):
-            HalfLinear(linear)
+            Fp16Linear(linear)
 
 
 def test_what_is_saved_is_a_plain_layer() -> None:
     linear = nn.Linear(6, 5)
-    half = HalfLinear(linear)
+    half = Fp16Linear(linear)
     fresh = nn.Linear(6, 5)
     fresh.load_state_dict(half.state_dict())
     assert torch.equal(fresh.weight, linear.weight.detach().half().float())
     x = torch.randn(3, 6)
     for again in (copy.deepcopy(half),):
         assert torch.equal(again(x), half(x))
-    assert half.hidden_parameters == 35
+    assert half.packed_parameters == 35
 
 
 def test_a_model_says_nearly_the_same_in_less_memory() -> None:
@@ -71,18 +76,18 @@ def test_a_model_says_nearly_the_same_in_less_memory() -> None:
     count = model.num_parameters()
     with torch.inference_mode():
         before = model(**inputs).logits
-        halve(model)
+        replace_linears(model)
         after = model(**inputs).logits
     assert (before - after).norm() < 2e-3 * before.norm()
     assert not torch.equal(before, after)
-    hidden = sum(getattr(part, "hidden_parameters", 0) for part in model.modules())
+    hidden = sum(getattr(part, "packed_parameters", 0) for part in model.modules())
     assert hidden > 0 and model.num_parameters() + hidden == count
     kept = [name for name, part in model.get_decoder().named_modules() if type(part) is nn.Linear]
     assert kept == []
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_layers_that_read_the_same_share_a_block(bias: bool) -> None:
+def test_layers_that_read_the_same_share_a_matrix(bias: bool) -> None:
     torch.manual_seed(0)
     subject = random_subject("tiny")
     decoder: Any = subject.model.get_decoder()
@@ -93,22 +98,22 @@ def test_layers_that_read_the_same_share_a_block(bias: bool) -> None:
             layer = getattr(attention, name)
             layer.bias = nn.Parameter(torch.randn(layer.out_features))
     linears = [getattr(attention, name) for name in names]
-    halve(subject.model)
+    replace_linears(subject.model)
     halves = [getattr(attention, name) for name in names]
-    assert len({id(half.block) for half in halves}) == 1
-    assert attention.o_proj.block is not halves[0].block
+    assert len({id(half.matrix) for half in halves}) == 1
+    assert attention.o_proj.matrix is not halves[0].matrix
     x = torch.randn(3, linears[0].in_features)
     calls = []
-    forward = HalfLinear.forward
-    for linear, half, made in zip(linears, halves, products(halves, x), strict=True):
+    forward = Fp16Linear.forward
+    for linear, half, made in zip(linears, halves, apply_linears(halves, x), strict=True):
         assert torch.equal(made, half(x)) and made.shape == (3, linear.out_features)
         assert torch.equal(half.state_dict()["weight"], linear.weight.detach().half().float())
         torch.testing.assert_close(half(x), linear(x), rtol=1e-2, atol=1e-3)
-        assert half.hidden_parameters == sum(p.numel() for p in linear.parameters())
+        assert half.packed_parameters == sum(p.numel() for p in linear.parameters())
     # Who hooks into a layer is called, and so is one that was put in its place.
     halves[1].register_forward_hook(lambda *_: calls.append("hook"))
-    again = products(halves, x)
+    again = apply_linears(halves, x)
     assert calls == ["hook"] and torch.equal(again[1], forward(halves[1], x))
-    assert torch.equal(products([halves[0], linears[1]], x)[1], linears[1](x))
+    assert torch.equal(apply_linears([halves[0], linears[1]], x)[1], linears[1](x))
     twins = copy.deepcopy(attention)
-    assert twins.q_proj.block is twins.k_proj.block is not halves[0].block
+    assert twins.q_proj.matrix is twins.k_proj.matrix is not halves[0].matrix

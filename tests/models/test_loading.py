@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from vip_llava.errors import CheckpointError, DownloadError, QuantizationError, VipLlavaError
-from vip_llava.models.hub import resolve_folder, wanted_files
+from vip_llava.models.hub import resolve_folder, files_to_download
 from vip_llava.models.loading import load_model, load_weights
 from vip_llava.models.placement import Placement, resolve_dtype
 
@@ -210,7 +210,7 @@ def test_an_index_may_not_leave_its_folder(name: str, make_original: Make) -> No
     content = json.loads(index.read_text())
     content["weight_map"]["lm_head.weight"] = name
     index.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="no weight file beside it"):
+    with pytest.raises(CheckpointError, match="not a weight file beside it"):
         load_weights(folder)
 
 
@@ -229,11 +229,11 @@ def test_dtype_and_device_arguments(tiny_model_folder: Path) -> None:
         with pytest.raises(CheckpointError, match="unknown dtype"):
             resolve_dtype(bad, torch.device("cpu"))
     with pytest.raises(CheckpointError, match="not both"):
-        Placement.of("auto", "cpu", "auto", None)
+        Placement.resolve("auto", "cpu", "auto", None)
     with pytest.raises(CheckpointError, match="unknown device"):
-        Placement.of("auto", "gpu7", None, None)
+        Placement.resolve("auto", "gpu7", None, None)
     with pytest.raises(QuantizationError, match="8bit"):
-        Placement.of("auto", "cpu", None, "3bit")
+        Placement.resolve("auto", "cpu", None, "3bit")
     mapped = load_weights(tiny_model_folder, device_map={"": "cpu"})
     assert torch.equal(call(mapped), call(load_weights(tiny_model_folder, device="cpu")))
 
@@ -338,7 +338,7 @@ def test_what_the_hubs_client_raises_without_a_network_is_a_download_error(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", broken)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DownloadError, match=r"'owner/model' is no folder here.*ConnectError"):
+    with pytest.raises(DownloadError, match=r"'owner/model' is not a local folder.*ConnectError"):
         resolve_folder("owner/model")
 
 
@@ -355,8 +355,8 @@ def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
 
 def test_bins_are_only_fetched_without_safetensors() -> None:
     both = ["model.safetensors", "pytorch_model.bin", "training_args.bin", "config.json"]
-    assert wanted_files(both) == ["config.json", "model.safetensors"]
-    assert wanted_files(
+    assert files_to_download(both) == ["config.json", "model.safetensors"]
+    assert files_to_download(
         ["pytorch_model-00001-of-00002.bin", "optimizer.bin", "mm_projector.bin"]
     ) == [
         "mm_projector.bin",

@@ -78,7 +78,7 @@ def test_files_without_read_permission_are_reported_as_that(open_folder: Path) -
 
 
 def test_a_missing_file_and_a_damaged_one(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="can't be opened: No such file"):
+    with pytest.raises(CheckpointError, match="cannot be opened: No such file"):
         load_tensors(tmp_path / "none.safetensors")
     (tmp_path / "damaged.safetensors").write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match="not a valid safetensors file"):

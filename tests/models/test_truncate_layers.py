@@ -11,16 +11,17 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, VipLlavaForCondition
 
 from vip_llava.errors import CheckpointError
 from vip_llava.models.loading import load_weights
-from vip_llava.models.truncate_layers import StackedProjector, used_states
+from vip_llava.models.projector import MlpProjector
+from vip_llava.models.truncate_layers import hidden_state_indices
 
 IMAGES = (2, 3, 56, 56)
 
 
 def test_used_states_count_from_the_input() -> None:
-    assert used_states((-2, -5, -8, -11, 6), 24) == (23, 20, 17, 14, 6)
-    assert used_states(-1, 12) == (12,)
+    assert hidden_state_indices((-2, -5, -8, -11, 6), 24) == (23, 20, 17, 14, 6)
+    assert hidden_state_indices(-1, 12) == (12,)
     with pytest.raises(CheckpointError, match="13"):
-        used_states(13, 12)
+        hidden_state_indices(13, 12)
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_stacked_projector_computes_linear_gelu_linear() -> None:
     for number, (out, width) in enumerate([(6, 4), (6, 6), (5, 6)], start=1):
         weights[f"linear_{number}.weight"] = torch.randn(out, width, generator=generator)
         weights[f"linear_{number}.bias"] = torch.randn(out, generator=generator)
-    projector = StackedProjector(weights)
+    projector = MlpProjector(weights)
     projector.load_state_dict(weights)
     x = torch.randn(2, 3, 4, generator=generator)
     want = x

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Models: checkpoint layouts and conversion, vision towers, adapters, quantization, placement."""

@@ -1,12 +1,12 @@
-"""From an opened checkpoint to a transformers model: checked, placed, adapted, quantized.
+"""Builds a transformers model from an opened checkpoint: checked, placed, adapted, quantized.
 
-transformers' own classes are used as they are; what they lack (other projectors, an image id past
-the embedding table) is put in from `towers.py`. It reads no files.
+transformers' own classes are used as they are. What they lack is added: other projectors, and an
+image token id past the embedding table. This module reads no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoModel,
     LlavaForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,80 +23,87 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from vip_llava.errors import CheckpointError
-from vip_llava.models.adapters import apply_adapter
+from vip_llava.models.adapters import apply_lora
 from vip_llava.models.checkpoints import EMBEDDING, HEAD, Checkpoint
 from vip_llava.models.hub import Progress
-from vip_llava.models.layouts import PROJECTOR, TOWER, listed
+from vip_llava.models.image_token import allow_image_token
+from vip_llava.models.layouts import PROJECTOR, TOWER, format_names
 from vip_llava.models.placement import Placement
-from vip_llava.models.processor_loading import token_limits
+from vip_llava.models.processor_loading import special_token_ids
+from vip_llava.models.projector import replace_projector
 from vip_llava.models.quantize import quantize_model
-from vip_llava.models.spec import transformers_config
+from vip_llava.models.spec import ModelSpec, transformers_config
 from vip_llava.models.truncate_layers import (
-    StackedProjector,
-    guard_placeholder,
-    keep_only_used_states,
-    needed,
-    stopped,
+    drop_unused_layers,
+    record_only_used_states,
+    truncate_layers,
 )
 
-__all__ = ["build", "check_weights"]
+__all__ = ["build_model", "model_class", "silence_transformers"]
 
 
-def build(
+def build_model(
     checkpoint: Checkpoint,
     placement: Placement,
     merge_adapter: bool = True,
     progress: Progress | None = None,
 ) -> PreTrainedModel:
-    """A transformers model of an opened checkpoint, in evaluation mode."""
-    tell = progress or (lambda stage, done, total: None)
-    tell("loading weights", 0, 1)
+    """The transformers model of an opened checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: weights are missing, unexpected or of another shape.
+        QuantizationError: the model cannot be quantized as asked.
+    """
+    report = progress or (lambda stage, done, total: None)
+    report("loading weights", 0, 1)
     if placement.quantization is None or placement.device_map is not None:
         model = _assemble(checkpoint, placement)
     else:
-        # The full weights may not fit where the small ones will: start on the CPU.
+        # The full weights may not fit where the quantized ones will, so they start on the CPU.
         model = _assemble(checkpoint, replace(placement, device=torch.device("cpu")))
     if checkpoint.adapter is not None:
-        model = apply_adapter(model, checkpoint.adapter, merge_adapter)
+        model = apply_lora(model, checkpoint.adapter, merge_adapter)
     if placement.quantization is not None:
         if placement.device_map is None:
             quantize_model(model, placement.quantization, placement.device)
-            move: nn.Module = model
-            move.to(placement.device)
+            module: nn.Module = model
+            module.to(placement.device)
         else:
             quantize_model(model, placement.quantization)
-    keep_only_used_states(model)
-    guard_placeholder(model, checkpoint.blueprint.image_token_id)
-    for name, value in token_limits(checkpoint).items():
+    record_only_used_states(model)
+    allow_image_token(model, checkpoint.spec.image_token_id)
+    for name, value in special_token_ids(checkpoint).items():
         setattr(model.generation_config, name, value)
     model.train(False)
-    tell("loading weights", 1, 1)
+    report("loading weights", 1, 1)
     return model
 
 
+def model_class(spec: ModelSpec) -> type[PreTrainedModel]:
+    """The transformers class of a spec."""
+    return VipLlavaForConditionalGeneration if spec.is_vip_llava else LlavaForConditionalGeneration
+
+
 def _assemble(checkpoint: Checkpoint, placement: Placement) -> PreTrainedModel:
-    blueprint = stopped(checkpoint.blueprint)
-    tensors = dict(checkpoint.tensors)
-    if blueprint.clip:
-        tensors = needed(tensors, int(blueprint.vision["num_hidden_layers"]))
-    _untie_if_different(blueprint.text, tensors)
-    config = transformers_config(blueprint)
-    norm = blueprint.projector.norm
-    cls = VipLlavaForConditionalGeneration if norm else LlavaForConditionalGeneration
-    usual = blueprint.projector.linears == 2
-    tensors = check_weights(cls, config, tensors, checkpoint, usual)
-    projector = {n: t for n, t in tensors.items() if n.startswith(PROJECTOR)}
-    if not usual:
+    spec = truncate_layers(checkpoint.spec)
+    tensors = drop_unused_layers(checkpoint.tensors, spec)
+    _untie_if_different(spec.text, tensors)
+    config = transformers_config(spec)
+    tensors = _rename_tower_weights(config, tensors)
+    _check_weights(spec, config, tensors, checkpoint)
+    projector: dict[str, torch.Tensor] = {}
+    if not spec.has_standard_projector:
+        projector = {n: t for n, t in tensors.items() if n.startswith(PROJECTOR)}
         tensors = {n: t for n, t in tensors.items() if n not in projector}
-    model = _from_tensors(cls, config, tensors, placement)
-    if not usual:
-        eps = float(blueprint.notes.get("projector_layernorm_eps", 1e-5))
-        _swap_projector(model, projector, eps)
+    model = _from_tensors(model_class(spec), config, tensors, placement)
+    if projector:
+        eps = float(spec.metadata.get("projector_layernorm_eps", 1e-5))
+        replace_projector(model, projector, eps)
     return model
 
 
 def _untie_if_different(text: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """A checkpoint with its own output matrix has one, whatever its configuration claims."""
+    """Untie the output matrix of a checkpoint that has one of its own, whatever its config says."""
     head = tensors.get(HEAD)
     if text.get("tie_word_embeddings") and head is not None:
         text["tie_word_embeddings"] = torch.equal(head, tensors[EMBEDDING])
@@ -107,19 +115,19 @@ def _from_tensors(
     tensors: dict[str, torch.Tensor],
     placement: Placement,
 ) -> PreTrainedModel:
-    where = placement.device_map
-    if where is None and placement.device.type != "cpu":
-        where = {"": placement.device}
-    with quiet():
+    device_map = placement.device_map
+    if device_map is None and placement.device.type != "cpu":
+        device_map = {"": placement.device}
+    with silence_transformers():
         model: PreTrainedModel = cls.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=placement.dtype, device_map=where
+            None, config=config, state_dict=tensors, dtype=placement.dtype, device_map=device_map
         )
     return model
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and reports of transformers: the checks here are stricter than its own."""
+def silence_transformers() -> Iterator[None]:
+    """Turn off transformers' progress bars and loading reports; the checks here are stricter."""
     library: Any = transformers_logging
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
     library.set_verbosity_error()
@@ -132,76 +140,74 @@ def quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def check_weights(
-    cls: Callable[[Any], PreTrainedModel],
+def _rename_tower_weights(config: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name the tower's weights as the installed transformers does, which renames some on loading.
+
+    Weights that already have those names stay memory-mapped. Missing and unexpected ones keep
+    their names, for `_check_weights` to report.
+    """
+    own = {k.removeprefix(TOWER): t for k, t in tensors.items() if k.startswith(TOWER)}
+    with torch.device("meta"), silence_transformers():
+        outline = AutoModel.from_config(config.vision_config)
+    expected = outline.state_dict().keys()
+    if expected == own.keys():
+        return tensors
+    deeper = {f"vision_model.{name}": tensor for name, tensor in own.items()}
+    if expected == deeper.keys():
+        renamed = deeper
+    else:
+        dtypes = {tensor.dtype for tensor in own.values()}
+        with silence_transformers():
+            tower, info = type(outline).from_pretrained(
+                None,
+                config=config.vision_config,
+                state_dict=own,
+                dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        if any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+            return tensors
+        renamed = tower.state_dict()
+    others = {name: t for name, t in tensors.items() if not name.startswith(TOWER)}
+    return others | {TOWER + name: tensor for name, tensor in renamed.items()}
+
+
+def _check_weights(
+    spec: ModelSpec,
     config: PreTrainedConfig,
     tensors: dict[str, torch.Tensor],
     checkpoint: Checkpoint,
-    usual_projector: bool,
-) -> dict[str, torch.Tensor]:
-    """Compare all names and shapes with the model's before anything is loaded.
-
-    Returns the tensors, those of the encoder renamed where its class has one more level.
+) -> None:
+    """Compare all names and shapes with the model's before any weight is loaded.
 
     Raises:
-        CheckpointError: weights missing, unexpected or of another shape, by their names in the file.
+        CheckpointError: weights are missing, unexpected or of another shape; with the names in the
+            file.
     """
-    with torch.device("meta"), quiet():
+    cls: Any = model_class(spec)
+    with torch.device("meta"), silence_transformers():
         expected = {name: t.shape for name, t in cls(config).state_dict().items()}
-    tensors = _with_tower_level(tensors, expected)
-    ours = PROJECTOR if not usual_projector else "\0"
-    missing = {n for n in expected.keys() - tensors.keys() if not n.startswith(ours)}
+    if not spec.has_standard_projector:  # `replace_projector` checks it
+        expected = {n: shape for n, shape in expected.items() if not n.startswith(PROJECTOR)}
+        tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith(PROJECTOR)}
+    missing = expected.keys() - tensors.keys()
     if config.tie_word_embeddings:
-        missing.discard(HEAD)
-    unexpected = {n for n in tensors.keys() - expected.keys() if not n.startswith(ours)}
-    where = checkpoint.folders[0]
+        missing -= {HEAD}
+    unexpected = tensors.keys() - expected.keys()
+    where, file_names = checkpoint.folders[0], checkpoint.file_names
 
-    def named(names: set[str]) -> str:
-        return listed(checkpoint.spelled.get(name, name) for name in names) or "none"
+    def in_file(names: set[str]) -> str:
+        return format_names(file_names.get(name, name) for name in names) or "none"
 
     if missing or unexpected:
         raise CheckpointError(
-            f"{where}: weights missing: {named(missing)}; unexpected: {named(unexpected)}"
+            f"{where}: weights missing: {in_file(missing)}; unexpected: {in_file(unexpected)}"
         )
     wrong = [
-        f"{checkpoint.spelled.get(name, name)} is {tuple(tensor.shape)}, expected "
-        f"{tuple(expected[name])}"
+        f"{file_names.get(name, name)} is {tuple(tensor.shape)}, expected {tuple(expected[name])}"
         for name, tensor in tensors.items()
-        if name in expected and not name.startswith(ours) and tensor.shape != expected[name]
+        if tensor.shape != expected[name]
     ]
     if wrong:
-        raise CheckpointError(f"{where}: weights of another shape: {listed(wrong)}")
-    return tensors
-
-
-def _with_tower_level(
-    tensors: dict[str, torch.Tensor], expected: Mapping[str, torch.Size]
-) -> dict[str, torch.Tensor]:
-    """Encoders other than CLIP may still call their insides `vision_model`."""
-    deeper = f"{TOWER}vision_model."
-    if not any(name.startswith(deeper) for name in expected):
-        return tensors
-    return {
-        deeper + name.removeprefix(TOWER) if name.startswith(TOWER) else name: tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def _swap_projector(
-    model: PreTrainedModel, weights: Mapping[str, torch.Tensor], eps: float
-) -> None:
-    """Put our projector where transformers' two-layer one doesn't fit."""
-    plain = {name.removeprefix(PROJECTOR): tensor for name, tensor in weights.items()}
-    old = model.get_submodule(PROJECTOR.rstrip("."))
-    place = next(old.parameters())
-    new = StackedProjector(plain, eps)
-    if new.state_dict().keys() != plain.keys():
-        difference = new.state_dict().keys() ^ plain.keys()
-        raise CheckpointError(f"projector weights missing or unexpected: {listed(difference)}")
-    new.load_state_dict(plain)
-    new.to(device=place.device, dtype=place.dtype)
-    if (hook := getattr(old, "_hf_hook", None)) is not None:
-        from accelerate.hooks import add_hook_to_module
-
-        add_hook_to_module(new, hook)
-    model.set_submodule(PROJECTOR.rstrip("."), new)
+        raise CheckpointError(f"{where}: weights of another shape: {format_names(wrong)}")

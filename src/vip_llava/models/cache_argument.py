@@ -1,7 +1,7 @@
-"""The keyword under which the installed transformers takes a key/value cache.
+"""The name of the argument that passes a KV cache to a transformers model.
 
-transformers 5.24 renamed `past_key_values` to `cache` in every decoder and layer. The old name warns
-where it is the only one given and is ignored where both are; it is removed in 5.40.
+transformers 5.24 renamed `past_key_values` to `cache` in every model, decoder and layer. It warns
+about the old name alone, ignores it beside the new one, and removes it in 5.40.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import inspect
 
 from transformers import LlamaModel
 
-__all__ = ["CACHE"]
+__all__ = ["CACHE_ARGUMENT"]
 
-CACHE = (
+CACHE_ARGUMENT = (
     "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 )
-"""The name to pass a cache by: to a model, a decoder or a layer."""
+"""The name in the installed version."""

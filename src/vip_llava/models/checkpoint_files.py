@@ -1,7 +1,7 @@
-"""Files of a checkpoint folder: which ones hold weights, reading them, writing them in shards.
+"""Files of a checkpoint folder: finds, reads and writes weight files, whole or in shards.
 
-It knows file names and tensors by name. What a name means is `layouts.py`, what a configuration
-means is `blueprint.py`, where a folder comes from is `hub.py`.
+It does not know what a weight's name means (`layouts.py`), what a configuration means (`spec.py`)
+or where a folder comes from (`hub.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vip_llava.errors import CheckpointError
-from vip_llava.models.layouts import listed, read_bin
+from vip_llava.models.layouts import format_names, read_bin
 from vip_llava.models.safetensors_files import load_tensors, save_tensors
 
 __all__ = ["find_weights", "has_weights", "read_json", "read_tensors", "write_tensors"]
@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        CheckpointError: the file is missing, no JSON, or no object.
+        CheckpointError: the file is missing, is not JSON, or is not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -36,27 +36,28 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path.parent} is no checkpoint folder: it has no {path.name}"
+            f"{path.parent} is not a checkpoint folder: it has no {path.name}"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no readable JSON file: {error}") from error
+        raise CheckpointError(f"{path} is not a readable JSON file: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+        raise CheckpointError(f"{path} must contain a JSON object, not a {type(value).__name__}")
     return value
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the folder holds a whole model's weights, in one file or in shards."""
+    """Whether the folder contains a whole model's weights, in one file or in shards."""
     return any(
         (folder / stem).is_file() or (folder / f"{stem}.index.json").is_file() for stem in STEMS
     )
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """The files of a whole model: safetensors before `.bin`, an index before a single file.
+    """The weight files of a whole model: safetensors before `.bin`, an index before one file.
 
     Raises:
-        CheckpointError: there are none, or an index names a file that is missing or elsewhere.
+        CheckpointError: there are none, or an index names a file that is missing or outside the
+            folder.
     """
     for stem in STEMS:
         index = folder / f"{stem}.index.json"
@@ -66,54 +67,57 @@ def find_weights(folder: Path) -> list[Path]:
             return [folder / stem]
     raise CheckpointError(
         f"{folder} has no weights: expected model.safetensors or pytorch_model.bin, whole or with "
-        f"an index; it holds {listed(path.name for path in folder.iterdir()) or 'nothing'}"
+        f"an index; it contains {format_names(p.name for p in folder.iterdir()) or 'nothing'}"
     )
 
 
 def _indexed(index: Path) -> list[Path]:
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"{index} has no weight_map from weights to files")
-    names = sorted({str(name) for name in places.values()})
+    names = sorted({str(name) for name in shards.values()})
     for name in names:
-        # An index is untrusted: it may name files of its own folder and nothing else.
+        # An index is untrusted: it may name weight files of its own folder only.
         if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise CheckpointError(f"{index} names {name!r}, which is no weight file beside it")
+            raise CheckpointError(f"{index} names {name!r}, which is not a weight file beside it")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(f"{index.parent} lacks the shards {listed(missing)}")
+        raise CheckpointError(f"{index.parent} lacks the shards {format_names(missing)}")
     return [index.parent / name for name in names]
 
 
 def read_tensors(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
-    """All tensors of some files, on the CPU, mapped from disk where the format allows it.
+    """Read all tensors of some files, on the CPU, memory-mapped where the format allows it.
 
     Raises:
-        CheckpointError: a file is damaged, one name is in two files, or an index lists a weight
-            that no shard has.
+        CheckpointError: a file is damaged, two files contain the same name, or an index lists a
+            weight that no shard has.
     """
     tensors: dict[str, torch.Tensor] = {}
     files = list(paths)
     for path in files:
         part = read_bin(path) if path.suffix == ".bin" else load_tensors(path)
-        twice = tensors.keys() & part.keys()
-        if twice:
-            raise CheckpointError(f"{path} repeats weights of another shard: {listed(twice)}")
+        repeated = tensors.keys() & part.keys()
+        if repeated:
+            raise CheckpointError(
+                f"{path} repeats weights of another shard: {format_names(repeated)}"
+            )
         tensors.update(part)
     for index in {path.parent / f"{stem}.index.json" for path in files for stem in STEMS}:
         if index.is_file() and any(path in files for path in _indexed(index)):
-            lost = read_json(index)["weight_map"].keys() - tensors.keys()
-            if lost:
-                raise CheckpointError(f"{index} lists weights that no shard has: {listed(lost)}")
+            missing = read_json(index)["weight_map"].keys() - tensors.keys()
+            if missing:
+                names = format_names(missing)
+                raise CheckpointError(f"{index} lists weights that no shard has: {names}")
     return tensors
 
 
 def write_tensors(
     folder: Path, tensors: Mapping[str, torch.Tensor], max_shard_bytes: int
 ) -> list[Path]:
-    """Write `model.safetensors`, or shards of at most `max_shard_bytes` each with an index.
+    """Write `model.safetensors`, or an index and shards of at most `max_shard_bytes` each.
 
-    A single tensor that is larger gets a shard of its own. Names are written in sorted order.
+    A tensor larger than that gets its own shard. Names are in sorted order.
     """
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
@@ -126,12 +130,12 @@ def write_tensors(
         size += tensor.nbytes
     if len(shards) == 1:
         return [save_tensors(folder / "model.safetensors", shards[0])]
-    paths, places = [], {}
+    paths, weight_map = [], {}
     for number, shard in enumerate(shards, start=1):
         path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         paths.append(save_tensors(path, shard))
-        places.update(dict.fromkeys(shard, path.name))
+        weight_map.update(dict.fromkeys(shard, path.name))
     total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return paths

@@ -1,20 +1,21 @@
-"""Opening a checkpoint of any layout: weights under canonical names, a blueprint, an adapter.
+"""Opens a checkpoint of any layout: a spec, weights under canonical names, perhaps an adapter.
 
-One function per layout. Nothing is built here: `loading.py` turns a `Checkpoint` into a model,
-`convert.py` writes it in another layout.
+Nothing is built here: `building.py` turns a `Checkpoint` into a model, and `convert.py` writes it
+in another layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from vip_llava.errors import CheckpointError
-from vip_llava.models.adapters import Adapter, read_adapter
+from vip_llava.models.adapters import LoraAdapter, read_lora
+from vip_llava.models.backbones import registered_backbones
 from vip_llava.models.checkpoint_files import find_weights, has_weights, read_json, read_tensors
 from vip_llava.models.hub import Progress, resolve_folder
 from vip_llava.models.layouts import (
@@ -22,32 +23,45 @@ from vip_llava.models.layouts import (
     TOWER,
     canonical_from_hub,
     canonical_from_original,
-    listed,
+    format_names,
     rename,
-    tower_canonical,
 )
 from vip_llava.models.spec import (
-    BACKBONES,
-    Blueprint,
-    blueprint_from_hub,
-    blueprint_from_original,
+    ModelSpec,
     is_hub_config,
     is_original_config,
+    spec_from_hub,
+    spec_from_original,
 )
+from vip_llava.models.vision_towers import canonical_tower_id, get_vision_tower, tower_config
 
-__all__ = ["Checkpoint", "Kind", "Source", "kind_of", "open_checkpoint"]
+__all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "Checkpoint",
+    "CheckpointLayout",
+    "CheckpointSource",
+    "detect_layout",
+    "open_checkpoint",
+    "read_vision_tower",
+]
 
-Kind = Literal["hub", "original", "projector", "lora", "language_model"]
+CheckpointLayout: TypeAlias = Literal["hub", "original", "projector", "lora", "language_model"]
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-# What the original calls the five-layer encoder is this model, read in another way.
-_TOWER_ALIASES = {"clip_4layers_336": "openai/clip-vit-large-patch14-336"}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where to look: the named folder, what it builds on, and how names become folders."""
+class CheckpointSource:
+    """Folders of a checkpoint.
+
+    Args:
+        folder: the folder to open.
+        base: the model that a projector or LoRA folder belongs to.
+        vision_tower: a tower instead of the one inside, or where there is none inside.
+        resolve: turns the name of a tower in a configuration into a folder.
+    """
 
     folder: Path
     base: Path | None = None
@@ -55,19 +69,19 @@ class Source:
     resolve: Callable[[str], Path] = resolve_folder
 
     @staticmethod
-    def named(
+    def from_names(
         name: str | Path,
         base: str | Path | None = None,
         vision_tower: str | Path | None = None,
         revision: str | None = None,
         progress: Progress | None = None,
-    ) -> Source:
+    ) -> CheckpointSource:
         """Resolve names to folders; hub ids are downloaded."""
 
         def resolve(name: str | Path) -> Path:
             return resolve_folder(name, progress=progress)
 
-        return Source(
+        return CheckpointSource(
             resolve_folder(name, revision=revision, progress=progress),
             resolve(base) if base is not None else None,
             resolve(vision_tower) if vision_tower is not None else None,
@@ -77,29 +91,34 @@ class Source:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A multimodal model as files hold it.
+    """A multimodal model as its files describe it.
 
     Args:
+        layout: of the folder that was opened.
         tensors: every weight under its canonical name.
-        spelled: canonical name -> name in the file, for messages.
-        folders: where tokenizer and image settings may be, most specific first.
-        adapter: LoRA weights still to be applied.
+        file_names: canonical name -> name in the file, for messages.
+        folders: folders to search for tokenizer and image settings, most specific first.
+        config: the folder's `config.json`; of a projector or LoRA folder on a whole model, that
+            of the model.
+        adapter: LoRA weights that are still to be applied.
+        tower_folder: the folder of a tower of its own.
     """
 
-    kind: Kind
-    blueprint: Blueprint
+    layout: CheckpointLayout
+    spec: ModelSpec
     tensors: dict[str, torch.Tensor]
-    spelled: dict[str, str]
+    file_names: dict[str, str]
     folders: list[Path]
-    adapter: Adapter | None = None
-    configs: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any]
+    adapter: LoraAdapter | None = None
+    tower_folder: Path | None = None
 
 
-def kind_of(folder: Path) -> Kind:
+def detect_layout(folder: Path) -> CheckpointLayout:
     """Which layout a folder has.
 
     Raises:
-        CheckpointError: none that is known; says what was looked for.
+        CheckpointError: none that is known; lists what was expected.
     """
     if (folder / "adapter_config.json").is_file():
         return "lora"
@@ -108,68 +127,70 @@ def kind_of(folder: Path) -> Kind:
         return "hub"
     if is_original_config(config):
         return "original" if has_weights(folder) else "projector"
-    if config.get("model_type") in BACKBONES:
+    if config.get("model_type") in registered_backbones():
         return "language_model"
     raise CheckpointError(
-        f"{folder}: unknown model type {config.get('model_type')!r}; expected vipllava or llava with "
-        f"a text_config, one of the original's (llava_llama, llava_phi3, ...), or as base= "
-        f"(command line: --base) a language model ({', '.join(BACKBONES)})"
+        f"{folder}: unknown model type {config.get('model_type')!r}; expected vipllava or llava "
+        "with a text_config, one of the original's (llava_llama, llava_phi3, ...), or as base= "
+        f"(command line: --base) a language model ({', '.join(registered_backbones())})"
     )
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
-    """Open whatever layout the folder has.
+def open_checkpoint(source: CheckpointSource) -> Checkpoint:
+    """Open a folder of any layout.
 
     Raises:
-        CheckpointError: missing or unexpected files or weights, or a base where one is needed.
+        CheckpointError: files or weights are missing or unexpected, or a base is needed.
     """
-    kind = kind_of(source.folder)
-    if kind == "hub":
+    layout = detect_layout(source.folder)
+    if layout == "hub":
         return _open_hub(source.folder)
-    if kind == "original":
+    if layout == "original":
         return _open_original(source)
-    if kind == "language_model":
+    if layout == "language_model":
         raise CheckpointError(
-            f"{source.folder} is a language model without an image encoder and projector; give it "
+            f"{source.folder} is a language model without a vision tower and projector; give it "
             "as base= (command line: --base), together with a projector or LoRA folder"
         )
     if source.base is None:
-        raise CheckpointError(_base_wanted(source.folder, kind))
-    return _open_on_base(source, kind)
+        raise CheckpointError(_base_needed(source.folder, layout))
+    return _open_on_base(source, layout)
 
 
-def _base_wanted(folder: Path, kind: Kind) -> str:
-    what = "LoRA adapters" if kind == "lora" else "a projector"
-    said = ""
-    if kind == "lora":
+def _base_needed(folder: Path, layout: CheckpointLayout) -> str:
+    content = "LoRA adapters" if layout == "lora" else "a projector"
+    hint = ""
+    if layout == "lora":
         named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        said = f" (its adapter_config.json says {named!r})" if named else ""
-    return f"{folder} holds {what} only; give the model they belong to as base= (command line: --base){said}"
+        hint = f" (its adapter_config.json names {named!r})" if named else ""
+    return (
+        f"{folder} contains {content} only; give the model that it belongs to as base= "
+        f"(command line: --base){hint}"
+    )
 
 
 def _open_hub(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
-    tensors, spelled = rename(read_tensors(find_weights(folder)), canonical_from_hub, folder)
-    blueprint = blueprint_from_hub(config, tensors)
-    return Checkpoint("hub", blueprint, tensors, spelled, [folder], configs=[config])
+    tensors, file_names = rename(read_tensors(find_weights(folder)), canonical_from_hub, folder)
+    return Checkpoint("hub", spec_from_hub(config, tensors), tensors, file_names, [folder], config)
 
 
-def _open_original(source: Source) -> Checkpoint:
+def _open_original(source: CheckpointSource) -> Checkpoint:
     folder = source.folder
     config = read_json(folder / "config.json")
-    tensors, spelled = rename(read_tensors(find_weights(folder)), canonical_from_original, folder)
-    return _assemble("original", config, tensors, spelled, source, [folder])
+    tensors, names = rename(read_tensors(find_weights(folder)), canonical_from_original, folder)
+    return _with_tower("original", config, tensors, names, source, [folder])
 
 
-def _assemble(
-    kind: Kind,
-    config: Mapping[str, Any],
+def _with_tower(
+    layout: CheckpointLayout,
+    config: dict[str, Any],
     tensors: dict[str, torch.Tensor],
-    spelled: dict[str, str],
-    source: Source,
+    file_names: dict[str, str],
+    source: CheckpointSource,
     folders: list[Path],
 ) -> Checkpoint:
-    """Add the image encoder and read the blueprint: the end of every original-style layout."""
+    """Add the vision tower and read the spec: the last step for every original-style layout."""
     if not any(name.startswith(PROJECTOR) for name in tensors):
         raise CheckpointError(f"{source.folder} has no projector weights (mm_projector)")
     if EMBEDDING not in tensors:
@@ -179,92 +200,84 @@ def _assemble(
         if vision is None and (source.folder / name).is_file():
             vision = read_json(source.folder / name)
             vision.setdefault("model_type", "clip_vision_model")
-    folders = list(folders)
     inside = any(name.startswith(TOWER) for name in tensors)
+    tower_folder = None
     if source.vision_tower is not None or not inside:
-        # An encoder that the caller names wins over the copy inside, as in the original.
-        place = source.vision_tower or _named_tower(config, source)
-        vision, weights = read_tower(place)
+        # As in the original, a tower that the caller names replaces the one inside.
+        tower_folder = source.vision_tower or _named_tower(config, source)
+        vision, weights = read_vision_tower(tower_folder)
         tensors = {name: t for name, t in tensors.items() if not name.startswith(TOWER)} | weights
-        folders.append(place)
-    blueprint = blueprint_from_original(config, tensors, vision)
-    return Checkpoint(kind, blueprint, tensors, spelled, folders, configs=[dict(config)])
+        folders = [*folders, tower_folder]
+    spec = spec_from_original(config, tensors, vision)
+    return Checkpoint(layout, spec, tensors, file_names, folders, config, tower_folder=tower_folder)
 
 
-def _named_tower(config: Mapping[str, Any], source: Source) -> Path:
+def _named_tower(config: Mapping[str, Any], source: CheckpointSource) -> Path:
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         raise CheckpointError(
-            f"{source.folder} has no image encoder and names none; give its folder as vision_tower= "
+            f"{source.folder} has no vision tower and names none; give its folder as vision_tower= "
             "(command line: --vision-tower)"
         )
     beside = source.folder / name
-    return beside if beside.is_dir() else source.resolve(_TOWER_ALIASES.get(name, name))
+    return beside if beside.is_dir() else source.resolve(canonical_tower_id(name))
 
 
-def read_tower(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Configuration and canonical weights of a CLIP folder (the image half of a whole CLIP too).
+def read_vision_tower(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Configuration and weights (canonical names) of a tower's folder, or its parent model's.
 
     Raises:
-        CheckpointError: not a CLIP folder.
+        CheckpointError: not a folder of a registered tower.
     """
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == "clip" and isinstance(config.get("vision_config"), dict):
-        config = {**config["vision_config"], "model_type": "clip_vision_model"}
-    if config.get("model_type") != "clip_vision_model":
-        raise CheckpointError(
-            f"{folder}: model type {config.get('model_type')!r} is no CLIP image encoder"
-        )
-    tensors = read_tensors(find_weights(folder))
-    image = {name: t for name, t in tensors.items() if name.startswith("vision_model.")}
-    image = image or {
-        name: t for name, t in tensors.items() if name.startswith(("embeddings.", "encoder.", "p"))
-    }
-    drop = "embeddings.position_ids"
-    return config, {
-        TOWER + tower_canonical(name): t for name, t in image.items() if not name.endswith(drop)
-    }
+    try:
+        config = tower_config(read_json(folder / "config.json"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    weights = get_vision_tower(config["model_type"]).select_weights(
+        read_tensors(find_weights(folder))
+    )
+    return config, {TOWER + name: tensor for name, tensor in weights.items()}
 
 
-def _open_on_base(source: Source, kind: Kind) -> Checkpoint:
+def _open_on_base(source: CheckpointSource, layout: CheckpointLayout) -> Checkpoint:
     """A projector or LoRA folder on a language model, or on a whole multimodal model."""
     assert source.base is not None
-    extras, extra_names = _extras(source.folder)
-    adapter = read_adapter(source.folder) if kind == "lora" else None
+    extras, extra_names = _read_extras(source.folder)
+    adapter = read_lora(source.folder) if layout == "lora" else None
     if adapter is not None:
-        extras |= adapter.plain
-    base_kind = kind_of(source.base)
-    if base_kind in ("lora", "projector"):
+        extras |= adapter.full_weights
+    base_layout = detect_layout(source.base)
+    if base_layout in ("lora", "projector"):
         raise CheckpointError(
-            f"the base {source.base} is itself a {base_kind} folder; expected a whole model"
+            f"the base {source.base} is itself a {base_layout} folder; expected a whole model"
         )
-    if base_kind == "language_model":
+    if base_layout == "language_model":
         config = read_json(source.folder / "config.json")
         if not is_original_config(config):
             raise CheckpointError(
-                f"{source.folder}/config.json has no mm_... settings, so a projector can't be built "
-                f"on the language model {source.base}; give a multimodal model as base= (command "
-                "line: --base)"
+                f"{source.folder}/config.json has no mm_... settings, so its projector cannot be "
+                f"combined with the language model {source.base}; give a multimodal model as base= "
+                "(command line: --base)"
             )
-        tensors, spelled = rename(
+        tensors, names = rename(
             read_tensors(find_weights(source.base)), canonical_from_original, source.base
         )
-        tensors, spelled = overlay(tensors, extras, source.folder), spelled | extra_names
+        tensors = overlay(tensors, extras, source.folder)
         config = {**config, "vocab_size": tensors[EMBEDDING].shape[0]}
         folders = [source.folder, source.base]
-        checkpoint = _assemble(kind, config, tensors, spelled, source, folders)
+        checkpoint = _with_tower(layout, config, tensors, names | extra_names, source, folders)
     else:
         checkpoint = open_checkpoint(replace(source, folder=source.base, base=None))
         checkpoint.tensors = overlay(checkpoint.tensors, extras, source.folder)
-        checkpoint.spelled |= extra_names
+        checkpoint.file_names |= extra_names
         checkpoint.folders = [source.folder, *checkpoint.folders]
-        checkpoint.kind = kind
+        checkpoint.layout = layout
     checkpoint.adapter = adapter
     return checkpoint
 
 
-def _extras(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """What is stored beside adapters or instead of a model: the projector, perhaps embeddings."""
+def _read_extras(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Whole weights in a projector or LoRA folder: the projector, perhaps embeddings."""
     for stem in ("mm_projector", "non_lora_trainables"):
         for suffix in (".safetensors", ".bin"):
             path = folder / f"{stem}{suffix}"
@@ -276,34 +289,34 @@ def _extras(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _canonical_from_any(name: str) -> str | None:
-    """Extras come from the original's training or from ours, which writes transformers' names."""
-    hub = ("multi_modal_projector.", "language_model.", "model.language_model.")
+    """Canonical name of an extra weight, which the original's training or this package wrote."""
     bare = name
     while bare.startswith(("base_model.model.", "module.")):
         bare = bare.split(".", 2)[2] if bare.startswith("base") else bare.split(".", 1)[1]
-    if bare.startswith((*hub, "model.multi_modal_projector.")):
+    hub = ("multi_modal_projector.", "language_model.")
+    if bare.removeprefix("model.").startswith(hub):
         return canonical_from_hub(bare)
-    # LoRA training wraps once more: base_model.model.model.mm_projector and model.model.…
+    # LoRA training wraps once more: base_model.model.model.mm_projector and model.model....
     return canonical_from_original(bare.replace("model.model.", "model.", 1))
 
 
 def overlay(
     tensors: Mapping[str, torch.Tensor], extras: Mapping[str, torch.Tensor], where: Path
 ) -> dict[str, torch.Tensor]:
-    """`tensors` with `extras` in their place; a larger vocabulary is grown as the original does.
+    """`tensors` with `extras` in their place; a larger vocabulary grows as in the original.
 
     Raises:
-        CheckpointError: an extra weight that the base has no place for, or another shape.
+        CheckpointError: an extra weight that the base does not have, or of another shape.
     """
     merged = dict(tensors)
     unknown = [n for n in extras if n not in merged and not n.startswith(PROJECTOR)]
     if unknown:
-        raise CheckpointError(f"{where}: the base has no weights {listed(unknown)}")
+        raise CheckpointError(f"{where}: the base has no weights {format_names(unknown)}")
     had_projector = any(name.startswith(PROJECTOR) for name in tensors)
     for name, extra in extras.items():
         old = merged.get(name)
         if name in (EMBEDDING, HEAD) and old is not None and old.shape[1:] == extra.shape[1:]:
-            # Start and end markers: all rows, or only those of the new tokens.
+            # With start and end tokens: all rows, or only those of the new tokens.
             extra = extra if extra.shape[0] >= old.shape[0] else torch.cat([old, extra.to(old)])
         elif old is not None and old.shape != extra.shape:
             raise CheckpointError(
@@ -313,7 +326,11 @@ def overlay(
             raise CheckpointError(f"{where}: the base's projector has no {name}")
         merged[name] = extra
     if HEAD in merged and (new := merged[EMBEDDING].shape[0] - merged[HEAD].shape[0]) > 0:
-        head = merged[HEAD]
-        average = head.float().mean(dim=0, keepdim=True).to(head.dtype)
-        merged[HEAD] = torch.cat([head, average.expand(new, -1)])
+        merged[HEAD] = extend_head(merged[HEAD], new)
     return merged
+
+
+def extend_head(head: torch.Tensor, rows: int) -> torch.Tensor:
+    """The output matrix [V, C] with `rows` more rows, each the average, which is never the best."""
+    average = head.float().mean(dim=0, keepdim=True).to(head.dtype)
+    return torch.cat([head, average.expand(rows, -1)])

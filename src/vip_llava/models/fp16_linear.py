@@ -1,12 +1,12 @@
-"""Linear layers with float16 weights and float32 arithmetic, for answering on a CPU.
+"""Linear layers with float16 weights and float32 arithmetic, for decoding on a CPU.
 
-A CPU that makes one token after the other spends its time reading weights; at half the size that
-takes about half as long, and rounding to float16 moves an output by a few parts in ten thousand.
-Nothing is quantized: every weight keeps 11 significant bits. torch has the product for x86 (FBGEMM).
-Layers that read the same input (queries, keys and values; gate and up) lie below each other in one
-block, because a product of few rows costs as much again in setting out.
+Decoding on a CPU is bound by reading weights; at half the size it takes about half as long, and
+rounding to float16 changes an output by a few parts in ten thousand. Every weight keeps 11
+significant bits. torch has the matrix product for x86 (FBGEMM). Layers with the same input (query,
+key and value; gate and up) are packed into one matrix, because the fixed cost of a product of few
+rows is as large as the product.
 
-It knows modules, not files.
+This module does not know files.
 """
 
 from __future__ import annotations
@@ -19,127 +19,139 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["HalfLinear", "can_halve", "halve", "products"]
+__all__ = ["Fp16Linear", "apply_linears", "replace_linears", "supports_fp16_linear"]
 
 _LARGEST = torch.finfo(torch.float16).max
-_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of layers of one parent that are given the same."""
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers of one module that have the same input."""
 
 
-class _Block:
-    """Weights of one or several layers below each other, as FBGEMM wants them."""
+class PackedMatrix:
+    """Weights of one or several layers stacked into one matrix, in the format of FBGEMM."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        """Either all of them have a bias or none. Raises ValueError where float16 can't hold one."""
+        """Either all layers have a bias or none.
+
+        Raises:
+            ValueError: a weight that float16 cannot represent.
+        """
         weight = torch.cat([linear.weight.detach().float() for linear in linears])
         low, high = (float(value) for value in weight.aminmax())
         if not (low >= -_LARGEST and high <= _LARGEST):  # NaN fails every comparison
-            raise ValueError(f"a weight is not within {_LARGEST:g}, which float16 can hold")
+            raise ValueError(f"a weight is not within {_LARGEST:g}, the range of float16")
         biases = [linear.bias.detach().float() for linear in linears if linear.bias is not None]
         bias = torch.cat(biases) if biases else None
         self.packed: Any = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         self.outputs = [linear.out_features for linear in linears]
 
     def __call__(self, x: Tensor) -> Tensor:
-        # By its full name: to look for the right one of several takes longer than a short product.
+        # The overload is named because its lookup takes longer than a short product.
         y: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed)
         return y
 
-    def parts(self, y: Tensor) -> Sequence[Tensor]:
-        """The outputs of each layer, of those of all."""
+    def split(self, y: Tensor) -> Sequence[Tensor]:
+        """The outputs [..., out] of each layer from those of all layers."""
         return torch.split_with_sizes(y, self.outputs, -1)
 
 
-class HalfLinear(nn.Module):
+class Fp16Linear(nn.Module):
     """A linear layer with float16 weights: float32 [..., in] -> float32 [..., out].
 
-    Error: each weight is off by at most one part in 2048 of itself, or by 2**-25 where it is smaller
-    than 2**-14. Its `state_dict` is that of a float32 layer with the rounded weights.
+    Error: a weight w changes by at most |w| / 2048, or by 2**-25 if |w| is below 2**-14. The
+    `state_dict` is that of a float32 layer with the rounded weights.
     """
 
     def __init__(
-        self, linear: nn.Linear, *, copy: bool = False, block: _Block | None = None, index: int = 0
+        self,
+        linear: nn.Linear,
+        *,
+        tied: bool = False,
+        matrix: PackedMatrix | None = None,
+        index: int = 0,
     ) -> None:
-        """`copy`: the weights are another module's too, and counted there. `block`: a made one in
-        which this is layer `index`; called by itself, the layer then computes all of them.
+        """Pack `linear`, or take layer `index` of `matrix`.
 
-        Raises ValueError for weights that float16 can't hold; `can_halve` says where this runs.
+        Args:
+            tied: the weights are another module's too, and counted there.
+
+        Raises:
+            ValueError: a weight that float16 cannot represent.
         """
         super().__init__()
-        self._copy = copy
+        self._tied = tied
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.block = block or _Block([linear])
+        self.matrix = matrix or PackedMatrix([linear])
         self._index = index
 
     @property
-    def hidden_parameters(self) -> int:
-        """Weights that are no parameters of torch any more."""
-        return 0 if self._copy else sum(t.numel() for t in self._tensors().values())
+    def packed_parameters(self) -> int:
+        """Weights that are not parameters of torch any more."""
+        return 0 if self._tied else sum(t.numel() for t in self._tensors().values())
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
-        y = self.block(x)
-        return y if len(self.block.outputs) == 1 else self.block.parts(y)[self._index]
+        """The layer's output; the other layers of its matrix are computed as well."""
+        y = self.matrix(x)
+        return y if len(self.matrix.outputs) == 1 else self.matrix.split(y)[self._index]
 
     def _tensors(self) -> dict[str, Tensor]:
-        weight, bias = torch.ops.quantized.linear_unpack_fp16(self.block.packed)
+        weight, bias = torch.ops.quantized.linear_unpack_fp16(self.matrix.packed)
         found = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        sizes, mine = self.block.outputs, self._index
-        return {name: torch.split_with_sizes(t, sizes)[mine] for name, t in found.items()}
+        sizes, index = self.matrix.outputs, self._index
+        return {name: torch.split_with_sizes(t, sizes)[index] for name, t in found.items()}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, value in self._tensors().items():
             destination[prefix + name] = value
 
 
-def products(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
-    """What each of the layers makes of x; in one product where they are all of one block."""
+def apply_linears(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
+    """The outputs of layers for the same input; one product if they are all of one matrix."""
     first = layers[0]
-    if type(first) is HalfLinear and len(first.block.outputs) == len(layers):
-        plain = all(
-            type(layer) is HalfLinear
-            and layer.block is first.block
+    if type(first) is Fp16Linear and len(first.matrix.outputs) == len(layers):
+        packed_together = all(
+            type(layer) is Fp16Linear
+            and layer.matrix is first.matrix
             and not (layer._forward_hooks or layer._forward_pre_hooks)
             for layer in layers
         )
-        if plain:
-            return first.block.parts(first.block(x))
+        if packed_together:
+            return first.matrix.split(first.matrix(x))
     return [layer(x) for layer in layers]
 
 
-def can_halve(device: torch.device) -> bool:
-    """Whether this torch has the product for this processor."""
+def supports_fp16_linear(device: torch.device) -> bool:
+    """Whether this torch has the matrix product for the device."""
     return device.type == "cpu" and torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
-def halve(model: PreTrainedModel) -> None:
-    """Replace the language model's linear layers and the output matrix in place.
+def replace_linears(model: PreTrainedModel) -> None:
+    """Replace the language model's linear layers and the output matrix, in place.
 
-    Word embeddings stay as they are, also where the output matrix was the same tensor.
+    Embeddings stay float32, also if the output matrix was the same tensor.
     """
     body: Any = model
     decoder = body.get_decoder()
 
     def replace(names: Sequence[str]) -> None:
-        # Nobody else holds the layers: their float32 weights go at once.
+        # No other reference to the layers remains, so their float32 weights are freed at once.
         linears = [decoder.get_submodule(name) for name in names]
-        block = _Block(linears)
+        matrix = PackedMatrix(linears)
         for index, (name, linear) in enumerate(zip(names, linears, strict=True)):
-            decoder.set_submodule(name, HalfLinear(linear, block=block, index=index))
+            decoder.set_submodule(name, Fp16Linear(linear, matrix=matrix, index=index))
 
-    # torch packs a layer on one core.
+    # torch packs a matrix on one core.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(replace, list(_blocks(decoder))))
+        list(pool.map(replace, list(_layer_groups(decoder))))
     head = body.get_output_embeddings()
     shared = head.weight is body.get_input_embeddings().weight
-    body.set_output_embeddings(HalfLinear(head, copy=shared))
+    body.set_output_embeddings(Fp16Linear(head, tied=shared))
 
 
-def _blocks(decoder: nn.Module) -> Iterator[list[str]]:
-    """Names of all linear layers, those together that read the same."""
+def _layer_groups(decoder: nn.Module) -> Iterator[list[str]]:
+    """Names of all linear layers, grouped by those with the same input."""
     for name, part in decoder.named_modules():
         linears = {key: one for key, one in part.named_children() if isinstance(one, nn.Linear)}
-        for keys in _TOGETHER:
+        for keys in _SAME_INPUT:
             chosen = [linears[key] for key in keys if key in linears]
             biases = {linear.bias is None for linear in chosen}
             widths = {linear.in_features for linear in chosen}

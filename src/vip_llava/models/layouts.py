@@ -1,11 +1,11 @@
-"""How checkpoints spell the names of weights, and the one reader of the original's `.bin` files.
+"""Names of weights in each checkpoint layout, and the one reader of the original's `.bin` files.
 
-Three spellings exist. *Canonical* is what transformers' `VipLlavaForConditionalGeneration` and
-`LlavaForConditionalGeneration` call their parameters in memory; *hub* is how published Hugging
-Face folders write them; *original* is how ViP-LLaVA and LLaVA-1.5 write them. Everything is read
-into canonical names and written from them.
+Three naming schemes exist. *Canonical* names are those of the parameters of transformers'
+`VipLlavaForConditionalGeneration` and `LlavaForConditionalGeneration` in memory; *hub* names are
+in published Hugging Face folders; *original* names are in checkpoints of ViP-LLaVA and LLaVA-1.5.
+Every layout is read into canonical names and written from them.
 
-It knows names only: no shapes, no configurations, no models.
+This module does not know shapes, configurations or models.
 """
 
 from __future__ import annotations
@@ -27,58 +27,57 @@ __all__ = [
     "canonical_from_original",
     "canonical_to_hub",
     "canonical_to_original",
+    "format_names",
     "projector_style",
     "read_bin",
     "rename",
-    "tower_canonical",
 ]
 
 PROJECTOR = "model.multi_modal_projector."
 TOWER = "model.vision_tower."
 TEXT = "model.language_model."
 
-# Buffers that old libraries saved and every library computes by itself.
+# Buffers that old libraries saved and that every library computes on its own.
 _COMPUTED = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids|attn\.bias|masked_bias)$")
 
-# What training libraries put in front of a name (adapter wrapper, compiled or parallel module).
+# Prefixes of training libraries: peft, torch.compile, DDP.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|base_model\.model\.)+")
 
 
 def read_bin(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a PyTorch `.bin` file, read by the restricted loader: nothing in it can run.
+    """Read the tensors of a PyTorch `.bin` file with the restricted loader, which runs no code.
 
-    This is the only place in the project that opens such a file; `convert` turns it into
-    safetensors once and for all.
+    No other function of the package opens such a file; `convert` writes it as safetensors.
 
     Raises:
-        CheckpointError: the file is damaged, or holds anything but tensors by name.
+        CheckpointError: the file is damaged, or contains anything but tensors by name.
     """
     require_readable(path)
     try:
-        # Files since torch 1.6 are archives and can stay on disk until a tensor is used.
+        # Files since torch 1.6 are zip archives, which can be memory-mapped.
         mapped = zipfile.is_zipfile(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # the loader raises many kinds, all about the file's content
+    except Exception as error:  # many types, all about the file's content
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"{path} can't be read as a file of weights only ({reason}); expected a PyTorch file "
-            "that holds nothing but tensors, or a .safetensors file"
+            f"{path} cannot be read as a file of weights only ({reason}); expected a PyTorch file "
+            "that contains nothing but tensors, or a .safetensors file"
         ) from error
     if not isinstance(loaded, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()
     ):
-        raise CheckpointError(f"{path} must hold a dictionary from names to tensors")
+        raise CheckpointError(f"{path} must contain a dictionary from names to tensors")
     return loaded
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectorStyle:
-    """How the original spells a projector: `linear`, or `mlpNx_gelu` with or without a norm."""
+    """The form of a projector: `linear`, or `mlpNx_gelu` with or without a LayerNorm before it."""
 
     linears: int
     norm: bool
     bare: bool = False
-    """One linear layer that is the projector itself (`mm_projector.weight`)."""
+    """Whether the original names its one linear layer `mm_projector.weight`."""
 
     @property
     def type_name(self) -> str:
@@ -87,24 +86,32 @@ class ProjectorStyle:
 
 
 def projector_style(canonical: Iterable[str], type_name: str | None = None) -> ProjectorStyle:
-    """Read the projector's form off the canonical names; `type_name` tells `linear` from `mlp1x_gelu`."""
+    """The projector's form from canonical names of weights.
+
+    Args:
+        type_name: the original's `mm_projector_type`; tells `linear` from `mlp1x_gelu`.
+
+    Raises:
+        CheckpointError: there is no projector, or its linear layers are not 1, 2, ...
+    """
     names = [name.removeprefix(PROJECTOR) for name in canonical if name.startswith(PROJECTOR)]
     linears = {name.split(".")[0] for name in names if name.startswith("linear_")}
     norm = any(name.startswith("projector_layernorm.") for name in names)
     expected = {f"linear_{number}" for number in range(1, len(linears) + 1)}
     if not linears or linears != expected:
         raise CheckpointError(
-            f"the projector has the layers {sorted(linears) or 'none'}; expected linear_1, linear_2, ..."
+            f"the projector has the layers {sorted(linears) or 'none'}; expected linear_1, "
+            "linear_2, ..."
         )
     bare = len(linears) == 1 and not norm and type_name in (None, "linear")
     return ProjectorStyle(len(linears), norm, bare)
 
 
 def canonical_from_original(name: str) -> str | None:
-    """Canonical name of an original one; None for buffers that nobody needs to store.
+    """Canonical name of an original one; None for buffers that are computed.
 
-    The projector of five layers is `clip_layernorm` + `final_linear.{0,2,...}`, that of one layer
-    is `{0,2,...}` or, for `linear`, the weight itself.
+    The projector of five layers is `clip_layernorm` and `final_linear.{0,2,...}`, that of one
+    layer `{0,2,...}` or, for `linear`, the weight itself.
 
     Raises:
         CheckpointError: no such name exists in the original's layout.
@@ -117,7 +124,8 @@ def canonical_from_original(name: str) -> str | None:
     if bare.startswith("model.mm_projector."):
         return PROJECTOR + _projector_part(bare.removeprefix("model.mm_projector."), name)
     if bare.startswith("model.vision_tower.vision_tower."):
-        return TOWER + tower_canonical(bare.removeprefix("model.vision_tower.vision_tower."))
+        inner = bare.removeprefix("model.vision_tower.vision_tower.")
+        return TOWER + inner.removeprefix("vision_model.")
     if bare.startswith("lm_head."):
         return bare
     if bare.startswith("model.") and not bare.startswith("model.vision_tower."):
@@ -140,13 +148,8 @@ def _projector_part(part: str, name: str) -> str:
     return f"linear_{int(index) // 2 + 1}.{leaf}"
 
 
-def tower_canonical(name: str) -> str:
-    """Name inside the tower: transformers 5 dropped the level `vision_model.` of CLIP."""
-    return name.removeprefix("vision_model.")
-
-
 def canonical_from_hub(name: str) -> str | None:
-    """Canonical name of one in a Hugging Face folder, old spelling or new; None for buffers.
+    """Canonical name of a hub one, as transformers 4 or 5 writes it; None for computed buffers.
 
     Raises:
         CheckpointError: no such name exists in that layout.
@@ -163,25 +166,30 @@ def canonical_from_hub(name: str) -> str | None:
     if not bare.startswith("model."):
         bare = f"model.{bare}"
     if bare.startswith(TOWER):
-        return TOWER + tower_canonical(bare.removeprefix(TOWER))
+        # transformers 5 dropped the level `vision_model.` of CLIP and SigLIP.
+        return TOWER + bare.removeprefix(TOWER).removeprefix("vision_model.")
     if bare.startswith((TEXT, PROJECTOR)):
         return bare
     raise CheckpointError(f"unexpected weight {name!r}: not a name of the Hugging Face layout")
 
 
-def canonical_to_hub(name: str, clip: bool = True) -> str:
-    """The spelling of published Hugging Face folders, which every transformers version reads."""
+def canonical_to_hub(name: str, tower_prefix: str = "vision_model.") -> str:
+    """The name in published Hugging Face folders, which every transformers version reads.
+
+    Args:
+        tower_prefix: `VisionTower.file_prefix`.
+    """
     if name.startswith("lm_head."):
         return f"language_model.{name}"
     if name.startswith(TEXT):
         return "language_model.model." + name.removeprefix(TEXT)
-    if name.startswith(TOWER) and clip:
-        return "vision_tower.vision_model." + name.removeprefix(TOWER)
+    if name.startswith(TOWER):
+        return f"vision_tower.{tower_prefix}{name.removeprefix(TOWER)}"
     return name.removeprefix("model.")
 
 
 def canonical_to_original(name: str, style: ProjectorStyle) -> str:
-    """The original's spelling, exactly the inverse of `canonical_from_original` for this style."""
+    """The original name: the inverse of `canonical_from_original` for a projector of this style."""
     if name.startswith("lm_head."):
         return name
     if name.startswith(TOWER):
@@ -207,11 +215,11 @@ def rename(
     """All tensors under canonical names, and for each canonical name the one in the file.
 
     Raises:
-        CheckpointError: names that the layout does not have, all of them listed, or two names for
-            one weight.
+        CheckpointError: names that the layout does not have (all are listed), or two names for one
+            weight.
     """
     renamed: dict[str, torch.Tensor] = {}
-    spelled: dict[str, str] = {}
+    file_names: dict[str, str] = {}
     unexpected: list[str] = []
     for name, tensor in tensors.items():
         try:
@@ -223,17 +231,17 @@ def rename(
             continue
         if canonical in renamed:
             raise CheckpointError(
-                f"{where}: {name!r} and {spelled[canonical]!r} are the same weight"
+                f"{where}: {name!r} and {file_names[canonical]!r} are the same weight"
             )
         renamed[canonical] = tensor
-        spelled[canonical] = name
+        file_names[canonical] = name
     if unexpected:
-        raise CheckpointError(f"{where}: unexpected weights {listed(unexpected)}")
-    return renamed, spelled
+        raise CheckpointError(f"{where}: unexpected weights {format_names(unexpected)}")
+    return renamed, file_names
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names for a message: all of a few, the first ones and a count of many."""
+def format_names(names: Iterable[str], limit: int = 8) -> str:
+    """Sorted names for a message: the first `limit`, and how many more; "" for none."""
     ordered = sorted(names)
-    shown = ", ".join(ordered[:most])
-    return shown if len(ordered) <= most else f"{shown} and {len(ordered) - most} more"
+    shown = ", ".join(ordered[:limit])
+    return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"

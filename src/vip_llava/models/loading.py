@@ -1,13 +1,11 @@
-"""The one door to models: a name or a folder of any layout in, a model and its processor out.
+"""Loads a model and its processor from a name or a folder of any layout.
 
-`load_model` is what everything else calls. `load_weights` is the half without tokenizer and image
-settings, for folders that have none. The models are transformers' own classes; nothing of a
-checkpoint is ever executed.
+`load_model` is the entry point. `load_weights` loads the model alone, for folders without tokenizer
+and image settings. The models are transformers' own classes; no code of a checkpoint runs.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,15 @@ import torch
 from transformers import PreTrainedModel
 
 from vip_llava.errors import CheckpointError
-from vip_llava.models.building import build
-from vip_llava.models.checkpoints import Source, open_checkpoint
-from vip_llava.models.fp16_linear import can_halve, halve
+from vip_llava.models.building import build_model
+from vip_llava.models.checkpoints import CheckpointSource, open_checkpoint
+from vip_llava.models.fp16_linear import replace_linears, supports_fp16_linear
 from vip_llava.models.hub import DEFAULT_NAME, Progress
+from vip_llava.models.image_token import allow_image_token
 from vip_llava.models.placement import Placement
-from vip_llava.models.processor_loading import build_processor
+from vip_llava.models.processor_loading import build_processor, override_processor
 from vip_llava.models.quantize import quantize_model
-from vip_llava.models.truncate_layers import guard_placeholder
-from vip_llava.prompting.geometry import aspect_mode
 from vip_llava.prompting.processor import Processor
-from vip_llava.prompting.templates import get_template
 
 __all__ = ["load_model", "load_weights"]
 
@@ -45,39 +41,44 @@ def load_model(
     vision_tower: str | Path | None = None,
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, Processor]:
-    """Open a model and the processor that feeds it.
+    """Load a model and its processor.
 
     Args:
         name_or_folder: None or "default" for the model that comes with this package; a folder, or
             a hub id, in the Hugging Face layout or the original's (whole, projector only, LoRA).
         base: the model that a projector or LoRA folder belongs to.
         dtype: "auto" (float32 on a CPU, bfloat16 elsewhere), a name, or a torch dtype. On a CPU
-            "auto" gives the default model float16 weights in float32 arithmetic (`model.half`).
-        device: where to put it; the best one by default. Or `device_map` as transformers takes it.
+            "auto" gives the default model float16 weights with float32 arithmetic
+            (`fp16_linear.py`).
+        device: CUDA, Apple's GPU or the CPU by default, in this order.
+        device_map: as for transformers, instead of `device`.
         quantization: "8bit" or "4bit" for the language model's weights.
-        merge_adapter: fold a LoRA into the weights; False keeps it as a peft adapter.
-        template: conversation template instead of the one that the checkpoint implies.
+        merge_adapter: merge a LoRA adapter into the weights; False keeps peft's layers.
+        template: conversation template instead of the checkpoint's.
         image_aspect_ratio: "pad", "square" (crop) or "resize" instead of the checkpoint's.
         progress: called as `progress(stage, done, total)`.
-        vision_tower: folder or hub id of the image encoder, where a checkpoint has none inside.
-        revision: of a hub id; all its files come from that one commit.
+        vision_tower: folder or hub id of the vision tower, where a checkpoint has none inside.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: the folder can't be loaded as it is; says which file, key or setting.
-        QuantizationError: this quantization can't be done here.
-        DownloadError: a part could not be fetched.
+        CheckpointError: the folder cannot be loaded; names the file, key or setting.
+        QuantizationError: this quantization is not possible here.
+        DownloadError: a file could not be downloaded.
     """
-    placement = Placement.of(dtype, device, device_map, quantization)
+    placement = Placement.resolve(dtype, device, device_map, quantization)
     if name_or_folder is None or str(name_or_folder) == DEFAULT_NAME:
         _refuse_for_default(base=base, vision_tower=vision_tower, revision=revision)
-        half = dtype == "auto" and quantization is None and can_halve(placement.device)
-        return _load_default(placement, half, template, image_aspect_ratio, progress)
-    source = Source.named(name_or_folder, base, vision_tower, revision, progress)
-    checkpoint = open_checkpoint(source)
+        fp16 = dtype == "auto" and quantization is None and supports_fp16_linear(placement.device)
+        model, processor = _load_default(placement, fp16, progress)
+        override_processor(processor, template, image_aspect_ratio)
+        return model, processor
+    checkpoint = open_checkpoint(
+        CheckpointSource.from_names(name_or_folder, base, vision_tower, revision, progress)
+    )
     processor = build_processor(checkpoint, template, image_aspect_ratio)
-    model = build(checkpoint, placement, merge_adapter, progress)
-    if processor.image_token_id != checkpoint.blueprint.image_token_id:
-        guard_placeholder(model, processor.image_token_id)
+    model = build_model(checkpoint, placement, merge_adapter, progress)
+    if processor.image_token_id != checkpoint.spec.image_token_id:
+        allow_image_token(model, processor.image_token_id)
     return model, processor
 
 
@@ -94,32 +95,28 @@ def load_weights(
     progress: Progress | None = None,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """The model alone, as `load_model` builds it; the folder needs no tokenizer.
+    """Load the model alone; arguments and errors are those of `load_model`.
 
-    `model.config.image_token_id` marks image tokens in `input_ids`, `model.config.image_seq_length`
-    of them an image.
+    `model.config.image_token_id` marks image tokens in `input_ids`, and an image takes
+    `model.config.image_seq_length` of them. The folder needs no tokenizer.
     """
-    placement = Placement.of(dtype, device, device_map, quantization)
-    source = Source.named(folder, base, vision_tower, revision, progress)
-    return build(open_checkpoint(source), placement, merge_adapter, progress)
+    placement = Placement.resolve(dtype, device, device_map, quantization)
+    source = CheckpointSource.from_names(folder, base, vision_tower, revision, progress)
+    return build_model(open_checkpoint(source), placement, merge_adapter, progress)
 
 
 def _refuse_for_default(**given: object) -> None:
-    """CheckpointError where something is given that the default model would leave out in silence."""
+    """Raise CheckpointError for an argument that the default model would ignore."""
     for name, value in given.items():
         if value is not None:
             raise CheckpointError(
-                f"{name} {str(value)!r}: the default model is whole and takes none; name the model "
-                "that it belongs to as well (command line: --model)"
+                f"{name} {str(value)!r}: the default model takes none; name the model that it "
+                "belongs to as well (command line: --model)"
             )
 
 
 def _load_default(
-    placement: Placement,
-    half: bool,
-    template: str | None,
-    aspect: str | None,
-    progress: Progress | None,
+    placement: Placement, fp16: bool, progress: Progress | None
 ) -> tuple[PreTrainedModel, Processor]:
     if placement.device_map is not None:
         raise CheckpointError(
@@ -133,10 +130,6 @@ def _load_default(
     )
     if placement.quantization is not None:
         quantize_model(model, placement.quantization)
-    if half:
-        halve(model)
-    if template is not None:
-        processor.template = get_template(template)
-    if aspect is not None:
-        processor.geometry = replace(processor.geometry, mode=aspect_mode(aspect))
+    if fp16:
+        replace_linears(model)
     return model, processor

@@ -1,6 +1,6 @@
-"""Where a model's weights go and as what: dtype, device, device map, quantization.
+"""Resolves dtype, device, device map and quantization of a model.
 
-Fills in what a caller leaves open and refuses what can't be. It knows no models.
+It fills in what a caller leaves open, and rejects what is impossible. It does not know models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where weights go and as what."""
+    """Device and types of a model's weights."""
 
     dtype: torch.dtype
     device: torch.device
@@ -36,7 +36,7 @@ class Placement:
     quantization: Quantization | None = None
 
     @staticmethod
-    def of(
+    def resolve(
         dtype: str | torch.dtype,
         device: str | torch.device | None,
         device_map: str | dict[str, Any] | None,
@@ -46,19 +46,23 @@ class Placement:
 
         Raises:
             CheckpointError: an unknown dtype or device, or both device and device_map.
+            QuantizationError: an unknown quantization.
         """
         if device is not None and device_map is not None:
             raise CheckpointError(
                 "give device= or device_map=, not both (command line: --device, --device-map)"
             )
         try:
-            place = torch.device(device) if device is not None else best_device()
+            resolved = torch.device(device) if device is not None else best_device()
         except RuntimeError:
             raise CheckpointError(f"unknown device {device!r}; expected cpu, cuda or mps") from None
-        if place.type == "cuda" and not torch.cuda.is_available():
+        if resolved.type == "cuda" and not torch.cuda.is_available():
             raise CheckpointError(f"device {device!r}: no CUDA device is available here")
         return Placement(
-            resolve_dtype(dtype, place), place, device_map, parse_quantization(quantization, place)
+            resolve_dtype(dtype, resolved),
+            resolved,
+            device_map,
+            parse_quantization(quantization, resolved),
         )
 
 
@@ -70,10 +74,10 @@ def best_device() -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """ "auto" is float32 on a CPU and bfloat16 elsewhere; names and torch's own values otherwise.
+    """The dtype of a name or dtype; "auto" is float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
-        CheckpointError: not a floating type that models run in.
+        CheckpointError: not a floating-point type that models run in.
     """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16

@@ -1,11 +1,8 @@
-"""Image encoders that stop at the deepest layer used, and the two small parts around them.
+"""Truncates a vision tower at the deepest hidden state used.
 
 The published models read the last but one hidden state and earlier ones, so the last encoder layer
-need not exist. `stopped` says so in the configuration, and the loader then leaves those weights
-out. It also holds the projectors that transformers' classes lack, and the guard that lets image
-tokens have an id outside the embedding table.
-
-It knows no files and no language models.
+is never needed. `truncate_layers` shortens the configuration, and `drop_unused_layers` leaves out
+the weights. This module does not know files or language models.
 """
 
 from __future__ import annotations
@@ -21,140 +18,103 @@ from transformers.utils import output_capturing
 
 from vip_llava.errors import CheckpointError
 from vip_llava.models.layouts import TOWER
-from vip_llava.models.spec import Blueprint
+from vip_llava.models.spec import ModelSpec, layer_setting
+from vip_llava.models.vision_towers import get_vision_tower
 
 __all__ = [
-    "StackedProjector",
-    "guard_placeholder",
-    "keep_only_used_states",
-    "needed",
-    "stopped",
-    "used_states",
+    "drop_unused_layers",
+    "hidden_state_indices",
+    "record_only_used_states",
+    "truncate_layers",
+    "unused_modules",
 ]
 
 
-def used_states(layers: int | tuple[int, ...], encoder_layers: int) -> tuple[int, ...]:
+def hidden_state_indices(layers: int | tuple[int, ...], num_hidden_layers: int) -> tuple[int, ...]:
     """The hidden states read, counted from 0 (the input of the first encoder layer).
 
     Raises:
-        CheckpointError: an index that an encoder of `encoder_layers` layers doesn't have.
+        CheckpointError: an index that a tower of `num_hidden_layers` layers does not have.
     """
-    states = encoder_layers + 1
+    states = num_hidden_layers + 1
     picked = (layers,) if isinstance(layers, int) else layers
     for layer in picked:
         if not -states <= layer < states:
             raise CheckpointError(
-                f"hidden state {layer} of an image encoder with {encoder_layers} layers: expected "
-                f"{-states} to {states - 1}"
+                f"hidden state {layer} of a vision tower with {num_hidden_layers} layers: "
+                f"expected {-states} to {states - 1}"
             )
     return tuple(layer % states for layer in picked)
 
 
-def stopped(blueprint: Blueprint) -> Blueprint:
-    """The same model with an encoder that ends at the deepest hidden state used.
+def truncate_layers(spec: ModelSpec) -> ModelSpec:
+    """The same model with a tower that ends at the deepest hidden state used.
 
-    Only CLIP encoders are cut: there a hidden state is the plain output of a layer, while in others
-    the last one passes a final norm.
+    Feature layers count from 0 then. A tower without a list of layers stays whole.
+
+    Raises:
+        CheckpointError: a feature layer that the tower does not have.
     """
-    if not blueprint.clip:
-        return blueprint
-    states = used_states(blueprint.feature_layers, int(blueprint.vision["num_hidden_layers"]))
-    # transformers takes a lone 0 for "no states wanted"; in a list it is a layer.
-    single = isinstance(blueprint.feature_layers, int) and states[0] > 0
-    layers = states[0] if single else states
-    # An encoder without layers returns its input; transformers records states only from a layer.
-    vision = {**blueprint.vision, "num_hidden_layers": max(1, *states)}
-    return dataclasses.replace(blueprint, vision=vision, feature_layers=layers)
+    depth = spec.tower.num_hidden_layers(spec.vision)
+    states = hidden_state_indices(spec.feature_layers, depth)
+    if spec.tower.layers is None:
+        return spec
+    # transformers takes a single 0 for "no hidden states"; in a list it is an index.
+    single = isinstance(spec.feature_layers, int) and states[0] > 0
+    # A tower without layers returns its input; transformers records states only from a layer.
+    vision = {**spec.vision, "num_hidden_layers": max(1, *states)}
+    return dataclasses.replace(spec, vision=vision, feature_layers=states[0] if single else states)
 
 
-def needed(tensors: Mapping[str, torch.Tensor], encoder_layers: int) -> dict[str, torch.Tensor]:
-    """All tensors but those of encoder layers from `encoder_layers` on."""
-    prefix = f"{TOWER}encoder.layers."
+def drop_unused_layers(
+    tensors: Mapping[str, torch.Tensor], spec: ModelSpec
+) -> dict[str, torch.Tensor]:
+    """All tensors (canonical names) but those of encoder layers that a truncated spec lacks."""
+    if spec.tower.layers is None:
+        return dict(tensors)
+    prefix = f"{TOWER}{spec.tower.layers}."
+    depth = spec.tower.num_hidden_layers(spec.vision)
     return {
         name: tensor
         for name, tensor in tensors.items()
-        if not name.startswith(prefix)
-        or int(name.removeprefix(prefix).split(".")[0]) < encoder_layers
+        if not name.startswith(prefix) or int(name.removeprefix(prefix).split(".")[0]) < depth
     }
 
 
-def keep_only_used_states(model: PreTrainedModel) -> None:
-    """Let the encoder hand out only the hidden states that the projector reads.
+def unused_modules(config: Any) -> tuple[str, ...]:
+    """Modules and parameters of the tower that no feature depends on, as "vision_tower.<path>".
+
+    Args:
+        config: configuration of a transformers model with `vision_config`.
+    """
+    vision = config.vision_config
+    tower = get_vision_tower(vision.model_type)
+    unused = list(tower.unused)
+    if tower.layers is not None:
+        depth = vision.num_hidden_layers
+        deepest = max(hidden_state_indices(layer_setting(config), depth))
+        unused += [f"{tower.layers}.{number}" for number in range(deepest, depth)]
+    return tuple(f"vision_tower.{path}" for path in unused)
+
+
+def record_only_used_states(model: PreTrainedModel) -> None:
+    """Let the tower return only the hidden states that the projector reads.
 
     From 5.23 on transformers never records the others. Older versions record all of them, which
-    would keep the whole encoder's activations alive through the language model's prefill; there a
-    hook lets go of them. The encoder must have been `stopped`: indices count from 0.
+    keeps the tower's activations alive through the prefill; a hook drops them there. The tower
+    must have been truncated, so that indices count from 0.
     """
-    config: Any = model.config
     if hasattr(output_capturing, "select_hidden_states"):
         return
-    layers = getattr(config, "vision_feature_layer", None)
-    layers = config.vision_feature_layers if layers is None else layers
-    wanted = {layers} if isinstance(layers, int) else set(layers)
-    if min(wanted) < 0 or config.vision_config.model_type != "clip_vision_model":
+    layers = layer_setting(model.config)
+    used = {layers} if isinstance(layers, int) else set(layers)
+    if min(used) < 0:
         return
 
-    def let_go(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def drop_unused(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if output.hidden_states is not None:
             output.hidden_states = tuple(
-                state if index in wanted else None
-                for index, state in enumerate(output.hidden_states)
+                state if index in used else None for index, state in enumerate(output.hidden_states)
             )
 
-    model.get_submodule("model.vision_tower").register_forward_hook(let_go)
-
-
-class StackedProjector(nn.Module):
-    """Linear layers with GELU between them, optionally after a LayerNorm: [..., in] -> [..., out].
-
-    Stands in where transformers' two-layer projectors don't fit: the original's `linear`
-    (one layer) and `mlpNx_gelu` (N layers). Names of weights follow transformers' own.
-    """
-
-    def __init__(self, weights: Mapping[str, torch.Tensor], eps: float = 1e-5) -> None:
-        super().__init__()
-        self.projector_layernorm: nn.Module = nn.Identity()
-        norm = weights.get("projector_layernorm.weight")
-        if norm is not None:
-            self.projector_layernorm = nn.LayerNorm(norm.shape[0], eps=eps)
-        self.linears = sum(name.endswith(".weight") for name in weights) - (norm is not None)
-        for number in range(1, self.linears + 1):
-            out, width = weights[f"linear_{number}.weight"].shape
-            bias = f"linear_{number}.bias" in weights
-            self.add_module(f"linear_{number}", nn.Linear(width, out, bias=bias))
-        self.act = nn.GELU()
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Project features [..., in] to the language model's width [..., out]."""
-        hidden: torch.Tensor = self.projector_layernorm(features)
-        for number in range(1, self.linears + 1):
-            hidden = self.get_submodule(f"linear_{number}")(
-                hidden if number == 1 else self.act(hidden)
-            )
-        return hidden
-
-
-@dataclasses.dataclass(frozen=True)
-class _HidePlaceholder:
-    """Before the embedding: look up token 0 where an image token stands (it is overwritten)."""
-
-    image_token_id: int
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        ids = args[0]
-        return (torch.where(ids == self.image_token_id, 0, ids), *args[1:])
-
-
-def guard_placeholder(model: PreTrainedModel, image_token_id: int) -> bool:
-    """Let `image_token_id` stand in `input_ids` although the embedding table has no such row.
-
-    The original marks an image by -200 and has no row for it. Taking the first id past the table
-    keeps every weight, every logit and the loss exactly as they are. Returns whether a guard was
-    needed.
-    """
-    embedding = model.get_input_embeddings()
-    rows = embedding.get_parameter("weight").shape[0]
-    if image_token_id < rows:
-        return False
-    embedding.register_forward_pre_hook(_HidePlaceholder(image_token_id))
-    return True
+    model.get_submodule("model.vision_tower").register_forward_hook(drop_unused)

@@ -46,7 +46,7 @@ def changed_state(model: Any) -> dict[str, Tensor]:
 @pytest.fixture
 def parts(model: Any, tmp_path: Path) -> Path:
     folder = tmp_path / "parts"
-    save_trained(changed_state(model), folder, lora_scale=0.5, facts={"steps": 7})
+    save_trained(changed_state(model), folder, lora_scale=0.5, metadata={"steps": 7})
     return folder
 
 
@@ -82,7 +82,7 @@ def test_a_language_model_that_was_tuned_whole(
     lite_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     tuned, fresh = lite_model(seed=1), lite_model(seed=0)
-    save_trained(trained_state(tuned, whole=True), tmp_path, lora_scale=1.0, facts={})
+    save_trained(trained_state(tuned, whole=True), tmp_path, lora_scale=1.0, metadata={})
     apply_trained(fresh, tmp_path)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_a_language_model_that_was_tuned_whole(
 
 def test_large_parts_are_cut_in_two(tmp_path: Path) -> None:
     state = {f"lora.{i}.{side}": torch.zeros(1500, 1500) for i in range(2) for side in "AB"}
-    save_trained(state, tmp_path, lora_scale=1.0, facts={})
+    save_trained(state, tmp_path, lora_scale=1.0, metadata={})
     assert len(list(tmp_path.glob("lora-*-of-2.safetensors"))) == 2
     assert len(read_trained(tmp_path).lora) == 4
 
@@ -108,7 +108,7 @@ def edit_listing(folder: Path, **changes: Any) -> None:
     ("spoil", "reason"),
     [
         (lambda folder: (folder / "parts.json").unlink(), "parts.json is missing"),
-        (lambda folder: (folder / "parts.json").write_text("{"), "no readable JSON"),
+        (lambda folder: (folder / "parts.json").write_text("{"), "not a readable JSON"),
         (lambda folder: edit_listing(folder, lora_scale=None), "lora_scale"),
         (lambda folder: edit_listing(folder, files=["../parts/tower-1-of-1.safetensors"]), "lacks"),
         (lambda folder: (folder / "tower-1-of-1.safetensors").unlink(), "tower-1-of-1"),
@@ -139,7 +139,7 @@ def test_parts_of_another_model(
 ) -> None:
     state = changed_state(model)
     change(state)
-    save_trained(state, tmp_path, lora_scale=1.0, facts={})
+    save_trained(state, tmp_path, lora_scale=1.0, metadata={})
     with pytest.raises(CheckpointError, match=reason):
         apply_trained(model, tmp_path)
 

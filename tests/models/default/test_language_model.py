@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vip_llava.errors import DownloadError
-from vip_llava.models.default import language_model as smollm
+from vip_llava.models.default import language_model
 from vip_llava.models.default.fetch import Progress, Wheel, sha256_of
 from vip_llava.models.default.language_model import FOLDER_NAME, GGUF_MEMBER, ensure_language_model
 
@@ -96,7 +96,7 @@ def write_gguf(model: Any, path: Path) -> None:
     writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for layer in range(config.num_hidden_layers):
-        for part, name in smollm._LAYER_NAMES.items():
+        for part, name in language_model._LAYER_NAMES.items():
             weight = state[f"model.layers.{layer}.{name}.weight"]
             values = pairs_side_by_side(weight, heads[part]) if part in heads else weight.numpy()
             writer.add_tensor(f"blk.{layer}.{part}.weight", values)
@@ -278,9 +278,9 @@ def test_two_at_once_fetch_once(source: TinySource, tmp_path: Path) -> None:
 def test_a_full_disk_is_said_before_anything_is_fetched(
     source: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = smollm.shutil._ntuple_diskusage(10, 9, 1)
-    monkeypatch.setattr(smollm.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match="make room"):
+    usage = language_model.shutil._ntuple_diskusage(10, 9, 1)
+    monkeypatch.setattr(language_model.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match="free some"):
         source.ensure(tmp_path)
     assert source.calls == 0
 

@@ -1,1 +1,1 @@
-"""The small model that ships with the package: its parts, how they are fetched and assembled."""
+"""The small model that ships with the package: its parts, their download, and their assembly."""

@@ -1,16 +1,17 @@
-"""The default model: what a user without any weights gets.
+"""The default model, for users without any weights.
 
-A `VipLlavaForConditionalGeneration` like every other one, made of small parts: SmolLM2-135M-Instruct
-as language model (fetched once, see `smollm`), an EfficientNet-Lite2 tower and a projector. This
-package carries what was trained for it: tower, projector, and a low-rank change (LoRA) of the
-language model. It looks at the whole image and once more, closely, at each region (`focal`).
+It is a `VipLlavaForConditionalGeneration` of small parts: SmolLM2-135M-Instruct as language model
+(downloaded once, see `language_model.py`), an EfficientNet-Lite2 tower and a projector. The package
+contains what was trained for it: tower, projector, and a LoRA of the language model. The model
+reads the whole image and a focal view of each region.
+
+This module does not know how the parts are trained.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
@@ -37,38 +38,39 @@ from vip_llava.models.default.efficientnet import (
 )
 from vip_llava.models.default.find_marks import find_marks
 from vip_llava.models.default.language_model import ensure_language_model
-from vip_llava.models.layouts import listed
+from vip_llava.models.hub import Progress
+from vip_llava.models.layouts import format_names
 from vip_llava.models.safetensors_files import load_tensors, save_tensors
 from vip_llava.prompting.focal_views import FocalSettings
 from vip_llava.prompting.geometry import ImageGeometry
 from vip_llava.prompting.processor import Processor
 from vip_llava.prompting.templates import get_template
 
-# A token of the language model's vocabulary that no text of ours uses ("<empty_output>").
+# A token of the language model's vocabulary that no prompt uses ("<empty_output>").
 IMAGE_TOKEN_ID = 16
 FOCAL = FocalSettings()
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _WEIGHTS = "weights"
-_LISTING = "parts.json"
-
-Progress = Callable[[str, int, int], None]
+_MANIFEST = "parts.json"
+_MAX_FILE_WEIGHTS = 7_000_000
 
 
 def new_default(language_model: Path) -> VipLlavaForConditionalGeneration:
-    """The model with the published language model, and a tower and projector without weights yet.
+    """The model with the weights of the folder `language_model`; tower and projector are random.
 
-    Float32 on the CPU; the language model's weights are those of the folder `language_model`.
+    It is float32 on the CPU.
     """
     text = LlamaConfig.from_pretrained(language_model)
-    # The stored weights are bfloat16; a CPU is faster and exacter in float32.
+    # The stored weights are bfloat16; a CPU is faster and more exact in float32.
     text.dtype = torch.float32
     config = default_config(EfficientNetLiteConfig(), text, IMAGE_TOKEN_ID)
     with no_init_weights():
         model = VipLlavaForConditionalGeneration(config)
-    body: nn.Module = model.model.language_model
+    decoder: nn.Module = model.model.language_model
     state = load_tensors(language_model / "model.safetensors")
-    words = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-    body.load_state_dict(words)
+    decoder.load_state_dict(
+        {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    )
     model.tie_weights()
     return model
 
@@ -76,8 +78,8 @@ def new_default(language_model: Path) -> VipLlavaForConditionalGeneration:
 def default_config(
     vision: EfficientNetLiteConfig, text: LlamaConfig, image_token_id: int
 ) -> VipLlavaConfig:
-    """The configuration of a VipLlava with an EfficientNet-Lite tower, of any size."""
-    # transformers 5.17 says "layers", later ones "layer" (and still answer to the older name).
+    """The configuration of a VipLlava with an EfficientNet-Lite tower."""
+    # The setting is plural in transformers 5.17 and singular in later versions.
     plural = "vision_feature_layers" in inspect.signature(VipLlavaConfig).parameters
     layer: dict[str, Any] = {"vision_feature_layers" if plural else "vision_feature_layer": 0}
     return VipLlavaConfig(
@@ -91,7 +93,7 @@ def default_config(
 
 
 def default_processor(language_model: Path, focal: FocalSettings = FOCAL) -> Processor:
-    """Pad to a 256-pixel square, 65 tokens a view, ChatML, one focal view a region."""
+    """The processor: pads to a square of 256 pixels, 65 tokens per view, ChatML."""
     vision = EfficientNetLiteConfig()
     geometry = ImageGeometry(
         mode="pad", size=vision.image_size, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3
@@ -115,10 +117,14 @@ def load_default(
     weights: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[VipLlavaForConditionalGeneration, Processor]:
-    """The default model, ready to answer, and its processor.
+    """The default model for inference, and its processor.
 
-    `weights` is a folder of trained parts; by default the one in this package. Raises DownloadError
-    where the language model can't be fetched, CheckpointError where the trained parts don't fit.
+    Args:
+        weights: folder of trained parts; the one in this package by default.
+
+    Raises:
+        DownloadError: the language model cannot be downloaded.
+        CheckpointError: the trained parts do not fit.
     """
     language_model = ensure_language_model(progress=progress)
     model = new_default(language_model)
@@ -127,9 +133,9 @@ def load_default(
         focal = trained_focal(folder)
     tower = model.model.vision_tower
     assert isinstance(tower, EfficientNetLiteTower)
-    ready: nn.Module = model.train(False)
+    module: nn.Module = model.train(False)
     tower.fold()
-    ready.to(device=device, dtype=dtype)
+    module.to(device=device, dtype=dtype)
     return model, default_processor(language_model, focal)
 
 
@@ -139,19 +145,25 @@ def default_parts() -> AbstractContextManager[Path]:
 
 
 def trained_focal(folder: Path) -> FocalSettings:
-    """How the parts in a folder were trained to look closely; CheckpointError for odd settings."""
+    """The focal-view settings that the parts in a folder were trained with.
+
+    Raises:
+        CheckpointError: an unknown setting.
+    """
     try:
-        return FocalSettings(**read_json(folder / _LISTING).get("focal", {}))
+        return FocalSettings(**read_json(folder / _MANIFEST).get("focal", {}))
     except TypeError as error:
-        raise CheckpointError(f"{folder / _LISTING}: the focal settings: {error}") from None
+        raise CheckpointError(f"{folder / _MANIFEST}: focal: {error}") from None
 
 
 @dataclass(frozen=True)
 class TrainedParts:
-    """What training changed, in float32, by piece and by the names inside the piece.
+    """Trained weights in float32, by their names inside each part.
 
-    `lora` has a low-rank change A, B of linear layers of the language model; `language` is all of
-    it, where it was tuned whole. One of the two is empty.
+    Args:
+        lora: matrices `<layer>.A` and `<layer>.B` of linear layers of the language model.
+        language: the language model, if it was trained without LoRA; `lora` is empty then.
+        lora_scale: factor of B @ A.
     """
 
     tower: dict[str, Tensor]
@@ -161,35 +173,40 @@ class TrainedParts:
     lora_scale: float
 
 
-_PIECES = ("tower", "projector", "lora", "language")
+_PARTS = ("tower", "projector", "lora", "language")
 
 
 def read_trained(folder: Path) -> TrainedParts:
-    """The parts in a folder of `save_trained`. Raises CheckpointError where it is not whole."""
-    if not (folder / _LISTING).is_file():
-        raise CheckpointError(f"{folder} holds no trained parts: {_LISTING} is missing")
-    facts = read_json(folder / _LISTING)
-    pieces: dict[str, dict[str, Tensor]] = {piece: {} for piece in _PIECES}
+    """Read a folder that `save_trained` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a weight is unexpected.
+    """
+    if not (folder / _MANIFEST).is_file():
+        raise CheckpointError(f"{folder} contains no trained parts: {_MANIFEST} is missing")
+    manifest = read_json(folder / _MANIFEST)
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     try:
-        names, scale = [str(name) for name in facts["files"]], float(facts["lora_scale"])
+        names, scale = [str(name) for name in manifest["files"]], float(manifest["lora_scale"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / _LISTING} lacks or garbles {error}") from error
+        raise CheckpointError(f"{folder / _MANIFEST}: missing or invalid: {error}") from error
     for name in names:
-        # A listing names files beside it and nothing else.
+        # The manifest may name files of its own folder only.
         if Path(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(f"{folder} lacks {name!r}, which {_LISTING} lists")
+            raise CheckpointError(f"{folder} lacks {name!r}, which {_MANIFEST} lists")
     for key, value in read_tensors(folder / name for name in names).items():
-        piece, _, rest = key.partition(".")
-        if piece not in pieces:
+        part, _, inner = key.partition(".")
+        if part not in parts:
             raise CheckpointError(f"{folder}: unexpected weight {key!r}")
-        pieces[piece][rest] = value.float()
-    return TrainedParts(**pieces, lora_scale=scale)
+        parts[part][inner] = value.float()
+    return TrainedParts(**parts, lora_scale=scale)
 
 
 def apply_trained(model: VipLlavaForConditionalGeneration, folder: Path) -> None:
-    """Put trained tower, projector and language changes (folder of `save_trained`) into the model.
+    """Load the trained parts of a folder into the model, with the LoRA merged.
 
-    Raises CheckpointError where names or shapes differ; the model is then of no use.
+    Raises:
+        CheckpointError: names or shapes differ; the model is then partly changed.
     """
     parts = read_trained(folder)
     load_trained(model, parts, folder)
@@ -199,44 +216,52 @@ def apply_trained(model: VipLlavaForConditionalGeneration, folder: Path) -> None
 def load_trained(
     model: VipLlavaForConditionalGeneration, parts: TrainedParts, folder: Path
 ) -> None:
-    """All parts but the low-rank change, which may be merged or go on being trained."""
-    pieces: list[tuple[str, dict[str, Tensor], nn.Module]] = [
+    """Load all parts but the LoRA, which may be merged or trained further.
+
+    Args:
+        folder: what errors name.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    modules: list[tuple[str, dict[str, Tensor], nn.Module]] = [
         ("tower", parts.tower, model.model.vision_tower),
         ("projector", parts.projector, model.model.multi_modal_projector),
     ]
     if parts.language:
-        pieces.append(("language model", parts.language, model.model.language_model))
-    for piece, state, module in pieces:
+        modules.append(("language model", parts.language, model.model.language_model))
+    for part, state, module in modules:
         try:
             found = module.load_state_dict(state, strict=False)
         except RuntimeError as error:  # shapes
-            raise CheckpointError(f"{folder}: the {piece} does not fit: {error}") from error
+            raise CheckpointError(f"{folder}: the {part} does not fit: {error}") from error
         missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
         if missing or found.unexpected_keys:
             raise CheckpointError(
-                f"{folder}: the {piece} lacks {listed(missing) or 'none'} and has unexpected "
-                f"{listed(found.unexpected_keys) or 'none'}"
+                f"{folder}: the {part} lacks {format_names(missing) or 'none'} and has unexpected "
+                f"{format_names(found.unexpected_keys) or 'none'}"
             )
 
 
 @torch.no_grad()
-def _merge(body: nn.Module, lora: dict[str, Tensor], scale: float, folder: Path) -> None:
-    """weight += scale * B @ A for each changed linear layer."""
+def _merge(decoder: nn.Module, lora: dict[str, Tensor], scale: float, folder: Path) -> None:
+    """weight += scale * B @ A for each linear layer in `lora`."""
     names = sorted({key.removesuffix(".A").removesuffix(".B") for key in lora})
     for name in names:
         try:
-            weight = body.get_submodule(name).weight
+            weight = decoder.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)
-            change = scale * (lora[f"{name}.B"] @ lora[f"{name}.A"])
-            weight.add_(change.to(weight.dtype))
+            delta = scale * (lora[f"{name}.B"] @ lora[f"{name}.A"])
+            weight.add_(delta.to(weight.dtype))
         except (AttributeError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}: can't change the layer {name!r}: {error}") from error
+            raise CheckpointError(f"{folder}: cannot merge the layer {name!r}: {error}") from error
 
 
 def trained_state(model: VipLlavaForConditionalGeneration, *, whole: bool) -> dict[str, Tensor]:
-    """Everything trained, by the names of the stored parts; the LoRA layers are peft's.
+    """The trained weights of a model under the names of the stored parts.
 
-    `whole`: the language model was tuned itself and has no LoRA layers.
+    Args:
+        whole: the language model was trained without LoRA; it has peft's LoRA layers otherwise.
     """
     state: dict[str, Tensor] = {}
     for key, value in model.model.vision_tower.state_dict().items():
@@ -247,9 +272,10 @@ def trained_state(model: VipLlavaForConditionalGeneration, *, whole: bool) -> di
     for key, value in model.model.language_model.state_dict().items():
         if whole:
             state[f"language.{key}"] = value
-        for ours, theirs in (("A", ".lora_A.default.weight"), ("B", ".lora_B.default.weight")):
-            if key.endswith(theirs):
-                state[f"lora.{key.removesuffix(theirs)}.{ours}"] = value
+        for side in "AB":
+            suffix = f".lora_{side}.default.weight"
+            if key.endswith(suffix):
+                state[f"lora.{key.removesuffix(suffix)}.{side}"] = value
     return state
 
 
@@ -258,26 +284,29 @@ def save_trained(
     folder: Path,
     *,
     lora_scale: float,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     focal: FocalSettings = FOCAL,
 ) -> None:
-    """Write trained parts as float16 safetensors, a file for each part, and what they are.
+    """Write trained parts as float16 safetensors, one or two files per part, and a manifest.
 
-    `focal`: how the processor they were trained with looks closely. The listing is written last: a folder without it is not whole.
+    Args:
+        state: as from `trained_state`.
+        metadata: further entries of the manifest.
+        focal: focal-view settings of the processor in training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _LISTING).unlink(missing_ok=True)
+    (folder / _MANIFEST).unlink(missing_ok=True)
     names = []
-    for piece in _PIECES:
-        part = {k: v for k, v in state.items() if k.startswith(f"{piece}.")}
-        if not part:
+    for part in _PARTS:
+        keys = sorted(key for key in state if key.startswith(f"{part}."))
+        if not keys:
             continue
-        keys = sorted(part)
-        # Files stay small enough for any host: a part is cut in two where it is large.
-        cuts = 2 if sum(v.numel() for v in part.values()) > 7_000_000 else 1
-        for cut in range(cuts):
-            name = f"{piece}-{cut + 1}-of-{cuts}.safetensors"
-            save_tensors(folder / name, {k: part[k].half() for k in keys[cut::cuts]})
+        # Files stay small enough for any repository host.
+        shards = 2 if sum(state[key].numel() for key in keys) > _MAX_FILE_WEIGHTS else 1
+        for shard in range(shards):
+            name = f"{part}-{shard + 1}-of-{shards}.safetensors"
+            save_tensors(folder / name, {k: state[k].half() for k in keys[shard::shards]})
             names.append(name)
-    listing = {"files": names, "lora_scale": lora_scale, "focal": asdict(focal), **facts}
-    (folder / _LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    manifest = {"files": names, "lora_scale": lora_scale, "focal": asdict(focal), **metadata}
+    # Written last: a folder without it is incomplete.
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

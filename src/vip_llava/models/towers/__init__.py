@@ -1,0 +1,1 @@
+"""Vision towers that are registered with the package, one file each."""
