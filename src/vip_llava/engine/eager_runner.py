@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from vip_llava.engine.attention import StepPlan, attend
-from vip_llava.models.fp16_linear import products
+from vip_llava.models.fp16_linear import apply_linears
 
 __all__ = ["LeanLlama", "hooked"]
 
@@ -69,14 +69,14 @@ class LeanLlama:
             normed = _norm(layer.input_layernorm, hidden)
             shape = (len(hidden), -1, attention.head_dim)
             layers = (attention.q_proj, attention.k_proj, attention.v_proj)
-            query, key, value = (made.view(shape) for made in products(layers, normed))
+            query, key, value = (made.view(shape) for made in apply_linears(layers, normed))
             both = _rotated(torch.cat((query, key), dim=1), cos, sin)
             query, key = both[:, : query.shape[1]], both[:, query.shape[1] :]
             memory.write(index, step.places, key, value)
             found = attend(step, index, query, attention.scaling)
             hidden = hidden + attention.o_proj(found.flatten(1))
             normed = _norm(layer.post_attention_layernorm, hidden)
-            gate, up = products((mlp.gate_proj, mlp.up_proj), normed)
+            gate, up = apply_linears((mlp.gate_proj, mlp.up_proj), normed)
             hidden = hidden + mlp.down_proj(F.silu(gate) * up)
         return _norm(decoder.norm, hidden)
 
