@@ -22,7 +22,7 @@ from vip_llava.engine.block_manager import KVMemory, StepCache
 from vip_llava.engine.device_transfer import sent
 from vip_llava.engine.runner_selection import Paths
 from vip_llava.engine.scheduler import Row
-from vip_llava.models.cache_argument import CACHE
+from vip_llava.models.cache_argument import CACHE_ARGUMENT
 
 __all__ = ["Runner"]
 
@@ -124,7 +124,7 @@ class Runner:
                 position_ids=step.positions,
                 use_cache=True,
                 step_plan=step,
-                **{CACHE: StepCache(self._memory, step.places)},
+                **{CACHE_ARGUMENT: StepCache(self._memory, step.places)},
             )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
