@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vip_llava.models.fp16_linear import HalfLinear
+from vip_llava.models.fp16_linear import Fp16Linear
 
 __all__ = [
     "Ceilings",
@@ -104,7 +104,7 @@ def step_bytes(model: Any) -> int:
     known = sum(t.numel() * t.element_size() for t in (*rest, *head.parameters()))
     # Those hold their weights where torch does not see them.
     halves: list[Any] = [
-        one for one in (*body.modules(), *head.modules()) if isinstance(one, HalfLinear)
+        one for one in (*body.modules(), *head.modules()) if isinstance(one, Fp16Linear)
     ]
     return int(known + sum(2 * one.in_features * one.out_features for one in halves))
 
