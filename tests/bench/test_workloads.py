@@ -12,7 +12,7 @@ from vip_llava.bench.bench_model import Subject, random_subject
 from vip_llava.bench.quantization_error import distance, step_logits
 from vip_llava.bench.roofline import ceilings, first_token_work, peak_bytes, step_bytes
 from vip_llava.bench.workloads import USUAL, Figure, Load, measure
-from vip_llava.models.fp16_linear import can_halve, halve
+from vip_llava.models.fp16_linear import supports_fp16_linear, replace_linears
 from vip_llava.models.quantize import Quantization, quantize_model
 
 SMALL = Load(text_tokens=8, new_tokens=4, askers=3, batch=2, runs=2)
@@ -109,9 +109,9 @@ def test_work_is_counted_in_weights(subject: Subject) -> None:
     projector = 5 * 64 * 64 + 64 * 64
     expected = 2 * (16 * (tower + projector) + 80 * layers + head)
     assert first_token_work(model, 80, 16) == expected
-    if can_halve(torch.device("cpu")):
+    if supports_fp16_linear(torch.device("cpu")):
         half = copy.deepcopy(model)
-        halve(half)
+        replace_linears(half)
         assert step_bytes(half) == 2 * (layers + head) + norms + other
         assert first_token_work(half, 80, 16) == expected
     quantize_model(model, Quantization(8))
