@@ -293,7 +293,7 @@ def test_workers_give_the_same_batches(make_trainer: MakeTrainer) -> None:
 def test_the_parts_say_how_closely_they_look(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     focal = FocalSettings(1.5, minimum=16, named=True)
-    save_trained({}, tmp_path / "new", lora_scale=1, facts={"steps": 1}, focal=focal)
+    save_trained({}, tmp_path / "new", lora_scale=1, metadata={"steps": 1}, focal=focal)
     assert trained_focal(tmp_path / "new") == focal
     # Parts from before the settings were written down.
     (tmp_path / "parts.json").write_text('{"files": [], "lora_scale": 1}')
