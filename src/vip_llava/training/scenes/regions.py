@@ -235,6 +235,6 @@ class RegionTrainer:
             state = trained_state(self.model, whole=not self.settings.lora_rank)
             scale = self.settings.lora_alpha / max(self.settings.lora_rank, 1)
             facts = {"steps": steps, "settings": self.settings.model_dump()}
-            save_trained(state, out, lora_scale=scale, facts=facts, focal=self.mix.focal)
+            save_trained(state, out, lora_scale=scale, metadata=facts, focal=self.mix.focal)
             for weight, value in zip(self.weights, kept, strict=True):
                 weight.copy_(value)
