@@ -60,7 +60,7 @@ def test_a_backend() -> None:
     chat = assistant.chat(photo, box)
     assert [chat.ask("Hi").text, chat.ask("<region:1>?").text] == [
         "Hi",
-        "the object within the red rectangle?",
+        "The object within the red rectangle?",
     ]
     many = assistant.ask_many([{"question": "a"}, {"image": photo, "question": "b"}])
     assert [each.text for each in many] == ["a", "b"]
