@@ -1,4 +1,4 @@
-"""Tiny models for the tests of training; `tiny.py` beside this file makes them."""
+"""Fixtures for the tests of training: tiny models (see `tiny.py`) and folders for stage 1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-# Also a script of its own, so it is no module of a package.
+# `tiny.py` is also a script, so it is not part of a package.
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -35,7 +35,7 @@ def tiny_model(request: pytest.FixtureRequest) -> Any:
 def split(
     make_original: Callable[..., Path], tiny_model_folder: Path, tmp_path: Path
 ) -> dict[str, Path]:
-    """A language model and an image encoder in folders of their own, as a stage 1 wants them."""
+    """A language model and an image encoder in folders of their own, as stage 1 needs them."""
     from safetensors.torch import load_file, save_file
 
     whole = make_original(5)

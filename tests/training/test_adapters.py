@@ -20,20 +20,20 @@ from vip_llava.models.quantize import Int4Linear, Int8Linear, Quantization, quan
 from vip_llava.training.adapters import (
     adapter_state,
     add_adapter,
-    continue_adapter,
     linear_names,
+    load_adapter,
     merge_adapter,
-    write_adapter,
+    save_adapter,
 )
-from vip_llava.training.recipes.recipe import Adapter
+from vip_llava.training.recipes.recipe import AdapterConfig
 
 KINDS = ["lora", "qlora-8", "qlora-4", "qlora-4-bitsandbytes"]
 
 
-def settings(kind: str = "lora", **changes: Any) -> Adapter:
+def settings(kind: str = "lora", **changes: Any) -> AdapterConfig:
     name, *rest = kind.split("-")
     values = {"kind": name, "rank": 4, "alpha": 8, "dropout": 0.0, **changes}
-    return Adapter.model_validate(values | ({"bits": int(rest[0])} if rest else {}))
+    return AdapterConfig.model_validate(values | ({"bits": int(rest[0])} if rest else {}))
 
 
 def base(folder: Path) -> Any:
@@ -112,14 +112,14 @@ def test_saved_loaded_gone_on_merged(tiny_model_folder: Path, tmp_path: Path, ki
     model = adapted(tiny_model_folder, kind)
     learn(model)
     want = logits(model)
-    folder = write_adapter(model, tmp_path / "adapter", base=str(tiny_model_folder))
+    folder = save_adapter(model, tmp_path / "adapter", base=str(tiny_model_folder))
 
     # loaded by the door that everyone uses, adapters kept, the base with the same bits
     kept = load_weights(folder, base=tiny_model_folder, device="cpu", merge_adapter=False)
     assert torch.allclose(logits(quantized(kept, kind)), want, atol=1e-5)
 
     # loaded to go on: the same next steps as without the interruption
-    again = continue_adapter(adapted(tiny_model_folder, kind), folder)
+    again = load_adapter(adapted(tiny_model_folder, kind), folder)
     assert torch.equal(logits(again), want)
     further = learn(model, seed=2)
     assert learn(again, seed=2) == further
@@ -131,7 +131,7 @@ def test_saved_loaded_gone_on_merged(tiny_model_folder: Path, tmp_path: Path, ki
     full = load_weights(folder, base=tiny_model_folder, device="cpu", merge_adapter=False)
     assert torch.allclose(logits(merged), logits(full), atol=1e-4)
     if kind == "lora":
-        fresh = continue_adapter(adapted(tiny_model_folder, kind), folder)
+        fresh = load_adapter(adapted(tiny_model_folder, kind), folder)
         assert torch.allclose(logits(merge_adapter(fresh)), want, atol=1e-4)
     else:
         with pytest.raises(CheckpointError, match="few bits"):
@@ -151,7 +151,7 @@ def test_the_base_has_few_bits(tiny_model_folder: Path) -> None:
 
 def test_what_is_written(tiny_model_folder: Path, tmp_path: Path) -> None:
     model = adapted(tiny_model_folder, "lora")
-    folder = write_adapter(model, tmp_path / "adapter", base="owner/base")
+    folder = save_adapter(model, tmp_path / "adapter", base="owner/base")
     assert sorted(p.name for p in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -166,27 +166,27 @@ def test_what_is_written(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="owner/base"):
         load_weights(folder, device="cpu")
     with pytest.raises(CheckpointError, match="no adapter to write"):
-        write_adapter(base(tiny_model_folder), tmp_path / "none", base=None)
+        save_adapter(base(tiny_model_folder), tmp_path / "none", base=None)
 
 
 def test_without_the_projector(tiny_model_folder: Path, tmp_path: Path) -> None:
     model = add_adapter(base(tiny_model_folder), settings(), projector=False)
     learn(model)
     assert not any("projector" in name for name in adapter_state(model))
-    folder = write_adapter(model, tmp_path / "adapter", base=None)
+    folder = save_adapter(model, tmp_path / "adapter", base=None)
     merged = load_weights(folder, base=tiny_model_folder, device="cpu")
     assert torch.allclose(logits(merged), logits(model), atol=1e-4)
 
 
 def test_another_adapter_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
-    folder = write_adapter(adapted(tiny_model_folder, "lora"), tmp_path / "adapter", base=None)
+    folder = save_adapter(adapted(tiny_model_folder, "lora"), tmp_path / "adapter", base=None)
     with pytest.raises(CheckpointError, match="with r 4, the recipe says 8"):
-        continue_adapter(adapted(tiny_model_folder, "lora", rank=8), folder)
+        load_adapter(adapted(tiny_model_folder, "lora", rank=8), folder)
     with pytest.raises(CheckpointError, match=r"lora_alpha 8\.0, the recipe says 9"):
-        continue_adapter(adapted(tiny_model_folder, "lora", alpha=9), folder)
+        load_adapter(adapted(tiny_model_folder, "lora", alpha=9), folder)
     lean = add_adapter(base(tiny_model_folder), settings(), projector=False)
     with pytest.raises(CheckpointError, match=r"unexpected: .*multi_modal_projector"):
-        continue_adapter(lean, folder)
+        load_adapter(lean, folder)
 
 
 def test_weights_that_are_not_finite_do_not_merge(tiny_model_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Packed rows equal separate rows in loss and gradients, and no conversation sees another."""
+"""Packed rows equal separate rows in loss and gradients, and never attend to each other."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vip_llava.errors import RequestError
 from vip_llava.training import attention
 from vip_llava.training.attention import (
     PACKED_ATTENTION,
-    packed_attention,
     cu_seqlens_from_positions,
+    packed_attention,
     use_packed_attention,
 )
 from vip_llava.training.losses import patch_loss
 
 Rows = list[dict[str, Any]]
 
-# Several images, one, none; images in later turns; answers of all lengths.
+# Several images, one and none; images in later turns; answers of different lengths.
 SHAPES: list[tuple[list[int | str], int]] = [
     ([2, "view", "view", 5], 3),
     ([9], 4),
@@ -47,7 +47,7 @@ def pack(rows: Rows, *, with_borders: bool = True) -> dict[str, Any]:
 
 
 def separate(model: Any, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of rows one by one, through transformers' own loss and attention."""
+    """Loss and gradients of each row by itself, with transformers' own loss and attention."""
     count = sum(sum(label != -100 for label in row["labels"]) for row in rows)
     total = torch.zeros((), dtype=torch.float64)
     for row in rows:
@@ -137,8 +137,10 @@ def test_no_conversation_sees_another(
         start = stop
 
 
-def test_the_check_for_leaks_finds_one(make_vip: Callable[..., Any], rows: Rows) -> None:
-    """transformers' own borders get lost without a word as soon as a cache is in use."""
+def test_transformers_own_boundaries_leak_with_a_cache(
+    make_vip: Callable[..., Any], rows: Rows
+) -> None:
+    """transformers drops the boundaries it derives as soon as a cache is in use."""
     model = make_vip()
     batch = pack(rows, with_borders=False)
     first = len(rows[0]["input_ids"])
@@ -147,9 +149,7 @@ def test_the_check_for_leaks_finds_one(make_vip: Callable[..., Any], rows: Rows)
     assert leak(model, batch | {"more": {"use_cache": True}}, first, second) > 0.0
 
 
-def test_batches_that_are_not_packed_are_as_before(
-    make_vip: Callable[..., Any], rows: Rows
-) -> None:
+def test_unpacked_batches_are_unchanged(make_vip: Callable[..., Any], rows: Rows) -> None:
     model = make_vip().eval()
     width = 12
     ids = torch.tensor([[7] * width, [3] * width, [5] * width])
@@ -173,7 +173,7 @@ def test_batches_that_are_not_packed_are_as_before(
         assert torch.equal(model.generate(**prompt, max_new_tokens=5, do_sample=False), told)
 
 
-def test_only_the_language_model_is_switched(make_vip: Callable[..., Any]) -> None:
+def test_only_the_language_model_uses_packed_attention(make_vip: Callable[..., Any]) -> None:
     model = make_vip()
     tower = model.model.vision_tower.config._attn_implementation
     use_packed_attention(model)
@@ -181,7 +181,7 @@ def test_only_the_language_model_is_switched(make_vip: Callable[..., Any]) -> No
     assert model.model.vision_tower.config._attn_implementation == tower != PACKED_ATTENTION
 
 
-def test_borders_of_positions() -> None:
+def test_cu_seqlens_from_positions() -> None:
     positions = torch.tensor([[0, 1, 2, 0, 0, 1, 5, 6]])
     assert cu_seqlens_from_positions(positions).tolist() == [0, 3, 4, 6, 8]
     assert cu_seqlens_from_positions(torch.arange(4)[None]).tolist() == [0, 4]
@@ -208,10 +208,10 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("version", list(SIGNATURES))
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_kernel_gets_what_its_version_understands(
+def test_the_kernel_gets_the_arguments_of_its_torch_version(
     monkeypatch: pytest.MonkeyPatch, version: str, window: int | None
 ) -> None:
-    """A stand-in for torch's kernel, which runs on CUDA only: layouts and settings are right."""
+    """A fake kernel checks layouts and arguments; the real one runs on CUDA only."""
     settings, grouped = SIGNATURES[version]
 
     def kernel(
@@ -238,15 +238,17 @@ def test_the_kernel_gets_what_its_version_understands(
             None if left == -1 else left + 1,
         )[0]
 
-    monkeypatch.setattr(attention, "_kernel", lambda: (kernel, frozenset(settings)))
+    monkeypatch.setattr(attention, "_KERNEL", (kernel, frozenset(settings)))
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
     borders = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
     given = (query, key, value, borders, None, 0.0, 0.2, window)
-    torch.testing.assert_close(attention.varlen_attention(*given), attention.sequential_attention(*given))
+    torch.testing.assert_close(
+        attention.varlen_attention(*given), attention.sequential_attention(*given)
+    )
 
 
-def test_the_kernel_is_for_half_precision_on_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_is_used_in_half_precision_on_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def fits(device: str, dtype: torch.dtype, width: int = 64, dropout: float = 0.0) -> bool:
         query: Any = SimpleNamespace(
             device=torch.device(device), dtype=dtype, shape=(1, 1, 1, width)
@@ -256,7 +258,7 @@ def test_the_kernel_is_for_half_precision_on_cuda_only(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(major=9)
     )
-    assert fits("cuda", torch.bfloat16) == (attention._kernel() is not None)
+    assert fits("cuda", torch.bfloat16) == (attention._KERNEL is not None)
     assert not fits("cpu", torch.bfloat16)
     assert not fits("cuda", torch.float32)
     assert not fits("cuda", torch.bfloat16, 512)
@@ -267,7 +269,7 @@ def test_the_kernel_is_for_half_precision_on_cuda_only(monkeypatch: pytest.Monke
     assert not fits("cuda", torch.bfloat16)
 
 
-def test_rows_of_one_length_may_be_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_of_one_length_may_be_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[Any, ...]] = []
     monkeypatch.setattr(attention, "cudnn_works", lambda *given: not tried.append(given))
 
@@ -299,7 +301,7 @@ def test_rows_of_one_length_may_be_a_batch(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-def test_whether_batches_work_is_tried_outside_of_compiled_code() -> None:
+def test_cudnn_is_tried_outside_of_compiled_code() -> None:
     assert not attention.cudnn_works("cpu", torch.bfloat16, 128)
 
     def asked(x: Tensor) -> Tensor:
@@ -310,7 +312,7 @@ def test_whether_batches_work_is_tried_outside_of_compiled_code() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
-def test_a_batch_equals_one_by_one() -> None:
+def test_batched_attention_equals_sequential_attention() -> None:
     torch.manual_seed(0)
     states = [torch.randn(1, 4, 300, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     borders = torch.tensor([0, 100, 200, 300], dtype=torch.int32, device="cuda")
@@ -328,7 +330,7 @@ def test_a_batch_equals_one_by_one() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
 @pytest.mark.parametrize("window", [None, 40])
-def test_the_kernel_equals_one_by_one(window: int | None) -> None:
+def test_the_kernel_equals_sequential_attention(window: int | None) -> None:
     torch.manual_seed(0)
     states = [
         torch.randn(1, heads, 300, 64, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2)

@@ -64,9 +64,9 @@ def test_a_box_in_words_is_not_drawn(
     assert any(box.search(text) for text in asked)
     assert not any(box.search(text) for text in texts["no-close-view"])
     # The same scenes, with and without a mark.
-    drawn, bare = (made[name]["views"].astype(int) for name in ("no-close-view", "in-words"))
-    assert drawn.shape == bare.shape == (4, 1, 64, 64, 3)
-    assert np.abs(drawn[0] - bare[0]).max() > 30
+    drawn, unwrap = (made[name]["views"].astype(int) for name in ("no-close-view", "in-words"))
+    assert drawn.shape == unwrap.shape == (4, 1, 64, 64, 3)
+    assert np.abs(drawn[0] - unwrap[0]).max() > 30
     # Marks are asked about by name alone, whatever else the default model is asked.
     scene = mix.source.scene("whole", np.random.default_rng(0))
     tasks = {getattr(task, "func", task).__name__ for task in mix.tasks("whole", scene)}

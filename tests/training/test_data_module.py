@@ -11,7 +11,7 @@ import torch
 from vip_llava.errors import CheckpointError, DataError
 from vip_llava.training.metrics import read_metrics
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.recipes.recipe_files import read
+from vip_llava.training.recipes.recipe_files import load_recipe
 from vip_llava.training.run import run
 
 TUTORIAL = Path(__file__).parents[2] / "recipes" / "tutorial" / "tiny.yaml"
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
 
 
 def recipe(**changes: Any) -> Recipe:
-    return read(TUTORIAL, {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
+    return load_recipe(TUTORIAL, {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
 def losses(out: Path) -> list[float]:

@@ -14,10 +14,10 @@ from vip_llava.errors import CheckpointError
 from vip_llava.models.loading import load_model, load_weights
 from vip_llava.models.quantize import Int4Linear
 from vip_llava.training.adapters import add_adapter
-from vip_llava.training.recipes.model_init import open_start
-from vip_llava.training.recipes.recipe import Adapter, Recipe
+from vip_llava.training.recipes.model_init import load_initial_model
+from vip_llava.training.recipes.recipe import AdapterConfig, Recipe
 from vip_llava.training.results import export
-from vip_llava.training.results.model_card import Outcome, model_card
+from vip_llava.training.results.model_card import RunSummary, model_card
 
 Make = Callable[..., Path]
 VALUES: dict[str, Any] = {
@@ -37,7 +37,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def start(work: Path, made: Recipe | None = None) -> Any:
-    return open_start(made or recipe(), work, dtype=torch.float32, texts=TEXTS)
+    return load_initial_model(made or recipe(), work, dtype=torch.float32, texts=TEXTS)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_a_whole_model_in_half_precision(tmp_path: Path) -> None:
 @pytest.mark.parametrize("features", [(-2, -5, -8, -11, 6), -2])
 def test_stages_hand_on_a_projector(split: dict[str, Path], tmp_path: Path, features: Any) -> None:
     begun = start(tmp_path / "run1", new_on(split, features=features))
-    assert begun.processor.template.name == "plain" and begun.belongs_to == str(split["base"])
+    assert begun.processor.template.name == "plain" and begun.base == str(split["base"])
     begun.model.requires_grad_(False)
     begun.model.get_submodule("model.multi_modal_projector").requires_grad_(True)
     stir(begun.model)
@@ -149,7 +149,7 @@ def test_a_projector_alone_needs_its_tower(split: dict[str, Path], tmp_path: Pat
 def test_adapter_to_merged_model(tmp_path: Path, layout: Any, kind: str) -> None:
     begun = start(tmp_path)
     base = begun.folders[0]
-    settings = Adapter.model_validate({"kind": kind, "rank": 4, "alpha": 8, "dropout": 0})
+    settings = AdapterConfig.model_validate({"kind": kind, "rank": 4, "alpha": 8, "dropout": 0})
     model = add_adapter(begun.model, settings)
     assert any(isinstance(m, Int4Linear) for m in model.modules()) == (kind == "qlora")
     stir(model)
@@ -168,13 +168,13 @@ def test_adapter_to_merged_model(tmp_path: Path, layout: Any, kind: str) -> None
 def test_an_adapter_on_a_language_model(split: dict[str, Path], tmp_path: Path) -> None:
     """As the original's LoRA folders: the adapter brings projector and settings itself."""
     begun = start(tmp_path / "run", new_on(split, template="llava_v1", aspect="pad"))
-    model = add_adapter(begun.model, Adapter(kind="lora", rank=4, alpha=8, dropout=0))
+    model = add_adapter(begun.model, AdapterConfig(kind="lora", rank=4, alpha=8, dropout=0))
     stir(model)
     folder = export.export_adapter(
         model,
         begun.processor,
         tmp_path / "adapter",
-        base=begun.belongs_to,
+        base=begun.base,
         config=begun.projector_config,
     )
     loaded, processor = load_model(
@@ -188,8 +188,8 @@ def test_an_adapter_on_a_language_model(split: dict[str, Path], tmp_path: Path) 
     assert torch.equal(logits(load_weights(merged, device="cpu")), logits(loaded))
 
 
-def outcome(result: str = "model") -> Outcome:
-    return Outcome(
+def outcome(result: str = "model") -> RunSummary:
+    return RunSummary(
         result,
         steps=1200,
         rows=153600,

@@ -1,4 +1,4 @@
-"""The tower's outputs kept: training a projector is the same with them and without."""
+"""The feature cache: training a projector is the same with and without it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Row, Rows, padded, trainer, vip_llava
+from tiny import Rows, padded, trainer, vip_llava
 
+from vip_llava.data.samples import Sample
 from vip_llava.errors import CheckpointError, DataError
 from vip_llava.training.feature_cache import (
-    CachedRows,
+    CachedDataset,
+    FeatureCache,
     FeatureCollator,
-    FeatureStore,
-    tower_identity,
+    tower_fingerprint,
 )
-from vip_llava.training.resume.checkpoint_folder import Disk
-from vip_llava.training.vision import read_views, tower_features
+from vip_llava.training.vision import patch_image_inputs, tower_features
 
 
-class Still(Rows):
-    """Rows that are the same in every epoch; the first two share an image."""
+class FixedRows(Rows):
+    """Rows that are the same in every epoch; rows 1 and 2 share an image."""
 
     asked = 0
 
@@ -32,24 +32,24 @@ class Still(Rows):
     def __getitem__(self, index: int) -> Any:
         self.asked += 1
         row = super().__getitem__(index)
-        if index == 2 and isinstance(row, Row):
+        if index == 2 and isinstance(row, Sample):
             first = super().__getitem__(1)
-            assert isinstance(first, Row)
+            assert isinstance(first, Sample)
             row.pixel_values = first.pixel_values
         return row
 
 
-def store(folder: Path, identity: str = "it", **options: Any) -> FeatureStore:
-    return FeatureStore(folder, identity, **options)
+def cache(folder: Path, fingerprint: str = "it", **options: Any) -> FeatureCache:
+    return FeatureCache(folder, fingerprint, **options)
 
 
-def test_kept_once_and_read_again(tmp_path: Path) -> None:
-    model, rows = vip_llava(), Still(9, bad=(4,))
-    made = store(tmp_path)
+def test_images_are_stored_once_and_read_again(tmp_path: Path) -> None:
+    model, rows = vip_llava(), FixedRows(9, bad=(4,))
+    made = cache(tmp_path)
     assert made.build(model, rows, batch=2) == 8
-    assert len(made.views) == 4  # rows 1 and 2 share one; 5, 7, 8; the others have no image
-    again = store(tmp_path)
-    cached = CachedRows(rows, again)
+    assert len(made.images) == 4  # rows 1 and 2 share one; 5, 7, 8; the others have no image
+    again = cache(tmp_path)
+    cached: Any = CachedDataset(rows, again)
     before = rows.asked
     for index in (0, 1, 2, 8):
         sample, usual = cached[index], Rows.__getitem__(rows, index)
@@ -58,7 +58,7 @@ def test_kept_once_and_read_again(tmp_path: Path) -> None:
             usual.input_ids,
             usual.labels,
         )
-    assert rows.asked == before  # neither image nor tower was needed
+    assert rows.asked == before  # read from the cache alone
     expected = tower_features(model, rows[8].pixel_values)
     torch.testing.assert_close(cached[8].features, expected)
     assert cached[4].reason == "spoiled"
@@ -66,18 +66,18 @@ def test_kept_once_and_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [10**9, 20_000])
 def test_training_a_projector_is_the_same_with_it(tmp_path: Path, limit: int) -> None:
-    """All rows kept, and only some of them: then a batch has both kinds."""
+    """Also if only some rows are cached, so that a batch has both kinds."""
     results = []
     for cached in (False, True):
         made = trainer(tmp_path / str(cached), parts=("projector",), save_steps=99)
-        rows: Any = Still(20)
+        rows: Any = FixedRows(20)
         made.train_dataset = rows
         if cached:
-            kept = store(tmp_path / "features", limit_bytes=limit, shard_bytes=8_000)
+            kept = cache(tmp_path / "features", limit_bytes=limit, shard_bytes=8_000)
             count = kept.build(made.model, rows, batch=2)
             assert (count == 20) == (limit == 10**9)
-            made.train_dataset = CachedRows(rows, kept)
-            made._collate.collator = FeatureCollator(padded, Row)
+            made.train_dataset = CachedDataset(rows, kept)
+            made.data_collator.collator = FeatureCollator(padded)
         made.train()
         losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
         weights = made.model.model.multi_modal_projector.state_dict()
@@ -87,22 +87,22 @@ def test_training_a_projector_is_the_same_with_it(tmp_path: Path, limit: int) ->
         torch.testing.assert_close(results[1][1][name], weight, rtol=1e-4, atol=1e-6)
 
 
-def test_building_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
-    model, rows = vip_llava(), Still(20)
+def test_an_interrupted_build_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = vip_llava(), FixedRows(20)
 
-    class Full(Disk):
-        renamed = 0
+    usual, renamed = Path.rename, [0]
 
-        def rename(self, old: Path, new: Path) -> None:
-            self.renamed += 1
-            if self.renamed == 2:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            super().rename(old, new)
+    def rename(old: Path, new: Path) -> Path:
+        renamed[0] += 1
+        if renamed[0] == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return usual(old, new)
 
     options = {"shard_bytes": 8_000}
-    with pytest.raises(OSError, match="No space left"):
-        store(tmp_path, disk=Full(), **options).build(model, rows, batch=2)
-    made = store(tmp_path, **options)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Path, "rename", rename)
+        cache(tmp_path, **options).build(model, rows, batch=2)
+    made = cache(tmp_path, **options)
     already = len(made.rows)
     assert 0 < already < 20
     rows.asked = 0
@@ -110,31 +110,31 @@ def test_building_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert rows.asked <= 20 - already + 1
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    store(tmp_path).build(vip_llava(), Still(3))
+def test_a_folder_with_another_fingerprint_is_refused(tmp_path: Path) -> None:
+    cache(tmp_path).build(vip_llava(), FixedRows(3))
     with pytest.raises(CheckpointError, match="another tower"):
-        store(tmp_path, "other")
+        cache(tmp_path, "other")
     (tmp_path / "features-00000.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="can't be read"):
-        store(tmp_path)
+        cache(tmp_path)
 
 
-def test_rows_that_change_are_refused(tmp_path: Path) -> None:
+def test_rows_that_change_between_epochs_are_refused(tmp_path: Path) -> None:
     rows = Rows(3)
     rows.seed = 7
     changing = type("Changing", (Rows,), {"__getitem__": lambda self, i: Rows.__getitem__(self, 1)})
     with pytest.raises(DataError, match="changes from epoch to epoch"):
-        store(tmp_path).build(vip_llava(), changing(3))
+        cache(tmp_path).build(vip_llava(), changing(3))
 
 
-def test_a_tower_is_known_by_its_weights() -> None:
+def test_the_fingerprint_depends_on_the_towers_weights() -> None:
     model = vip_llava()
-    before = tower_identity(model)
-    assert before == tower_identity(vip_llava())
-    read_views(model)
+    before = tower_fingerprint(model)
+    assert before == tower_fingerprint(vip_llava())
+    patch_image_inputs(model)
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight += 1
-    assert tower_identity(model) == before
+    assert tower_fingerprint(model) == before
     with torch.no_grad():
         model.model.vision_tower.embeddings.patch_embedding.weight[0, 0, 0, 0] += 1e-3
-    assert tower_identity(model) != before
+    assert tower_fingerprint(model) != before

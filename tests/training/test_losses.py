@@ -1,4 +1,4 @@
-"""The loss of supervised positions equals the plain loss of all, in value and gradients."""
+"""The chunked loss of supervised positions equals plain cross entropy, in value and gradients."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vip_llava.training import losses
-from vip_llava.training.losses import (
-    compute_loss_inside,
-    head_loss,
-    supervised_count,
-    supervised_loss,
-)
+from vip_llava.training import chunked_cross_entropy as chunked
+from vip_llava.training.losses import head_loss, patch_loss, supervised_positions
 
 WIDTH, VOCABULARY = 8, 23
 
@@ -24,13 +19,38 @@ WIDTH, VOCABULARY = 8, 23
 def case(
     dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (3, 11), seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, head and labels; about half of the labels are learned, some first ones too."""
+    """Hidden states, head weight and labels; about half of the labels are supervised."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(*shape, WIDTH, generator=generator, dtype=torch.float64)
     weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, VOCABULARY, shape, generator=generator)
     labels[torch.rand(shape, generator=generator) < 0.5] = -100
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), labels
+
+
+def supervised_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    num_items: Any = None,
+    chunk: int | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The loss of whole rows through a head's weight, from the package's functions."""
+    positions, targets = supervised_positions(labels)
+    states = hidden.flatten(0, -2).index_select(0, positions)
+    total = chunked.chunked_cross_entropy(states, weight, targets, bias=bias, chunk=chunk)
+    return total / (max(len(targets), 1) if num_items is None else num_items)
+
+
+def through(head: nn.Module, hidden: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    positions, targets = supervised_positions(labels)
+    return head_loss(head, hidden.flatten(0, -2)[positions], targets, chunk=chunk)
+
+
+def supervised_count(labels: Tensor) -> int:
+    return len(supervised_positions(labels)[1])
 
 
 def plain_loss(
@@ -56,7 +76,7 @@ def test_loss_and_gradients_are_the_plain_ones(chunk: int | None, shape: tuple[i
     close(torch.autograd.grad(found * 3, (hidden, weight)), wanted)
 
 
-def test_a_bias_learns_too() -> None:
+def test_a_bias_gets_its_gradient() -> None:
     hidden, weight, labels = case()
     bias = torch.linspace(-1, 1, VOCABULARY, dtype=torch.float64, requires_grad=True)
     expected = plain_loss(hidden, weight, labels, bias)
@@ -66,7 +86,7 @@ def test_a_bias_learns_too() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
+def test_frozen_inputs_get_no_gradient(frozen: str) -> None:
     hidden, weight, labels = case()
     {"hidden": hidden, "weight": weight}[frozen].requires_grad_(False)
     free = weight if frozen == "hidden" else hidden
@@ -77,7 +97,7 @@ def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
     assert (hidden if frozen == "hidden" else weight).grad is None
 
 
-def test_gradients_by_differences() -> None:
+def test_gradients_match_finite_differences() -> None:
     hidden, weight, labels = case(shape=(2, 5))
     assert torch.autograd.gradcheck(
         lambda h, w: supervised_loss(h, w, labels, num_items=7, chunk=3), (hidden, weight)
@@ -87,7 +107,7 @@ def test_gradients_by_differences() -> None:
 def test_nothing_supervised_is_zero_and_not_nan() -> None:
     hidden, weight, labels = case()
     labels[:] = -100
-    labels[:, 0] = 3  # the first label of a row has nothing before it
+    labels[:, 0] = 3  # no position predicts the first label of a row
     loss = supervised_loss(hidden, weight, labels)
     assert loss == 0
     gradients = torch.autograd.grad(loss, (hidden, weight))
@@ -96,8 +116,8 @@ def test_nothing_supervised_is_zero_and_not_nan() -> None:
 
 
 @pytest.mark.parametrize("as_tensor", [True, False])
-def test_parts_of_a_step_add_up_to_the_mean_over_its_tokens(as_tensor: bool) -> None:
-    """Gradient accumulation: rows of very different answer lengths, one at a time."""
+def test_losses_of_a_step_add_up_to_the_mean_over_its_tokens(as_tensor: bool) -> None:
+    """Gradient accumulation over rows with very different answer lengths."""
     hidden, weight, labels = case(shape=(4, 20))
     labels[0, 2:] = -100
     whole = plain_loss(hidden, weight, labels)
@@ -106,11 +126,11 @@ def test_parts_of_a_step_add_up_to_the_mean_over_its_tokens(as_tensor: bool) -> 
     parts = [supervised_loss(hidden[row], weight, labels[row], num_items=items) for row in range(4)]
     close(sum(parts), whole)
     means = torch.stack([supervised_loss(hidden[row], weight, labels[row]) for row in range(4)])
-    assert abs((means.mean() - whole).item()) > 1e-3  # what the mean of means would be
+    assert abs((means.mean() - whole).item()) > 1e-3  # unlike the mean of the means
 
 
-def test_ranks_average_to_the_mean_over_all_tokens() -> None:
-    """Each rank divides by the number of all and multiplies by the ranks; then they are averaged."""
+def test_gradients_averaged_over_ranks_are_those_of_the_mean() -> None:
+    """Each rank divides by the tokens of all ranks and multiplies by the number of ranks."""
     hidden, weight, labels = case(shape=(4, 20))
     number = supervised_count(labels)
     expected = torch.autograd.grad(plain_loss(hidden, weight, labels), weight)[0]
@@ -136,12 +156,12 @@ def test_half_precision_is_summed_in_float32() -> None:
     assert weight.grad is not None
     assert wide.grad is not None
     assert weight.grad.dtype == hidden.grad.dtype == torch.bfloat16
-    # 214 chunks: sums in bfloat16 would have lost small ones by now.
+    # Sums over 214 chunks in bfloat16 would have lost small gradients.
     distance = (weight.grad.double() - wide.grad).norm() / wide.grad.norm()
     assert float(distance) < 5e-3
 
 
-def test_autocast_gives_gradients_of_the_parameters_type() -> None:
+def test_autocast_gives_gradients_in_the_parameters_dtype() -> None:
     hidden, weight, labels = case(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = supervised_loss(hidden, weight, labels, chunk=4)
@@ -165,7 +185,7 @@ def test_a_linear_head_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
     head = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=torch.float64)
     head.weight = nn.Parameter(weight.detach().clone())
     shapes = counted(head)
-    loss = head_loss(head, hidden, labels, chunk=2)
+    loss = through(head, hidden, labels, chunk=2)
     close(loss, plain_loss(hidden, weight, labels))
     assert shapes == [()]
     assert "forward" not in vars(head)
@@ -173,7 +193,7 @@ def test_a_linear_head_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class WrappedHead(nn.Module):
-    """As an adapter's: a linear layer with something beside it."""
+    """A head like one with an adapter: a linear layer and another parameter."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -185,13 +205,13 @@ class WrappedHead(nn.Module):
 
 
 @pytest.mark.parametrize("supervised", [True, False])
-def test_a_wrapped_head_goes_through_its_own_forward(supervised: bool) -> None:
+def test_a_wrapped_head_is_called_in_chunks(supervised: bool) -> None:
     hidden, weight, labels = case()
     if not supervised:
         labels[:] = -100
     head = WrappedHead(weight)
     shapes = counted(head)
-    loss = head_loss(head, hidden, labels, chunk=4)
+    loss = through(head, hidden, labels, chunk=4)
     assert max(shape[0] for shape in shapes) <= 4
     loss.backward()  # type: ignore[no-untyped-call]
     assert head.base.grad is not None
@@ -204,7 +224,7 @@ def test_a_wrapped_head_goes_through_its_own_forward(supervised: bool) -> None:
     close(head.base.grad, torch.autograd.grad(expected, weight)[0])
 
 
-def test_logits_of_all_positions_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_exist_only_for_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     linear = F.linear
 
@@ -212,15 +232,15 @@ def test_logits_of_all_positions_never_exist(monkeypatch: pytest.MonkeyPatch) ->
         sizes.append(len(states))
         return linear(states, *rest)
 
-    monkeypatch.setattr(losses.F, "linear", watched)
-    monkeypatch.setattr(losses, "_CHUNK_VALUES", 5 * VOCABULARY)
+    monkeypatch.setattr(F, "linear", watched)
+    monkeypatch.setattr(chunked, "MAX_CHUNK_LOGITS", 5 * VOCABULARY)
     hidden, weight, labels = case(shape=(2, 40))
     supervised_loss(hidden, weight, labels)
     assert max(sizes) == 5
     assert sum(sizes) == supervised_count(labels) < 60
 
 
-def test_evaluation_makes_no_gradients() -> None:
+def test_evaluation_computes_no_gradients() -> None:
     hidden, weight, labels = case()
     with torch.no_grad():
         loss = supervised_loss(hidden, weight, labels)
@@ -228,7 +248,7 @@ def test_evaluation_makes_no_gradients() -> None:
     close(loss, plain_loss(hidden, weight, labels).detach())
 
 
-def test_the_models_own_call_gives_the_loss(
+def test_a_patched_model_returns_the_loss(
     make_vip: Callable[..., Any], make_row: Callable[..., dict[str, Any]]
 ) -> None:
     model = make_vip()
@@ -240,9 +260,9 @@ def test_the_models_own_call_gives_the_loss(
     }
     expected = model(**batch).loss
     wanted = torch.autograd.grad(expected, model.lm_head.weight)[0]
-    compute_loss_inside(model)
+    patch_loss(model)
     out = model(**batch)
-    # transformers adds in float32
+    # transformers sums in float32
     close(out.loss, expected.double(), 1e-6)
     close(torch.autograd.grad(out.loss, model.lm_head.weight)[0], wanted, 1e-6)
     assert out.logits is None
@@ -253,14 +273,14 @@ def test_the_models_own_call_gives_the_loss(
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-def test_an_adapters_head_is_used(
+def test_an_adapter_on_the_head_is_used(
     make_vip: Callable[..., Any], make_row: Callable[..., dict[str, Any]]
 ) -> None:
-    """An adapter that came after `compute_loss_inside` is part of the loss."""
+    """An adapter that is added after `patch_loss` is part of the loss."""
     from peft import LoraConfig, get_peft_model
 
     model = make_vip()
-    compute_loss_inside(model)
+    patch_loss(model)
     config = LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
     adapted = get_peft_model(model, config).double()
     row = make_row([3, "view", 5], learned=3)

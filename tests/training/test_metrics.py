@@ -14,14 +14,14 @@ from PIL import Image
 from vip_llava.errors import DataError, MissingExtraError
 from vip_llava.models.loading import load_model
 from vip_llava.training.metrics import (
-    Answers,
-    MetricsFile,
-    Question,
-    Reports,
+    MetricsLogger,
+    ProgressReporter,
+    SampleAnswers,
+    SamplePrompt,
     check_trackers,
     read_metrics,
 )
-from vip_llava.training.results.loss_curve import draw_curve, write_curve
+from vip_llava.training.results.loss_curve import draw_loss_curve, write_loss_curve
 
 
 def state(step: int, *, first: bool = True, last: int = 10) -> Any:
@@ -32,7 +32,7 @@ NOTHING: Any = SimpleNamespace()
 
 
 def test_metrics_are_lines_and_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path, rows_a_step=8)
+    metrics = MetricsLogger(tmp_path, rows_a_step=8)
     metrics.on_train_begin(NOTHING, state(0), NOTHING)
     for step in (1, 2, 3):
         metrics.on_log(NOTHING, state(step), NOTHING, logs={"loss": torch.tensor(1.0 / step)})
@@ -44,7 +44,7 @@ def test_metrics_are_lines_and_a_resumed_run_has_each_step_once(tmp_path: Path) 
     assert "rows_per_second" not in lines[3]
     with metrics.path.open("a") as stream:
         stream.write('{"step": 4, "lo')  # killed while it wrote
-    again = MetricsFile(tmp_path, rows_a_step=8)
+    again = MetricsLogger(tmp_path, rows_a_step=8)
     again.on_train_begin(NOTHING, state(2), NOTHING)
     again.on_log(NOTHING, state(3), NOTHING, logs={"loss": 0.25})
     assert [(m["step"], m["loss"]) for m in read_metrics(again.path)] == [
@@ -62,7 +62,7 @@ def test_a_broken_metrics_file_is_named(tmp_path: Path) -> None:
 def test_reports_go_to_the_caller() -> None:
     steps: list[tuple[str, int, int]] = []
     values: list[dict[str, Any]] = []
-    reports = Reports(lambda *each: steps.append(each), values.append)
+    reports = ProgressReporter(lambda *each: steps.append(each), values.append)
     reports.on_step_end(NOTHING, state(1), NOTHING)
     reports.on_log(NOTHING, state(1), NOTHING, logs={"loss": 0.25})
     reports.on_step_end(NOTHING, state(2), NOTHING)
@@ -84,7 +84,7 @@ def test_a_question_is_all_before_the_first_answer() -> None:
         labels=[-100, -100, 3, 4, -100, -100, 7],
         pixel_values=None,
     )
-    question = Question.of(sample, lambda ids: " ".join(map(str, ids)))
+    question = SamplePrompt.of(sample, lambda ids: " ".join(map(str, ids)))
     assert (question.name, question.ids, question.wanted) == ("7", [1, 2], "3 4")
 
 
@@ -95,8 +95,8 @@ def test_answers_change_nothing_of_the_run(
     model, processor = load_model(tiny_model_folder, device="cpu")
     model.train()
     ids = [1, *([processor.image_token_id] * 16 if image else []), 20, 21]
-    question = Question("a", ids, torch.zeros(1, 3, 56, 56) if image else None, "wanted")
-    answers = Answers([question], processor.decode, tmp_path, every=5, longest=4)
+    question = SamplePrompt("a", ids, torch.zeros(1, 3, 56, 56) if image else None, "wanted")
+    answers = SampleAnswers([question], processor.decode, tmp_path, every=5, longest=4)
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     for step in (4, 5, 10):
@@ -123,7 +123,7 @@ def test_the_curve_goes_where_the_loss_goes(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": step, "loss": 4 - step / 30} for step in range(1, 100)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with Image.open(write_curve(path, tmp_path / "loss.png")) as image:
+    with Image.open(write_loss_curve(path, tmp_path / "loss.png")) as image:
         thick = [
             (x, y)
             for x in range(image.width)
@@ -134,11 +134,11 @@ def test_the_curve_goes_where_the_loss_goes(tmp_path: Path) -> None:
     assert heights[min(heights)] < 120 < 300 < heights[max(heights)], "falls from 4 to 0.7"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n')
     with pytest.raises(DataError, match="holds 1 losses"):
-        write_curve(path, tmp_path / "x.png")
+        write_loss_curve(path, tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(
     "points", [[(1, 1.0), (2, 1.0)], [(0, -3.0), (9, 1e6)], [(5, 1e-7), (6, 0)]]
 )
 def test_any_numbers_can_be_drawn(points: list[tuple[float, float]]) -> None:
-    assert draw_curve(points, "loss").size == (800, 450)
+    assert draw_loss_curve(points, "loss").size == (800, 450)

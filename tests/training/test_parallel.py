@@ -17,9 +17,9 @@ from tiny import trainer
 
 from vip_llava.errors import MissingExtraError, RequestError
 from vip_llava.training.parallel import (
-    PARALLEL,
+    STRATEGIES,
     fsdp_config,
-    layer_classes,
+    layer_class_names,
     parallel_arguments,
     zero_config,
 )
@@ -116,7 +116,7 @@ def test_files_for_fsdp2_say_the_same() -> None:
 
 
 def test_every_file_is_one_of_these() -> None:
-    assert {path.stem for path in RECIPES.iterdir()} == set(PARALLEL) - {"ddp"}
+    assert {path.stem for path in RECIPES.iterdir()} == set(STRATEGIES) - {"ddp"}
 
 
 def test_an_unknown_way_is_refused() -> None:
@@ -125,7 +125,7 @@ def test_an_unknown_way_is_refused() -> None:
 
 
 def test_layers_are_found(tiny_vip: Any) -> None:
-    assert layer_classes(tiny_vip) == ["CLIPEncoderLayer", "LlamaDecoderLayer"]
+    assert layer_class_names(tiny_vip) == ["CLIPEncoderLayer", "LlamaDecoderLayer"]
 
 
 def test_checkpointing_changes_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which parts learn: frozen ones get no gradient, do not change, and make no graph (test 44)."""
+"""Freezing and parameter groups: frozen parts get no gradient, no graph, and do not change."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tiny import Rows, padded, trainer
 from torch import nn
 
 from vip_llava.errors import RequestError
-from vip_llava.training.param_groups import bare, choose_trainable, optimizer_groups, part_of
-from vip_llava.training.vision import read_views, tower_features
+from vip_llava.training.param_groups import param_groups, part_of, set_trainable, unwrap
+from vip_llava.training.vision import patch_image_inputs, tower_features
 
 
 def adapted(model: Any, **options: Any) -> Any:
     targets = r".*language_model.*\.(q_proj|v_proj)"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers' older names
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
         return peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, **options))
 
 
@@ -34,7 +34,7 @@ def adapted(model: Any, **options: Any) -> Any:
         ("module._orig_mod.model.vision_tower.x", "tower"),
     ],
 )
-def test_the_part_of_a_name(name: str, part: str) -> None:
+def test_part_of_a_parameter_name(name: str, part: str) -> None:
     assert part_of(name) == part
 
 
@@ -44,7 +44,7 @@ def test_the_part_of_a_name(name: str, part: str) -> None:
 def test_frozen_parts_stay_as_they_are(
     tmp_path: Path, tiny_vip: Any, parts: tuple[str, ...] | None
 ) -> None:
-    """`None`: adapters in the language model, and nothing else."""
+    """`None` stands for adapters in the language model and no part."""
     model = adapted(tiny_vip) if parts is None else tiny_vip
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     made = trainer(tmp_path, model=model, parts=parts or (), max_steps=3, save_steps=99)
@@ -62,39 +62,39 @@ def test_frozen_parts_stay_as_they_are(
     assert all(parameter.grad is None for parameter in frozen)
 
 
-def test_a_frozen_tower_makes_no_graph_and_stays_in_evaluation(tiny_model: Any) -> None:
-    read_views(tiny_model)
+def test_a_frozen_tower_has_no_graph_and_stays_in_evaluation_mode(tiny_model: Any) -> None:
+    patch_image_inputs(tiny_model)
     pixels = torch.randn(2, 3, 28, 28)
-    choose_trainable(tiny_model, ["projector"])
+    set_trainable(tiny_model, ["projector"])
     tiny_model.train()
     features = tower_features(tiny_model, pixels)
     assert not features.requires_grad
     assert not tiny_model.model.vision_tower.training
-    choose_trainable(tiny_model, ["tower"])
+    set_trainable(tiny_model, ["tower"])
     tiny_model.train()
     assert tower_features(tiny_model, pixels).requires_grad
     assert tiny_model.model.vision_tower.training
 
 
-def test_layers_that_nothing_reads_do_not_learn(tiny_vip: Any) -> None:
-    """Of 11 layers the last but one hidden state is the deepest read: layer 10 has no use."""
-    choose_trainable(tiny_vip, ["tower"])
+def test_unread_tower_layers_are_frozen(tiny_vip: Any) -> None:
+    """The deepest hidden state read is the last but one of 11 layers: layer 10 is unused."""
+    set_trainable(tiny_vip, ["tower"])
     tower = tiny_vip.model.vision_tower
     assert not any(p.requires_grad for p in tower.encoder.layers[10].parameters())
     assert not any(p.requires_grad for p in tower.post_layernorm.parameters())
-    read_views(tiny_vip)
+    patch_image_inputs(tiny_vip)
     features = tower_features(tiny_vip, torch.randn(1, 3, 28, 28))
     features.sum().backward()
-    learning = [p for p in tower.parameters() if p.requires_grad]
-    assert learning
-    assert all(p.grad is not None for p in learning)
+    trainable = [p for p in tower.parameters() if p.requires_grad]
+    assert trainable
+    assert all(p.grad is not None for p in trainable)
 
 
-def test_what_the_model_gives_is_unchanged(tiny_model: Any) -> None:
+def test_patched_image_inputs_give_the_same_logits(tiny_model: Any) -> None:
     batch = padded([Rows(9)[i] for i in (1, 2, 3)])
     call = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values")}
     plain = tiny_model(**call).logits
-    read_views(tiny_model)
+    patch_image_inputs(tiny_model)
     assert torch.equal(tiny_model(**call).logits, plain)
     features = tower_features(tiny_model, call["pixel_values"])
     call["pixel_values"] = {"features": features}
@@ -106,8 +106,8 @@ def test_what_the_model_gives_is_unchanged(tiny_model: Any) -> None:
 
 
 def test_a_blank_image_changes_nothing_and_reaches_the_projector(tiny_model: Any) -> None:
-    read_views(tiny_model)
-    choose_trainable(tiny_model, ["projector", "language"])
+    patch_image_inputs(tiny_model)
+    set_trainable(tiny_model, ["projector", "language"])
     ids = torch.tensor([[1, 2, 3]])
     plain = tiny_model(input_ids=ids).logits
     blank = {"blank": torch.zeros(1, 3, 28, 28)}
@@ -118,38 +118,40 @@ def test_a_blank_image_changes_nothing_and_reaches_the_projector(tiny_model: Any
     assert all(grad is not None and not grad.any() for grad in grads)
 
 
-@pytest.mark.parametrize(("parts", "words"), [(["head"], "'head'"), ([], "nothing would learn")])
-def test_wrong_choices_are_refused(tiny_vip: Any, parts: list[str], words: str) -> None:
+@pytest.mark.parametrize(
+    ("parts", "words"), [(["head"], "'head'"), ([], "no trainable parameters")]
+)
+def test_invalid_parts_are_refused(tiny_vip: Any, parts: list[str], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        choose_trainable(tiny_vip, parts)
+        set_trainable(tiny_vip, parts)
 
 
-def test_adapters_and_all_of_the_language_model_exclude_each_other(tiny_vip: Any) -> None:
+def test_adapters_and_the_whole_language_model_are_exclusive(tiny_vip: Any) -> None:
     with pytest.raises(RequestError, match="not both"):
-        choose_trainable(adapted(tiny_vip), ["language"])
+        set_trainable(adapted(tiny_vip), ["language"])
 
 
-def test_quantized_weights_can_not_learn(tiny_vip: Any) -> None:
+def test_quantized_weights_are_not_trainable(tiny_vip: Any) -> None:
     projector = tiny_vip.model.multi_modal_projector
     whole = torch.zeros(4, dtype=torch.uint8)
     projector.linear_1.weight = nn.Parameter(whole, requires_grad=False)
     with pytest.raises(RequestError, match=r"linear_1\.weight is quantized"):
-        choose_trainable(tiny_vip, ["projector"])
+        set_trainable(tiny_vip, ["projector"])
 
 
-def test_a_saved_projector_beside_adapters(tiny_vip: Any) -> None:
+def test_a_projector_in_modules_to_save(tiny_vip: Any) -> None:
     model = adapted(tiny_vip, modules_to_save=["multi_modal_projector"])
-    counts = choose_trainable(model, ["projector"])
+    counts = set_trainable(model, ["projector"])
     assert set(counts) == {"adapters"}
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     assert any("modules_to_save" in name for name in names)
     assert not any("original_module" in name for name in names)
-    assert bare(model) is tiny_vip
+    assert unwrap(model) is tiny_vip
 
 
-def test_groups_have_their_rates_and_vectors_no_decay(tiny_vip: Any) -> None:
-    counts = choose_trainable(tiny_vip, ["projector", "language", "tower"])
-    groups = optimizer_groups(tiny_vip, lr=1e-3, projector_lr=2e-3, tower_lr=3e-3, weight_decay=0.1)
+def test_groups_have_their_learning_rates_and_vectors_no_decay(tiny_vip: Any) -> None:
+    counts = set_trainable(tiny_vip, ["projector", "language", "tower"])
+    groups = param_groups(tiny_vip, lr=1e-3, projector_lr=2e-3, tower_lr=3e-3, weight_decay=0.1)
     assert {(g["part"], g["lr"]) for g in groups} == {
         ("language", 1e-3),
         ("projector", 2e-3),

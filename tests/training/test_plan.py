@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import CheckpointError, DataError
-from vip_llava.training.recipes.plan import count_rows, make_plan, outline, steps
+from vip_llava.training.recipes.plan import build_meta_model, count_rows, count_steps, make_plan
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.recipes.recipe_files import read
+from vip_llava.training.recipes.recipe_files import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(p for p in RECIPES.glob("*/*.yaml") if p.parent.name not in ("stages", "parallel"))
@@ -29,7 +29,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_recipe_has_a_plan(path: Path) -> None:
-    plan = make_plan(read(path), 8 if path.parent.name != "tutorial" else 1)
+    plan = make_plan(load_recipe(path), 8 if path.parent.name != "tutorial" else 1)
     recipe = plan["recipe"]
     learns = set(plan["learns"])
     assert learns == {
@@ -48,7 +48,7 @@ def test_every_recipe_has_a_plan(path: Path) -> None:
 
 def test_the_published_sizes() -> None:
     """7B: Vicuna 6,738,415,616, CLIP without its last layer and norm after it, the projector."""
-    plan = make_plan(read(RECIPES / "vicuna-7b" / "stage2.yaml"), 8)
+    plan = make_plan(load_recipe(RECIPES / "vicuna-7b" / "stage2.yaml"), 8)
     projector = 2 * 5120 + (5120 * 4096 + 4096) + (4096 * 4096 + 4096)
     assert plan["learns"] == {"projector": projector, "language": 6_738_415_616}
     clip = 303_507_456 - 12_596_224
@@ -60,8 +60,8 @@ def test_the_published_sizes() -> None:
 
 
 def test_lora_and_bits() -> None:
-    lora = make_plan(read(RECIPES / "vicuna-7b" / "task-lora.yaml"))
-    qlora = make_plan(read(RECIPES / "vicuna-7b" / "task-qlora.yaml"))
+    lora = make_plan(load_recipe(RECIPES / "vicuna-7b" / "task-lora.yaml"))
+    qlora = make_plan(load_recipe(RECIPES / "vicuna-7b" / "task-qlora.yaml"))
     layer = 4 * (4096 + 4096) + 3 * (4096 + 11008)
     assert lora["learns"]["adapter"] == 128 * 32 * layer
     assert qlora["learns"] == lora["learns"]
@@ -72,7 +72,7 @@ def test_lora_and_bits() -> None:
 
 def test_the_estimate_is_near_what_was_measured() -> None:
     """A full fine-tune of 7B with bf16 weights took 58 GB at 16 rows of 832 tokens."""
-    recipe = read(RECIPES / "vicuna-7b" / "stage2.yaml", {"train.weights": "bfloat16"})
+    recipe = load_recipe(RECIPES / "vicuna-7b" / "stage2.yaml", {"train.weights": "bfloat16"})
     assert make_plan(recipe, 1)[MEMORY]["together"] == pytest.approx(62, abs=4)
 
 
@@ -103,8 +103,8 @@ def test_rows_and_steps(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(row * 17)
     (tmp_path / "b.jsonl").write_text(row * 3)
     recipe = values(data={"files": ["a.jsonl", "b.jsonl"], "root": str(tmp_path)}, epochs=2)
-    assert count_rows(recipe) == (20, []) and steps(recipe, 20) == 6
-    assert steps(values(steps=7), None) == 7 and steps(values(), None) is None
+    assert count_rows(recipe) == (20, []) and count_steps(recipe, 20) == 6
+    assert count_steps(values(steps=7), None) == 7 and count_steps(values(), None) is None
     lacking = values(data={"files": ["a.jsonl", "none.json"], "root": str(tmp_path), "rows": 99})
     assert count_rows(lacking) == (99, [str(tmp_path / "none.json")])
 
@@ -119,6 +119,6 @@ def test_local_folders_say_their_shape(tiny_model_folder: Path) -> None:
 
 def test_what_a_plan_refuses() -> None:
     with pytest.raises(CheckpointError, match="can't tell the shape of 'owner/other'"):
-        outline(values(model={"start": "owner/other"}))
+        build_meta_model(values(model={"start": "owner/other"}))
     with pytest.raises(DataError, match="among 3 devices"):
         make_plan(values(), 3)

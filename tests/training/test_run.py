@@ -17,11 +17,11 @@ from transformers import TrainerCallback
 from vip_llava.data.reading import RowFile
 from vip_llava.errors import DataError, MissingExtraError, RequestError
 from vip_llava.models.loading import load_model
-from vip_llava.training.data_module import Rows, make_feed, open_rows, texts
+from vip_llava.training.data_module import Rows, build_data_module, open_rows, row_texts
 from vip_llava.training.metrics import read_metrics
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.recipes.recipe_files import read
-from vip_llava.training.resume.checkpoint_folder import last_complete
+from vip_llava.training.recipes.recipe_files import load_recipe
+from vip_llava.training.resume.checkpoint_folder import latest_checkpoint
 from vip_llava.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
 
 
 def recipe(**changes: Any) -> Recipe:
-    return read(TUTORIAL, {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
+    return load_recipe(TUTORIAL, {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
 def losses(out: Path) -> list[float]:
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, kind: str) 
     run(made, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         run(made, tmp_path / "stopped", callbacks=[Stop(3)])
-    found = last_complete(tmp_path / "stopped" / "training")
+    found = latest_checkpoint(tmp_path / "stopped" / "training")
     assert found is not None and found.name == "checkpoint-2"
     with pytest.raises(RequestError, match=r"did not end \(checkpoint-2\)"):
         run(made, tmp_path / "stopped")
@@ -140,11 +140,11 @@ def test_packing_keeps_the_batch_on_average(tmp_path: Path) -> None:
     made = recipe(data__packing=True, data__packed_tokens=300, batch__size=20)
     rows = open_rows(made)
 
-    from vip_llava.training.recipes.model_init import open_start
+    from vip_llava.training.recipes.model_init import load_initial_model
 
-    start = open_start(made, tmp_path, dtype=torch.float32, texts=texts(rows))
+    start = load_initial_model(made, tmp_path, dtype=torch.float32, row_texts=row_texts(rows))
     for world in (1, 2):
-        feed = make_feed(made, rows, start.processor, world)
+        feed = build_data_module(made, rows, start.processor, world)
         assert feed.rows_a_step == pytest.approx(20, rel=0.35)
         packs = feed.batches.batches(0)
         assert sorted(row for each in packs for row in each) == list(range(51))
@@ -222,7 +222,7 @@ def test_the_stages_one_after_the_other(split: dict[str, Path], tmp_path: Path) 
     stages = ROOT / "recipes" / "stages"
 
     def stage(name: str, **changes: Any) -> Recipe:
-        return read(stages / f"{name}.yaml", {**shared, **changes})
+        return load_recipe(stages / f"{name}.yaml", {**shared, **changes})
 
     one = stage(
         "stage1",

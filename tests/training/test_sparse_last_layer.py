@@ -1,4 +1,4 @@
-"""The last layer at the places that are read: as few as said, with the numbers of all of it."""
+"""The sparse last layer computes only the read positions, with the numbers of the whole layer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vip_llava.training.attention import use_packed_attention
-from vip_llava.training.losses import compute_loss_inside
-from vip_llava.training.sparse_last_layer import ends_early, read_some
+from vip_llava.training.losses import patch_loss
+from vip_llava.training.sparse_last_layer import can_read_positions, patch_last_layer
 
 Made = Callable[..., Any]
 
 
 def padded(make_row: Made) -> dict[str, Tensor]:
-    """Two rows of different lengths, the shorter one filled up."""
+    """Two rows of different lengths, the shorter one padded."""
     rows = [make_row([2, "view", 6], 3), make_row([1, "view", 3], 2, seed=1)]
     lines = [(row["input_ids"], row["labels"]) for row in rows]
     width = max(len(ids) for ids, _ in lines)
@@ -32,8 +32,8 @@ def padded(make_row: Made) -> dict[str, Tensor]:
     }
 
 
-def rows_seen(model: Any, call: Callable[[], Any]) -> list[int]:
-    """How many places each layer's MLP worked on during the call."""
+def positions_computed(model: Any, call: Callable[[], Any]) -> list[int]:
+    """The number of positions that each layer's MLP computes during a call."""
     found: list[int] = []
     hooks = [
         layer.mlp.down_proj.register_forward_hook(
@@ -48,20 +48,20 @@ def rows_seen(model: Any, call: Callable[[], Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
-def test_only_what_is_read_is_worked_out(make_vip: Made, make_row: Made, attention: str) -> None:
+def test_only_read_positions_are_computed(make_vip: Made, make_row: Made, attention: str) -> None:
     model, batch = make_vip(), padded(make_row)
     if attention == "packed":
         use_packed_attention(model)
     else:
         model.get_decoder().set_attn_implementation(attention)
     inputs = {name: each for name, each in batch.items() if name != "labels"}
-    # transformers' own loss is made in float32
+    # transformers computes its own loss in float32
     logits = model(**inputs, use_cache=False).logits[:, :-1]
     expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
     wanted = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
-    compute_loss_inside(model)
+    patch_loss(model)
     losses: list[Tensor] = []
-    seen = rows_seen(model, lambda: losses.append(model(**batch).loss))
+    seen = positions_computed(model, lambda: losses.append(model(**batch).loss))
     assert seen == [batch["input_ids"].numel(), 5]
     torch.testing.assert_close(losses[0], expected, rtol=1e-12, atol=0)
     found = torch.autograd.grad(losses[0], list(model.parameters()), allow_unused=True)
@@ -71,10 +71,10 @@ def test_only_what_is_read_is_worked_out(make_vip: Made, make_row: Made, attenti
             torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
 
 
-def test_nothing_learned_is_nothing_worked_out(make_vip: Made, make_row: Made) -> None:
+def test_a_batch_without_supervised_tokens(make_vip: Made, make_row: Made) -> None:
     model, batch = make_vip(), padded(make_row)
     batch["labels"][:] = -100
-    compute_loss_inside(model)
+    patch_loss(model)
     loss = model(**batch).loss
     loss.backward()
     assert loss == 0
@@ -83,20 +83,20 @@ def test_nothing_learned_is_nothing_worked_out(make_vip: Made, make_row: Made) -
     assert not slope.any()
 
 
-def test_other_layers_stay_as_they_are(make_vip: Made, make_row: Made) -> None:
+def test_layers_of_other_models_are_not_patched(make_vip: Made, make_row: Made) -> None:
     model = make_vip("phi3")
-    assert not read_some(model)
-    assert not ends_early(model, {})
+    assert not patch_last_layer(model)
+    assert not can_read_positions(model, {})
     batch = padded(make_row)
-    compute_loss_inside(model)
+    patch_loss(model)
     places = batch["input_ids"].numel()
-    assert rows_seen(model, lambda: model(**batch)) == [places, places]
+    assert positions_computed(model, lambda: model(**batch)) == [places, places]
 
 
-def test_a_watched_layer_works_out_everything(make_vip: Made, make_row: Made) -> None:
+def test_a_hook_or_cache_needs_the_whole_layer(make_vip: Made, make_row: Made) -> None:
     model, batch = make_vip(), padded(make_row)
-    compute_loss_inside(model)
-    assert ends_early(model, {})
+    patch_loss(model)
+    assert can_read_positions(model, {})
     for more in (
         "output_hidden_states",
         "output_attentions",
@@ -104,19 +104,19 @@ def test_a_watched_layer_works_out_everything(make_vip: Made, make_row: Made) ->
         "past_key_values",
         "cache",
     ):
-        assert not ends_early(model, {more: True})
+        assert not can_read_positions(model, {more: True})
     attention = model.get_decoder().layers[-1].self_attn
     hook = attention.register_forward_hook(lambda *_given: None)
-    assert not ends_early(model, {})
+    assert not can_read_positions(model, {})
     places = batch["input_ids"].numel()
-    assert rows_seen(model, lambda: model(**batch)) == [places, places]
+    assert positions_computed(model, lambda: model(**batch)) == [places, places]
     hook.remove()
-    assert ends_early(model, {})
+    assert can_read_positions(model, {})
 
 
-def test_calls_without_labels_are_as_before(make_vip: Made, make_row: Made) -> None:
+def test_calls_without_labels_are_unchanged(make_vip: Made, make_row: Made) -> None:
     model, batch = make_vip(), padded(make_row)
     del batch["labels"]
     expected = model(**batch).logits
-    compute_loss_inside(model)
+    patch_loss(model)
     assert torch.equal(model(**batch).logits, expected)

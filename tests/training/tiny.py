@@ -1,6 +1,6 @@
-"""Tiny models, made rows and a whole small run that also works as a process of its own.
+"""Tiny models, synthetic rows and a small training run, also as a script.
 
-`python tiny.py '{"out": ..., ...}'` (or through torchrun) trains and ends; see `run`.
+`python tiny.py '{"out": ..., ...}'` (or the same under torchrun) trains and exits; see `run`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -25,6 +24,8 @@ from transformers import (
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
+
+from vip_llava.data.samples import BadRow, Sample
 
 IMAGE, VIEW_TOKENS = 99, 4
 
@@ -55,7 +56,7 @@ def _vision() -> CLIPVisionConfig:
     )
 
 
-def _filled(model: Any) -> Any:
+def _randomized(model: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -65,7 +66,7 @@ def _filled(model: Any) -> Any:
 
 
 def vip_llava(dropout: float = 0.0) -> Any:
-    return _filled(
+    return _randomized(
         VipLlavaForConditionalGeneration(
             VipLlavaConfig(
                 vision_config=_vision(), text_config=_text(dropout), image_token_index=IMAGE
@@ -75,7 +76,7 @@ def vip_llava(dropout: float = 0.0) -> Any:
 
 
 def llava(dropout: float = 0.0) -> Any:
-    return _filled(
+    return _randomized(
         LlavaForConditionalGeneration(
             LlavaConfig(
                 vision_config=_vision(), text_config=_text(dropout), image_token_index=IMAGE
@@ -84,23 +85,8 @@ def llava(dropout: float = 0.0) -> Any:
     )
 
 
-@dataclass
-class Row:
-    id: str
-    input_ids: list[int]
-    labels: list[int]
-    pixel_values: Tensor | None
-
-
-@dataclass
-class Bad:
-    where: str
-    id: str
-    reason: str
-
-
 class Rows:
-    """Rows of 8 to 19 text tokens, two of three with an image; drawn anew in each epoch."""
+    """Rows of 8 to 19 text tokens, two of three with an image that differs in each epoch."""
 
     def __init__(self, count: int, bad: tuple[int, ...] = (), seed: int = 0) -> None:
         self.count, self.bad, self.seed, self.epoch = count, bad, seed, -1
@@ -111,9 +97,9 @@ class Rows:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __getitem__(self, index: int) -> Row | Bad:
+    def __getitem__(self, index: int) -> Sample | BadRow:
         if index in self.bad:
-            return Bad("rows.json", str(index), "spoiled")
+            return BadRow("rows.json", str(index), "spoiled")
         generator = torch.Generator().manual_seed(self.seed + 1000 * index)
         length = 8 + index * 7 % 12
         ids = torch.randint(1, 90, (length,), generator=generator).tolist()
@@ -124,10 +110,15 @@ class Rows:
             pixels = torch.randn(1, 3, 28, 28, generator=drawn)
         answer = 2 + index % 5
         labels = [-100] * (len(ids) - answer) + ids[len(ids) - answer :]
-        return Row(str(index), ids, labels, pixels)
+        return Sample(str(index), ids, labels, pixels)
 
 
-def padded(rows: list[Row]) -> dict[str, Any]:
+def padded(mixed: Sequence[Sample | BadRow]) -> dict[str, Any]:
+    """A collator of its own, so that the trainer's tests do not depend on those of `data`."""
+    bad = [row for row in mixed if isinstance(row, BadRow)]
+    rows = [row for row in mixed if isinstance(row, Sample)]
+    if not rows:
+        return {"bad": bad, "num_items": 0}
     width = max(len(row.input_ids) for row in rows)
     pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
     gaps = [width - len(row.input_ids) for row in rows]
@@ -141,11 +132,12 @@ def padded(rows: list[Row]) -> dict[str, Any]:
         "labels": labels,
         "num_items": int((labels[:, 1:] != -100).sum()),
         "pixel_values": torch.cat(pixels) if pixels else None,
+        "bad": bad,
     }
 
 
 class Kill(TrainerCallback):
-    """Ends the process as `kill -9` does, after some step."""
+    """Kills the process with SIGKILL after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -177,19 +169,19 @@ def arguments(out: Path, **options: Any) -> TrainingArguments:
 
 
 def trainer(out: Path, **options: Any) -> Any:
-    """A small run: 20 rows in batches of 2; `options` as `run` describes them, and for arguments."""
+    """A trainer for 20 rows in batches of 2; further options are TrainingArguments."""
     from vip_llava.data.failures import Failures
+    from vip_llava.training.dataloader import ShuffledBatches
     from vip_llava.training.parallel import parallel_arguments
-    from vip_llava.training.param_groups import choose_trainable
-    from vip_llava.training.dataloader import EveryRow
+    from vip_llava.training.param_groups import set_trainable
     from vip_llava.training.trainer import RowTrainer
 
     torch.manual_seed(0)
     model = options.pop("model", None) or vip_llava(options.pop("dropout", 0.0))
-    choose_trainable(model, options.pop("parts", ("projector", "language")))
+    set_trainable(model, options.pop("parts", ("projector", "language")))
     bad = tuple(options.pop("bad", ()))
     kill = options.pop("kill", None)
-    own = {key: options.pop(key) for key in ("projector_lr", "disk") if key in options}
+    own = {key: options.pop(key) for key in ("projector_lr",) if key in options}
     failures = Failures(options.pop("limit", 0))
     rows = Rows(options.pop("rows", 20), bad)
     checkpointing = options.pop("checkpointing", False)
@@ -200,7 +192,7 @@ def trainer(out: Path, **options: Any) -> Any:
         args,
         dataset=rows,
         collator=padded,
-        batches=EveryRow(len(rows), args.per_device_train_batch_size, seed=5),
+        batches=ShuffledBatches(len(rows), args.per_device_train_batch_size, seed=5),
         failures=failures,
         callbacks=[Kill(kill)] if kill else [],
         **own,
@@ -208,18 +200,18 @@ def trainer(out: Path, **options: Any) -> Any:
 
 
 def run(settings: dict[str, Any]) -> None:
-    """Train in `out`; "resume" goes on, "kill" ends the process after that step."""
+    """Train in `out`. "resume" resumes; "kill" kills the process after that step."""
     out, resume = Path(settings.pop("out")), settings.pop("resume", None)
     trainer(out, **settings).train(resume_from_checkpoint=resume)
 
 
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
-    from vip_llava.training import dist_utils as together
+    from vip_llava.training import dist_utils
 
     run(json.loads(sys.argv[1]))
-    together.leave()
-    # Threads that outlive the connection could abort the process at its end.
+    dist_utils.destroy_process_group()
+    # Threads of the process group that are left could abort the process at exit.
     left = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
     if "fsdp2" not in sys.argv[1]:
         assert "pt_gloo_runloop" not in left, left

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Training on rows: recipes, data module, trainer, checkpoints that resume exactly, exports."""

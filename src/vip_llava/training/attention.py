@@ -1,13 +1,13 @@
-"""Attention for packed rows: several conversations one after the other, none sees another.
+"""Attention for packed rows: several sequences in one row, none attending to another.
 
-transformers finds the borders by itself from `position_ids`, but builds a mask of T x T places for
-them, and only while no cache is in use: with `use_cache` (the default of every configuration) it
-says nothing and lets each conversation read those before it. Here the borders travel with the
-batch (`cu_seq_lens_q`, from `data.batches.PackedCollator`), no mask is made, and borders that were
-not given are read off `position_ids`. On CUDA in half precision one kernel does all sequences
-(`torch.nn.attention.varlen`); elsewhere each sequence is attended to by itself.
+transformers derives sequence boundaries from `position_ids`, but builds a mask of T x T for them,
+and only while no cache is in use: with `use_cache` (the default of every configuration) it drops
+the boundaries silently and each sequence attends to those before it. Here the boundaries travel
+with the batch (`cu_seq_lens_q`, from `data.collators.PackedCollator`), no mask is built, and missing
+boundaries are derived from `position_ids`. On CUDA in half precision one variable-length kernel
+runs all sequences (`torch.nn.attention.varlen`); elsewhere each sequence is one SDPA call.
 
-This module knows transformers' attention interface. It knows no data, no loss and no optimizer.
+This module knows transformers' attention interface. It does not know data, losses or optimizers.
 """
 
 from __future__ import annotations
@@ -27,23 +27,30 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from vip_llava.errors import RequestError
 
-__all__ = ["PACKED_ATTENTION", "packed_attention", "sequence_borders", "use_packed_attention"]
+__all__ = [
+    "PACKED_ATTENTION",
+    "batched_attention",
+    "cu_seqlens_from_positions",
+    "packed_attention",
+    "sequential_attention",
+    "use_packed_attention",
+    "varlen_attention",
+]
 
 PACKED_ATTENTION = "vip_llava_packed"
-"""Name under which transformers' models find `packed_attention`."""
+"""Name under which transformers finds `packed_attention`."""
 
-# What the flash kernel can do.
-_KERNEL_TYPES = (torch.float16, torch.bfloat16)
-_LARGEST_HEAD = 256
-# Where cuDNN's attention was measured to be faster: Hopper, these heads, sequences of one length.
-BATCHES = True
-_BATCHED_HEADS = (64, 128)
+# What torch's variable-length kernel supports.
+_KERNEL_DTYPES = (torch.float16, torch.bfloat16)
+_MAX_HEAD_DIM = 256
+# Where cuDNN's attention was measured to be faster: Hopper, these head sizes, equal lengths.
+_CUDNN_HEAD_DIMS = (64, 128)
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Let the language model attend with `packed_attention`; the vision tower stays as it is.
+    """Make the language model use `packed_attention`; the vision tower is unchanged. In place.
 
-    Batches that are not packed give what `sdpa` gives, so the model can also be used as before.
+    Batches that are not packed still go through transformers' `sdpa`.
     """
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     AttentionMaskInterface.register(PACKED_ATTENTION, _mask)
@@ -51,17 +58,17 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     owner.get_decoder().set_attn_implementation(PACKED_ATTENTION)
 
 
-def sequence_borders(position_ids: Tensor) -> Tensor:
-    """Where sequences begin, and the end: int32 [S + 1] from `position_ids` [1, T].
+def cu_seqlens_from_positions(position_ids: Tensor) -> Tensor:
+    """Cumulative sequence lengths int32 [S + 1] from `position_ids` [1, T].
 
-    A sequence begins where positions don't go on by one.
+    A sequence starts wherever the position is not the previous one plus one.
     """
     positions = position_ids[0]
-    begins = torch.ones_like(positions, dtype=torch.bool)
-    begins[1:] = positions[1:] != positions[:-1] + 1
-    starts = begins.nonzero().flatten()
-    end = starts.new_tensor([positions.numel()])
-    return torch.cat([starts, end]).to(torch.int32)
+    starts = torch.ones_like(positions, dtype=torch.bool)
+    starts[1:] = positions[1:] != positions[:-1] + 1
+    offsets = starts.nonzero().flatten()
+    end = offsets.new_tensor([positions.numel()])
+    return torch.cat([offsets, end]).to(torch.int32)
 
 
 def packed_attention(
@@ -78,30 +85,30 @@ def packed_attention(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence: query [1, H, T, D], key and value [1, K, T, D].
+    """Causal attention within each sequence: query [1, H, T, D], key and value [1, K, T, D].
 
-    `cu_seq_lens_q`: int32 [S + 1], where each sequence begins, and T. Returns [1, T, H, D]. With a
-    mask, a cache or several rows this is transformers' own `sdpa`.
-    Raises RequestError for borders together with a mask or with several rows.
+    `cu_seq_lens_q` holds the cumulative sequence lengths, int32 [S + 1]. Returns [1, T, H, D]. A
+    call with a mask, a cache or several rows goes to transformers' `sdpa`.
+    Raises RequestError for sequence lengths together with a mask or with several rows.
     """
     if cu_seq_lens_q is not None and (attention_mask is not None or query.shape[0] != 1):
         raise RequestError(
-            "a packed batch is one row without an attention_mask; this one has "
+            "a packed batch must be one row without an attention_mask; this one has "
             f"{query.shape[0]} rows and {'no' if attention_mask is None else 'a'} mask"
         )
-    whole = attention_mask is None and query.shape[0] == 1 and query.shape[2] == key.shape[2]
-    if cu_seq_lens_q is None and whole and position_ids is not None:
-        cu_seq_lens_q = sequence_borders(position_ids)
-    if cu_seq_lens_q is None or not whole:
+    packed = attention_mask is None and query.shape[0] == 1 and query.shape[2] == key.shape[2]
+    if cu_seq_lens_q is None and packed and position_ids is not None:
+        cu_seq_lens_q = cu_seqlens_from_positions(position_ids)
+    if cu_seq_lens_q is None or not packed:
         attended: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return attended
-    run = _one_by_one
-    if _kernel_fits(query, dropout):
-        alike = _same_lengths(query, key, cu_seq_lens_q, max_length_q, sliding_window)
-        run = _one_batch if alike else _one_kernel
-    out = run(query, key, value, cu_seq_lens_q, max_length_q, dropout, scaling, sliding_window)
+    attend = sequential_attention
+    if _kernel_supports(query, dropout):
+        equal = _batchable(query, key, cu_seq_lens_q, max_length_q, sliding_window)
+        attend = batched_attention if equal else varlen_attention
+    out = attend(query, key, value, cu_seq_lens_q, max_length_q, dropout, scaling, sliding_window)
     return out, None
 
 
@@ -114,7 +121,7 @@ def _mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """No mask for what `packed_attention` keeps apart by borders, else that of `sdpa`."""
+    """No mask where `packed_attention` separates the sequences, else the mask of `sdpa`."""
     if batch_size == 1 and attention_mask is None and q_length == kv_length:
         return None
     mask: Tensor | None = sdpa_mask(
@@ -129,7 +136,8 @@ def _mask(
     return mask
 
 
-def _found_kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
+def _find_kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
+    """torch's variable-length attention and its parameter names, from torch 2.10 on."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -137,97 +145,92 @@ def _found_kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
-# Looked up once and outside of layers, because those may be compiled.
-_KERNEL = _found_kernel()
+# Looked up at import time, because compiled layers call `varlen_attention`.
+_KERNEL = _find_kernel()
 
 
-def _kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
-    """torch's variable-length attention and the names of its settings, where torch has it."""
-    return _KERNEL
-
-
-def _kernel_fits(query: Tensor, dropout: float) -> bool:
+def _kernel_supports(query: Tensor, dropout: float) -> bool:
     return (
         query.device.type == "cuda"
-        and query.dtype in _KERNEL_TYPES
-        and query.shape[-1] <= _LARGEST_HEAD
+        and query.dtype in _KERNEL_DTYPES
+        and query.shape[-1] <= _MAX_HEAD_DIM
         and dropout == 0.0
-        # Of the functions that say it, the one that doesn't cut a compiled layer in two.
+        # Unlike torch.cuda.get_device_capability, this call does not break a compiled layer.
         and torch.cuda.get_device_properties(query.device).major >= 8
-        and _kernel() is not None
+        and _KERNEL is not None
     )
 
 
-def _one_kernel(
+def varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    borders: Tensor,
-    longest: int | None,
+    cu_seqlens: Tensor,
+    max_length: int | None,
     dropout: float,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """All sequences in one call of torch's kernel."""
-    found = _kernel()
-    assert found is not None
-    attend, settings = found
-    # Not states[0]: its slope would be written into zeros.
+    """All sequences in one call of torch's variable-length kernel."""
+    assert _KERNEL is not None
+    kernel, parameters = _KERNEL
+    # squeeze, not [0]: indexing would write the gradient into zeros.
     q, k, v = (states.squeeze(0).transpose(0, 1).contiguous() for states in (query, key, value))
     options: dict[str, Any] = {}
     if q.shape[1] != k.shape[1]:
-        if "enable_gqa" in settings:
+        if "enable_gqa" in parameters:
             options["enable_gqa"] = True
         else:
-            times = q.shape[1] // k.shape[1]
-            k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
-    if "window_size" in settings:
-        # (left, right): (-1, 0) is plain causal.
+            groups = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if "window_size" in parameters:
+        # (left, right): (-1, 0) is plain causal attention.
         options["window_size"] = (-1 if window is None else window - 1, 0)
     else:
         options["is_causal"] = True
-    if longest is None:
-        longest = int(borders.diff().max())
-    if window is not None and window < longest and "window_size" not in settings:
-        return _one_by_one(query, key, value, borders, longest, dropout, scaling, window)
-    if scaling is not None and "scale" in settings:
+    if max_length is None:
+        max_length = int(cu_seqlens.diff().max())
+    if window is not None and window < max_length and "window_size" not in parameters:
+        return sequential_attention(
+            query, key, value, cu_seqlens, max_length, dropout, scaling, window
+        )
+    if scaling is not None and "scale" in parameters:
         options["scale"] = scaling
     elif scaling is not None:
         q = q * (scaling * q.shape[-1] ** 0.5)
-    out: Tensor = attend(q, k, v, borders, borders, longest, longest, **options)
+    out: Tensor = kernel(q, k, v, cu_seqlens, cu_seqlens, max_length, max_length, **options)
     return out.unsqueeze(0)
 
 
-def _same_lengths(
-    query: Tensor, key: Tensor, borders: Tensor, longest: int | None, window: int | None
+def _batchable(
+    query: Tensor, key: Tensor, cu_seqlens: Tensor, max_length: int | None, window: int | None
 ) -> bool:
-    """Whether cuDNN's attention can take all sequences as a batch: equal lengths, as many heads."""
+    """Whether cuDNN can run the sequences as a batch: equal lengths, no grouped heads."""
     return (
-        BATCHES
-        and longest is not None
-        and longest * (borders.numel() - 1) == query.shape[2]
+        max_length is not None
+        and max_length * (cu_seqlens.numel() - 1) == query.shape[2]
         and query.shape[1] == key.shape[1]
-        and (window is None or window >= longest)
-        and query.shape[-1] in _BATCHED_HEADS
+        and (window is None or window >= max_length)
+        and query.shape[-1] in _CUDNN_HEAD_DIMS
         and torch.cuda.get_device_properties(query.device).major == 9
-        and _batches_work(query.device.type, query.dtype, query.shape[-1])
+        and cudnn_works(query.device.type, query.dtype, query.shape[-1])
     )
 
 
-def _batches_work(device: str, dtype: torch.dtype, width: int) -> bool:
-    """Whether this torch has cuDNN's attention, and cuDNN takes such heads."""
-    return _tried(device, dtype, width)
+def cudnn_works(device: str, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether this torch has cuDNN attention and cuDNN accepts such heads."""
+    return _try_cudnn(device, dtype, head_dim)
 
 
-# Tried out while a layer is compiled, not by the compiled layer.
+# Evaluated while a layer is compiled, not in the compiled layer.
 _mark: Any = torch.compiler.assume_constant_result
-_mark(_batches_work)
+_mark(cudnn_works)
 
 
 @functools.cache
-def _tried(device: str, dtype: torch.dtype, width: int) -> bool:
+def _try_cudnn(device: str, dtype: torch.dtype, head_dim: int) -> bool:
     try:
-        some = torch.zeros(2, 8, 2, width, device=device, dtype=dtype).transpose(1, 2)
+        some = torch.zeros(2, 8, 2, head_dim, device=device, dtype=dtype).transpose(1, 2)
         attend = torch.ops.aten._scaled_dot_product_cudnn_attention
         attend(some, some, some, None, True, 0.0, True, False)
     except (AttributeError, NotImplementedError, RuntimeError):
@@ -235,19 +238,19 @@ def _tried(device: str, dtype: torch.dtype, width: int) -> bool:
     return True
 
 
-def _one_batch(
+def batched_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    borders: Tensor,
-    longest: int | None,
+    cu_seqlens: Tensor,
+    max_length: int | None,
     dropout: float,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """Sequences of one length L as [S, H, L, D], by cuDNN."""
-    count = borders.numel() - 1
-    # In memory [S, L, H, D]: what was made by one product, and what the next reads.
+    """Sequences of one length L as a batch [S, H, L, D], by cuDNN."""
+    count = cu_seqlens.numel() - 1
+    # Contiguous as [S, L, H, D]: the layout of the projection before and the one behind.
     q, k, v = (
         states.squeeze(0)
         .transpose(0, 1)
@@ -261,21 +264,19 @@ def _one_batch(
     return out.transpose(1, 2).reshape(1, -1, *out.shape[1::2])
 
 
-def _one_by_one(
+def sequential_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    borders: Tensor,
-    longest: int | None,
+    cu_seqlens: Tensor,
+    max_length: int | None,
     dropout: float,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """Each sequence by itself, through torch's own attention."""
-    places = borders.tolist()
-    shared = query.shape[1] != key.shape[1]
+    """One call of torch's SDPA for each sequence."""
     outs = []
-    for start, stop in itertools.pairwise(places):
+    for start, stop in itertools.pairwise(cu_seqlens.tolist()):
         length = stop - start
         band = None
         if window is not None and length > window:
@@ -289,7 +290,7 @@ def _one_by_one(
             dropout_p=dropout,
             is_causal=band is None,
             scale=scaling,
-            enable_gqa=shared,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         outs.append(out)
     return torch.cat(outs, dim=2).transpose(1, 2).contiguous()

@@ -1,11 +1,12 @@
-"""Which rows come when: the same rows in the same steps for any number of processes.
+"""The order of rows and the data loader: the same steps for any number of processes.
 
-An epoch is one list of small batches. Step s learns from the next K of them, K being processes times
-accumulation, dealt out in turn: two processes without accumulation and one that accumulates twice
-do the same steps. Where the last ones don't suffice for all, some get an empty batch, so no row
-comes twice. Nothing here remembers anything: epoch and position are all there is to resume.
+An epoch is one list of micro-batches. Optimizer step s consumes the next K of them, where K is
+processes times accumulation steps, dealt to the ranks in turn: two processes without accumulation
+and one process that accumulates twice make the same steps. Where the list is not a multiple of the
+number of processes, some ranks get an empty batch, so no row is repeated. The order is a pure
+function of epoch and position, which is all that resuming needs.
 
-It knows indices, not what a row is; models and losses not at all.
+It knows indices. It does not know what a row is, models or losses.
 """
 
 from __future__ import annotations
@@ -18,19 +19,25 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vip_llava.errors import DataError
 
-__all__ = ["Batches", "Collate", "EveryRow", "RankBatches", "row_loader"]
+__all__ = [
+    "CountingCollator",
+    "EpochBatches",
+    "RankBatchSampler",
+    "ShuffledBatches",
+    "build_dataloader",
+]
 
 
-class Batches(Protocol):
-    """The order of an epoch's rows."""
+class EpochBatches(Protocol):
+    """The micro-batches of each epoch."""
 
     def batches(self, epoch: int) -> Sequence[Sequence[int]]:
-        """All batches of an epoch, as row numbers; as many in each epoch."""
+        """All batches of an epoch as row numbers; every epoch has the same number of batches."""
         ...
 
 
-class EveryRow:
-    """All rows in a new random order each epoch, `size` a batch."""
+class ShuffledBatches:
+    """All rows in a new random order each epoch, `size` rows in a batch."""
 
     def __init__(self, rows: int, size: int, seed: int) -> None:
         self.rows, self.size, self.seed = rows, size, seed
@@ -42,36 +49,36 @@ class EveryRow:
         return [order[start : start + self.size] for start in range(0, self.rows, self.size)]
 
 
-class RankBatches(Sampler[list[tuple[int, int]]]):
-    """One process' share of an epoch, each row as (epoch, number)."""
+class RankBatchSampler(Sampler[list[tuple[int, int]]]):
+    """The batches of one rank in an epoch; each row is an (epoch, row number) pair."""
 
-    def __init__(self, batches: Batches, rank: int, world: int) -> None:
-        self.source, self.rank, self.world = batches, rank, world
+    def __init__(self, source: EpochBatches, rank: int, world_size: int) -> None:
+        self.source, self.rank, self.world_size = source, rank, world_size
         self.epoch = 0
-        self._count = -(-len(batches.batches(0)) // world)
+        self._count = -(-len(source.batches(0)) // world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
+        epoch, total = self.epoch, self._count * self.world_size
         batches = self.source.batches(epoch)
-        if len(batches) > self._count * self.world:
+        if len(batches) > total:
             raise DataError(
-                f"epoch {epoch} has {len(batches)} batches and the first had at most "
-                f"{self._count * self.world}: every epoch needs as many"
+                f"epoch {epoch} has {len(batches)} batches and epoch 0 had at most {total}: "
+                "every epoch must have the same number of batches"
             )
-        for position in range(self.rank, self._count * self.world, self.world):
+        for position in range(self.rank, total, self.world_size):
             rows = batches[position] if position < len(batches) else ()
             yield [(epoch, int(row)) for row in rows]
 
 
-class _Rows(Dataset[Any]):
-    """A dataset asked by (epoch, number), so that workers need not be told about epochs."""
+class _EpochDataset(Dataset[Any]):
+    """A dataset indexed by (epoch, row number), so that workers learn the epoch from the index."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -82,37 +89,32 @@ class _Rows(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, number = key
-        if epoch != self._epoch and hasattr(self.rows, "set_epoch"):
+        if epoch != self._epoch:
             self.rows.set_epoch(epoch)
         self._epoch = epoch
         return self.rows[number]
 
 
-class Collate:
-    """Makes a batch of rows, in the loader's worker; rows that failed travel beside it in `bad`.
-
-    A batch of no usable row has only `bad`, `rows` and `num_items`.
-    """
+class CountingCollator:
+    """Another collator, whose batches also say how many `rows` and `tokens` went in."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
-        bad = [row for row in rows if not hasattr(row, "input_ids")]
-        good = [row for row in rows if hasattr(row, "input_ids")]
-        batch: dict[str, Any] = dict(self.collator(good)) if good else {"num_items": 0}
-        return {**batch, "bad": bad, "rows": len(rows)}
+        tokens = sum(len(getattr(row, "input_ids", ())) for row in rows)
+        return {**self.collator(rows), "rows": len(rows), "tokens": tokens}
 
 
-def row_loader(
-    dataset: Any, batches: RankBatches, collate: Collate, *, workers: int = 0, pin: bool = False
+def build_dataloader(
+    dataset: Any, sampler: RankBatchSampler, collator: Any, *, workers: int = 0, pin: bool = False
 ) -> DataLoader[Any]:
-    """A loader whose workers touch no generator that training uses."""
+    """A data loader whose workers do not draw from any generator that training uses."""
     options: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
     return DataLoader(
-        _Rows(dataset),
-        batch_sampler=batches,
-        collate_fn=collate,
+        _EpochDataset(dataset),
+        batch_sampler=sampler,
+        collate_fn=collator,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,

@@ -1,18 +1,16 @@
-"""A whole run on rows: from a recipe to a folder with the trained model.
+"""A whole run: from a recipe to a folder with the trained model.
 
-Puts the parts together and does nothing by itself: start (`starting`), what learns (`parts`,
-`adapters`), rows (`feeding`), loop (`trainer`), reports (`logs`), result (`export`, `card`).
+Assembles the other modules: the initial model (`recipes.model_init`), its trainable parts
+(`param_groups`, `adapters`), rows (`data_module`), the loop (`trainer`), metrics and the result.
 
     OUT/                what `vip_llava.load` opens, with its model card and loss curve
-    OUT/training/       recipe, metrics, checkpoints to go on from, rows that failed, answers
+    OUT/training/       recipe, metrics, checkpoints, failed rows, sample answers
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,44 +22,42 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from vip_llava.data.failures import Failures
 from vip_llava.data.samples import Sample
 from vip_llava.errors import DataError, RequestError
-from vip_llava.training import dist_utils as together
-from vip_llava.training.adapters import add_adapter, continue_adapter
+from vip_llava.training import dist_utils
+from vip_llava.training.adapters import add_adapter, load_adapter
 from vip_llava.training.attention import use_packed_attention
-from vip_llava.training.data_module import Feed, make_feed, open_rows, texts, with_features
-from vip_llava.training.metrics import (
-    Answers,
-    MetricsFile,
-    Progress,
-    Question,
-    Report,
-    Reports,
-    check_trackers,
-    tracker_environment,
+from vip_llava.training.data_module import (
+    DataModule,
+    build_data_module,
+    open_rows,
+    row_texts,
+    with_feature_cache,
 )
-from vip_llava.training.parallel import parallel_arguments
-from vip_llava.training.param_groups import choose_trainable
-from vip_llava.training.recipes.model_init import Start, open_start
+from vip_llava.training.json_files import write_json
+from vip_llava.training.metrics import (
+    MetricsLogger,
+    Progress,
+    ProgressReporter,
+    Report,
+    check_trackers,
+    flops_per_token,
+)
+from vip_llava.training.param_groups import set_trainable
+from vip_llava.training.recipes.model_init import InitialModel, load_initial_model
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.results.model_card import Outcome
-from vip_llava.training.results.saving import finish
-from vip_llava.training.resume.checkpoint_folder import last_complete
+from vip_llava.training.results.model_card import RunSummary
+from vip_llava.training.results.saving import save_result
+from vip_llava.training.resume.checkpoint_folder import latest_checkpoint
+from vip_llava.training.sample_answers import SampleAnswers, SamplePrompt
 from vip_llava.training.trainer import RowTrainer
+from vip_llava.training.training_args import compute_dtype, loading_device, training_arguments
 from vip_llava.training.vision import compile_layers
 
-__all__ = ["WORK", "Result", "run"]
+__all__ = ["WORK", "run"]
 
 WORK = "training"
-"""Folder of a run inside its result."""
+"""Folder inside the result for everything that is not the trained model."""
 FEATURES = "features"
-"""Folder inside that for what a frozen encoder makes of the images."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Where a run ended."""
-
-    folder: Path
-    outcome: Outcome
+"""Folder inside `WORK` for the feature cache."""
 
 
 def run(
@@ -73,107 +69,108 @@ def run(
     progress: Progress | None = None,
     report: Report | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> Result:
+) -> RunSummary:
     """Train by a recipe and write the result into `out`. Every process of a run calls it.
 
     Args:
-        resume: go on from the last whole checkpoint in `out`, from the start where there is none.
-        device: "cpu" to leave a GPU unused; the best one by default.
-        progress: called as `progress(stage, done, total)`. report: gets each report's values.
+        resume: continue from the latest checkpoint in `out`; start if there is none.
+        device: "cpu" or "cuda"; by default the best one.
+        progress: called as `progress(stage, done, total)`. report: called with each report.
 
     Raises:
-        RequestError: `out` holds another run, or something that does not go together here.
-        DataError: rows that can't be read, or more failed ones than allowed.
-        CheckpointError: a start that can't be opened, a checkpoint of another run, a full disk.
-        MissingExtraError: an optional library that the recipe asks for.
+        RequestError: `out` holds another run, or the recipe does not fit this machine.
+        DataError: unreadable row files, or more failed rows than allowed.
+        CheckpointError: an initial model that can't be opened, a checkpoint of another run, a full
+            disk.
+        MissingExtraError: the recipe needs an optional library that is not installed.
     """
     work = out / WORK
-    again = _check(recipe, out, resume)
+    resumes = _check_folder(recipe, out, resume)
     check_trackers(recipe.log.to)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rows = open_rows(recipe)
-    args = _arguments(recipe, work, device)
-    precision = _precision(recipe, args)
-    with args.main_process_first(desc="opening the model"):
-        start = open_start(
+    args = training_arguments(recipe, work, device)
+    dtype = compute_dtype(args)
+    with args.main_process_first(desc="loading the model"):
+        initial = load_initial_model(
             recipe,
             work,
-            dtype=_dtype(precision),
-            device=_place(recipe, args),
-            texts=texts(rows),
+            dtype=dtype,
+            device=loading_device(recipe, args),
+            texts=row_texts(rows),
             progress=progress,
         )
-    learned = prepare(recipe, start, args.device)
-    feed = make_feed(recipe, rows, start.processor, args.world_size)
-    args.gradient_accumulation_steps = feed.rounds
-    usual = feed
+    trainable = prepare_model(recipe, initial.model, args.device)
+    data = build_data_module(recipe, rows, initial.processor, args.world_size)
+    args.gradient_accumulation_steps = data.accumulation
+    samples = data.dataset
     if recipe.data.feature_cache:
-        # The first process stores, the others find all of it there.
-        with args.main_process_first(desc="storing the encoder's outputs"):
-            body: torch.nn.Module = start.model
-            body.to(args.device)
-            stored = partial(progress, "storing the encoder's outputs") if progress else None
-            feed = with_features(
-                feed, recipe, start.model, start.processor, work / FEATURES, stored
-            )
-    if together.rank() == 0:
-        _note(recipe, work, args, precision, learned, len(rows))
+        data = _cache_features(recipe, initial, data, work, args, progress)
+    if dist_utils.rank() == 0:
+        _write_run_facts(recipe, work, args, trainable, len(rows))
     trainer = RowTrainer(
-        start.model,
+        initial.model,
         args,
-        dataset=feed.dataset,
-        collator=feed.collator,
-        batches=feed.batches,
+        dataset=data.dataset,
+        collator=data.collator,
+        batches=data.batches,
         failures=Failures(recipe.data.max_failures, work),
         projector_lr=recipe.optimizer.projector_lr,
         tower_lr=recipe.optimizer.tower_lr,
-        callbacks=[*_callbacks(recipe, work, usual, start, progress, report), *callbacks],
     )
+    flops = flops_per_token(initial.model)
+    trainer.add_callback(MetricsLogger(work, trainer.throughput, flops))
+    trainer.add_callback(ProgressReporter(progress, report))
+    if recipe.log.samples:
+        trainer.add_callback(_sample_answers(recipe, initial, samples, work))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     # transformers would print every report.
     trainer.remove_callback(PrinterCallback)
-    done = trainer.train(resume_from_checkpoint=True if again else None)
-    outcome = Outcome(
-        result=kind_of_result(recipe, start),
+    output = trainer.train(resume_from_checkpoint=True if resumes else None)
+    summary = RunSummary(
+        result=result_kind(recipe, initial),
         steps=int(trainer.state.global_step),
         rows=len(rows),
-        loss=_last_loss(trainer.state.log_history, done.training_loss),
-        learned=learned,
+        loss=_last_loss(trainer.state.log_history, output.training_loss),
+        trainable=trainable,
         failures=trainer.failures.report(),
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
     )
-    finish(recipe, start, trainer, outcome, out, work, dtype=_dtype(precision))
-    return Result(out, outcome)
+    save_result(recipe, initial, trainer, summary, out, work, dtype=dtype)
+    return summary
 
 
-def _check(recipe: Recipe, out: Path, resume: bool) -> bool:
-    """Whether there is a checkpoint to go on from. Raises RequestError if `out` is taken."""
+def _check_folder(recipe: Recipe, out: Path, resume: bool) -> bool:
+    """Whether `out` holds a checkpoint to resume from. Raises RequestError if `out` is taken."""
     if (out / "README.md").is_file():
-        raise RequestError(f"{out} holds a finished run; name a new folder with --out")
-    found = last_complete(out / WORK, deep=False)
+        raise RequestError(f"{out} holds a finished run; give a new folder with --out")
+    found = latest_checkpoint(out / WORK, deep=False)
     if found is not None and not resume:
         raise RequestError(
-            f"{out} holds a run that did not end ({found.name}); go on with --resume, or name a "
+            f"{out} holds an unfinished run ({found.name}); continue it with --resume, or give a "
             "new folder with --out"
         )
     return found is not None
 
 
-def prepare(recipe: Recipe, start: Start, device: torch.device) -> dict[str, int]:
-    """Put the adapter on, choose what learns, and give every weight its kind; in place.
+def prepare_model(recipe: Recipe, model: PreTrainedModel, device: torch.device) -> dict[str, int]:
+    """Add the adapter, freeze the other parts and set the dtypes of all weights; in place.
 
-    Returns how many numbers learn in each part.
+    Returns the number of trainable parameters of each part.
     """
-    model, settings = start.model, recipe.train.adapter
-    if settings is not None:
-        torch.manual_seed(recipe.seed)  # peft draws the adapter's start
+    config = recipe.train.adapter
+    if config is not None:
+        torch.manual_seed(recipe.seed)  # peft initializes the adapter at random
         projector = "projector" in recipe.train.parts
-        add_adapter(model, settings, projector=projector, device=device)
+        add_adapter(model, config, projector=projector, device=device)
         if recipe.model.adapter is not None:
-            continue_adapter(model, Path(recipe.model.adapter).expanduser())
+            load_adapter(model, Path(recipe.model.adapter).expanduser())
+        # With an adapter the projector is a copy that peft trains.
         others = [part for part in recipe.train.parts if part != "projector"]
-        learned = choose_trainable(model, others)
+        trainable = set_trainable(model, others)
     else:
-        learned = choose_trainable(model, recipe.train.parts)
+        trainable = set_trainable(model, recipe.train.parts)
     if recipe.train.weights == "float32":
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -181,157 +178,86 @@ def prepare(recipe: Recipe, start: Start, device: torch.device) -> dict[str, int
     if recipe.data.packing:
         use_packed_attention(model)
     if recipe.sharded:
-        _name_units(model)
+        _drop_absent_layer_classes(model)
     if recipe.compile:
         compile_layers(model, dynamic=True)
-    return learned
+    return trainable
 
 
-def _name_units(model: PreTrainedModel) -> None:
-    """Of the layers that transformers names as units of sharding, keep those that the model has.
+def _drop_absent_layer_classes(model: PreTrainedModel) -> None:
+    """Keep only those of transformers' layer classes for sharding that the model contains.
 
-    It names CLIP's text half too, which no model here has, and accelerate refuses such a name.
+    transformers also names a class of CLIP's text model, and accelerate refuses an absent class.
     """
     owner: Any = model
     present = {type(module).__name__ for module in model.modules()}
     owner._no_split_modules = sorted(present & set(owner._no_split_modules or ()))
 
 
-def _arguments(recipe: Recipe, work: Path, device: str | None) -> TrainingArguments:
-    """transformers' settings; it starts the processes' connection, where there are several."""
-    if device not in (None, "cpu", "cuda"):
-        raise RequestError(
-            f"--device {device}: cpu or cuda; choose among GPUs with CUDA_VISIBLE_DEVICES"
-        )
-    cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    optimizer, cuda = recipe.optimizer, torch.cuda.is_available() and not cpu
-    precision = "float32" if cpu else recipe.precision
-    tracker_environment(work)
-    args = TrainingArguments(
-        output_dir=str(work),
-        per_device_train_batch_size=recipe.batch.per_device,
-        learning_rate=optimizer.lr,
-        weight_decay=optimizer.weight_decay,
-        adam_beta1=optimizer.betas[0],
-        adam_beta2=optimizer.betas[1],
-        max_grad_norm=optimizer.clip,
-        optim="adamw_torch_fused" if cuda else "adamw_torch",
-        warmup_steps=optimizer.warmup_ratio,
-        lr_scheduler_type=_schedule(recipe),
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.steps or -1,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        tf32=True if cuda else None,
-        save_strategy="steps" if recipe.save.every else "no",
-        save_steps=recipe.save.every or 1,
-        save_total_limit=recipe.save.keep,
-        logging_steps=recipe.log.every,
-        logging_first_step=True,
-        report_to=list(recipe.log.to) or "none",
-        run_name=work.parent.name,
-        seed=recipe.seed,
-        dataloader_num_workers=recipe.data.workers,
-        use_cpu=cpu,
-        disable_tqdm=True,
-        **_parallel(recipe),
-    )
-    if args.world_size == 1:
-        args._n_gpu = min(args.n_gpu, 1)  # never DataParallel: one process drives one device
-    return args
-
-
-def _schedule(recipe: Recipe) -> str:
-    name = recipe.optimizer.schedule
-    return "constant_with_warmup" if name == "constant" else name
-
-
-def _parallel(recipe: Recipe) -> dict[str, Any]:
-    """Settings of transformers for several processes; one alone shares nothing."""
-    kind = recipe.parallel
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if kind == "none" or (alone and not kind.endswith("-offload")):
-        kind = "ddp"
-    return parallel_arguments(kind, checkpointing=recipe.activation_checkpointing)
-
-
-def _precision(recipe: Recipe, args: TrainingArguments) -> str:
-    return "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
-
-
-def _dtype(precision: str) -> torch.dtype:
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-
-
-def _place(recipe: Recipe, args: TrainingArguments) -> torch.device:
-    """Where weights are loaded to: the device, or memory where they get smaller or fewer first."""
-    split = recipe.sharded and args.world_size > 1
-    return torch.device("cpu") if split or recipe.quantized else args.device
-
-
-def _note(
+def _cache_features(
     recipe: Recipe,
+    initial: InitialModel,
+    data: DataModule,
     work: Path,
     args: TrainingArguments,
-    precision: str,
-    learned: Mapping[str, int],
-    rows: int,
+    progress: Progress | None,
+) -> DataModule:
+    stage = "caching image features"
+    report: Callable[[int, int], None] | None = partial(progress, stage) if progress else None
+    # Rank 0 builds the cache; the other ranks find it complete.
+    with args.main_process_first(desc=stage):
+        body: torch.nn.Module = initial.model
+        body.to(args.device)
+        return with_feature_cache(
+            data, recipe, initial.model, initial.processor, work / FEATURES, report
+        )
+
+
+def _write_run_facts(
+    recipe: Recipe, work: Path, args: TrainingArguments, trainable: Mapping[str, int], rows: int
 ) -> None:
-    """Write down what is run, so that a folder explains itself."""
+    """Write `run.json`: what exactly this run trains, and on what."""
     facts = {
         "recipe": recipe.resolved(),
         "devices": args.world_size,
         "device": str(args.device),
-        "precision": precision,
-        "rounds a step": args.gradient_accumulation_steps,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+        "accumulation steps": args.gradient_accumulation_steps,
         "rows": rows,
-        "learns": dict(learned),
+        "trainable": dict(trainable),
     }
     work.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(facts, indent=2) + "\n"
-    (work / "run.json").write_text(text, encoding="utf-8")
+    write_json(work / "run.json", facts)
 
 
-def _callbacks(
-    recipe: Recipe,
-    work: Path,
-    feed: Feed,
-    start: Start,
-    progress: Progress | None,
-    report: Report | None,
-) -> list[TrainerCallback]:
-    found: list[TrainerCallback] = [MetricsFile(work, round(feed.rows_a_step))]
-    found.append(Reports(progress, report))
-    if recipe.log.samples:
-        processor = start.processor
-        found.append(
-            Answers(
-                _questions(feed, recipe.log.samples, processor.decode),
-                processor.decode,
-                work,
-                recipe.log.samples_every,
-                stop_ids=sorted(processor.stop_ids),
-            )
-        )
-    return found
+def _sample_answers(
+    recipe: Recipe, initial: InitialModel, dataset: Any, work: Path
+) -> SampleAnswers:
+    """The callback for `log.samples` rows, spread over the data; bad rows are skipped."""
+    count, processor = recipe.log.samples, initial.processor
+    numbers = sorted({len(dataset) * number // count for number in range(count)})
+    samples = [dataset[number] for number in numbers]
+    prompts = [
+        SamplePrompt.of(sample, processor.decode)
+        for sample in samples
+        if isinstance(sample, Sample)
+    ]
+    if not prompts:
+        raise DataError("none of the rows for log.samples is usable: run vip-llava data check")
+    return SampleAnswers(
+        prompts,
+        processor.decode,
+        work,
+        recipe.log.samples_every,
+        stop_ids=sorted(processor.stop_ids),
+    )
 
 
-def _questions(feed: Feed, count: int, decode: Any) -> list[Question]:
-    """`count` rows spread over the data; a row that can't be used is left out."""
-    rows = len(feed.dataset)
-    places = sorted({rows * number // count for number in range(count)})
-    samples = [feed.dataset[place] for place in places]
-    usable = [sample for sample in samples if isinstance(sample, Sample)]
-    if not usable:
-        raise DataError("none of the rows for log.samples can be used")
-    return [Question.of(sample, decode) for sample in usable]
-
-
-def kind_of_result(recipe: Recipe, start: Start) -> str:
-    """What the run leaves: an adapter, a projector for its language model, or a whole model."""
+def result_kind(recipe: Recipe, initial: InitialModel) -> str:
+    """What the run exports: "adapter", "projector" (of a language model) or "model"."""
     if recipe.train.adapter is not None:
         return "adapter"
-    alone = recipe.train.parts == ("projector",) and start.projector_config is not None
+    alone = recipe.train.parts == ("projector",) and initial.projector_config is not None
     return "projector" if alone else "model"
 
 

@@ -1,15 +1,16 @@
-"""The training loop over rows: transformers' Trainer with an exact loss and an exact resume.
+"""The training loop over rows: transformers' Trainer with an exact loss and exact resuming.
 
-What differs from its base: the order of rows is a function of epoch and position (`loader`), the
-loss is the mean over all supervised tokens of a step (all batches, all processes), rows that failed
-are counted and never replaced, parts have rates of their own, and checkpoints are whole or absent
-(`checkpoints`), without pickles, readable by any number of processes.
+It differs from its base class in five points. The order of rows is a function of epoch and position
+(`dataloader`). The loss is the mean over all supervised tokens of a step (all batches, all
+processes). Bad rows are counted and never replaced. Parts of the model have their own learning
+rates. Checkpoints are atomic, free of pickles and loadable by any number of processes (`resume`).
 
-It does not know where rows come from, what a recipe is, or how models are exported.
+It does not know where rows come from, recipes or exports.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,34 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vip_llava.data.failures import Failures
 from vip_llava.errors import CheckpointError, RequestError
-from vip_llava.training import dist_utils as together
-from vip_llava.training.losses import compute_loss_inside
-from vip_llava.training.parallel import layer_classes, share_for_certain
-from vip_llava.training.param_groups import bare, learning, optimizer_groups, part_of
-from vip_llava.training.resume.checkpoint_folder import Disk
-from vip_llava.training.dataloader import Batches, Collate, RankBatches, row_loader
-from vip_llava.training.resume.rng_state import seed_apart, set_random_state
-from vip_llava.training.resume.checkpointing import Saved, chosen_checkpoint, save_checkpoint
-from vip_llava.training.resume.state_dict import frozen_fingerprint, load_learned, load_optimizer
-from vip_llava.training.vision import blank_view, read_views
+from vip_llava.training import dist_utils
+from vip_llava.training.dataloader import (
+    CountingCollator,
+    EpochBatches,
+    RankBatchSampler,
+    build_dataloader,
+)
+from vip_llava.training.losses import IGNORED_LABEL, patch_loss
+from vip_llava.training.metrics import Throughput
+from vip_llava.training.parallel import layer_class_names, require_fsdp2
+from vip_llava.training.param_groups import param_groups, part_of, trainable_parameters, unwrap
+from vip_llava.training.resume.checkpointing import SavedState, resolve_checkpoint, save_checkpoint
+from vip_llava.training.resume.rng_state import get_rng_state, seed_all, set_rng_state
+from vip_llava.training.resume.state_dict import (
+    frozen_fingerprint,
+    load_optimizer_state,
+    load_trainable_state,
+)
+from vip_llava.training.vision import blank_image, patch_image_inputs
 
 __all__ = ["RowTrainer"]
 
-_NOT_FOR_THE_MODEL = ("bad", "rows", "num_items", "features", "cached")
+# Entries of a batch that are not arguments of the model's call.
+_NOT_MODEL_INPUTS = ("bad", "rows", "tokens", "num_items", "features", "cached")
 
 
-class _Loop(TrainerCallback):
-    """Tells the trainer where its loop is."""
+class _LoopEvents(TrainerCallback):
+    """Forwards the start of the loop and of each epoch to the trainer."""
 
     def __init__(self, trainer: RowTrainer) -> None:
         self.trainer = trainer
@@ -51,17 +62,17 @@ class _Loop(TrainerCallback):
 
 
 class RowTrainer(Trainer):
-    """Trains a model whose parts were chosen with `choose_trainable`.
+    """Trains a model whose trainable parts were set with `set_trainable`.
 
     Args:
-        model: a LLaVA or VipLlava model, with peft's adapters around it or not.
-        args: transformers' settings. `save_total_limit` is how many checkpoints stay (None: all).
-        dataset: `dataset[i]` gives a sample or a `BadRow`; `set_epoch(n)`, if there, is called.
-        collator: samples -> tensors for the model's call, `labels` and `num_items` among them.
-        batches: the order of rows; see `loader`.
-        failures: what counts bad rows and stops the run; none may fail without it.
-        projector_lr, tower_lr: rates of these parts where they differ from `args.learning_rate`.
-        disk: what checkpoints are written with; for tests.
+        model: a LLaVA or VipLlava model, with or without peft adapters.
+        args: transformers' settings. `save_total_limit` is the number of checkpoints to keep.
+        dataset: `dataset[i]` returns a sample or a `BadRow`; `set_epoch(n)` sets the epoch.
+        collator: samples and bad rows -> arguments of the model's call, `labels` among them, and
+            `num_items` and `bad`.
+        batches: the order of rows; see `dataloader`.
+        failures: counts bad rows and stops the run; without it no row may fail.
+        projector_lr, tower_lr: learning rates of these parts; by default `args.learning_rate`.
     """
 
     def __init__(
@@ -71,122 +82,128 @@ class RowTrainer(Trainer):
         *,
         dataset: Any,
         collator: Any,
-        batches: Batches,
+        batches: EpochBatches,
         failures: Failures | None = None,
         projector_lr: float | None = None,
         tower_lr: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
-        disk: Disk | None = None,
         **kwargs: Any,
     ) -> None:
         if args.push_to_hub or args.load_best_model_at_end:
-            raise RequestError("RowTrainer neither pushes nor goes back: export the model yourself")
+            raise RequestError(
+                "RowTrainer supports neither push_to_hub nor load_best_model_at_end: "
+                "export the trained model instead"
+            )
         args.remove_unused_columns = False
-        inner = bare(model)
-        compute_loss_inside(inner)
-        read_views(inner)
-        if together.world() > 1 and together.rank() > 0:
-            failures = Failures(failures.limit) if failures else None  # one process writes them
+        inner = unwrap(model)
+        patch_loss(inner)
+        patch_image_inputs(inner)
+        if dist_utils.world_size() > 1 and dist_utils.rank() > 0:
+            failures = Failures(failures.limit) if failures else None  # rank 0 writes the file
         self.failures = failures or Failures(0)
+        self.throughput = Throughput()
         self.batches = batches
         self.rows = len(dataset)
         self.rates = {"projector_lr": projector_lr, "tower_lr": tower_lr}
-        self.disk = disk
-        self._collate = Collate(collator)
         super().__init__(
             model=model,
             args=args,
             train_dataset=dataset,
-            data_collator=self._collate,
-            callbacks=[_Loop(self), *callbacks],
+            data_collator=CountingCollator(collator),
+            callbacks=[_LoopEvents(self), *callbacks],
             **kwargs,
         )
-        # The loss comes out divided by the tokens of the whole step.
+        # The loss is already divided by the number of tokens of the whole step.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._order: RankBatches | None = None
+        self._sampler: RankBatchSampler | None = None
         self._epoch = 0
-        self._resumed: Saved | None = None
-        self._blank = blank_view(inner)
-        self._words_learn = any(part_of(name) == "language" for name, _ in learning(model))
+        self._resumed: SavedState | None = None
+        self._blank = blank_image(inner)
+        trainable = [name for name, _ in trainable_parameters(model)]
+        self._language_trainable = any(part_of(name) == "language" for name in trainable)
         self.base_fingerprint: str | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers does, but FSDP2 is never left out in silence."""
+        """As in the base class, but FSDP2 is never skipped silently."""
         plugin = self.args.fsdp_plugin_args
         if plugin is not None:
             model: Any = self.model
-            plugin.setdefault("transformer_cls_names_to_wrap", ",".join(layer_classes(bare(model))))
+            names = ",".join(layer_class_names(unwrap(model)))
+            plugin.setdefault("transformer_cls_names_to_wrap", names)
         super().create_accelerator_and_postprocess()
-        share_for_certain(self.accelerator, plugin)
+        require_fsdp2(self.accelerator, plugin)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     # --- Data ---------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The loader of this process' rows."""
-        if self._order is None:
-            self._order = RankBatches(self.batches, together.rank(), together.world())
-        return row_loader(
+        """The data loader of this rank."""
+        if self._sampler is None:
+            rank, world_size = dist_utils.rank(), dist_utils.world_size()
+            self._sampler = RankBatchSampler(self.batches, rank, world_size)
+        return build_dataloader(
             self.train_dataset,
-            self._order,
-            self._collate,
+            self._sampler,
+            self.data_collator,
             workers=self.args.dataloader_num_workers,
             pin=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
 
     def begin(self) -> None:
-        """At the start of the loop: bring back what it keeps in its own variables."""
+        """At the start of the loop: restore the state that the base class keeps to itself."""
         accumulation = self.args.gradient_accumulation_steps
-        assert self._order is not None
-        steps = max(-(-len(self._order) // accumulation), 1)
+        assert self._sampler is not None
+        steps = max(-(-len(self._sampler) // accumulation), 1)
         self._epoch = self.state.global_step // steps
         saved = self._resumed
         if saved is None:
-            if together.rank() > 0:  # processes shall not drop out the same positions
-                seed_apart(self.args.seed, together.rank())
+            if dist_utils.rank() > 0:  # so that ranks draw different dropout masks
+                seed_all(self.args.seed, dist_utils.rank())
             return
         self.failures.restore(saved.state["failures"])
-        mine = saved.of_rank(together.rank(), together.world())
-        if mine is not None:
-            self._tr_loss.fill_(mine["loss"])
-            self._globalstep_last_logged = mine["logged_at"]
+        own = saved.of_rank(dist_utils.rank(), dist_utils.world_size())
+        if own is not None:
+            self._tr_loss.fill_(own["loss"])
+            self._globalstep_last_logged = own["logged_at"]
 
     def begin_epoch(self) -> None:
-        """Choose the order of the epoch that begins."""
-        assert self._order is not None
-        self._order.set_epoch(self._epoch)
+        """Set the sampler to the epoch that begins."""
+        assert self._sampler is not None
+        self._sampler.set_epoch(self._epoch)
         self._epoch += 1
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
-        """The batches of a step, and how many supervised tokens the step has in all processes.
+        """The batches of a step, and the number of its supervised tokens over all processes.
 
-        Raises DataError, in all processes alike, where more rows failed than may.
+        Raises DataError, in all processes, if more rows failed than allowed.
         """
+        began = time.perf_counter()
         found = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        waited = time.perf_counter() - began
         bad = [row for batch in found for row in batch["bad"]]
-        rows = sum(batch["rows"] for batch in found)
-        items = sum(int(batch["num_items"]) for batch in found)
-        items, rows, failed = together.sum_numbers([items, rows, len(bad)], device)
+        counts = [sum(int(each[key]) for each in found) for key in ("num_items", "rows", "tokens")]
+        items, rows, tokens, failed = dist_utils.all_reduce_ints([*counts, len(bad)], device)
+        self.throughput.add(rows, tokens, waited)
         self.failures.seen(rows)
         if failed:
-            mine = [[row.where, row.id, row.reason] for row in bad]
-            for each in together.gather_json(mine, device):
+            own = [[row.where, row.id, row.reason] for row in bad]
+            for each in dist_utils.all_gather_json(own, device):
                 for where, name, reason in each:
                     self.failures.add(where, name, reason)
         return found, items
 
-    # --- Learning -----------------------------------------------------------------------------
+    # --- Optimization -------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """An optimizer over the parts that learn, each with its rate."""
+        """An optimizer over the trainable parts, each with its learning rate."""
         if self.optimizer is None:
             owner: Any = model or self.model
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, owner)
             lr, decay = self.args.learning_rate, self.args.weight_decay
-            groups = optimizer_groups(owner, lr=lr, weight_decay=decay, **self.rates)
+            groups = param_groups(owner, lr=lr, weight_decay=decay, **self.rates)
             self.optimizer = cls(groups, **options)
         return self.optimizer
 
@@ -199,73 +216,82 @@ class RowTrainer(Trainer):
     ) -> Any:
         """This batch's share of the step's mean loss, times the number of processes.
 
-        Gradients are averaged over processes, so that the product gives the exact mean.
+        Gradients are averaged over processes; the factor makes their average the exact mean.
         """
-        batch = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
+        batch = {key: value for key, value in inputs.items() if key not in _NOT_MODEL_INPUTS}
         if "features" in inputs:
-            views = {"features": inputs["features"], "pixels": inputs.get("pixel_values")}
-            views = {key: value for key, value in views.items() if value is not None}
-            batch["pixel_values"] = {**views, "cached": inputs["cached"]}
+            images = {"features": inputs["features"], "pixels": inputs.get("pixel_values")}
+            images = {key: value for key, value in images.items() if value is not None}
+            batch["pixel_values"] = {**images, "cached": inputs["cached"]}
         if "input_ids" not in batch:
-            batch |= self._nothing()
+            batch |= self._unsupervised_batch()
         if batch.get("pixel_values") is None:
             batch.pop("pixel_values", None)
-            # Without words that learn, only this gives the loss a graph.
-            if model.training and (together.world() > 1 or not self._words_learn):
+            # With a frozen language model only the projector gives the loss a graph.
+            needs_projector = dist_utils.world_size() > 1 or not self._language_trainable
+            if model.training and needs_projector:
                 batch["pixel_values"] = {"blank": self._blank}
         items = num_items_in_batch if model.training else None
         outputs = model(**batch, num_items_in_batch=items)
-        loss = outputs["loss"] * (together.world() if model.training else 1)
+        loss = outputs["loss"] * (dist_utils.world_size() if model.training else 1)
         return (loss, outputs) if return_outputs else loss
 
-    def _nothing(self) -> dict[str, Tensor]:
-        """A row without any supervised token, where a process has no row left in a step."""
+    def _unsupervised_batch(self) -> dict[str, Tensor]:
+        """A row without supervised tokens, for a rank that has no rows left in a step."""
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.args.device)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
-            "labels": torch.full_like(ids, -100),
+            "labels": torch.full_like(ids, IGNORED_LABEL),
         }
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """As transformers counts them; none for a batch without rows."""
+        """As in the base class; 0 for a batch without rows."""
         if "input_ids" not in inputs:
             return 0
         return int(super().floating_point_ops(inputs))
 
     # --- Saving and resuming ------------------------------------------------------------------
 
-    # The search for hyper-parameters, which the base class takes too, is left out.
+    # Without the hyper-parameter search of the base class's signature.
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
     ) -> Any:
-        """Train to the end. Resume from a folder, or with True from the last whole checkpoint.
+        """Train to the end, from a checkpoint folder or, with True, from the latest checkpoint.
 
         Raises:
-            CheckpointError: there is none, it is not whole, or it belongs to another run: other
-                rows, another order, other parts, another base model.
-            DataError: more rows failed than may.
+            CheckpointError: no complete checkpoint, or one of another run: different rows, order,
+                trainable parts or base model.
+            DataError: more rows failed than allowed.
         """
         model: Any = self.model
         self._resumed = None
         if not self.is_deepspeed_enabled:
             own = frozen_fingerprint(model)
-            self.base_fingerprint = together.share_json(own, self.args.device)
+            self.base_fingerprint = dist_utils.broadcast_json(own, self.args.device)
         run = Path(str(self.args.output_dir))
-        folder = chosen_checkpoint(resume_from_checkpoint, run, self.args.device)
+        folder = resolve_checkpoint(resume_from_checkpoint, run, self.args.device)
         if folder is not None:
-            self._resumed = Saved.read(folder)
+            self._resumed = SavedState.read(folder)
             self._resumed.check(self.identity())
         path = None if folder is None else str(folder)
         return super().train(resume_from_checkpoint=path, **kwargs)
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on exactly."""
+        """What must be the same for a run to resume exactly."""
         return {
             "rows": self.rows,
-            "batches_a_step": together.world() * self.args.gradient_accumulation_steps,
+            "batches_a_step": dist_utils.world_size() * self.args.gradient_accumulation_steps,
             "order": str(getattr(self.batches, "identity", type(self.batches).__name__)),
             "base": self.base_fingerprint,
+        }
+
+    def rank_state(self) -> dict[str, Any]:
+        """The state of this rank that a checkpoint holds: generators and the loss not yet logged."""
+        return {
+            "random": get_rng_state(),
+            "loss": self._tr_loss.item(),
+            "logged_at": self._globalstep_last_logged,
         }
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
@@ -274,7 +300,7 @@ class RowTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         owner: Any = model or self.model
-        load_learned(owner, Path(resume_from_checkpoint) / "model.safetensors")
+        load_trainable_state(owner, Path(resume_from_checkpoint) / "model.safetensors")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._resumed is None:
@@ -283,7 +309,7 @@ class RowTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         saved, path = self._resumed, Path(checkpoint) / "optimizer.safetensors"
-        load_optimizer(self.optimizer, self.model_wrapped, path, saved.state["groups"])
+        load_optimizer_state(self.optimizer, self.model_wrapped, path, saved.state["groups"])
         scheduler: Any = self.lr_scheduler
         scheduler.load_state_dict(saved.state["scheduler"])
 
@@ -295,15 +321,16 @@ class RowTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._resumed is None:
             return
-        mine = self._resumed.of_rank(together.rank(), together.world())
-        if mine is None:  # another number of processes: fresh, but the same each time
-            seed_apart(self.args.seed, self.state.global_step, together.rank(), together.world())
+        rank, world_size = dist_utils.rank(), dist_utils.world_size()
+        own = self._resumed.of_rank(rank, world_size)
+        if own is None:  # another number of processes: new seeds, but reproducible ones
+            seed_all(self.args.seed, self.state.global_step, rank, world_size)
         else:
-            set_random_state(mine["random"])
+            set_rng_state(own["random"])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Not here: a checkpoint holds what learns, and a whole model is exported.
+        """Not supported: a checkpoint holds the trainable weights, and whole models are exported.
 
         Raises CheckpointError always.
         """
-        raise CheckpointError("save_model: export the trained model instead")
+        raise CheckpointError("RowTrainer does not save whole models: export the trained model")

@@ -1,1 +1,1 @@
-"""A run as a file: its schema, how files build on one another, what it would do, what it starts from."""
+"""Recipes: their schema and files, the dry-run plan, and the model that a run starts from."""

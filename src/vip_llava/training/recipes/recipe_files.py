@@ -1,7 +1,7 @@
-"""Recipes in YAML files: reading, building one on another, changing values from the command line.
+"""Recipe files: reading YAML, inheriting from another recipe, overriding single values.
 
-`like: FILE` in a recipe takes over another one (relative to its own folder) and changes what it
-names itself. `--set a.b=value` changes one value. It knows no meaning of any value.
+`like: FILE` in a recipe inherits from another one (relative to its own folder) and overrides what
+it names itself. `--set a.b=value` overrides one value. It does not know the meaning of any value.
 """
 
 from __future__ import annotations
@@ -15,65 +15,66 @@ from pydantic import ValidationError
 from vip_llava.errors import DataError, MissingExtraError
 from vip_llava.training.recipes.recipe import Recipe
 
-__all__ = ["is_rows", "read", "read_values"]
+__all__ = ["is_rows", "load_recipe", "load_values"]
 
-#: Keys of which one tells a recipe on rows from the default model's.
-_ROWS_KEYS = frozenset({"like", "model", "data", "train", "optimizer", "batch"})
-_DEEPEST = 8
+_SECTIONS = frozenset({"like", "model", "data", "train", "optimizer", "batch"})
+_MAX_DEPTH = 8
 
 
 def is_rows(path: Path) -> bool:
-    """Whether the file is a recipe on rows: it says `kind: rows`, or has one of its sections.
+    """Whether a file is a recipe of this schema: it says `kind: rows` or has one of its sections.
 
     Raises DataError if the file can't be read.
     """
     values = _load(path)
-    return values.get("kind") == "rows" or bool(_ROWS_KEYS & values.keys())
+    return values.get("kind") == "rows" or bool(_SECTIONS & values.keys())
 
 
-def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a YAML file with its `like` chain, and overrides by dotted keys.
+def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a YAML file, with the files it inherits from, and overrides by dotted keys.
 
-    Texts in `overrides` are read as YAML, so "3", "true" and "[projector]" mean what they would in
-    the file. Raises DataError that names file and keys, MissingExtraError without pyyaml.
+    Strings in `overrides` are parsed as YAML: "3", "true" and "[projector]" mean what they mean in
+    the file. Raises DataError with file and keys, MissingExtraError without pyyaml.
     """
-    values = read_values(path)
+    values = load_values(path)
     for key, value in (overrides or {}).items():
-        _put(values, key, _load_text(value, f"--set {key}") if isinstance(value, str) else value)
-    root = _at(values, "data", "root")
+        _set(values, key, _parse(value, f"--set {key}") if isinstance(value, str) else value)
+    data = values.get("data")
+    root = data.get("root") if isinstance(data, Mapping) else None
     if isinstance(root, str) and "$recipe" in root:
         values["data"]["root"] = root.replace("$recipe", str(path.parent))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        wrong = "; ".join(_told(each) for each in error.errors(include_url=False))
-        raise DataError(f"recipe {path}: {wrong}") from error
+        problems = "; ".join(_message(each) for each in error.errors(include_url=False))
+        raise DataError(f"recipe {path}: {problems}") from error
 
 
-def read_values(path: Path, depth: int = 0) -> dict[str, Any]:
-    """The values of a file as they are written, those of its `like` chain below them.
+def load_values(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The unchecked values of a file and of the files it inherits from.
 
-    Raises DataError for a file that can't be read or a chain that does not end.
+    Raises DataError for an unreadable file, or a chain of `like` that is too long or circular.
     """
     values = _load(path)
     parent = values.pop("like", None)
     if parent is None:
         return values
     if not isinstance(parent, str):
-        raise DataError(f"recipe {path}: like names one file, not {parent!r}")
-    if depth == _DEEPEST:
-        raise DataError(f"recipe {path}: `like` leads on for more than {_DEEPEST} files")
-    return merged(read_values(path.parent / parent, depth + 1), values)
+        raise DataError(f"recipe {path}: like must name one file, not {parent!r}")
+    if depth == _MAX_DEPTH:
+        raise DataError(f"recipe {path}: `like` chains more than {_MAX_DEPTH} files")
+    return _merge(load_values(path.parent / parent, depth + 1), values)
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` changed by `above`: sections are merged, all other values replaced."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return result
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`: sections are merged, all other values replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _merge(old, value)
+        merged[key] = value
+    return merged
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -81,48 +82,40 @@ def _load(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"recipe {path} can't be read: {error}") from error
-    values = _load_text(text, f"recipe {path}")
+    values = _parse(text, f"recipe {path}")
     if not isinstance(values, dict):
-        raise DataError(f"recipe {path} must hold keys and values, like `epochs: 1`")
+        raise DataError(f"recipe {path} must contain keys and values, like `epochs: 1`")
     return values
 
 
-def _load_text(text: str, where: str) -> Any:
+def _parse(text: str, where: str) -> Any:
     try:
         import yaml
     except ImportError as error:
         raise MissingExtraError(
-            "a recipe is a YAML file, which needs pyyaml: pip install 'vip-llava[train]'"
+            "recipes are YAML files, which need pyyaml: pip install 'vip-llava[train]'"
         ) from error
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise DataError(f"{where} can't be read: {error}") from error
+        raise DataError(f"{where} can't be parsed as YAML: {error}") from error
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    place: Any = values
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = place.get(section)
-        if inner is None:
-            inner = place[section] = {}
-        if not isinstance(inner, dict):
-            raise DataError(f"--set {key}: {section} is a value and has nothing inside")
-        place = inner
-    place[last] = value
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    section: Any = values
+    *parents, last = key.split(".")
+    for name in parents:
+        if section.get(name) is None:
+            section[name] = {}
+        section = section[name]
+        if not isinstance(section, dict):
+            raise DataError(f"--set {key}: {name} is a value, not a section")
+    section[last] = value
 
 
-def _at(values: Mapping[str, Any], *keys: str) -> Any:
-    place: Any = values
-    for key in keys:
-        place = place.get(key) if isinstance(place, Mapping) else None
-    return place
-
-
-def _told(error: Any) -> str:
-    place = ".".join(map(str, error["loc"]))
+def _message(error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        message = "no such key (Extra inputs are not permitted)"
-    return f"{place}: {message}" if place else message
+        message = "no such key"
+    return f"{key}: {message}" if key else message

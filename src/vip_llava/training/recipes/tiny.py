@@ -1,13 +1,12 @@
-"""A small random model in a folder, with a tokenizer made from the rows' own words.
+"""A small random model in a folder, with a tokenizer trained on the texts of the rows.
 
-For trying a recipe without any weights: the tutorial, and runs on a laptop. It has everything that
-a published model has (five-layer image encoder, projector, Llama) and can do nothing at first.
-It knows no rows; texts are handed in.
+It has every part of a published model (a five-layer vision tower, projector, Llama) and no
+knowledge: for the tutorial, and for trying a recipe on a laptop. It does not know rows; texts are
+passed in.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,44 +21,40 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.models.building import quiet
+from vip_llava.models.building import silence_transformers
 from vip_llava.models.safetensors_files import save_tensors
-from vip_llava.training.recipes.recipe import TinyModel
+from vip_llava.prompting.geometry import CLIP_MEAN, CLIP_STD
+from vip_llava.training.json_files import write_json
+from vip_llava.training.recipes.recipe import TinyModelConfig
 
 __all__ = ["write_tiny"]
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
-_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
+_SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
 
 
-def write_tiny(folder: Path, settings: TinyModel, texts: Iterable[str], seed: int) -> Path:
-    """Write the model and its tokenizer into `folder`; a folder that is there stays as it is.
+def write_tiny(folder: Path, config: TinyModelConfig, texts: Iterable[str], seed: int) -> Path:
+    """Write the model and its tokenizer into `folder`; an existing folder is kept.
 
-    The same settings, texts and seed give the same bytes.
+    The same configuration, texts and seed give the same bytes.
     """
     if (folder / "config.json").is_file():
         return folder
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    pieces = _write_tokenizer(partial, settings.vocabulary, texts)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        with quiet():
-            model = _model(settings, pieces)
-            model.config.save_pretrained(partial)
-            save_tensors(partial / "model.safetensors", model.state_dict())
-    finally:
-        torch.random.set_rng_state(state)
-    _write_image_settings(partial, settings.image)
+    vocab_size = _write_tokenizer(partial, config.vocabulary, texts)
+    with torch.random.fork_rng(devices=[]), silence_transformers():
+        torch.manual_seed(seed)
+        model = _build(config, vocab_size)
+        model.config.save_pretrained(partial)
+        save_tensors(partial / "model.safetensors", model.state_dict())
+    _write_image_settings(partial, config.image)
     partial.rename(folder)
     return folder
 
 
 def _write_tokenizer(folder: Path, vocabulary: int, texts: Iterable[str]) -> int:
-    """Byte-level BPE of at most `vocabulary` pieces, `<image>` the last; returns their number."""
+    """A byte-level BPE of at most `vocabulary` tokens, `<image>` the last; returns their number."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend: Any = Tokenizer(models.BPE())
@@ -67,39 +62,39 @@ def _write_tokenizer(folder: Path, vocabulary: int, texts: Iterable[str]) -> int
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - 1,
-        special_tokens=list(_SPECIAL),
+        special_tokens=list(_SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens(["<image>"])
-    unk, bos, eos, pad = _SPECIAL
+    unk, bos, eos, pad = _SPECIAL_TOKENS
     fast: Any = PreTrainedTokenizerFast
-    made = fast(
+    tokenizer = fast(
         tokenizer_object=backend, unk_token=unk, bos_token=bos, eos_token=eos, pad_token=pad
     )
-    made.save_pretrained(folder)
-    return len(made)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
 
 
-def _model(settings: TinyModel, pieces: int) -> VipLlavaForConditionalGeneration:
-    width, side = settings.width, settings.image // settings.patch
+def _build(config: TinyModelConfig, vocab_size: int) -> VipLlavaForConditionalGeneration:
+    width, side = config.width, config.image // config.patch
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=2 * width,
         projection_dim=width,
-        num_hidden_layers=settings.tower_layers,
-        num_attention_heads=settings.heads,
-        image_size=settings.image,
-        patch_size=settings.patch,
+        num_hidden_layers=config.tower_layers,
+        num_attention_heads=config.heads,
+        image_size=config.image,
+        patch_size=config.patch,
     )
     text = LlamaConfig(
-        vocab_size=pieces,
+        vocab_size=vocab_size,
         hidden_size=width,
         intermediate_size=4 * width,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        num_key_value_heads=settings.heads,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
         max_position_embeddings=4096,
         bos_token_id=1,
         eos_token_id=2,
@@ -109,7 +104,7 @@ def _model(settings: TinyModel, pieces: int) -> VipLlavaForConditionalGeneration
         VipLlavaConfig(
             vision_config=vision,
             text_config=text,
-            image_token_index=pieces - 1,
+            image_token_index=vocab_size - 1,
             image_seq_length=side * side,
         )
     )
@@ -125,10 +120,9 @@ def _write_image_settings(folder: Path, size: int) -> None:
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": list(_MEAN),
-        "image_std": list(_STD),
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
         "resample": 3,
         "rescale_factor": 1 / 255,
     }
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    write_json(folder / "preprocessor_config.json", settings)

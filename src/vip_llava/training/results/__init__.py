@@ -1,1 +1,1 @@
-"""What a run leaves: exported folders, a model card, a loss curve."""
+"""What a run writes at its end: exported folders, a model card, a loss curve."""

@@ -1,6 +1,6 @@
-"""The loss curve of a run as an image, drawn with Pillow from its metrics.
+"""The loss curve of a run as a PNG, drawn with Pillow from its metrics.
 
-Thin line: the loss of each report; thick line: its moving average. It knows nothing but numbers.
+The thin line is the loss of each report, the thick line its moving average. It knows only numbers.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from PIL import Image, ImageDraw
 from vip_llava.errors import DataError
 from vip_llava.training.metrics import read_metrics
 
-__all__ = ["draw_curve", "write_curve"]
+__all__ = ["draw_loss_curve", "write_loss_curve"]
 
 _SIZE = (800, 450)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 64, 40, 24, 48
 _INK, _GRID, _THIN, _THICK = (40, 40, 40), (225, 225, 225), (160, 190, 225), (20, 80, 160)
 
 
-def write_curve(metrics: Path, image: Path, title: str = "loss") -> Path:
-    """Draw the `loss` of a metrics file into a PNG. Raises DataError if it holds fewer than two."""
+def write_loss_curve(metrics: Path, image: Path, title: str = "loss") -> Path:
+    """Draw the losses of a metrics file into a PNG. Raises DataError for fewer than two losses."""
     points = [(m["step"], float(m["loss"])) for m in read_metrics(metrics) if "loss" in m]
     points = [(step, loss) for step, loss in points if math.isfinite(loss)]
     if len(points) < 2:
-        raise DataError(f"{metrics} holds {len(points)} losses; a curve needs two")
-    draw_curve(points, title).save(image, optimize=True)
+        raise DataError(f"{metrics} has {len(points)} losses; a curve needs two")
+    draw_loss_curve(points, title).save(image, optimize=True)
     return image
 
 
-def draw_curve(points: Sequence[tuple[float, float]], title: str) -> Image.Image:
-    """The curve of (step, loss) pairs, at least two, in rising order of steps."""
+def draw_loss_curve(points: Sequence[tuple[float, float]], title: str) -> Image.Image:
+    """The curve of at least two (step, loss) pairs in the order of steps."""
     image = Image.new("RGB", _SIZE, "white")
     draw = ImageDraw.Draw(image)
     steps, losses = zip(*points, strict=True)
@@ -64,7 +64,7 @@ def draw_curve(points: Sequence[tuple[float, float]], title: str) -> Image.Image
 
 
 def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Round ends of the axis and about five round ticks."""
+    """Both ends of the axis and about five ticks, all round numbers."""
     span = max(high - low, 1e-9)
     raw = span / 5
     power = 10.0 ** math.floor(math.log10(raw))
@@ -75,7 +75,7 @@ def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
 
 
 def _averaged(values: Sequence[float]) -> list[float]:
-    """Each value with those around it, a twentieth of all of them to either side."""
-    reach = max(len(values) // 20, 1)
-    parts = [values[max(i - reach, 0) : i + reach + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
+    """Moving average over a window of a tenth of all values."""
+    radius = max(len(values) // 20, 1)
+    windows = [values[max(i - radius, 0) : i + radius + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]

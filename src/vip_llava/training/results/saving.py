@@ -1,6 +1,6 @@
-"""The end of a run: weights gathered, the result exported, card and loss curve beside it.
+"""The end of a run: gather the weights, export the result, write the model card and loss curve.
 
-Only the first process writes; the others help to gather. It knows no rows.
+Rank 0 writes; the other ranks take part in gathering. It does not know rows.
 """
 
 from __future__ import annotations
@@ -11,88 +11,79 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from vip_llava.errors import DataError
-from vip_llava.training import dist_utils as together
+from vip_llava.training import dist_utils
 from vip_llava.training.adapters import adapter_state
 from vip_llava.training.metrics import METRICS
-from vip_llava.training.param_groups import bare
-from vip_llava.training.recipes.model_init import Start
+from vip_llava.training.param_groups import unwrap
+from vip_llava.training.recipes.model_init import InitialModel
 from vip_llava.training.recipes.recipe import Recipe
-from vip_llava.training.results.model_card import Outcome, model_card
-from vip_llava.training.results.loss_curve import write_curve
 from vip_llava.training.results.export import export_adapter, export_model, export_projector
-from vip_llava.training.resume.state_dict import plain_name
+from vip_llava.training.results.loss_curve import write_loss_curve
+from vip_llava.training.results.model_card import RunSummary, model_card
+from vip_llava.training.resume.state_dict import strip_wrappers
 
-__all__ = ["finish"]
+__all__ = ["save_result"]
 
 
-def finish(
+def save_result(
     recipe: Recipe,
-    start: Start,
+    initial: InitialModel,
     trainer: Any,
-    outcome: Outcome,
+    summary: RunSummary,
     out: Path,
     work: Path,
     *,
     dtype: torch.dtype,
 ) -> None:
-    """Export what was trained into `out`; the card is written last and marks it as complete.
+    """Export the trained model into `out`. The model card is written last and marks it as complete.
 
     Args:
         dtype: of the written weights of whole models and projectors.
     """
-    model = bare(trainer.model)
-    state = _gathered(trainer, model, outcome.result)
-    if together.rank() == 0:
+    model = unwrap(trainer.model)
+    state = _gather_weights(trainer, model, summary.result)
+    if dist_utils.rank() == 0:
         partial = work / "result"
         shutil.rmtree(partial, ignore_errors=True)
-        if outcome.result == "adapter":
+        config = initial.projector_config
+        if summary.result == "adapter":
             export_adapter(
-                model,
-                start.processor,
-                partial,
-                base=start.belongs_to,
-                config=start.projector_config,
-                state=state,
+                model, initial.processor, partial, base=initial.base, config=config, state=state
             )
-        elif outcome.result == "projector":
-            assert start.projector_config is not None
-            export_projector(model, start.projector_config, partial, dtype=dtype, state=state)
+        elif summary.result == "projector":
+            assert config is not None
+            export_projector(model, config, partial, dtype=dtype, state=state)
         else:
+            layout, folders = recipe.save.layout, initial.folders
             export_model(
-                model,
-                start.processor,
-                start.folders,
-                partial,
-                layout=recipe.save.layout,
-                dtype=dtype,
-                state=state,
+                model, initial.processor, folders, partial, layout=layout, dtype=dtype, state=state
             )
         for path in sorted(partial.iterdir()):
             path.replace(out / path.name)
         partial.rmdir()
-        with contextlib.suppress(DataError):  # a run of one report has no curve
-            write_curve(work / METRICS, out / "loss.png", recipe.about or "loss")
-        card = model_card(recipe, outcome, out.name)
+        with contextlib.suppress(DataError):  # a run with a single report has no curve
+            write_loss_curve(work / METRICS, out / "loss.png", recipe.about or "loss")
+        card = model_card(recipe, summary, out.name)
         (out / "README.md").write_text(card, encoding="utf-8")
-    together.barrier()
+    dist_utils.barrier()
 
 
-def _gathered(trainer: Any, model: nn.Module, result: str) -> dict[str, Tensor] | None:
-    """Whole weights on the CPU where no process has them all; None where the model does."""
+def _gather_weights(trainer: Any, model: PreTrainedModel, result: str) -> dict[str, Tensor] | None:
+    """Whole weights on the CPU of rank 0 for a sharded model; None for a model that is not."""
     if trainer.is_deepspeed_enabled:
         found = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        return {plain_name(n): t for n, t in (found or {}).items()}
+        return {strip_wrappers(n): t for n, t in (found or {}).items()}
     every = model.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in every.values()):
         return None
-    chosen = adapter_state(model) if result == "adapter" else every  # type: ignore[arg-type]
     whole = {}
-    for name, tensor in chosen.items():
+    for name, tensor in (adapter_state(model) if result == "adapter" else every).items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if together.rank() == 0:
-            whole[plain_name(name)] = full.detach().cpu()
+        if dist_utils.rank() == 0:
+            whole[strip_wrappers(name)] = full.detach().cpu()
     return whole

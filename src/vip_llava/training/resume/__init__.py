@@ -1,1 +1,1 @@
-"""Stopping and going on: whole checkpoints, states that come back bit for bit, the order of rows."""
+"""Checkpoints: atomic folders, named tensors, generator states; saving and exact resuming."""

@@ -1,12 +1,11 @@
-"""Checkpoint folders that exist whole or not at all.
+"""Checkpoint folders that are either complete or ignored.
 
-A checkpoint is written into a temporary folder; each file is synced to the disk, then a marker that
-lists every file with its size and checksum, and only then the folder gets its name. What has no
-marker, or differs from it, does not count. All effects on the disk go through `Disk`, so that tests
-can end a process, or fill the disk, at any of them.
+A checkpoint is written into a temporary folder. Each file is synced to disk, then a marker file
+that lists every file with its size and checksum, and only then the folder is renamed. A folder
+without a marker, or that differs from its marker, is not a checkpoint.
 
-It knows no tensors and no trainer: a file is a name and pieces of bytes. Only one process may write
-into a run's folder at a time.
+It does not know tensors or the trainer: a file is a name and chunks of bytes. Only one process may
+write into a run's folder at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +21,15 @@ from typing import Any
 
 from vip_llava.errors import CheckpointError
 
-__all__ = ["MARKER", "Disk", "NewCheckpoint", "last_complete", "new_checkpoint", "problem", "prune"]
+__all__ = [
+    "MARKER",
+    "NewCheckpoint",
+    "atomic_write",
+    "latest_checkpoint",
+    "new_checkpoint",
+    "prune",
+    "why_incomplete",
+]
 
 MARKER = "complete.json"
 FORMAT = 1
@@ -30,155 +37,139 @@ _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 _NAME = re.compile(rf"checkpoint-(\d+)({re.escape(_UNFINISHED)}|{re.escape(_REPLACED)})?")
 _BLOCK = 1 << 22
 
-Piece = bytes | bytearray | memoryview
-
-
-class Disk:
-    """Everything that saving and pruning do to a disk, one small step each."""
-
-    def make_folder(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-
-    def create(self, path: Path) -> int:
-        """Open a new file for writing; returns its descriptor."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-
-    def write(self, file: int, piece: memoryview) -> int:
-        """Write what the system takes of a piece; returns the number of bytes."""
-        return os.write(file, piece)
-
-    def sync_file(self, file: int) -> None:
-        os.fsync(file)
-
-    def sync_folder(self, path: Path) -> None:
-        """Make the names in a folder durable (where the system can do that at all)."""
-        if os.name == "nt":
-            return
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
-
-    def rename(self, old: Path, new: Path) -> None:
-        old.rename(new)
-
-    def remove_file(self, path: Path) -> None:
-        path.unlink()
-
-    def remove_folder(self, path: Path) -> None:
-        path.rmdir()
+Chunks = Iterable[bytes | bytearray | memoryview]
 
 
 class NewCheckpoint:
-    """A checkpoint being written; `new_checkpoint` makes and finishes it."""
+    """A checkpoint being written; created and completed by `new_checkpoint`."""
 
-    def __init__(self, folder: Path, disk: Disk) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._disk = disk
         self._files: dict[str, dict[str, int]] = {}
 
-    def write(self, name: str, pieces: Iterable[Piece]) -> None:
-        """Write a file of these pieces, and its bytes to the disk before returning."""
-        file = self._disk.create(self.folder / name)
-        size = checksum = 0
-        try:
-            for piece in pieces:
-                view = memoryview(piece).cast("B")
-                checksum = zlib.crc32(view, checksum)
-                size += len(view)
-                while len(view):
-                    view = view[self._disk.write(file, view) :]
-            self._disk.sync_file(file)
-        finally:
-            os.close(file)
-        self._files[name] = {"size": size, "crc32": checksum}
+    def write(self, name: str, chunks: Chunks) -> None:
+        """Write a file of these chunks and sync it."""
+        self._files[name] = _write_synced(self.folder / name, chunks)
 
     def write_json(self, name: str, value: object) -> None:
         """Write a value as JSON."""
         self.write(name, [json.dumps(value, indent=1).encode()])
 
-    def adopt(self) -> None:
-        """Take in the files that something else wrote into the folder, as they are now."""
+    def add_existing_files(self) -> None:
+        """Sync and list the files that another library has written into the folder."""
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and name not in self._files:
                 file = os.open(path, os.O_RDWR)
                 try:
-                    self._disk.sync_file(file)
+                    os.fsync(file)
                 finally:
                     os.close(file)
                 self._files[name] = {"size": path.stat().st_size, "crc32": _checksum(path)}
             elif path.is_dir():
-                self._disk.sync_folder(path)
+                _sync_folder(path)
 
-    def finish(self, step: int) -> None:
-        """Write the marker; from here on the folder counts."""
-        self._disk.sync_folder(self.folder)
-        files, marker = dict(self._files), {"format": FORMAT, "step": step}
-        self.write_json(MARKER, {**marker, "files": files})
-        self._disk.sync_folder(self.folder)
+    def complete(self, step: int) -> None:
+        """Write the marker, which makes the folder a checkpoint."""
+        _sync_folder(self.folder)
+        self.write_json(MARKER, {"format": FORMAT, "step": step, "files": dict(self._files)})
+        _sync_folder(self.folder)
 
 
 @contextmanager
-def new_checkpoint(run: Path, step: int, disk: Disk | None = None) -> Iterator[NewCheckpoint]:
+def new_checkpoint(run: Path, step: int) -> Iterator[NewCheckpoint]:
     """Write the checkpoint of a step into the folder `run`; it appears as `checkpoint-STEP`.
 
-    A whole one of the same step stays until the new one is whole. Whatever fails inside leaves no
-    trace but the error.
+    A complete checkpoint of the same step stays until the new one is complete. An error inside the
+    block removes what was written and propagates.
 
     Raises:
-        CheckpointError: the disk refused (full, not writable); says where and what is still there.
+        CheckpointError: the disk is full or not writable; names the last complete checkpoint.
     """
-    disk = disk or Disk()
     final = run / f"checkpoint-{step}"
-    new = NewCheckpoint(Path(f"{final}{_UNFINISHED}"), disk)
+    new = NewCheckpoint(Path(f"{final}{_UNFINISHED}"))
     try:
-        disk.make_folder(run)
-        _remove(new.folder, disk)
-        disk.make_folder(new.folder)
+        run.mkdir(parents=True, exist_ok=True)
+        _remove(new.folder)
+        new.folder.mkdir(parents=True, exist_ok=True)
         yield new
-        new.finish(step)
-        _put_in_place(new.folder, final, disk)
+        new.complete(step)
+        _put_in_place(new.folder, final)
     except OSError as error:
         with suppress(OSError):
-            _remove(new.folder, disk)
-        last = last_complete(run, deep=False)
+            _remove(new.folder)
+        last = latest_checkpoint(run, deep=False)
         raise CheckpointError(
-            f"{final} could not be written: {error}; nothing of it was kept. "
-            f"The last whole checkpoint is {last.name if last else 'none'}"
+            f"{final} could not be written: {error}; its files were removed. "
+            f"The last complete checkpoint is {last.name if last else 'none'}"
         ) from error
     except BaseException:
         with suppress(OSError):
-            _remove(new.folder, disk)
+            _remove(new.folder)
         raise
 
 
-def _put_in_place(new: Path, final: Path, disk: Disk) -> None:
+def atomic_write(path: Path, chunks: Chunks) -> None:
+    """Write a file that appears under its name only when it is complete and synced."""
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    _write_synced(unfinished, chunks)
+    unfinished.rename(path)
+    _sync_folder(path.parent)
+
+
+def _write_synced(path: Path, chunks: Chunks) -> dict[str, int]:
+    """Write and sync a file; returns its size and checksum."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    size = checksum = 0
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B")
+            checksum = zlib.crc32(view, checksum)
+            size += len(view)
+            while len(view):
+                view = view[os.write(file, view) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+    return {"size": size, "crc32": checksum}
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder durable, on systems that can sync a folder."""
+    if os.name == "nt":
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _put_in_place(new: Path, final: Path) -> None:
     old = Path(f"{final}{_REPLACED}")
     if final.exists():
-        _remove(old, disk)
-        # Between the two renames both folders carry their marker: either one is found.
-        disk.rename(final, old)
-    disk.rename(new, final)
-    disk.sync_folder(final.parent)
-    _remove(old, disk)
+        _remove(old)
+        # Between the two renames both folders have their marker: either one is found.
+        final.rename(old)
+    new.rename(final)
+    _sync_folder(final.parent)
+    _remove(old)
 
 
-def _remove(folder: Path, disk: Disk) -> None:
-    """Remove a folder if it is there, its marker first: half a removal is no checkpoint."""
+def _remove(folder: Path) -> None:
+    """Remove a folder if it exists, its marker first, so that a partial removal is ignored."""
     if not folder.exists():
         return
     marker = folder / MARKER
     if marker.exists():
-        disk.remove_file(marker)
-        disk.sync_folder(folder)
+        marker.unlink()
+        _sync_folder(folder)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
-            disk.remove_folder(path)
+            path.rmdir()
         else:
-            disk.remove_file(path)
-    disk.remove_folder(folder)
+            path.unlink()
+    folder.rmdir()
 
 
 def _checksum(path: Path) -> int:
@@ -189,15 +180,15 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def problem(folder: Path, *, deep: bool = True) -> str | None:
-    """Why a folder is not a whole checkpoint, or None for a whole one.
+def why_incomplete(folder: Path, *, deep: bool = True) -> str | None:
+    """Why a folder is not a complete checkpoint; None for a complete one.
 
-    Compares names and sizes with the marker's, and with `deep` every byte with its checksum.
+    Compares names and sizes with those in the marker, and with `deep` also all checksums.
     """
     try:
         marker: Any = json.loads((folder / MARKER).read_text("utf-8"))
         if marker["format"] != FORMAT:
-            return f"{MARKER} is of format {marker['format']}, expected {FORMAT}"
+            return f"{MARKER} has format {marker['format']}, expected {FORMAT}"
         files, _ = dict(marker["files"]), int(marker["step"])
         for name, listed in files.items():
             path = folder / name
@@ -207,7 +198,7 @@ def problem(folder: Path, *, deep: bool = True) -> str | None:
             if size != listed["size"]:
                 return f"{name} has {size} bytes, {MARKER} says {listed['size']}"
             if deep and _checksum(path) != listed["crc32"]:
-                return f"the bytes of {name} differ from what was written"
+                return f"the checksum of {name} differs from the one in {MARKER}"
     except FileNotFoundError:
         return f"{MARKER} is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -215,59 +206,56 @@ def problem(folder: Path, *, deep: bool = True) -> str | None:
     return None
 
 
-def last_complete(run: Path, *, deep: bool = True) -> Path | None:
-    """The whole checkpoint with the highest step in a run's folder, or None.
+def latest_checkpoint(run: Path, *, deep: bool = True) -> Path | None:
+    """The complete checkpoint with the highest step in a run's folder, or None.
 
-    A folder that a process left under its temporary name counts if its marker is there.
+    A folder under a temporary name counts if it has its marker: the process ended before renaming.
     """
     for _, folder in _candidates(run):
-        if problem(folder, deep=deep) is None:
+        if why_incomplete(folder, deep=deep) is None:
             return folder
     return None
 
 
 def _candidates(run: Path) -> list[tuple[int, Path]]:
-    """Folders with a checkpoint's name: highest step first, then the final name, then unfinished."""
+    """Folders named like checkpoints: highest step first, final names before temporary ones."""
     if not run.is_dir():
         return []
     found = []
     for path in run.iterdir():
         match = _NAME.fullmatch(path.name)
         if match and path.is_dir():
-            rank = [None, _UNFINISHED, _REPLACED].index(match[2])
-            found.append((-int(match[1]), rank, path))
+            priority = [None, _UNFINISHED, _REPLACED].index(match[2])
+            found.append((-int(match[1]), priority, path))
     return [(-step, path) for step, _, path in sorted(found)]
 
 
-def prune(
-    run: Path, keep: int, *, protect: Collection[Path] = (), disk: Disk | None = None
-) -> list[Path]:
-    """Remove all whole checkpoints but the newest `keep` and those in `protect`; returns them.
+def prune(run: Path, keep: int, *, protect: Collection[Path] = ()) -> list[Path]:
+    """Remove all complete checkpoints but the newest `keep` and those in `protect`; returns them.
 
-    Only whole ones count as kept, so the only good one is never removed. Remains of a save that
-    was cut off go too. A folder that merely differs from its marker stays: it is for a person to
-    look at.
+    Only complete checkpoints count, so the last usable one is never removed. Leftovers of an
+    interrupted save are removed as well. A folder that differs from its marker is kept for
+    inspection.
     """
     if keep < 1:
-        raise CheckpointError(f"keep {keep}: at least one checkpoint has to stay")
-    disk = disk or Disk()
+        raise CheckpointError(f"keep is {keep}: at least one checkpoint must be kept")
     removed: list[Path] = []
     kept: set[int] = set()
-    safe = {path.resolve() for path in protect}
+    protected = {path.resolve() for path in protect}
     for step, folder in _candidates(run):
         final = run / f"checkpoint-{step}"
-        whole = problem(folder, deep=False) is None
-        if whole and step not in kept and len(kept) < keep:
+        complete = why_incomplete(folder, deep=False) is None
+        if complete and step not in kept and len(kept) < keep:
             kept.add(step)
             if folder != final and not final.exists():
-                disk.rename(folder, final)
-        elif folder.resolve() not in safe and (whole or folder != final):
-            if folder == final:  # half a removal shall look like what it is
+                folder.rename(final)
+        elif folder.resolve() not in protected and (complete or folder != final):
+            if folder == final:  # renamed first, so that a partial removal is recognisable
                 old = Path(f"{final}{_REPLACED}")
-                _remove(old, disk)
-                disk.rename(folder, old)
-                _remove(old, disk)
+                _remove(old)
+                folder.rename(old)
+                _remove(old)
             else:
-                _remove(folder, disk)
+                _remove(folder)
             removed.append(folder)
     return removed

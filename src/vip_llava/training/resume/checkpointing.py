@@ -1,10 +1,11 @@
-"""From a running trainer to a checkpoint folder and back: what is in it, and whether it fits.
+"""Saving a running trainer as a checkpoint, and reading a checkpoint to resume from.
 
-`model.safetensors` and `optimizer.safetensors` (see `states`), `trainer_state.json` (transformers'
-own: step, epoch, log), `state.json` (schedule, groups of parameters, counted failures, what the run
-must have in common with the one that goes on) and `random.json` (each process' generators).
+A checkpoint folder holds `model.safetensors` and `optimizer.safetensors` (see `state_dict`),
+`trainer_state.json` (transformers' own: step, epoch, log), `state.json` (scheduler, parameter
+groups, failure counts, and the identity that a resumed run must share) and `random.json` (the
+generator states of each process).
 
-How a folder becomes whole is `checkpoints`' business. This module knows no model.
+`checkpoint_folder` makes the folder atomic. This module does not know the model.
 """
 
 from __future__ import annotations
@@ -20,155 +21,149 @@ import torch
 from transformers.trainer_callback import ExportableState
 
 from vip_llava.errors import CheckpointError
-from vip_llava.training import dist_utils as together
+from vip_llava.training import dist_utils
 from vip_llava.training.resume.checkpoint_folder import (
     NewCheckpoint,
-    last_complete,
+    latest_checkpoint,
     new_checkpoint,
-    problem,
     prune,
+    why_incomplete,
 )
-from vip_llava.training.resume.rng_state import random_state
 from vip_llava.training.resume.state_dict import (
-    as_safetensors,
-    learned_state,
     optimizer_settings,
-    optimizer_state,
+    optimizer_tensors,
+    safetensors_chunks,
+    trainable_state,
 )
 
-__all__ = ["Saved", "chosen_checkpoint", "save_checkpoint"]
+__all__ = ["SavedState", "resolve_checkpoint", "save_checkpoint"]
+
+_MISMATCH = {
+    "rows": "the data has a different number of rows",
+    "batches_a_step": "processes times accumulation steps must stay the same",
+    "order": "the order of rows differs: data.grouped, data.packing or the seed has changed",
+    "base": "the frozen weights differ: another base model, or other train.parts",
+}
 
 
-def chosen_checkpoint(
+def resolve_checkpoint(
     wanted: str | Path | bool | None, run: Path, device: torch.device
 ) -> Path | None:
-    """The folder to resume from: the one given, or with True the last whole one; all agree on it.
+    """The folder to resume from, the same in all processes: `wanted`, or with True the latest one.
 
     Raises:
-        CheckpointError: none is whole, or the given one is not.
+        CheckpointError: no complete checkpoint exists, or the given one is not complete.
     """
     if wanted is None or wanted is False:
         return None
     answer: list[str] = ["", ""]
-    if together.rank() == 0:
+    if dist_utils.rank() == 0:
         if wanted is True:
-            found = last_complete(run)
-            reason = "" if found else f"{run} holds no whole checkpoint"
-            answer = [str(found), reason]
+            found = latest_checkpoint(run)
+            answer = [str(found), "" if found else f"{run} holds no complete checkpoint"]
         else:
-            reason = problem(Path(wanted)) or ""
-            answer = [str(wanted), f"{wanted} is no whole checkpoint: {reason}" if reason else ""]
-    path, reason = together.share_json(answer, device)
-    if reason:
-        raise CheckpointError(reason)
+            reason = why_incomplete(Path(wanted))
+            message = f"{wanted} is not a complete checkpoint: {reason}"
+            answer = [str(wanted), message if reason else ""]
+    path, error = dist_utils.broadcast_json(answer, device)
+    if error:
+        raise CheckpointError(error)
     return Path(path)
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a checkpoint says besides its tensors."""
+class SavedState:
+    """The part of a checkpoint that is not tensors."""
 
     folder: Path
     state: dict[str, Any]
     ranks: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, folder: Path) -> Saved:
+    def read(cls, folder: Path) -> SavedState:
         """Read `state.json` and `random.json`. Raises CheckpointError."""
         try:
             texts = [(folder / name).read_text("utf-8") for name in ("state.json", "random.json")]
             state, ranks = (json.loads(text) for text in texts)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} is no checkpoint of this trainer: {error}") from error
+            raise CheckpointError(f"{folder} is not a checkpoint of RowTrainer: {error}") from error
         return cls(folder, state, ranks["ranks"])
 
-    def of_rank(self, rank: int, world: int) -> dict[str, Any] | None:
-        """A process' own state; None if the checkpoint is of another number of processes."""
-        return self.ranks[rank] if len(self.ranks) == world else None
+    def of_rank(self, rank: int, world_size: int) -> dict[str, Any] | None:
+        """The state of one process; None if another number of processes saved the checkpoint."""
+        return self.ranks[rank] if len(self.ranks) == world_size else None
 
     def check(self, identity: dict[str, Any]) -> None:
-        """Raises CheckpointError where the run that goes on differs from the one that was saved."""
+        """Raise CheckpointError if the run that resumes differs from the one that was saved."""
         for key, now in identity.items():
-            was = self.state["identity"].get(key)
-            if was is None or now is None or was == now:
+            saved = self.state["identity"].get(key)
+            if saved is None or now is None or saved == now:
                 continue
-            hint = {
-                "rows": "the data has another number of rows",
-                "batches_a_step": "processes times accumulation must stay the same",
-                "order": "the order of rows is made in another way",
-                "base": "the frozen weights differ: another base model, or other parts to train",
-            }.get(key, "")
             raise CheckpointError(
-                f"{self.folder} can't go on exactly: {key} is {now!r} and was {was!r} ({hint})"
+                f"{self.folder} can't be resumed exactly: {key} is {now!r} and was {saved!r} "
+                f"({_MISMATCH.get(key, '')})"
             )
 
 
 def save_checkpoint(trainer: Any) -> None:
-    """Write a whole checkpoint of a trainer's step, then remove old ones. All processes call it.
+    """Save the trainer's current step, then prune old checkpoints. All processes must call it.
 
     Raises:
-        CheckpointError: in all processes, where the disk refused in the one that writes.
+        CheckpointError: in all processes, if the writing process can't write to the disk.
     """
     device, args = trainer.args.device, trainer.args
     run, step = Path(args.output_dir), int(trainer.state.global_step)
-    ranks = together.gather_json(_own_state(trainer), device)
+    ranks = dist_utils.all_gather_json(trainer.rank_state(), device)
     failure = ""
     try:
-        with _place(run, step, trainer.disk) as new:
+        with _open_checkpoint(run, step) as new:
             _write(trainer, new, ranks)
         if new is not None and args.save_total_limit:
-            prune(run, args.save_total_limit, disk=trainer.disk)
+            prune(run, args.save_total_limit)
     except (CheckpointError, OSError) as error:
         failure = str(error)
-        if together.world() == 1:
+        if dist_utils.world_size() == 1:
             raise
-    failures = [reason for reason in together.gather_json(failure, device) if reason]
+    failures = [each for each in dist_utils.all_gather_json(failure, device) if each]
     if failures:
         raise CheckpointError(failures[0])
 
 
-def _own_state(trainer: Any) -> dict[str, Any]:
-    return {
-        "random": random_state(),
-        "loss": trainer._tr_loss.item(),
-        "logged_at": trainer._globalstep_last_logged,
-    }
-
-
 @contextmanager
-def _place(run: Path, step: int, disk: Any) -> Iterator[NewCheckpoint | None]:
-    """The new folder in the process that writes, None in the others."""
-    if together.rank() == 0:
-        with new_checkpoint(run, step, disk) as new:
+def _open_checkpoint(run: Path, step: int) -> Iterator[NewCheckpoint | None]:
+    """The new checkpoint on rank 0, None on the other ranks."""
+    if dist_utils.rank() == 0:
+        with new_checkpoint(run, step) as new:
             yield new
     else:
         yield None
 
 
 def _write(trainer: Any, new: NewCheckpoint | None, ranks: list[Any]) -> None:
-    """All processes walk through the tensors; one of them writes.
+    """Gather every tensor in all processes and write it on rank 0.
 
-    A disk that refuses must not keep the others waiting: the walk goes on, then the error is told.
+    After a write error rank 0 still takes part in the remaining gathers, so that the other ranks
+    do not hang; the error is raised afterwards.
     """
-    refused: OSError | None = None
+    error: OSError | None = None
     model, optimizer = trainer.model_wrapped, trainer.optimizer
     state: dict[str, Any] = {"groups": [], "scheduler": trainer.lr_scheduler.state_dict()}
     if trainer.is_deepspeed_enabled:
         _write_deepspeed(trainer, new)
     else:
-        files = {"model": learned_state(model), "optimizer": optimizer_state(optimizer, model)}
+        files = {"model": trainable_state(model), "optimizer": optimizer_tensors(optimizer, model)}
         for name, tensors in files.items():
-            pieces = as_safetensors(tensors)
-            if new is not None and refused is None:
+            chunks = safetensors_chunks(tensors)
+            if new is not None and error is None:
                 try:
-                    new.write(f"{name}.safetensors", pieces)
-                except OSError as error:
-                    refused = error
-            for _ in pieces:
+                    new.write(f"{name}.safetensors", chunks)
+                except OSError as raised:
+                    error = raised
+            for _ in chunks:
                 pass
         state["groups"] = optimizer_settings(optimizer, model)
-    if refused is not None:
-        raise refused
+    if error is not None:
+        raise error
     if new is None:
         return
     scaler = getattr(trainer.accelerator, "scaler", None)
@@ -181,18 +176,18 @@ def _write(trainer: Any, new: NewCheckpoint | None, ranks: list[Any]) -> None:
 
 
 def _write_deepspeed(trainer: Any, new: NewCheckpoint | None) -> None:
-    """DeepSpeed writes its own files (sharded, with pickles) into the same folder; untested."""
+    """Let DeepSpeed write its own sharded, pickled files into the folder. Not tested."""
     step = int(trainer.state.global_step)
     folder = Path(trainer.args.output_dir) / f"checkpoint-{step}.unfinished"
-    together.barrier()  # the folder is there
+    dist_utils.barrier()  # rank 0 has created the folder
     trainer.model_wrapped.save_checkpoint(str(folder if new is None else new.folder))
-    together.barrier()
+    dist_utils.barrier()
     if new is not None:
-        new.adopt()
+        new.add_existing_files()
 
 
 def _trainer_state(trainer: Any) -> dict[str, Any]:
-    """transformers' own state with its callbacks', as its `save_to_json` would write it."""
+    """transformers' TrainerState with its callbacks' states, as its `save_to_json` writes it."""
     state = trainer.state
     callbacks = [*trainer.callback_handler.callbacks, trainer.control]
     for callback in callbacks:

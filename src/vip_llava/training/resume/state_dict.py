@@ -1,10 +1,10 @@
-"""What learns, as named whole tensors in safetensors files, and back.
+"""Trainable weights and optimizer state as named, unsharded tensors in safetensors files.
 
-A checkpoint holds the weights that learn and the optimizer's state for them, each under its
-parameter's name and in one piece, however many processes trained it: so it can be read by any
-number of them, sharded (FSDP2) or not. Tensors are gathered and written one at a time.
+A checkpoint holds the trainable weights and their optimizer state, each as one whole tensor under
+its parameter's name, regardless of the number of processes that trained it. Any number of processes
+can load it, sharded (FSDP2) or not. Tensors are gathered and written one at a time.
 
-This module knows torch's tensors and optimizers. It knows no folders and no trainer.
+This module knows torch's tensors and optimizers. It does not know folders or the trainer.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vip_llava.errors import CheckpointError
-from vip_llava.training.param_groups import learned_buffers, learning
+from vip_llava.training.param_groups import trainable_buffers, trainable_parameters
 
 __all__ = [
-    "as_safetensors",
     "frozen_fingerprint",
-    "learned_state",
-    "load_learned",
-    "load_optimizer",
+    "load_optimizer_state",
+    "load_trainable_state",
     "optimizer_settings",
-    "optimizer_state",
+    "optimizer_tensors",
+    "safetensors_chunks",
+    "strip_wrappers",
+    "trainable_state",
 ]
 
-# What DDP, torch.compile, FSDP and activation checkpointing put into names.
+# What DDP, torch.compile, FSDP and activation checkpointing add to parameter names.
 _WRAPPERS = re.compile(
     r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
@@ -53,36 +54,35 @@ _DTYPES = {
 _SAMPLES = 64
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name without what wrappers added."""
+def strip_wrappers(name: str) -> str:
+    """A parameter's name without the prefixes of wrappers."""
     while (shorter := _WRAPPERS.sub(r"\1", name)) != name:
         name = shorter
     return name
 
 
-def learned_state(model: nn.Module) -> dict[str, Tensor]:
-    """Everything in a model that training changes: weights that learn, statistics beside them."""
-    found = {plain_name(name): parameter.detach() for name, parameter in learning(model)}
-    return found | {plain_name(name): buffer for name, buffer in learned_buffers(model)}
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of a model that training changes: trainable weights, and buffers beside them."""
+    found = {strip_wrappers(name): p.detach() for name, p in trainable_parameters(model)}
+    return found | {strip_wrappers(name): buffer for name, buffer in trainable_buffers(model)}
 
 
-def as_safetensors(
-    tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+def safetensors_chunks(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> Iterator[memoryview | bytes]:
-    """The bytes of a safetensors file, a tensor at a time; `about` are texts in its header.
+    """The bytes of a safetensors file: its header, then one tensor at a time.
 
-    Sharded tensors are gathered on the way: all processes must go through it together.
+    Sharded tensors are gathered on the way, so all processes must consume the iterator together.
     """
-    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
-            raise CheckpointError(f"{name} is {tensor.dtype}, which can't be saved")
+            raise CheckpointError(f"{name} has dtype {tensor.dtype}, which can't be saved")
         start, end = end, end + tensor.numel() * tensor.element_size()
-        shape = list(tensor.shape)
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
-            "shape": shape,
+            "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header).encode()
@@ -95,26 +95,26 @@ def as_safetensors(
         yield memoryview(array)
 
 
-def load_learned(model: nn.Module, path: Path) -> None:
-    """Put the saved weights into a model of the same parts, sharded or not.
+def load_trainable_state(model: nn.Module, path: Path) -> None:
+    """Load saved weights into a model with the same trainable parts, sharded or not.
 
     Raises:
-        CheckpointError: names or shapes differ from what learns here.
+        CheckpointError: names or shapes differ from the trainable weights of the model.
     """
-    targets = learned_state(model)
+    targets = trainable_state(model)
     with safe_open(path, "pt") as file:
-        _same_names(path, set(targets), set(file.keys()))
+        _require_same_names(path, set(targets), set(file.keys()))
         with torch.no_grad():
             for name, target in targets.items():
-                _fill(target, _read(file, path, name, target.shape))
+                _copy_into(target, _read(file, path, name, target.shape))
 
 
-def _same_names(path: Path, wanted: set[str], found: set[str]) -> None:
-    for what, names in (("lacks", wanted - found), ("has also", found - wanted)):
+def _require_same_names(path: Path, expected: set[str], found: set[str]) -> None:
+    for verb, names in (("lacks", expected - found), ("also has", found - expected)):
         if names:
             raise CheckpointError(
-                f"{path} {what} {min(names)} and {len(names) - 1} more: it was made with other "
-                "parts to train"
+                f"{path} {verb} {min(names)} and {len(names) - 1} more: it was saved with other "
+                "train.parts"
             )
 
 
@@ -125,22 +125,22 @@ def _read(file: Any, path: Path, name: str, shape: torch.Size) -> Tensor:
     return value
 
 
-def _fill(target: Tensor, value: Tensor) -> None:
+def _copy_into(target: Tensor, value: Tensor) -> None:
     if isinstance(target, DTensor):
-        value, target = _sharded(value, target).to_local(), target.to_local()
+        value, target = _shard(value, target).to_local(), target.to_local()
     target.copy_(value)
 
 
-def _sharded(value: Tensor, like: DTensor) -> DTensor:
-    """A whole tensor that every process has, as shards like those of another one."""
+def _shard(value: Tensor, like: DTensor) -> DTensor:
+    """A tensor that every process holds whole, sharded like another one."""
     mesh = like.device_mesh
     device = torch.device(mesh.device_type)
-    # Each takes its own part: nothing is sent.
+    # Without a source rank each process slices its own copy and no data is sent.
     return distribute_tensor(value.to(device), mesh, like.placements, src_data_rank=None)
 
 
-def optimizer_state(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state as `parameter/key`."""
+def optimizer_tensors(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state, named `PARAMETER/KEY`."""
     names = _names(model)
     return {
         f"{names[id(parameter)]}/{key}": value
@@ -151,7 +151,7 @@ def optimizer_state(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_settings(optimizer: Any, model: nn.Module) -> list[dict[str, Any]]:
-    """The optimizer's groups, and states that are no tensors, as values for JSON."""
+    """The parameter groups and the state values that are not tensors, as JSON values."""
     names, inner = _names(model), _inner(optimizer)
     groups = []
     for group in inner.param_groups:
@@ -167,37 +167,42 @@ def optimizer_settings(optimizer: Any, model: nn.Module) -> list[dict[str, Any]]
     return groups
 
 
-def load_optimizer(
+def load_optimizer_state(
     optimizer: Any, model: nn.Module, path: Path, groups: list[dict[str, Any]]
 ) -> None:
-    """Put the saved state and settings into an optimizer over the same parameters.
+    """Load saved state and settings into an optimizer over the same parameters.
 
     Raises:
-        CheckpointError: the groups hold other parameters, or tensors have other shapes.
+        CheckpointError: the parameter groups differ from the saved ones.
     """
     names, inner = _names(model), _inner(optimizer)
+    if len(groups) != len(inner.param_groups):
+        raise CheckpointError(
+            f"{path} was saved with {len(groups)} parameter groups, not {len(inner.param_groups)}"
+        )
     state: dict[int, dict[str, Any]] = {}
     packed: list[dict[str, Any]] = []
     with safe_open(path, "pt") as file:
-        saved: dict[str, list[str]] = {}
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            saved.setdefault(key.rpartition("/")[0], []).append(key.rpartition("/")[2])
-        if len(groups) != len(inner.param_groups):
-            raise CheckpointError(f"{path}: made with {len(groups)} groups of parameters")
-        for group, kept in zip(inner.param_groups, groups, strict=True):
+        tensor_keys: dict[str, list[str]] = {}
+        for full_key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
+            name, _, key = full_key.rpartition("/")
+            tensor_keys.setdefault(name, []).append(key)
+        for group, saved in zip(inner.param_groups, groups, strict=True):
             members = [names[id(p)] for p in group["params"]]
-            _same_names(path, set(members), set(kept["parameters"]))
+            _require_same_names(path, set(members), set(saved["parameters"]))
             first = len(state)
-            for index, (name, parameter) in enumerate(zip(members, group["params"], strict=True)):
+            for name, parameter in zip(members, group["params"], strict=True):
                 values = {
-                    key: _value(file, f"{name}/{key}", parameter) for key in saved.get(name, [])
+                    key: _value(file, f"{name}/{key}", parameter)
+                    for key in tensor_keys.get(name, [])
                 }
-                for key, value in kept["other_state"].items():
-                    if key.rpartition("/")[0] == name:
-                        values[key.rpartition("/")[2]] = value
-                state[first + index] = values
+                for full_key, value in saved["other_state"].items():
+                    owner, _, key = full_key.rpartition("/")
+                    if owner == name:
+                        values[key] = value
+                state[len(state)] = values
             settings = {
-                key: _typed(value, group.get(key)) for key, value in kept["settings"].items()
+                key: _typed(value, group.get(key)) for key, value in saved["settings"].items()
             }
             packed.append({**settings, "params": list(range(first, len(state)))})
     filled = {index: values for index, values in state.items() if values}
@@ -207,7 +212,7 @@ def load_optimizer(
 def _value(file: Any, key: str, parameter: Tensor) -> Tensor:
     value: Tensor = file.get_tensor(key)
     if isinstance(parameter, DTensor) and value.shape == parameter.shape and value.dim():
-        return _sharded(value, parameter)
+        return _shard(value, parameter)
     return value
 
 
@@ -218,7 +223,7 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _names(model: nn.Module) -> dict[int, str]:
-    return {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
+    return {id(parameter): strip_wrappers(name) for name, parameter in model.named_parameters()}
 
 
 def _jsonable(value: Any) -> Any:
@@ -228,16 +233,16 @@ def _jsonable(value: Any) -> Any:
 
 
 def _typed(value: Any, like: Any) -> Any:
-    """A value from JSON in the type that the optimizer has it."""
+    """A JSON value converted to the type of the optimizer's current value."""
     if isinstance(like, Tensor):
         return torch.as_tensor(value, dtype=like.dtype, device=like.device)
     return tuple(value) if isinstance(like, tuple) else value
 
 
 def frozen_fingerprint(model: nn.Module) -> str | None:
-    """A hash over samples of every weight that doesn't learn: another base model gives another.
+    """A hash over samples of every frozen weight, which tells base models apart.
 
-    None where the weights are spread over processes already, so that no one can see them.
+    None if the weights are sharded already, because no process holds them whole.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -245,7 +250,9 @@ def frozen_fingerprint(model: nn.Module) -> str | None:
             continue
         if isinstance(parameter, DTensor) or hasattr(parameter, "ds_shape") or parameter.is_meta:
             return None
-        digest.update(f"{plain_name(name)} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(
+            f"{strip_wrappers(name)} {tuple(parameter.shape)} {parameter.dtype}\n".encode()
+        )
         flat = parameter.detach().reshape(-1)
         picked = flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", torch.float64)
         digest.update(picked.numpy().tobytes())
