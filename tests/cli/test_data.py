@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vip_llava.cli import data as verbs
-from vip_llava.data.converters import SOURCES
+from vip_llava.data.converters import CONVERTERS
 from vip_llava.data.records import parse_row
 
 Program = Callable[..., Any]
@@ -61,7 +61,7 @@ class TestCheck:
     def test_a_good_file_ends_with_zero(self, program: Program, file: Callable[..., Path]) -> None:
         ran = program("data", "check", file(row("1"), row("2")))
         assert ran.code == 0 and ran.err == ""
-        assert "conversation" in ran.out and "can be used as it is." in ran.out
+        assert "conversation" in ran.out and "is ready for training." in ran.out
 
     @pytest.mark.parametrize("bad", [row("x", "no.png"), {"id": "x", "conversations": []}])
     def test_a_bad_row_or_a_missing_image_ends_with_two(
@@ -69,7 +69,7 @@ class TestCheck:
     ) -> None:
         ran = program("data", "check", file(row("1"), bad))
         assert ran.code == 2
-        assert "needs a look before training" in ran.out
+        assert "needs fixes before training" in ran.out
         assert "no.png" in ran.out or "field conversations" in ran.out
 
     def test_texts_of_a_file_are_shown_as_they_are(
@@ -158,7 +158,7 @@ class TestView:
         path = file(row("1"))
         before = path.read_bytes()
         ran = program("data", "view", path, "-o", path)
-        assert ran.code == 2 and "ends in .html" in ran.err and path.read_bytes() == before
+        assert ran.code == 2 and "end in .html" in ran.err and path.read_bytes() == before
 
 
 class TestConvert:
@@ -168,7 +168,7 @@ class TestConvert:
         out = tmp_path / "rows.jsonl"
         ran = program("data", "convert", "refcocog", *references, "--prefix", "coco", "-o", out)
         assert ran.code == 0 and ran.out == ""
-        assert "taking train" in ran.err and "written: 2 refcocog rows of train" in ran.err
+        assert "split train" in ran.err and "written: 2 refcocog rows of train" in ran.err
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert [parse_row(each).kind for each in rows] == ["refcocog"] * 2
         assert rows[0]["image"] == "coco/a.png"
@@ -202,7 +202,7 @@ class TestConvert:
         out.unlink()
         ids.write_text("[6]" if name.endswith("json") else "6")
         ran = program(*words, "--ids", ids)
-        assert ran.code == 2 and "no row" in ran.err and not out.exists()
+        assert ran.code == 2 and "no entry gives a row" in ran.err and not out.exists()
 
     def test_a_failure_leaves_what_was_there(
         self, program: Program, references: tuple[Path, Path], tmp_path: Path
@@ -235,8 +235,8 @@ class TestConvert:
     @pytest.mark.parametrize(
         ("words", "told"),
         [
-            (("imagenet", "-o", "rows.jsonl"), "there are coco, refcoco, "),
-            (("coco", "-o", "rows.csv"), "ends in .jsonl or .json"),
+            (("imagenet", "-o", "rows.jsonl"), "known: coco, refcoco, "),
+            (("coco", "-o", "rows.csv"), "end in .jsonl or .json"),
             (("coco", "-o", "rows.jsonl"), "0 files given; it takes instances"),
             (("coco", "x.json", "--ids", "no.txt", "-o", "rows.jsonl"), "--ids no.txt: no such"),
         ],
@@ -256,7 +256,7 @@ class TestConvert:
 
     def test_the_help_names_every_source(self) -> None:
         text = verbs.convert.__doc__ or ""
-        assert [name for name in SOURCES if name not in text] == []
+        assert [name for name in CONVERTERS if name not in text] == []
 
 
 def test_without_a_verb_the_verbs_are_shown(program: Program) -> None:

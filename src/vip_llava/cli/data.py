@@ -1,4 +1,4 @@
-"""`vip-llava data`: check data files, look at their rows, and make them of public data sets."""
+"""`vip-llava data`: check data files, view their rows, and convert public data sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vip_llava.cli.terminal import counting, loading, note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.data.converters import Account, Source
+    from vip_llava.data.converters import ConversionReport, Converter
     from vip_llava.data.reading import RowFile
     from vip_llava.prompting.processor import Processor
 
@@ -75,7 +75,7 @@ def check(
     file: FileArgument,
     images: ImagesOption = None,
     open_images: Annotated[
-        bool, typer.Option("--open", help="Open every image and place the regions on it.")
+        bool, typer.Option("--open", help="Open every image and check its regions.")
     ] = False,
     model: ModelOption = None,
     parts: SourceOptions,
@@ -88,11 +88,11 @@ def check(
 ) -> None:
     """Check a data file before training on it.
 
-    Counts rows of each kind, names bad rows with reasons, missing images and repeated rows, and
-    shows how long conversations are: in words, or with --model in tokens of the whole sample.
-    Ends with exit code 2 if a row can't be used or an image is missing.
+    Counts the rows of each kind, lists bad rows with reasons, missing images and duplicate rows, and
+    shows a histogram of lengths: in words, or with --model in tokens of the whole sample.
+    The exit code is 2 if a row is bad or an image is missing.
     """
-    from vip_llava.data.check import check as look
+    from vip_llava.data.check import check as check_rows
 
     rows = _open_rows(file)
     folder = _folder(images, file)
@@ -104,7 +104,7 @@ def check(
         viewer = Viewer(rows, folder, processor=processor, max_length=max_length)
         measure = viewer.length
     with counting(f"checking {file}", "rows") as progress:
-        report = look(
+        report = check_rows(
             rows,
             folder,
             open_images=open_images,
@@ -123,7 +123,9 @@ def check(
 def view(
     *,
     file: FileArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="PAGE.html", help="The page.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="PAGE.html", help="The page to write.")
+    ],
     images: ImagesOption = None,
     rows: Annotated[
         str | None,
@@ -131,11 +133,14 @@ def view(
     ] = None,
     most: Annotated[
         int,
-        typer.Option("--most", metavar="N", min=1, help="If not --rows: N rows, evenly spread."),
+        typer.Option("--most", metavar="N", min=1, help="Without --rows: N evenly spaced rows."),
     ] = 24,
     seed: Annotated[int, typer.Option("--seed", help="The seed of the training run.")] = 0,
     epoch: Annotated[
-        int, typer.Option("--epoch", metavar="N", min=0, help="Prompts are drawn anew each epoch.")
+        int,
+        typer.Option(
+            "--epoch", metavar="N", min=0, help="The epoch; visual prompts differ by epoch."
+        ),
     ] = 0,
     model: ModelOption = None,
     parts: SourceOptions,
@@ -145,17 +150,17 @@ def view(
     ] = "llava_v1",
     debug: DebugFlag = False,
 ) -> None:
-    """Show rows as training sees them, on one HTML page.
+    """Show rows as training samples on one HTML page.
 
-    Beside the images, with the visual prompts of this seed and epoch drawn on them, stands the
-    prompt; what training learns is highlighted: token by token with --model, else as text.
+    Each row has its images, with the visual prompts of this seed and epoch, and its prompt with the
+    learned parts highlighted: token by token with --model, else as text.
     """
+    from vip_llava.data.atomic_write import atomic_writer
     from vip_llava.data.html_page import page
     from vip_llava.data.view import Viewer
-    from vip_llava.data.atomic_write import atomic_writer
 
     if out.suffix.lower() not in (".html", ".htm"):
-        raise RequestError(f"-o {out}: write a name that ends in .html")
+        raise RequestError(f"-o {out}: the name must end in .html")
     found = _open_rows(file)
     chosen = _chosen(rows, most, len(found))
     viewer = Viewer(
@@ -177,7 +182,7 @@ def view(
 
 def convert(
     *,
-    name: Annotated[str, typer.Argument(metavar="SOURCE", help="Which data set; see above.")],
+    name: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of the data set; see above.")],
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="FILES", help="Its files, in the order above.")
     ] = None,
@@ -186,53 +191,57 @@ def convert(
     ],
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="NAME", help="The part to take; all takes every part."),
+        typer.Option("--split", metavar="NAME", help="The split to convert, or all."),
     ] = None,
     ids: Annotated[
         Path | None,
-        typer.Option("--ids", metavar="FILE", help="Take only images with the ids in this file."),
+        typer.Option(
+            "--ids", metavar="FILE", help="Convert only images with the ids in this file."
+        ),
     ] = None,
     prefix: Annotated[
-        str, typer.Option("--prefix", metavar="DIR", help="Put before every image's name.")
+        str, typer.Option("--prefix", metavar="DIR", help="Prepended to every image name.")
     ] = "",
     max_failures: Annotated[
         int,
-        typer.Option("--max-failures", metavar="N", min=0, help="Broken entries to go on with."),
+        typer.Option(
+            "--max-failures", metavar="N", min=0, help="Maximum number of broken entries."
+        ),
     ] = 0,
     debug: DebugFlag = False,
 ) -> None:
-    """Make rows of a public data set's own files.
+    """Convert the files of a public data set to rows.
 
     Sources and their files: coco (instances or captions), refcoco, refcoco+ and refcocog (the
     references as JSON, instances.json), visual-genome (relationships.json, image_data.json),
     flickr30k (the folders Sentences and Annotations of Entities), vcr (train.jsonl, the folder
     vcr1images), visual7w (dataset_v7w_pointing.json), pointqa (looktwiceqa_dataset.json).
 
-    Where the files hold several parts, train is taken if --split says nothing. --ids is a text file
-    with an id a line, or a JSON list. What is left out, and why, is counted on stderr.
+    If the files hold several splits, the default is train. --ids is a text file with one id per
+    line, or a JSON list. Skipped entries are counted by reason on stderr.
     """
-    from vip_llava.data.converters import SOURCES, Account, Raw
+    from vip_llava.data.converters import CONVERTERS, ConversionReport, RawFiles
     from vip_llava.data.failures import Failures
 
-    if name not in SOURCES:
-        raise RequestError(f"{name}: no such source; there are {', '.join(SOURCES)}")
+    if name not in CONVERTERS:
+        raise RequestError(f"{name}: unknown data set; known: {', '.join(CONVERTERS)}")
     if out.suffix.lower() not in (".jsonl", ".json"):
-        raise RequestError(f"-o {out}: write a name that ends in .jsonl or .json")
-    source = SOURCES[name]
-    raw = Raw(
+        raise RequestError(f"-o {out}: the name must end in .jsonl or .json")
+    source = CONVERTERS[name]
+    raw = RawFiles(
         files=tuple(path.expanduser() for path in files or ()),
         split=_split(source, split),
         keep=None if ids is None else _ids(ids),
         prefix=prefix,
     )
-    account = Account(Failures(max_failures))
-    _write(source, raw, account, out)
-    for reason, count in account.left_out.most_common():
-        note(f"left out: {count} x {reason}")
-    for bad in account.failures.report()["first"]:
+    report = ConversionReport(Failures(max_failures))
+    _write(source, raw, report, out)
+    for reason, count in report.skipped.most_common():
+        note(f"skipped: {count} x {reason}")
+    for bad in report.failures.report()["first"]:
         note(f"broken: {bad['where']}: {bad['reason']}")
     parts = f" of {raw.split}" if raw.split else ""
-    note(f"written: {account.rows} {source.kind} rows{parts}, {out}")
+    note(f"written: {report.rows} {source.kind} rows{parts}, {out}")
 
 
 def _open_rows(file: Path) -> RowFile:
@@ -252,16 +261,15 @@ def _folder(images: Path | None, file: Path) -> Path:
 
 
 def _processor(name: str | None, parts: SourceOptions) -> Processor | None:
-    """The processor of a model, opened without building the model where that is possible.
+    """The processor of a model, opened without building the model if possible.
 
-    RequestError where options of a model are given without one.
+    Raises RequestError for model options without --model.
     """
     if name is None:
         for given in parts.keywords():
             raise RequestError(f"{option_name(given)} needs --model")
         return None
-    from vip_llava.models.checkpoints import CheckpointSource
-    from vip_llava.models.checkpoints import open_checkpoint
+    from vip_llava.models.checkpoints import CheckpointSource, open_checkpoint
     from vip_llava.models.hub import DEFAULT_NAME
     from vip_llava.models.loading import load_model
     from vip_llava.models.processor_loading import build_processor
@@ -269,12 +277,14 @@ def _processor(name: str | None, parts: SourceOptions) -> Processor | None:
     with loading(f"opening {name}") as progress:
         if name == DEFAULT_NAME:
             return load_model(name, progress=progress, **parts.keywords())[1]
-        opened = open_checkpoint(CheckpointSource.from_names(name, progress=progress, **parts.keywords()))
+        opened = open_checkpoint(
+            CheckpointSource.from_names(name, progress=progress, **parts.keywords())
+        )
         return build_processor(opened, None, None)
 
 
 def _chosen(text: str | None, most: int, total: int) -> list[int]:
-    """Indices (from 0) of the rows to show."""
+    """The indices (from 0) of the rows to show."""
     if text is None:
         step = max(total / most, 1)
         return [int(place * step) for place in range(min(most, total))]
@@ -282,7 +292,7 @@ def _chosen(text: str | None, most: int, total: int) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
-            raise RequestError(f"--rows {text}: write numbers and ranges, like 1,5,8-10")
+            raise RequestError(f"--rows {text}: must be numbers and ranges, like 1,5,8-10")
         first, last = int(match[1]), int(match[2] or match[1])
         if not 1 <= first <= last <= total:
             raise RequestError(f"--rows {part.strip()}: the file has rows 1 to {total}")
@@ -296,17 +306,17 @@ def _counted(chosen: Sequence[int], progress: Any) -> Iterator[int]:
         yield index
 
 
-def _split(source: Source, given: str | None) -> str | None:
+def _split(source: Converter, given: str | None) -> str | None:
     if given == "all":
         return None
     if given is None and source.splits:
-        note(f"taking {source.splits[0]}; --split names another part of {', '.join(source.splits)}")
+        note(f"split {source.splits[0]}; choose another with --split: {', '.join(source.splits)}")
         return source.splits[0]
     return given
 
 
 def _ids(path: Path) -> frozenset[str]:
-    """Image ids of a JSON list or of a text file, without the endings of file names."""
+    """The image ids in a JSON list or text file, without file name extensions."""
     from vip_llava.data.converters.base import read_json
 
     if not path.expanduser().is_file():
@@ -314,32 +324,32 @@ def _ids(path: Path) -> frozenset[str]:
     if path.suffix.lower() == ".json":
         listed = read_json(path.expanduser())
         if not isinstance(listed, list):
-            raise RequestError(f"--ids {path}: a JSON list is expected")
+            raise RequestError(f"--ids {path}: must be a JSON list")
     else:
         listed = path.expanduser().read_text(encoding="utf-8").split()
     found = frozenset(re.sub(r"\.(jpe?g|png)$", "", str(each)) for each in listed)
     if not found:
-        raise RequestError(f"--ids {path}: no ids in it")
+        raise RequestError(f"--ids {path}: contains no ids")
     return found
 
 
-def _write(source: Source, raw: Any, account: Account, out: Path) -> None:
-    from vip_llava.data.converters import convert as rows_of
+def _write(source: Converter, raw: Any, report: ConversionReport, out: Path) -> None:
     from vip_llava.data.atomic_write import atomic_writer
+    from vip_llava.data.converters import convert as rows_of
 
     as_list = out.suffix.lower() == ".json"
     with counting(f"converting {source.name}", "rows") as progress, atomic_writer(out) as stream:
-        for number, row in enumerate(rows_of(source, raw, account)):
+        for number, row in enumerate(rows_of(source, raw, report)):
             if as_list:
                 stream.write(",\n" if number else "[\n")
             stream.write(json.dumps(row, ensure_ascii=False) + ("" if as_list else "\n"))
             if number % 1000 == 0:
                 progress(number, 0)
-        if account.rows == 0:
-            reasons = ", ".join(f"{n} x {why}" for why, n in account.left_out.items())
+        if report.rows == 0:
+            reasons = ", ".join(f"{n} x {why}" for why, n in report.skipped.items())
             raise RequestError(
-                f"{out} would have no row, so it is not written: "
-                + (f"left out are {reasons}" if reasons else "nothing in the files was asked for")
+                f"{out} is not written because no entry gives a row: "
+                + (f"skipped: {reasons}" if reasons else "none matches --split and --ids")
             )
         if as_list:
             stream.write("\n]\n")

@@ -1,4 +1,4 @@
-"""How a data report looks in a terminal: tables and a histogram on stdout."""
+"""Print a data report in a terminal: tables and a histogram on stdout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show_report(report: DataReport) -> None:
     for title, table in _tables(report):
         console.print(Text(title, style="bold"))
         console.print(table)
-    state = "can be used as it is" if report.usable else "needs a look before training"
+    state = "is ready for training" if report.usable else "needs fixes before training"
     style = "bold green" if report.usable else "bold red"
     console.print(Text(printable(f"{report.file} {state}."), style=style))
 
@@ -70,7 +70,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for head in heads:
         table.add_column(head, justify="right" if head in ("rows", "number") else "left")
     for row in rows:
-        # Ids and reasons come from a file: never read as markup, and without control characters.
+        # Ids and reasons come from a file: no markup, no control characters.
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 

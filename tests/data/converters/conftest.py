@@ -1,4 +1,4 @@
-"""Raw files made by hand in the published formats, and a converter run on them."""
+"""Small files in the published formats, and a fixture that converts them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from vip_llava.data.converters import SOURCES, Account, Raw, convert
+from vip_llava.data.converters import CONVERTERS, ConversionReport, RawFiles, convert
 from vip_llava.data.failures import Failures
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The rows of a conversion and its account."""
+    """The rows of a conversion and its report."""
 
     rows: list[dict[str, Any]]
-    account: Account
+    report: ConversionReport
 
     @property
     def only(self) -> dict[str, Any]:
-        assert len(self.rows) == 1, self.account
+        assert len(self.rows) == 1, self.report
         return self.rows[0]
 
 
@@ -54,8 +54,8 @@ def converter() -> Converter:
     """`converter("coco", path, ..., split=..., failures=2)` converts; 0 failures are allowed if not said."""
 
     def run(name: str, *files: Path, failures: float = 0, **options: Any) -> Converted:
-        account = Account(Failures(failures))
-        raw = Raw(files=files, **options)
-        return Converted(list(convert(SOURCES[name], raw, account)), account)
+        report = ConversionReport(Failures(failures))
+        raw = RawFiles(files=files, **options)
+        return Converted(list(convert(CONVERTERS[name], raw, report)), report)
 
     return run

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vip_llava.data.converters import SOURCES, Raw
+from vip_llava.data.converters import CONVERTERS, RawFiles
 from vip_llava.data.converters.base import (
-    LeftOut,
+    SkipEntry,
     box_of_corner_and_size,
     image_name,
     read_json,
@@ -19,9 +19,9 @@ from vip_llava.data.records import KINDS
 from vip_llava.errors import DataError
 
 
-def test_every_source_gives_a_known_kind() -> None:
-    assert {source.kind for source in SOURCES.values()} <= set(KINDS)
-    assert all(source.name == name for name, source in SOURCES.items())
+def test_every_converter_gives_a_known_kind() -> None:
+    assert {source.kind for source in CONVERTERS.values()} <= set(KINDS)
+    assert all(source.name == name for name, source in CONVERTERS.items())
 
 
 @pytest.mark.parametrize(
@@ -38,29 +38,29 @@ def test_corner_and_size_become_two_corners(given: Any, box: list[float]) -> Non
 
 
 @pytest.mark.parametrize("given", [(1, 2, 0, 4), (1, 2, 3, -4), (-9, 0, 5, 5)])
-def test_a_box_without_area_is_left_out(given: Any) -> None:
-    with pytest.raises(LeftOut):
+def test_a_box_without_area_is_skipped(given: Any) -> None:
+    with pytest.raises(SkipEntry):
         box_of_corner_and_size(given)
 
 
 @pytest.mark.parametrize(
     "given", [(1, 2, 3), (1, 2, 3, float("nan")), (1, 2, None, 4), (True, 1, 2, 3)]
 )
-def test_what_is_no_box_is_a_mistake(given: Any) -> None:
+def test_an_invalid_box_is_an_error(given: Any) -> None:
     with pytest.raises(ValueError):
         box_of_corner_and_size(given)
 
 
 def test_names_get_the_prefix_and_stay_in_their_folder() -> None:
-    raw = Raw(files=(), prefix="coco/train2014")
+    raw = RawFiles(files=(), prefix="coco/train2014")
     assert image_name("a.jpg", raw) == "coco/train2014/a.jpg"
-    assert image_name("a.jpg", Raw(files=())) == "a.jpg"
+    assert image_name("a.jpg", RawFiles(files=())) == "a.jpg"
     for name in ("/etc/a.jpg", "../a.jpg", "", None, 3):
         with pytest.raises(ValueError):
             image_name(name, raw)
 
 
-def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_pickles_are_refused_with_instructions(tmp_path: Path) -> None:
     named = tmp_path / "refs(unc).p"
     named.write_bytes(b"(lp0\n.")
     hidden = tmp_path / "refs.json"
@@ -72,7 +72,7 @@ def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
             assert f"'{path.name}'" in str(told.value)
 
 
-def test_json_that_is_none_says_where(tmp_path: Path) -> None:
+def test_invalid_json_is_located(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"images": [],\n "boxes": }')
     with pytest.raises(DataError, match=r"a\.json, line 2: not JSON"):
@@ -105,7 +105,7 @@ def test_a_broken_line_is_named(write: Callable[..., Path]) -> None:
         list(read_lines(path))
 
 
-def test_sources_say_which_files_they_need(converter: Callable[..., Any], tmp_path: Path) -> None:
+def test_converters_name_the_files_they_need(converter: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"refcocog: 0 files given; it takes .*instances\.json"):
         converter("refcocog")
     with pytest.raises(DataError, match=r"nowhere\.json: no such file; coco needs here"):
@@ -114,5 +114,5 @@ def test_sources_say_which_files_they_need(converter: Callable[..., Any], tmp_pa
     here.write_text(json.dumps({"images": [], "boxes": []}))
     with pytest.raises(DataError, match=r"no split 'dev'; there are train, val, test"):
         converter("visual7w", here, split="dev")
-    with pytest.raises(DataError, match="its files hold one part each"):
+    with pytest.raises(DataError, match="its files hold one split each"):
         converter("coco", here, split="train")

@@ -61,8 +61,8 @@ def test_things_become_questions_largest_first(converter: Converter, write: Writ
             {"from": "gpt", "value": "person"},
         ],
     }
-    assert found.account.left_out["a crowd: one box around many things"] == 1
-    assert found.account.rows == 1
+    assert found.report.skipped["a crowd: one box around many objects"] == 1
+    assert found.report.rows == 1
 
 
 def test_only_the_largest_things_are_asked_about(converter: Converter, write: Write) -> None:
@@ -70,7 +70,7 @@ def test_only_the_largest_things_are_asked_about(converter: Converter, write: Wr
     found = converter("coco", write("instances.json", instances(annotations=many)))
     assert len(found.only["bboxes"]) == 8
     assert found.only["bboxes"][0] == [0, 0, 20, 10]
-    assert sum(found.account.left_out.values()) == 3
+    assert sum(found.report.skipped.values()) == 3
 
 
 def test_captions_become_conversations(converter: Converter, write: Write) -> None:
@@ -84,7 +84,7 @@ def test_captions_become_conversations(converter: Converter, write: Write) -> No
     assert found.only["image"] == "000000000025.jpg"
     assert found.only["conversations"][1] == {"from": "gpt", "value": "A zebra grazing."}
     assert found.only["conversations"][0]["value"].startswith("<image>\n")
-    assert found.account.left_out["an empty caption"] == 1
+    assert found.report.skipped["an empty caption"] == 1
 
 
 def test_only_wanted_images_are_taken(converter: Converter, write: Write) -> None:

@@ -63,14 +63,14 @@ def test_captions_without_boxes_are_left_out(
 ) -> None:
     found = converter("flickr30k", *folders)
     assert len(found.rows) == 2
-    assert found.account.left_out["a caption without a box"] == 1
+    assert found.report.skipped["a caption without a box"] == 1
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "refused"),
-        ("<annotation><object>", "no XML"),
+        ("<annotation><object>", "invalid XML"),
         ("<annotation>" + " " * 4_000_001 + "</annotation>", "larger than"),
         (None, "no such file"),
     ],
@@ -93,14 +93,14 @@ def test_entities_hidden_by_another_encoding_are_refused(
 ) -> None:
     text = '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a [<!ENTITY b "c">]><annotation/>'
     (folders[1] / "1000092795.xml").write_bytes(text.encode("utf-16"))
-    with pytest.raises(DataError, match="no XML that can be read"):
+    with pytest.raises(DataError, match="invalid XML"):
         converter("flickr30k", *folders)
 
 
 def test_folders_are_wanted(
     converter: Converter, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"a folder with a \.xml file for each image"):
+    with pytest.raises(DataError, match=r"must be a folder with a \.xml file"):
         converter("flickr30k", folders[0], folders[1] / "1000092795.xml")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.txt files"):

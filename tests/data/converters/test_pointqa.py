@@ -77,4 +77,4 @@ def test_broken_questions_are_failures(
 
 def test_an_empty_answer_is_left_out(converter: Converter, write: Write) -> None:
     found = converter("pointqa", write("looktwiceqa_dataset.json", {"1": [asked(ans=" ")]}))
-    assert found.account.left_out == {"an empty answer": 1}
+    assert found.report.skipped == {"an empty answer": 1}

@@ -114,7 +114,7 @@ def test_references_to_nothing_are_failures(
 
 
 def test_another_list_is_no_references(converter: Converter, write: Write, things: Path) -> None:
-    with pytest.raises(DataError, match="no reference"):
+    with pytest.raises(DataError, match="not a reference"):
         converter("refcocog", write("refs.json", [{"id": 3}]), things)
 
 

@@ -79,16 +79,16 @@ def test_the_test_part_has_no_answers(converter: Converter, write: Write) -> Non
     del asked["answer_label"]
     found = converter("vcr", write("test.jsonl", [asked]))
     assert found.rows == []
-    assert sum(found.account.left_out.values()) == 1
+    assert sum(found.report.skipped.values()) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"objects": ["person"] * 5}, "3 boxes for 5 things"),
-        ({"metadata_fn": "nowhere.json"}, "the metadata is missing"),
+        ({"objects": ["person"] * 5}, "3 boxes for 5 objects"),
+        ({"metadata_fn": "nowhere.json"}, "no such metadata file"),
         ({"question": ["What", [3], "?"]}, "name object 3"),
-        ({"img_fn": "../a.jpg"}, "leaves the folder"),
+        ({"img_fn": "../a.jpg"}, "outside the folder"),
     ],
 )
 def test_broken_questions_are_failures(
@@ -101,5 +101,5 @@ def test_broken_questions_are_failures(
 
 def test_the_second_name_is_a_folder(converter: Converter, write: Write) -> None:
     path = write("train.jsonl", [question()])
-    with pytest.raises(DataError, match="the folder vcr1images is expected"):
+    with pytest.raises(DataError, match="must be the folder vcr1images"):
         converter("vcr", path, path)

@@ -62,7 +62,7 @@ def test_the_same_box_twice_is_left_out(converter: Converter, write: Write) -> N
     content["boxes"] = [*BOXES[:4], {**BOXES[2], "box_id": 4}]
     found = converter("visual7w", write("v7w.json", content))
     assert found.rows == []
-    assert found.account.left_out == {"a question with the same box twice": 1}
+    assert found.report.skipped == {"a question with the same box twice": 1}
 
 
 def test_the_split_is_that_of_the_image(converter: Converter, write: Write) -> None:

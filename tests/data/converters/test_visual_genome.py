@@ -61,7 +61,7 @@ def test_what_has_no_words_or_no_area_is_left_out(converter: Converter, write: W
     path = write("relationships.json", [{"image_id": 7, "relationships": several}])
     found = converter("visual-genome", path)
     assert found.rows == []
-    assert found.account.left_out == {
+    assert found.report.skipped == {
         "a relationship with a word missing": 2,
         "a box without area": 1,
     }

@@ -1,4 +1,4 @@
-"""Public data sets as they are published -> rows. One small file a data set; see `base`."""
+"""Converters from the published files of public data sets to rows. One file per data set."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vip_llava.data.converters import (
     visual7w,
     visual_genome,
 )
-from vip_llava.data.converters.base import Account, Raw, Source, convert
+from vip_llava.data.converters.base import ConversionReport, Converter, RawFiles, convert
 
-__all__ = ["SOURCES", "Account", "Raw", "Source", "convert"]
+__all__ = ["CONVERTERS", "ConversionReport", "Converter", "RawFiles", "convert"]
 
-#: Name on the command line -> source.
-SOURCES: dict[str, Source] = {
+#: Name on the command line -> converter. A new data set adds a file and a line here.
+CONVERTERS: dict[str, Converter] = {
     source.name: source
     for source in (
-        coco.SOURCE,
-        *refcoco.SOURCES,
-        visual_genome.SOURCE,
-        flickr30k.SOURCE,
-        vcr.SOURCE,
-        visual7w.SOURCE,
-        pointqa.SOURCE,
+        coco.CONVERTER,
+        *refcoco.CONVERTERS,
+        visual_genome.CONVERTER,
+        flickr30k.CONVERTER,
+        vcr.CONVERTER,
+        visual7w.CONVERTER,
+        pointqa.CONVERTER,
     )
 }

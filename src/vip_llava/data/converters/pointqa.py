@@ -1,8 +1,8 @@
-"""PointQA LookTwice: how many things of the kind that is pointed at are in the image?
+"""PointQA LookTwice: questions that count the objects of the same kind as a marked one.
 
-Reads `looktwiceqa_dataset.json` (an object: image id -> its questions), whose parts are lists of
-image ids in files of their own, or its form as JSON lines with one question a line. Every question
-is one row of the pointQA_twice kind: the box of the pointed-at thing and the general question.
+Reads `looktwiceqa_dataset.json` (an object: image id -> its questions), whose splits are separate
+lists of image ids, or its JSON Lines form with one question per line. Each question becomes a row of
+the pointQA_twice kind: the box of the marked object and the general question.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vip_llava.data.converters.base import (
-    Account,
-    LeftOut,
-    Raw,
-    Source,
+    ConversionReport,
+    Converter,
+    RawFiles,
+    SkipEntry,
     box_of_corner_and_size,
-    each,
+    build_rows,
     image_name,
     read_json,
     read_lines,
 )
 
-__all__ = ["SOURCE"]
+__all__ = ["CONVERTER"]
 
-#: The wording that names no kind of thing; the first releases called it `pt_question`.
+#: The question that does not name the kind of object; the first releases called it `pt_question`.
 _QUESTIONS = ("general_question", "pt_question")
 
 
-def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
+def _read(raw: RawFiles, report: ConversionReport) -> Iterator[dict[str, Any]]:
     numbers: dict[str, int] = {}
 
     def build(entry: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
         if question is None:
             raise KeyError("general_question")
         if not answer:
-            raise LeftOut("an empty answer")
+            raise SkipEntry("an empty answer")
         return {
             "id": f"pointQA_twice-{image}-{numbers[image]}",
             "image": image_name(asked.get("file_path", f"{image}.jpg"), raw),
@@ -48,10 +48,10 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
             "answer": answer,
         }
 
-    yield from each(_questions(raw), build, account)
+    yield from build_rows(_questions(raw), build, report)
 
 
-def _questions(raw: Raw) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
+def _questions(raw: RawFiles) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
     path = raw.files[0]
     if path.suffix.lower() == ".jsonl":
         for where, asked in read_lines(path):
@@ -67,14 +67,14 @@ def _questions(raw: Raw) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
 
 
 def _box(box: Any) -> list[float | int]:
-    """Published as a Visual Genome thing (x, y, w, h), in the JSON lines as [x1, y1, x2, y2]."""
+    """A box published as a Visual Genome object (x, y, w, h), or [x1, y1, x2, y2] in JSON Lines."""
     if isinstance(box, Mapping):
         return box_of_corner_and_size((box["x"], box["y"], box["w"], box["h"]))
     x1, y1, x2, y2 = box
     return box_of_corner_and_size((x1, y1, x2 - x1, y2 - y1))
 
 
-SOURCE = Source(
+CONVERTER = Converter(
     name="pointqa",
     kind="pointQA_twice",
     needs=("looktwiceqa_dataset.json",),

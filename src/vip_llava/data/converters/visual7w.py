@@ -1,7 +1,7 @@
-"""Visual7W pointing: which of four boxes answers the question?
+"""Visual7W pointing: questions that one of four boxes answers.
 
-Reads `dataset_v7w_pointing.json`. Every question is one row of the v7w kind: four boxes, in an
-order that says nothing about the answer and is the same each time, and the right one.
+Reads `dataset_v7w_pointing.json`. Each question becomes a row of the v7w kind: four boxes, in a
+deterministic order that is independent of the answer, and the right one.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vip_llava.data.converters.base import (
-    Account,
-    LeftOut,
-    Raw,
-    Source,
+    ConversionReport,
+    Converter,
+    RawFiles,
+    SkipEntry,
     box_of_corner_and_size,
-    each,
+    build_rows,
     image_name,
     read_json,
 )
 
-__all__ = ["SOURCE"]
+__all__ = ["CONVERTER"]
 
 
-def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
+def _read(raw: RawFiles, report: ConversionReport) -> Iterator[dict[str, Any]]:
     path = raw.files[0]
     content = read_json(path, "images", "boxes")
     boxes = {box["box_id"]: box for box in content["boxes"]}
@@ -36,7 +36,7 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
         places = {box: _box(boxes[box]) for box in order}
         choices = [places[box] for box in order]
         if any(choices.count(choice) > 1 for choice in choices):
-            raise LeftOut("a question with the same box twice")
+            raise SkipEntry("a question with the same box twice")
         return {
             "id": f"v7w-{asked['qa_id']}",
             "image": image_name(image["filename"], raw),
@@ -51,11 +51,11 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
         if raw.wants(image.get("image_id"), image.get("split", ""))
         for asked in image["qa_pairs"]
     )
-    yield from each(entries, build, account)
+    yield from build_rows(entries, build, report)
 
 
 def _key(asked: Mapping[str, Any], box: Any) -> bytes:
-    """Where a box stands among the four: a hash, so that no generator and no state is needed."""
+    """The sort key of a box among the four: a hash, which is deterministic and stateless."""
     return hashlib.sha256(f"{asked['qa_id']}/{box}".encode()).digest()
 
 
@@ -63,7 +63,7 @@ def _box(box: Mapping[str, Any]) -> list[float | int]:
     return box_of_corner_and_size((box["x"], box["y"], box["width"], box["height"]))
 
 
-SOURCE = Source(
+CONVERTER = Converter(
     name="visual7w",
     kind="v7w",
     needs=("dataset_v7w_pointing.json",),

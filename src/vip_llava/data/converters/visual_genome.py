@@ -1,7 +1,7 @@
-"""Visual Genome relationships: two things of an image and what one is to the other.
+"""Visual Genome relationships between two objects of an image.
 
-Reads `relationships.json` and, to know in which of its two folders an image lies, `image_data.json`.
-Every relationship is one row of the vg_rel kind: two boxes and "subject, relation, object".
+Reads `relationships.json` and, to find the folder of each image, `image_data.json`. Each relationship
+becomes a row of the vg_rel kind: two boxes and "subject, relation, object".
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vip_llava.data.converters.base import (
-    Account,
-    LeftOut,
-    Raw,
-    Source,
+    ConversionReport,
+    Converter,
+    RawFiles,
+    SkipEntry,
     box_of_corner_and_size,
-    each,
+    build_rows,
     image_name,
     read_lines,
 )
 
-__all__ = ["SOURCE"]
+__all__ = ["CONVERTER"]
 
 
-def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
+def _read(raw: RawFiles, report: ConversionReport) -> Iterator[dict[str, Any]]:
     places = _places(raw.files[1]) if len(raw.files) > 1 else {}
 
     def build(entry: tuple[Any, Mapping[str, Any]]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
         ends = relation["subject"], relation["object"]
         words = (_name(ends[0]), " ".join(relation["predicate"].split()).lower(), _name(ends[1]))
         if not all(words):
-            raise LeftOut("a relationship with a word missing")
+            raise SkipEntry("a relationship with a word missing")
         name = places[image] if places else f"{image}.jpg"
         return {
             "id": f"vg_rel-{image}-{relation['relationship_id']}",
@@ -42,10 +42,10 @@ def _read(raw: Raw, account: Account) -> Iterator[dict[str, Any]]:
             "answer": ", ".join(words),
         }
 
-    yield from each(_relations(raw), build, account)
+    yield from build_rows(_relations(raw), build, report)
 
 
-def _relations(raw: Raw) -> Iterator[tuple[str, tuple[Any, Mapping[str, Any]]]]:
+def _relations(raw: RawFiles) -> Iterator[tuple[str, tuple[Any, Mapping[str, Any]]]]:
     for where, entry in read_lines(raw.files[0]):
         image = entry["image_id"]
         if raw.wants(image):
@@ -55,7 +55,7 @@ def _relations(raw: Raw) -> Iterator[tuple[str, tuple[Any, Mapping[str, Any]]]]:
 
 
 def _places(path: Path) -> dict[Any, str]:
-    """Image id -> folder and file, the end of the address that the image was published at."""
+    """Image id -> folder and file: the end of the URL of the image."""
     found = {}
     for _, entry in read_lines(path):
         parts = PurePosixPath(urlsplit(entry["url"]).path).parts
@@ -64,7 +64,7 @@ def _places(path: Path) -> dict[Any, str]:
 
 
 def _name(end: Mapping[str, Any]) -> str:
-    """The word for a thing; older releases write `name`, newer ones a list `names`."""
+    """The name of an object; older releases have `name`, newer ones a list `names`."""
     names = end["names"] if "names" in end else [end["name"]]
     return " ".join(str(names[0]).split()).lower() if names else ""
 
@@ -73,7 +73,7 @@ def _box(end: Mapping[str, Any]) -> list[float | int]:
     return box_of_corner_and_size((end["x"], end["y"], end["w"], end["h"]))
 
 
-SOURCE = Source(
+CONVERTER = Converter(
     name="visual-genome",
     kind="vg_rel",
     needs=("relationships.json", "image_data.json"),
