@@ -38,6 +38,9 @@ _BUILT_IN = (
 )
 """Modules that register the towers of this package when they are imported."""
 
+# Settings that name code, or stages for transformers' backbones, which truncation would invalidate.
+_IGNORED = ("auto_map", "_name_or_path", "model_type", "out_features", "out_indices", "stage_names")
+
 Triple: TypeAlias = tuple[float, float, float]
 Config: TypeAlias = Mapping[str, Any]
 
@@ -90,8 +93,7 @@ class VisionTower:
 
     def complete(self, config: Config) -> dict[str, Any]:
         """`config` with the sizes that transformers' class would fill in."""
-        ignored = ("auto_map", "_name_or_path", "model_type")
-        settings = {key: value for key, value in config.items() if key not in ignored}
+        settings = {key: value for key, value in config.items() if key not in _IGNORED}
         built = CONFIG_MAPPING[self.model_type](**settings)
         for key in ("hidden_size", "num_hidden_layers", "image_size", "patch_size"):
             if key not in settings and hasattr(built, key):

@@ -17,6 +17,7 @@ from vip_llava.errors import CheckpointError
 from vip_llava.models.default.build import (
     LORA_TARGETS,
     apply_trained,
+    load_default,
     read_trained,
     save_trained,
     trained_state,
@@ -194,7 +195,9 @@ def test_the_shipped_model_answers_alike_in_batches(shipped: Any) -> None:
 
 @pytest.mark.default_model
 @pytest.mark.slow
-def test_the_shipped_tower_is_folded_and_the_settings_are_told(shipped: Any) -> None:
-    assert shipped.model.model.vision_tower.config.folded
+def test_the_shipped_tower_is_folded_and_the_info_names_the_settings(shipped: Any) -> None:
+    model, processor = load_default()
+    assert model.model.vision_tower.config.folded and not model.training
+    assert processor.find_marks is not None
     assert (shipped.info.template, shipped.info.tokens_per_view) == ("chatml", 65)
     assert shipped.info.dtype == "float32"
