@@ -27,7 +27,7 @@ def ask(program: Program, photo: Path, tiny_model_folder: Path) -> Program:
     return run
 
 
-def test_the_answer_alone_is_on_stdout(ask: Program, photo: Path, assistant: Any) -> None:
+def test_stdout_carries_only_the_answer(ask: Program, photo: Path, assistant: Any) -> None:
     ran = ask(QUESTION, "--box", "5,5,40,30")
     wanted = assistant.ask(photo, QUESTION, [Box(5, 5, 40, 30)], max_new_tokens=8)
     assert (ran.code, ran.out) == (0, wanted.text + "\n")
@@ -39,7 +39,7 @@ def test_streaming_gives_the_same_text(ask: Program) -> None:
     assert ask(*argv, "--stream").out.strip() == ask(*argv, "--no-stream").out.strip()
 
 
-def test_json_tells_what_the_model_saw(
+def test_json_contains_what_the_model_saw(
     ask: Program, photo: Path, tmp_path: Path, assistant: Any
 ) -> None:
     out = tmp_path / "drawn.png"
@@ -79,7 +79,7 @@ def test_a_stop_text_ends_the_answer(ask: Program) -> None:
     assert ask("What is this?", "--stop", stop).out == whole[: whole.index(stop)].strip() + "\n"
 
 
-def test_flags_of_the_original_mean_the_same(
+def test_flags_of_the_original_give_the_same_answer(
     program: Program, photo: Path, tiny_model_folder: Path, assistant: Any
 ) -> None:
     ran = program(
@@ -95,7 +95,7 @@ def test_flags_of_the_original_mean_the_same(
     assert content["regions"] == [{**region.to_json(), "id": "1", "width": 2}]
 
 
-def test_the_question_may_stand_alone_after_image_file(
+def test_the_question_may_be_an_argument_after_image_file(
     program: Program, photo: Path, tiny_model_folder: Path
 ) -> None:
     argv = ["--model", tiny_model_folder, "--max-new-tokens", 4]
@@ -121,7 +121,7 @@ def test_the_question_may_stand_alone_after_image_file(
         (["What?", "--model", "no-such-folder/at-all/here"], "no-such-folder"),
     ],
 )
-def test_a_mistake_is_told_before_any_model_is_opened(
+def test_mistakes_are_reported_before_a_model_is_loaded(
     program: Program, photo: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], message: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -138,17 +138,17 @@ def test_a_mistake_is_told_before_any_model_is_opened(
         (["--quantization", "3bit"], "3bit"),
     ],
 )
-def test_a_wrong_model_option_is_told(ask: Program, argv: list[str], message: str) -> None:
+def test_a_wrong_model_option_is_reported(ask: Program, argv: list[str], message: str) -> None:
     ran = ask("What?", *argv)
     assert ran.code == 2 and message in ran.err
 
 
-def test_no_photo(program: Program) -> None:
+def test_a_missing_photo_argument_is_reported(program: Program) -> None:
     ran = program("ask", "--box", "1,1,9,9")
-    assert ran.code == 2 and "which photo?" in ran.err
+    assert ran.code == 2 and "no photo given" in ran.err
 
 
-def test_in_a_child_process(
+def test_ask_in_a_child_process(
     vip_llava: Callable[..., Any], photo: Path, tiny_model_folder: Path, assistant: Any
 ) -> None:
     done = vip_llava(

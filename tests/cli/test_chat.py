@@ -1,4 +1,4 @@
-"""`vip-llava chat`, run for real on a tiny model: piped, and with a made terminal."""
+"""`vip-llava chat` on a tiny model: with piped input, and in a simulated terminal."""
 
 from __future__ import annotations
 
@@ -11,36 +11,33 @@ from typing import Any
 
 import pytest
 
-from vip_llava.cli.chat_session import Talk
-from vip_llava.cli.inputs import Marked
+from vip_llava.cli.chat_session import ChatSession
 from vip_llava.errors import RegionError, RequestError
 from vip_llava.images import open_image
-from vip_llava.regions import Box, Point, draw, resolve
+from vip_llava.prompting.turns import MarkedImage, draw_images
+from vip_llava.regions import Box, Point, draw
 
 Program = Callable[..., Any]
 
 
 @pytest.fixture
 def opened(assistant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`chat` talks with the model that is open already."""
+    """`chat` uses the model of the `assistant` fixture."""
     monkeypatch.setattr("vip_llava.cli.chat.open_assistant", lambda *_: assistant)
 
 
 @pytest.fixture
-def talk(assistant: Any, photo: Path) -> Talk:
-    image = open_image(photo)
-    regions = (Box(5, 5, 40, 30),)
-    resolution = resolve(regions, image.size)
-    marked = Marked(image, regions, resolution.regions, resolution.notes)
-    return Talk(assistant, marked, {"max_new_tokens": 6})
+def session(assistant: Any, photo: Path) -> ChatSession:
+    [marked], _ = draw_images([MarkedImage(open_image(photo), (Box(5, 5, 40, 30),))])
+    return ChatSession(assistant, marked, {"max_new_tokens": 6})
 
 
-def say(talk: Talk, question: str) -> str:
-    return talk.ask(question).result().text
+def ask(session: ChatSession, question: str) -> str:
+    return session.ask(question).result().text
 
 
 @pytest.mark.usefixtures("opened")
-def test_piped_lines_are_turns(program: Program, photo: Path, assistant: Any) -> None:
+def test_each_piped_line_is_a_turn(program: Program, photo: Path, assistant: Any) -> None:
     lines = b"What is <region:1>?\n\n/point 60,40\nAnd <region:2>?\n"
     ran = program("chat", photo, "--box", "5,5,40,30", "--max-new-tokens", 6, stdin=lines)
     chat = assistant.chat(photo, [Box(5, 5, 40, 30)])
@@ -52,7 +49,7 @@ def test_piped_lines_are_turns(program: Program, photo: Path, assistant: Any) ->
 
 
 @pytest.mark.usefixtures("opened")
-def test_json_is_one_line_a_turn(program: Program, photo: Path) -> None:
+def test_json_prints_one_line_per_turn(program: Program, photo: Path) -> None:
     ran = program("chat", photo, "--max-new-tokens", 4, "--json", stdin=b"What?\nWhere?\n")
     first, second = map(json.loads, ran.out.splitlines())
     assert first["prompt"] in second["prompt"] or "What?" in second["prompt"]
@@ -60,7 +57,7 @@ def test_json_is_one_line_a_turn(program: Program, photo: Path) -> None:
 
 
 @pytest.mark.usefixtures("opened")
-def test_quit_ends_before_the_rest(program: Program, photo: Path) -> None:
+def test_quit_ignores_later_lines(program: Program, photo: Path) -> None:
     ran = program("chat", photo, stdin=b"/quit\nWhat?\n")
     assert (ran.code, ran.out) == (0, "")
 
@@ -69,29 +66,29 @@ def test_quit_ends_before_the_rest(program: Program, photo: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"/star 1,2", "/star: no such command; there are /box"),
+        (b"/star 1,2", "/star: unknown command; use one of /box"),
         (b"/box 1,2,3", "needs 4 numbers"),
         (b"/save", "/save needs a file name"),
-        (b"/undo", "nothing to take back"),
+        (b"/undo", "no turn or region to remove"),
         (b"What is <region:7>?", "<region:7>"),
     ],
 )
-def test_a_mistake_in_piped_lines_ends_with_2(
+def test_a_mistake_in_piped_input_exits_with_2(
     program: Program, photo: Path, line: bytes, message: str
 ) -> None:
     ran = program("chat", photo, stdin=line + b"\nWhat?\n")
     assert (ran.code, ran.out) == (2, "") and message in ran.err
 
 
-def test_a_region_is_added_with_its_style(talk: Talk, photo: Path) -> None:
-    talk.command("/point 60,40,3 color=blue alpha=99")
-    added = talk.chat.regions[-1]
+def test_a_shape_command_adds_a_region_with_its_style(session: ChatSession, photo: Path) -> None:
+    session.command("/point 60,40,3 color=blue alpha=99")
+    added = session.chat.regions[-1]
     assert (added.id, added.color, added.alpha, added.radius) == ("2", "blue", 99, 3)
     wanted = draw(
         open_image(photo),
         [Box(5, 5, 40, 30), Point(60, 40, radius=3, color="blue", alpha=99)],
     )
-    assert talk.chat.image is not None and talk.chat.image.tobytes() == wanted.tobytes()
+    assert session.chat.image is not None and session.chat.image.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -103,58 +100,58 @@ def test_a_region_is_added_with_its_style(talk: Talk, photo: Path) -> None:
         ("/mask nowhere.png", "/mask nowhere.png: no such file"),
     ],
 )
-def test_a_mistake_is_told_as_it_was_typed(talk: Talk, line: str, message: str) -> None:
+def test_errors_name_commands_as_typed(session: ChatSession, line: str, message: str) -> None:
     with pytest.raises(RegionError) as caught:
-        talk.command(line)
+        session.command(line)
     assert str(caught.value).startswith(message) and "--" not in str(caught.value)
 
 
-def test_undo_takes_back_turns_and_regions_in_reverse(talk: Talk) -> None:
-    say(talk, "What is <region:1>?")
-    after_one = talk.chat.messages
-    talk.command("/box 1,1,9,9")
-    say(talk, "And <region:2>?")
-    talk.command("/undo")
-    assert (talk.chat.messages, len(talk.chat.regions)) == (after_one, 2)
-    talk.command("/undo")
-    assert (talk.chat.messages, len(talk.chat.regions)) == (after_one, 1)
-    talk.command("/undo")
-    assert (talk.chat.messages, len(talk.chat.regions)) == ((), 1)
-    with pytest.raises(RequestError, match="nothing to take back"):
-        talk.command("/undo")
+def test_undo_removes_turns_and_regions_in_reverse_order(session: ChatSession) -> None:
+    ask(session, "What is <region:1>?")
+    after_one = session.chat.turns
+    session.command("/box 1,1,9,9")
+    ask(session, "And <region:2>?")
+    session.command("/undo")
+    assert (session.chat.turns, len(session.chat.regions)) == (after_one, 2)
+    session.command("/undo")
+    assert (session.chat.turns, len(session.chat.regions)) == (after_one, 1)
+    session.command("/undo")
+    assert (session.chat.turns, len(session.chat.regions)) == ((), 1)
+    with pytest.raises(RequestError, match="no turn or region to remove"):
+        session.command("/undo")
 
 
-def test_after_undo_the_answer_is_that_of_a_fresh_start(talk: Talk) -> None:
-    first = say(talk, "What is <region:1>?")
-    talk.command("/undo")
-    assert say(talk, "What is <region:1>?") == first
+def test_after_undo_the_same_question_gets_the_same_answer(session: ChatSession) -> None:
+    first = ask(session, "What is <region:1>?")
+    session.command("/undo")
+    assert ask(session, "What is <region:1>?") == first
 
 
-def test_a_failed_step_leaves_nothing_to_undo(talk: Talk) -> None:
+def test_a_failed_command_adds_nothing_to_undo(session: ChatSession) -> None:
     for line in ("/box 9,9,1,1", "/box 500,500,900,900", "/point 1,2 color=mauve", "/box '1"):
         with pytest.raises(RegionError):
-            talk.command(line)
+            session.command(line)
     with pytest.raises(RequestError):
-        talk.command("/undo")
-    assert len(talk.chat.regions) == 1
+        session.command("/undo")
+    assert len(session.chat.regions) == 1
 
 
-def test_a_turn_that_is_left_early_is_forgotten(talk: Talk) -> None:
-    with talk.ask("What is <region:1>?") as stream:
+def test_an_abandoned_turn_does_not_count(session: ChatSession) -> None:
+    with session.ask("What is <region:1>?") as stream:
         next(stream)
-    assert talk.chat.messages == ()
+    assert session.chat.turns == ()
     with pytest.raises(RequestError):
-        talk.command("/undo")
+        session.command("/undo")
 
 
-def test_save_and_regions_and_help(
-    talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_save_regions_and_help_commands(
+    session: ChatSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    talk.command(f"/save {tmp_path / 'now.png'}")
-    assert talk.chat.image is not None
-    assert open_image(tmp_path / "now.png").tobytes() == talk.chat.image.tobytes()
-    talk.command("/regions")
-    talk.command("/help")
+    session.command(f"/save {tmp_path / 'now.png'}")
+    assert session.chat.image is not None
+    assert open_image(tmp_path / "now.png").tobytes() == session.chat.image.tobytes()
+    session.command("/regions")
+    session.command("/help")
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "<region:1> red box" in shown.err and "/undo" in shown.err
@@ -191,7 +188,7 @@ def sit_down(monkeypatch: pytest.MonkeyPatch, photo: Path, opened: None) -> Call
     return run
 
 
-def test_in_a_terminal_a_mistake_is_told_and_the_talk_goes_on(
+def test_in_a_terminal_the_chat_continues_after_a_mistake(
     sit_down: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     code = sit_down(["/star", "What is <region:9>?", "/box 5,5,40,30", "What is <region:1>?"])
@@ -201,7 +198,7 @@ def test_in_a_terminal_a_mistake_is_told_and_the_talk_goes_on(
     assert "tokens in" in shown.err
 
 
-def test_ctrl_c_at_the_prompt_ends(sit_down: Callable[..., int]) -> None:
+def test_ctrl_c_at_the_prompt_exits_with_130(sit_down: Callable[..., int]) -> None:
     assert sit_down([KeyboardInterrupt]) == 130
 
 
@@ -221,12 +218,12 @@ def test_ctrl_c_during_an_answer_stops_only_the_answer(
     monkeypatch.setattr(chat, "write_answer", interrupted)
     assert sit_down(["What is this?", "/undo", "What is this?"]) == 0
     shown = capfd.readouterr()
-    assert "stopped" in shown.err and "nothing to take back" in shown.err and shown.out.strip()
+    assert "stopped" in shown.err and "no turn or region to remove" in shown.err and shown.out.strip()
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"), [(["-"], "reads its turns from stdin"), ([], "which photo?")]
+    ("argv", "message"), [(["-"], "reads its turns from stdin"), ([], "no photo given")]
 )
-def test_a_mistake_is_told(program: Program, argv: list[str], message: str) -> None:
+def test_wrong_arguments_are_reported(program: Program, argv: list[str], message: str) -> None:
     ran = program("chat", "--unit", *argv)
     assert ran.code == 2 and message in ran.err

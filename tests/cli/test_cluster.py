@@ -33,7 +33,7 @@ def test_names_of_models() -> None:
         named_models("a/b,c/b")
 
 
-def test_the_controller_makes_the_secret_and_the_worker_reads_it(tmp_path: Path) -> None:
+def test_the_controller_creates_the_secret_and_the_worker_reads_it(tmp_path: Path) -> None:
     file = tmp_path / "cluster.secret"
     with pytest.raises(ServingError, match="can't be read"):
         secret_from(file)
@@ -44,7 +44,7 @@ def test_the_controller_makes_the_secret_and_the_worker_reads_it(tmp_path: Path)
         secret_from(None)
 
 
-def test_the_workers_address() -> None:
+def test_the_address_of_a_worker() -> None:
     assert worker_address(None, ("127.0.0.1", 5)) == "http://127.0.0.1:5"
     assert worker_address(None, ("::1", 5)) == "http://[::1]:5"
     assert worker_address("http://10.1.2.3:80/", ("0.0.0.0", 5)) == "http://10.1.2.3:80"
@@ -53,7 +53,7 @@ def test_the_workers_address() -> None:
         worker_address(None, ("0.0.0.0", 5))
 
 
-def test_a_checked_start(program: Program) -> None:
+def test_check_prints_the_settings(program: Program) -> None:
     told = json.loads(program("controller", "--check", "--allow-worker", "10.1.0.0/16").out)
     assert told["allow_worker"] == ["10.1.0.0/16"] and told["port"] == 21001
     assert told["dispatch_method"] == "shortest_queue"
@@ -78,12 +78,12 @@ def test_a_checked_start(program: Program) -> None:
         (["serve", "--check", "--models", "a/x,b/x"], "two models are called x"),
     ],
 )
-def test_mistakes_are_told(program: Program, words: list[str], told: str) -> None:
+def test_contradictions_and_missing_options_are_reported(program: Program, words: list[str], told: str) -> None:
     ran = program(*words)
     assert ran.code == 2 and told in ran.err
 
 
-def test_flags_of_the_original_are_taken(program: Program) -> None:
+def test_flags_of_the_original_are_accepted(program: Program) -> None:
     words = "--model-path ./x --controller-address http://127.0.0.1:9 --load-8bit --device cpu"
     ran = program("worker", "--check", *words.split(), "--limit-model-concurrency", "5")
     assert json.loads(ran.out)["controller"] == "http://127.0.0.1:9"

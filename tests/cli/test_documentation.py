@@ -128,7 +128,7 @@ def _tiny_load(folder: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_of_the_page_works(
+def test_commands_of_the_page_and_of_help_work(
     program: Program, desk: Path, tiny_model_folder: Path, line: str
 ) -> None:
     words = shlex.split(line.partition("|")[0])

@@ -17,7 +17,7 @@ from vip_llava.regions import Arrow, Box, Ellipse, Point, draw
 Program = Callable[..., Any]
 
 
-def test_the_image_is_the_one_that_the_library_draws(
+def test_the_drawing_equals_that_of_the_library(
     program: Program, photo: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.png"
@@ -39,7 +39,7 @@ def test_the_image_is_the_one_that_the_library_draws(
     assert np.array_equal(np.asarray(open_image(out)), np.asarray(wanted))
 
 
-def test_ids_are_given_in_typed_order_across_options(program: Program, photo: Path) -> None:
+def test_ids_follow_typed_order_across_options(program: Program, photo: Path) -> None:
     argv = ["--point", "60,40", "--box", "5,5,40,30", "--point=20,20", "--box", "6,6,9,9"]
     ran = program("draw", *argv, photo, "--json")
     regions = json.loads(ran.out)["regions"]
@@ -49,7 +49,7 @@ def test_ids_are_given_in_typed_order_across_options(program: Program, photo: Pa
     assert regions[2]["point"] == [20, 20]
 
 
-def test_styles_apply_as_the_help_says(program: Program, photo: Path) -> None:
+def test_styles_apply_to_all_regions_or_to_one(program: Program, photo: Path) -> None:
     ran = program(
         "draw", photo, "--json", "--color", "aqua", "--width", "2", "--box", "5,5,40,30",
         "--box", "6,6,50,50", "--color", "gold", "--alpha", "90",
@@ -59,20 +59,20 @@ def test_styles_apply_as_the_help_says(program: Program, photo: Path) -> None:
     assert (second["color"], second["width"], second["alpha"]) == ("gold", 2, 90)
 
 
-def test_unit_coordinates_are_shares_of_the_photo(program: Program, photo: Path) -> None:
+def test_unit_coordinates_are_fractions_of_the_photo(program: Program, photo: Path) -> None:
     ran = program("draw", photo, "--unit", "--box", "0,0,0.5,0.5", "--json")
     content = json.loads(ran.out)
     assert content["regions"][0]["box"] == [0, 0, 40, 30]
     assert content["size"] == [80, 60]
 
 
-def test_clipping_is_told_on_stderr_and_in_json(program: Program, photo: Path) -> None:
+def test_clipping_is_noted_on_stderr_and_in_json(program: Program, photo: Path) -> None:
     ran = program("draw", photo, "--box", "5,5,400,30", "--json")
     assert "cut off" in ran.err
     assert "cut off" in json.loads(ran.out)["notes"][0]
 
 
-def test_flags_of_the_original_draw(program: Program, photo: Path, tmp_path: Path) -> None:
+def test_flags_of_the_original_draw_the_same_region(program: Program, photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     ran = program(
         "draw", "--image-file", photo, "--bbox", "10,10,60,50", "--shape", "rectangle",
@@ -127,13 +127,13 @@ def test_the_photo_may_come_from_stdin_and_the_image_go_to_stdout(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--box", "5,5,40,30"], "nowhere to draw"),
+        (["--box", "5,5,40,30"], "no output"),
         (["--save", "o.png"], "nothing to draw"),
-        (["--box", "5,5,40,30", "--save", "o.gif"], "--save o.gif: write a name that ends in"),
+        (["--box", "5,5,40,30", "--save", "o.gif"], "--save o.gif: the name must end in"),
         (["--box", "5,5,40,30", "--save", "no/o.png"], "--save no/o.png: there is no folder"),
-        (["--box", "5,5,40,30", "--save", "{folder}.png"], ".png: that is a folder"),
-        (["--box", "5,5,40,30", "--save", "{folder}/../photo.png"], "that is the photo itself"),
-        (["--box", "5,5,40,30", "--save", "-", "--json"], "both want stdout"),
+        (["--box", "5,5,40,30", "--save", "{folder}.png"], ".png: this is a folder"),
+        (["--box", "5,5,40,30", "--save", "{folder}/../photo.png"], "this is the photo itself"),
+        (["--box", "5,5,40,30", "--save", "-", "--json"], "both write to stdout"),
         (["--unit", "--box", "5,5,40,30", "--json"], "coordinates inside the image are 0 to 1"),
         (["--box", "5,5,40,30", "--color", "mauve", "--json"], "--color 'mauve'"),
         (["--box", "500,500,900,900", "--json"], "region '1' (box)"),
@@ -143,7 +143,7 @@ def test_the_photo_may_come_from_stdin_and_the_image_go_to_stdout(
         (["--box"], "requires an argument"),
     ],
 )
-def test_a_mistake_is_told_in_a_line_and_the_code_is_2(
+def test_mistakes_are_one_line_and_exit_code_2(
     program: Program, photo: Path, tmp_path: Path, argv: list[str], message: str
 ) -> None:
     (tmp_path / "folder.png").mkdir()
@@ -162,7 +162,7 @@ def test_a_mistake_is_told_in_a_line_and_the_code_is_2(
         ("", None, "a folder, not a photo"),
     ],
 )
-def test_a_wrong_photo_is_named(
+def test_an_unreadable_photo_is_named(
     program: Program, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / name
@@ -172,7 +172,7 @@ def test_a_wrong_photo_is_named(
     assert ran.code == 2 and message in ran.err
 
 
-def test_what_is_no_photo_on_stdin_is_named(vip_llava: Callable[..., Any]) -> None:
+def test_an_empty_photo_on_stdin_is_reported(vip_llava: Callable[..., Any]) -> None:
     done = vip_llava("draw", "-", "--box", "1,1,9,9", "--json", stdin=b"")
     assert done.returncode == 2 and b"the photo from stdin (-): the image is empty" in done.stderr
 

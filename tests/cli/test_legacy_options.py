@@ -1,4 +1,4 @@
-"""The original's flags: what they mean here."""
+"""The original's flags and the regions that they describe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("shape", LEGACY_SHAPES)
-def test_every_shape_is_made_from_a_box_alone_and_points_into_it(shape: str) -> None:
+def test_every_shape_works_with_a_box_alone(shape: str) -> None:
     found = region(shape)
     assert isinstance(found, KINDS[shape])
     x1, y1, x2, y2 = found.bounds(SIZE)
@@ -50,12 +50,12 @@ def test_the_same_flags_draw_the_same_image(shape: str) -> None:
 
 
 def test_defaults_are_those_of_the_original() -> None:
-    """Red, alpha 128, width 3 on an image of 336: here twice as wide."""
+    """Red, alpha 128, width 3 on an image of 336 pixels; this photo is twice as large."""
     found = region("rectangle")
     assert found == Box(100, 80, 260, 300, color=(255, 0, 0), alpha=128, width=6)
 
 
-def test_width_and_alpha_are_counted_as_the_original_does() -> None:
+def test_width_and_alpha_mean_what_they_mean_in_the_original() -> None:
     found = region("rectangle", width=5.0, alpha=200)
     assert (found.width, found.alpha) == (10, 200)
     tiny = legacy_region(LegacyOptions(bbox=["1,1,9,9"]), (20, 20), {"width": 3.0})
@@ -69,12 +69,12 @@ def test_rgb(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1,2", "1,2,256", "1,2,3.5", "red", "-1,0,0"])
-def test_a_wrong_rgb_is_told(text: str) -> None:
+def test_a_wrong_rgb_is_refused(text: str) -> None:
     with pytest.raises(RegionError, match="--rgb"):
         legacy_region(LegacyOptions(bbox=[BOX], rgb=text), SIZE, {})
 
 
-def test_an_outline_is_drawn_as_it_is() -> None:
+def test_an_outline_is_used_unchanged() -> None:
     seg = "[[110, 90, 200, 90, 200, 200]]"
     assert region("mask", seg=seg).polygons == ((110, 90, 200, 90, 200, 200),)
     assert region("mask contour", seg=seg).polygons == ((110, 90, 200, 90, 200, 200),)
@@ -105,30 +105,30 @@ def test_an_arrow_starts_inside_the_photo(corner: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["star", "rectangles", "9"])
-def test_an_unknown_shape_lists_the_known(name: str) -> None:
+def test_an_unknown_shape_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(RegionError, match="one of rectangle, ellipse"):
         region(name)
 
 
-def test_a_shape_without_a_place_is_told() -> None:
+def test_a_shape_without_box_or_outline_is_refused() -> None:
     with pytest.raises(RegionError, match="need --bbox"):
         region("arrow", bbox=None)
 
 
 @pytest.mark.parametrize("bbox", ["1,2,3", "9,9,1,1", "5,5,5,9", "a,b,c,d", "nan,1,2,3"])
 @pytest.mark.parametrize("shape", LEGACY_SHAPES)
-def test_a_wrong_box_is_told_for_every_shape(shape: str, bbox: str) -> None:
+def test_a_wrong_box_is_refused_for_every_shape(shape: str, bbox: str) -> None:
     with pytest.raises(RegionError):
         region(shape, bbox=bbox)
 
 
 @pytest.mark.parametrize("seg", ["1,2", "1,2,3,4", "x", "[[1,2],[3,4]]", "[]"])
 @pytest.mark.parametrize("shape", LEGACY_SHAPES)
-def test_a_wrong_outline_is_told_for_every_shape(shape: str, seg: str) -> None:
+def test_a_wrong_outline_is_refused_for_every_shape(shape: str, seg: str) -> None:
     with pytest.raises(RegionError):
         region(shape, seg=seg)
 
 
-def test_an_outline_that_crosses_itself_is_repaired_as_data_files_need() -> None:
+def test_a_self_crossing_outline_is_repaired() -> None:
     found = region("mask", seg="100,100,200,200,200,100,100,200")
     assert len(found.polygons) == 2 and found.bounds(SIZE) == (100, 100, 200, 200)

@@ -27,7 +27,7 @@ def test_help_lists_every_verb() -> None:
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_the_help_of_every_verb_teaches_with_examples(verb: str) -> None:
+def test_every_help_has_examples(verb: str) -> None:
     shown = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(
         app, [*verb.split(), "--help"]
     )
@@ -36,7 +36,7 @@ def test_the_help_of_every_verb_teaches_with_examples(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["ask", "draw", "chat"])
-def test_every_shape_and_flag_of_the_original_is_in_the_help(verb: str) -> None:
+def test_help_lists_every_shape_and_flag(verb: str) -> None:
     shown = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [verb, "--help"]).stdout
     wanted = "box ellipse triangle point arrow scribble contour mask regions unit color alpha width"
     legacy = "image-file bbox seg shape rgb"
@@ -97,7 +97,7 @@ def test_debug_shows_the_traceback(program: Program, argv: list[str]) -> None:
     assert "Traceback" in ran.err and "vip-llava: error: none.png" in ran.err
 
 
-def test_a_message_is_never_read_as_markup(program: Program) -> None:
+def test_messages_are_never_markup(program: Program) -> None:
     ran = program("draw", "[red]no[/red].png", "--json")
     assert "[red]no[/red].png: no such photo" in ran.err
 
@@ -130,7 +130,7 @@ def test_the_installed_program_starts_inside_the_guard() -> None:
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_help_breaks_its_lines_by_itself(verb: str) -> None:
+def test_help_text_wraps_to_the_terminal(verb: str) -> None:
     """A docstring's own line ends would leave ragged lines in every terminal but one."""
     shown = (
         CliRunner(env={"COLUMNS": "600", "NO_COLOR": "1"})
@@ -141,7 +141,7 @@ def test_help_breaks_its_lines_by_itself(verb: str) -> None:
         assert " ".join(paragraph.split()) in shown
 
 
-def test_a_wrong_choice_is_told_in_plain_words(program: Program, tmp_path: Path) -> None:
+def test_a_wrong_choice_lists_the_choices(program: Program, tmp_path: Path) -> None:
     ran = program("convert", tmp_path, tmp_path / "new", "--to", "xx")
     assert ran.code == 2 and "'xx' is not one of 'hf', 'original'" in ran.err
     assert "Value error" not in ran.err
@@ -194,7 +194,7 @@ def test_ctrl_c_ends_with_130(child_environment: dict[str, str]) -> None:
         ["draw", "{photo}", "--box", "1,1,9,9", "--json"],
     ],
 )
-def test_what_needs_no_model_imports_no_torch(
+def test_verbs_without_a_model_do_not_import_torch(
     child_environment: dict[str, str], photo: Path, argv: list[str]
 ) -> None:
     code = (
@@ -224,6 +224,6 @@ def test_help_starts_fast(child_environment: dict[str, str]) -> None:
     assert min(seconds) < 1.5
 
 
-def test_no_colour_where_nobody_wants_it(program: Program) -> None:
+def test_no_color_is_respected(program: Program) -> None:
     assert "\x1b[" not in program("draw", "none.png", "--json").err
     assert program_module.USAGE_EXIT == 2

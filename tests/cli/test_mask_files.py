@@ -56,13 +56,13 @@ def write(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["L", "1", "I;16", "RGB", "RGBA", "RGBA opaque", "P"])
-def test_a_mask_image_of_any_kind_marks_its_inside(tmp_path: Path, kind: str) -> None:
+def test_mask_images_of_all_modes(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "mask.png", kind)
     outline = outline_from_file(path, SIZE, "--mask")
     assert np.array_equal(drawn(outline), inside())
 
 
-def test_a_mask_that_begins_inside(tmp_path: Path) -> None:
+def test_a_mask_that_includes_the_first_pixel(tmp_path: Path) -> None:
     full = np.full((8, 12), 255, dtype=np.uint8)
     full[:, 11] = 0
     Image.fromarray(full).save(tmp_path / "mask.png")
@@ -82,7 +82,7 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
         outline_from_file(path, (20, 20), "--mask")
 
 
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     (tmp_path / "text.txt").write_text("hello")
     whole = write(tmp_path / "whole.png", "RGB").read_bytes()
@@ -92,7 +92,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
             outline_from_file(tmp_path / name, SIZE, "--mask")
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RegionError, match="no such file"):
         outline_from_file(tmp_path / "none.png", SIZE, "--mask")
     with pytest.raises(RegionError, match="no such file"):
@@ -118,7 +118,7 @@ def test_polygons_in_json(tmp_path: Path, content: object) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "rle", "segmentation"])
-def test_run_lengths_in_json(tmp_path: Path, key: str | None) -> None:
+def test_rle_in_json(tmp_path: Path, key: str | None) -> None:
     rle = {"size": [8, 12], "counts": [8, 8, 80]}
     (tmp_path / "mask.json").write_text(json.dumps(rle if key is None else {key: rle}))
     pixels = drawn(outline_from_file(tmp_path / "mask.json", SIZE, "--mask"))
@@ -134,7 +134,7 @@ def test_run_lengths_in_json(tmp_path: Path, key: str | None) -> None:
         ("[" * 10**5, "JSON"),
     ],
 )
-def test_json_that_is_no_outline(tmp_path: Path, content: str, message: str) -> None:
+def test_json_without_an_outline_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "mask.json").write_text(content)
     with pytest.raises(RegionError, match=f"--mask .*mask.json: .*{message}"):
         outline_from_file(tmp_path / "mask.json", SIZE, "--mask")

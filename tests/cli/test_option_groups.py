@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from vip_llava.cli.option_groups import OrderedCommand, Typed, grouped, typed_options
+from vip_llava.cli.option_groups import OrderedCommand, TypedOption, grouped, typed_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Group:
     flag: Annotated[bool, typer.Option("--flag")] = False
 
 
-def run(*argv: str) -> tuple[tuple[Typed, ...], Group, str | None]:
-    seen: list[tuple[tuple[Typed, ...], Group, str | None]] = []
+def run(*argv: str) -> tuple[tuple[TypedOption, ...], Group, str | None]:
+    seen: list[tuple[tuple[TypedOption, ...], Group, str | None]] = []
     app = typer.Typer()
 
     def verb(ctx: typer.Context, *, group: Group, name: str | None = None) -> None:
@@ -38,16 +38,16 @@ def run(*argv: str) -> tuple[tuple[Typed, ...], Group, str | None]:
 def test_a_group_is_filled_from_its_options() -> None:
     typed, group, name = run("--one", "a", "--flag", "--name", "n", "-o", "b")
     assert (group, name) == (Group(one=["a", "b"], flag=True), "n")
-    assert typed == (Typed("one", "a"), Typed("one", "b"))
+    assert typed == (TypedOption("one", "a"), TypedOption("one", "b"))
 
 
-def test_nothing_typed() -> None:
+def test_a_group_has_its_defaults() -> None:
     assert run() == ((), Group(), None)
 
 
 def test_values_that_look_like_options() -> None:
     typed, _, _ = run("--two=--one", "--one", "-5,-5", "--two", "x=y")
-    assert typed == (Typed("two", "--one"), Typed("one", "-5,-5"), Typed("two", "x=y"))
+    assert typed == (TypedOption("two", "--one"), TypedOption("one", "-5,-5"), TypedOption("two", "x=y"))
 
 
 @given(
@@ -57,8 +57,8 @@ def test_values_that_look_like_options() -> None:
         )
     )
 )
-def test_the_order_is_the_typed_one(pairs: list[tuple[str, str]]) -> None:
+def test_typed_order_is_kept(pairs: list[tuple[str, str]]) -> None:
     argv = [item for name, value in pairs for item in (f"--{name}", value)]
     typed, group, _ = run(*argv)
-    assert typed == tuple(Typed(*pair) for pair in pairs)
+    assert typed == tuple(TypedOption(*pair) for pair in pairs)
     assert (group.one or []) == [value for name, value in pairs if name == "one"]

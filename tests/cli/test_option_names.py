@@ -73,7 +73,7 @@ def unknown_names(source: str, options: set[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=str)
-def test_messages_name_what_exists(file: Path) -> None:
+def test_messages_name_options_that_exist(file: Path) -> None:
     options: set[str] = set().union(*VERBS.values())
     if file.is_relative_to(SOURCE / "models"):  # any verb that opens a model may print these
         options = set.intersection(*(VERBS[verb] for verb in MODEL_VERBS))
@@ -92,7 +92,7 @@ def one_sided_names(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", sorted((SOURCE / "models").rglob("*.py")), ids=str)
-def test_messages_about_a_checkpoint_name_the_argument_and_the_option(file: Path) -> None:
+def test_checkpoint_messages_name_argument_and_option(file: Path) -> None:
     assert one_sided_names(file.read_text(encoding="utf-8")) == []
 
 
@@ -124,7 +124,7 @@ def test_every_argument_of_load_is_an_option_of_every_verb_that_opens_a_model() 
     assert {verb: wanted - VERBS[verb] for verb in MODEL_VERBS if wanted - VERBS[verb]} == {}
 
 
-def test_verbs_that_read_a_checkpoint_take_the_places_of_its_parts() -> None:
+def test_verbs_that_read_a_checkpoint_take_base_and_tower() -> None:
     for verb in ("convert", "train", "data check", "data view"):
         assert {"--base", "--vision-tower"} <= VERBS[verb], verb
 
@@ -134,11 +134,13 @@ def test_options_reach_load_and_other_processes() -> None:
         "quantization": "4bit",
         "merge_adapter": False,
     }
-    options = ModelOptions(**given)
+    fields = {**given, "no_merge_adapter": True}
+    del fields["merge_adapter"]
+    options = ModelOptions(**fields)
     assert options.keywords() == given
     command = typer.main.get_command(app).commands["worker"]  # type: ignore[attr-defined]
     parsed = command.make_context("worker", options.arguments()).params
-    assert {name: parsed[name] for name in given} == given
+    assert {name: parsed[name] for name in fields} == fields
     assert ModelOptions().keywords() == {} and ModelOptions().arguments() == []
 
 
@@ -151,7 +153,7 @@ def test_options_reach_load_and_other_processes() -> None:
         (["serve", "--check", "--models", "default,a/b", "--base", "x"], "--base applies to all"),
         (
             ["web", "--check", "--controller", "http://127.0.0.1:1", "--vision-tower", "x"],
-            "--vision-tower opens a model here",
+            "--vision-tower is for a model loaded here",
         ),
         (["data", "check", "ROWS", "--vision-tower", "x"], "--vision-tower needs --model"),
         (["bench", "--random", "tiny", "--vision-tower", "x"], "can't go with --vision-tower"),
@@ -161,7 +163,7 @@ def test_options_reach_load_and_other_processes() -> None:
         ),
     ],
 )
-def test_options_that_can_not_apply_are_refused(
+def test_options_without_effect_are_refused(
     program: Any, tmp_path: Path, argv: list[str], message: str
 ) -> None:
     rows = tmp_path / "rows.jsonl"
@@ -181,16 +183,16 @@ def test_options_may_apply_to_several_models(program: Any, verb: str) -> None:
     assert ran.code == 0, ran.err
 
 
-def test_workers_of_serve_get_the_options_of_the_model() -> None:
-    from vip_llava.cli.serve_models import _arguments
+def test_serve_passes_model_options_to_its_workers() -> None:
+    from vip_llava.cli.serve_models import worker_arguments
     from vip_llava.serving.settings import make_settings
 
-    found = _arguments(ModelOptions(vision_tower="owner/tower", base="b"), make_settings())
+    found = worker_arguments(ModelOptions(vision_tower="owner/tower", base="b"), make_settings())
     assert found[found.index("--vision-tower") + 1] == "owner/tower"
     assert found[found.index("--base") + 1] == "b"
 
 
-def test_train_takes_the_vision_tower(program: Any) -> None:
+def test_train_takes_base_and_vision_tower(program: Any) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "vicuna-7b" / "stage2.yaml"
     options = ("--vision-tower", "owner/tower", "--base", "owner/vicuna-7b")
     ran = program("train", recipe, *options, "--dry-run")

@@ -1,4 +1,4 @@
-"""Text of the command line to numbers."""
+"""Numbers, points and polygons parsed from option text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vip_llava.errors import RegionError
     "text",
     ["1,2,3,4", "1 2 3 4", " 1, 2 ,3,  4 ", "[1, 2, 3, 4]", "1,2,3,4,", "+1,2.0,3e0,4."],
 )
-def test_numbers_are_read_in_every_spelling(text: str) -> None:
+def test_numbers_in_every_spelling(text: str) -> None:
     assert parse_numbers(text, "--box", "x1,y1,x2,y2") == [1, 2, 3, 4]
 
 
@@ -32,13 +32,13 @@ def test_numbers_survive_being_written(numbers: list[float]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "a,b", "1,,2", "1;2", "[1, true]", "[1,", "0x10", "nan", "[[1]]"]
 )
-def test_what_is_no_list_of_numbers_is_told_with_the_option(text: str) -> None:
+def test_other_text_is_refused_with_the_option(text: str) -> None:
     with pytest.raises(RegionError, match=r"--box .*x1,y1,x2,y2"):
         parse_numbers(text, "--box", "x1,y1,x2,y2")
 
 
 @given(st.text())
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     for parse in (
         lambda: parse_numbers(text, "--box", "x"),
         lambda: parse_pairs(text, "--scribble", "x,y"),
@@ -52,7 +52,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 def test_pairs_need_an_even_number() -> None:
     assert parse_pairs("1,2,3,4", "--scribble", "x,y,...") == [(1, 2), (3, 4)]
-    with pytest.raises(RegionError, match="3 numbers are no pairs"):
+    with pytest.raises(RegionError, match="3 numbers do not form x,y pairs"):
         parse_pairs("1,2,3", "--scribble", "x,y,...")
 
 
@@ -77,12 +77,12 @@ def test_several_polygons() -> None:
 
 
 @pytest.mark.parametrize("found", [None, 3, "1,2", [], {}, [[]], [[1, "a"]], [None], [True, False]])
-def test_json_that_holds_no_polygons(found: object) -> None:
+def test_json_without_polygons_is_refused(found: object) -> None:
     with pytest.raises(RegionError, match="here: expected polygons"):
         polygons_from(found, "here")
 
 
-def test_a_number_too_large_is_told() -> None:
+def test_a_number_too_large_for_a_float_is_refused() -> None:
     with pytest.raises(RegionError, match="too large"):
         parse_numbers(f"[{10**400}]", "--box", "x1,y1,x2,y2")
 
@@ -92,5 +92,5 @@ def test_a_number_too_large_is_told() -> None:
     [("1,2,3", True), ("[1]", True), ("1e3,-2", True), ("mask.png", False), ("./1,2", False),
      ("", False), ("-", False), ("e", False)],
 )  # fmt: skip
-def test_a_file_name_is_told_from_coordinates(text: str, number: bool) -> None:
+def test_file_names_and_coordinates_are_distinguished(text: str, number: bool) -> None:
     assert is_number_text(text) is number

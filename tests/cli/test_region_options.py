@@ -1,4 +1,4 @@
-"""Typed options to Regions: order, styles, frames, files."""
+"""TypedOption options to Regions: order, styles, frames, files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vip_llava.cli.option_groups import Typed
+from vip_llava.cli.option_groups import TypedOption
 from vip_llava.cli.legacy_options import LegacyOptions
 from vip_llava.cli.region_options import SHAPE_OPTIONS, region_from_text, regions_from_typed
 from vip_llava.errors import RegionError
@@ -26,12 +26,12 @@ TYPED = {
 }
 
 
-def typed(*pairs: str) -> list[Typed]:
-    return [Typed(*pair.split("=", 1)) for pair in pairs]
+def typed(*pairs: str) -> list[TypedOption]:
+    return [TypedOption(*pair.split("=", 1)) for pair in pairs]
 
 
 @pytest.mark.parametrize("name", list(SHAPE_OPTIONS))
-def test_every_shape_is_read(name: str) -> None:
+def test_every_shape_is_parsed(name: str) -> None:
     text, wanted = TYPED[name]
     assert region_from_text(name, text, (SIZE, "pixel")) == wanted
 
@@ -55,7 +55,7 @@ def test_a_mask_raster_is_in_pixels_even_with_unit(tmp_path: Path) -> None:
     assert found.frame == "pixel"
 
 
-def test_a_style_before_all_regions_is_the_default_of_all() -> None:
+def test_a_style_before_all_regions_is_the_default() -> None:
     found = regions_from_typed(
         typed("color=blue", "width=5", "box=1,1,9,9", "alpha=99", "point=3,3"), SIZE
     )
@@ -65,19 +65,19 @@ def test_a_style_before_all_regions_is_the_default_of_all() -> None:
     ]
 
 
-def test_a_style_after_a_region_is_of_that_region() -> None:
+def test_a_style_after_a_region_applies_to_that_region() -> None:
     found = regions_from_typed(
         typed("color=red", "box=1,1,9,9", "box=2,2,9,9", "color=#00ff00", "box=3,3,9,9"), SIZE
     )
     assert [each.color for each in found] == ["red", "#00ff00", "red"]
 
 
-def test_a_colour_may_be_three_numbers() -> None:
+def test_a_color_may_be_three_numbers() -> None:
     (found,) = regions_from_typed(typed("box=1,1,9,9", "color=1,2,3"), SIZE)
     assert found.color == "#010203"
 
 
-def test_regions_of_a_file_keep_what_they_say(tmp_path: Path) -> None:
+def test_regions_from_a_file_keep_their_frame_and_style(tmp_path: Path) -> None:
     path = tmp_path / "regions.json"
     own = {"id": "dog", "shape": "box", "frame": "unit", "box": [0, 0, 0.5, 0.5], "color": "aqua"}
     plain = {"shape": "point", "frame": "pixel", "point": [3, 4]}
@@ -95,7 +95,7 @@ def test_regions_of_a_file_keep_what_they_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrap", [lambda one: one, lambda one: {"regions": [one]}, lambda one: [one]]
 )
-def test_a_regions_file_may_hold_one_a_list_or_an_object(tmp_path: Path, wrap: object) -> None:
+def test_a_regions_file_holds_a_region_a_list_or_an_object(tmp_path: Path, wrap: object) -> None:
     path = tmp_path / "regions.json"
     one = {"shape": "box", "frame": "pixel", "box": [1, 2, 3, 4]}
     path.write_text(json.dumps(wrap(one)))  # type: ignore[operator]
@@ -111,7 +111,7 @@ def test_a_regions_file_may_hold_one_a_list_or_an_object(tmp_path: Path, wrap: o
         ("triangle=1,2,3,4", "--triangle '1,2,3,4': "),
         ("point=1", "--point '1': needs x,y or x,y,radius"),
         ("point=1,2,-3", "--point '1,2,-3': point: radius must be over 0"),
-        ("scribble=1,2,3", "--scribble '1,2,3': 3 numbers are no pairs"),
+        ("scribble=1,2,3", "--scribble '1,2,3': 3 numbers do not form x,y pairs"),
         ("mask=1,2,3,4", "--mask '1,2,3,4': "),
         ('mask={"size": [1, 1]}', "expected polygons, COCO RLE"),
         ("mask=nowhere.png", "--mask nowhere.png: no such file"),
@@ -125,7 +125,7 @@ def test_a_regions_file_may_hold_one_a_list_or_an_object(tmp_path: Path, wrap: o
         ("width=nan", "--width 'nan'"),
     ],
 )
-def test_a_mistake_names_the_option_and_the_rule(option: str, message: str) -> None:
+def test_errors_name_the_option_and_the_rule(option: str, message: str) -> None:
     with pytest.raises(RegionError) as caught:
         regions_from_typed(typed("box=1,1,9,9", option), SIZE)
     assert message in str(caught.value)
@@ -140,15 +140,15 @@ def test_a_wrong_regions_file_is_named(tmp_path: Path, content: str) -> None:
         regions_from_typed(typed(f"regions={tmp_path / 'r.json'}"), SIZE)
 
 
-def test_an_empty_regions_file_is_not_silent(
+def test_an_empty_regions_file_is_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "r.json").write_text("[]")
     assert regions_from_typed(typed(f"regions={tmp_path / 'r.json'}"), SIZE) == []
-    assert "the list is empty" in capsys.readouterr().err.replace("\n", " ")
+    assert "the list of regions is empty" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_flags_of_the_original_stand_where_they_were_typed() -> None:
+def test_flags_of_the_original_take_their_typed_place() -> None:
     legacy = LegacyOptions(bbox=["10,20,30,40"])
     found = regions_from_typed(
         typed("box=1,1,9,9", "bbox=10,20,30,40", "width=6", "point=3,3"), SIZE, legacy=legacy

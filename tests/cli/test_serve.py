@@ -1,4 +1,4 @@
-"""`vip-llava serve` as a process: it starts, answers, drains and says what is wrong."""
+"""`vip-llava serve` as a process: start, answers, drain and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "a-key-of-enough-characters"
 
 @contextmanager
 def running(*words: str, env: dict[str, str] | None = None) -> Iterator[tuple[Any, str]]:
-    """The process and its address; killed at the end if it still runs."""
+    """The process and its address; a process that still runs at the end is killed."""
     command = [sys.executable, "-m", "vip_llava", "serve", "--port", "0", *words]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
@@ -49,7 +49,7 @@ def until_ready(client: httpx.Client) -> None:
 
 
 @pytest.mark.slow
-def test_it_serves_and_a_stop_lets_answers_end(tiny_model_folder: Path) -> None:
+def test_serve_answers_and_drains_on_a_stop(tiny_model_folder: Path) -> None:
     words = ("--model", str(tiny_model_folder), "--name", "tiny")
     env = {"VIP_LLAVA_API_KEY": KEY}
     headers = {"authorization": f"Bearer {KEY}"}
@@ -75,7 +75,7 @@ def test_it_serves_and_a_stop_lets_answers_end(tiny_model_folder: Path) -> None:
     assert "127.0.0.1:" not in log
 
 
-def test_a_model_that_can_not_be_opened_ends_it(program: Program, tmp_path: Path) -> None:
+def test_a_model_that_fails_to_load_ends_the_server(program: Program, tmp_path: Path) -> None:
     ran = program("serve", "--port", "0", "--model", str(tmp_path / "none"))
     assert ran.code == 2
     assert "no such folder" in ran.err
@@ -93,13 +93,13 @@ def test_a_model_that_can_not_be_opened_ends_it(program: Program, tmp_path: Path
         (["--port", "99999"], "port"),
     ],
 )
-def test_wrong_options_are_named(program: Program, words: list[str], told: str) -> None:
+def test_wrong_settings_are_named(program: Program, words: list[str], told: str) -> None:
     ran = program("serve", "--check", *words)
     assert ran.code == 2
     assert told in ran.err
 
 
-def test_check_prints_the_settings_and_no_key(
+def test_check_prints_no_key(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "keys.txt"

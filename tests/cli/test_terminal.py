@@ -1,4 +1,4 @@
-"""What goes to stderr, and how progress is shown."""
+"""Notes, errors and progress on stderr."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from vip_llava.cli import terminal
 
 
 @given(st.text())
-def test_printable_text_can_not_move_the_cursor(text: str) -> None:
+def test_printable_text_has_no_control_characters(text: str) -> None:
     shown = terminal.printable(text)
     assert not any(ord(mark) < 32 and mark not in "\n\t" for mark in shown)
     assert "\x7f" not in shown and "\x9b" not in shown
     assert terminal.printable(shown) == shown
 
 
-def test_words_of_every_language_stay() -> None:
+def test_text_in_any_language_is_kept() -> None:
     assert terminal.printable("äöü 漢字 🦙\n\tx") == "äöü 漢字 🦙\n\tx"
     assert terminal.printable("\x1b[31mred\x1b]0;title\x07") == "[31mred]0;title"
 
 
-def test_progress_without_a_terminal_is_one_line_a_stage(
+def test_progress_without_a_terminal_is_one_line_per_stage(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with terminal.loading("opening x") as progress:
@@ -38,7 +38,7 @@ def test_progress_without_a_terminal_is_one_line_a_stage(
     ]
 
 
-def test_progress_in_a_terminal_leaves_nothing_behind(
+def test_a_progress_bar_disappears_at_the_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rich.console import Console
@@ -52,18 +52,18 @@ def test_progress_in_a_terminal_leaves_nothing_behind(
     assert shown.out == "" and "reading" in shown.err and shown.err.endswith("\x1b[2K")
 
 
-def test_an_answer_in_a_pipe_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_piped_answer_is_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.write_answer("a\x1bb", end="\n")
     assert capsys.readouterr().out == "a\x1bb\n"
 
 
-def test_an_error_has_its_prefix(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_and_notes_have_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.error_line("[x] is \x1b[31m wrong")
     terminal.note("[y]")
     assert capsys.readouterr().err == "vip-llava: error: [x] is [31m wrong\nvip-llava: [y]\n"
 
 
-def test_a_log_shows_that_long_work_goes_on(
+def test_a_log_gets_one_progress_line_a_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]

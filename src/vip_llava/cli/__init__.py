@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""The program `vip-llava`: one module a verb. `main` joins them."""

@@ -1,11 +1,12 @@
-"""`vip-llava chat`: a conversation about one photo, with regions added on the way.
+"""`vip-llava chat`: a conversation about one photo; regions may be added on the way.
 
-Lines are read from the terminal or a pipe; a line that begins with `/` is a command (`commands`
-has them). Answers go to stdout, everything else to stderr.
+Lines come from the terminal or a pipe; a line that begins with `/` is a command of `ChatSession`.
+Answers go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,17 @@ from typing import Annotated
 
 import typer
 
-from vip_llava.cli.chat_session import Talk
+from vip_llava.cli.chat_session import ChatSession
+from vip_llava.cli.inputs import (
+    check_target,
+    mark,
+    open_assistant,
+    photo_and_question,
+    save_image,
+)
 from vip_llava.cli.legacy_options import LegacyOptions
+from vip_llava.cli.model_options import DebugFlag, ModelOptions, SamplingOptions
 from vip_llava.cli.region_options import RegionOptions
-from vip_llava.cli.inputs import check_target, mark, open_assistant, save_image
-from vip_llava.cli.model_options import DebugFlag, ModelOptions, SamplingOptions, photo_and_question
 from vip_llava.cli.terminal import error_line, note, write_answer
 from vip_llava.errors import RequestError, VipLlavaError
 
@@ -29,9 +36,9 @@ EPILOG = """Examples
 
   vip-llava chat photo.jpg --box 100,80,260,300 --temperature 0.7 --seed 1
 
-  printf 'What is <region:1>?\\n/point 40,60\\nAnd <region:2>?\\n' | vip-llava chat photo.jpg --box 100,80,260,300
+  printf 'What is this?\\n/point 40,60\\nWhat is <region:1>?\\n' | vip-llava chat photo.jpg
 
-While talking: /box 10,20,200,150 and the other shapes, /regions, /save OUT.png, /undo, /help, /quit.
+Commands: /box 10,20,200,150 and the other shapes, /regions, /save OUT.png, /undo, /help, /quit.
 """
 
 
@@ -54,14 +61,14 @@ def chat(
 ) -> None:
     """Talk about a photo in several turns.
 
-    Regions given here have the ids 1, 2, ...; more can be added while talking, and every question
-    may name any of them, like <region:2>. Ctrl-C stops an answer, /quit or Ctrl-D ends. With
-    piped input each line is one turn.
+    The regions given here have the ids 1, 2, ...; more can be added during the conversation. Every
+    question may name any of them, like <region:2>. Ctrl-C stops an answer; /quit or Ctrl-D ends the
+    conversation. With piped input each line is one turn.
     """
     photo, _ = photo_and_question(photo, None, legacy.image_file, None)
     if photo == "-" or save == "-":
         raise RequestError(
-            "chat reads its turns from stdin and writes answers to stdout: no - here"
+            "chat reads its turns from stdin and writes answers to stdout, so - can't be used here"
         )
     check_target(save, photo)
     marked, _ = mark(ctx, photo, regions, legacy)
@@ -69,44 +76,42 @@ def chat(
         save_image(marked.shown, save)
     keywords = sampling.keywords()
     assistant = open_assistant(model, keywords)
-    talk = Talk(assistant, marked, keywords, unit=regions.unit)
+    session = ChatSession(assistant, marked, keywords, unit=regions.unit)
     interactive = sys.stdin.isatty()
     if interactive:
-        note(f"{photo} with {assistant.info.name}; ask away, /help for commands, /quit to end")
+        note(f"{photo} with {assistant.info.name}; /help lists the commands, /quit ends")
     for line in _lines(interactive=interactive):
         if line in ("/quit", "/exit"):
             break
-        _turn(talk, line, interactive=interactive, as_json=as_json)
+        _turn(session, line, interactive=interactive, as_json=as_json)
 
 
-def _turn(talk: Talk, line: str, *, interactive: bool, as_json: bool) -> None:
-    """One line. A mistake ends the program only where nobody can correct it."""
+def _turn(session: ChatSession, line: str, *, interactive: bool, as_json: bool) -> None:
+    """Run one line. A mistake ends the program only if the input is not interactive."""
     try:
         if line.startswith("/"):
-            talk.command(line)
+            session.command(line)
         elif line:
-            _say(talk, line, as_json=as_json, interactive=interactive)
+            _answer(session, line, as_json=as_json, interactive=interactive)
     except KeyboardInterrupt:
         if not interactive:
             raise
         write_answer("", end="\n")
-        note("stopped; that turn is forgotten")
+        note("stopped; the conversation does not keep that turn")
     except (VipLlavaError, OSError) as error:
         if not interactive or isinstance(error, BrokenPipeError):
             raise
         error_line(str(error))
 
 
-def _say(talk: Talk, question: str, *, as_json: bool, interactive: bool) -> None:
-    with talk.ask(question) as stream:
+def _answer(session: ChatSession, question: str, *, as_json: bool, interactive: bool) -> None:
+    with session.ask(question) as stream:
         for piece in stream:
             if not as_json:
                 write_answer(piece)
         answer = stream.answer
-    if as_json:
-        write_answer(json.dumps(answer.to_json(), ensure_ascii=False), end="\n")
-    else:
-        write_answer("", end="\n")
+    last = json.dumps(answer.to_json(), ensure_ascii=False) if as_json else ""
+    write_answer(last, end="\n")
     for text in answer.notes:
         note(text)
     if interactive:
@@ -114,9 +119,10 @@ def _say(talk: Talk, question: str, *, as_json: bool, interactive: bool) -> None
 
 
 def _lines(*, interactive: bool) -> Iterator[str]:
-    """Lines of the conversation, stripped, until the end of input."""
+    """Stripped lines of the conversation until the end of input."""
     if interactive:
-        _line_editing()
+        with contextlib.suppress(ImportError):  # importing it adds arrow keys and history
+            import readline  # noqa: F401
     while True:
         try:
             line = _read_line() if interactive else sys.stdin.readline()
@@ -131,18 +137,10 @@ def _lines(*, interactive: bool) -> Iterator[str]:
 def _read_line() -> str:
     if sys.stdout.isatty():
         return input("> ")
-    # input() would put its prompt into the pipe that the answers go to.
+    # input() would write its prompt to stdout, which only carries answers.
     sys.stderr.write("> ")
     sys.stderr.flush()
     line = sys.stdin.readline()
     if not line:
         raise EOFError
     return line
-
-
-def _line_editing() -> None:
-    """Arrow keys and history where Python has them; importing the module is all it takes."""
-    try:
-        import readline  # noqa: F401
-    except ImportError:
-        return

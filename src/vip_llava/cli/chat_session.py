@@ -1,7 +1,6 @@
-"""The slash commands of `vip-llava chat`, and the state they work on.
+"""`ChatSession`: the conversation of `vip-llava chat`, its slash commands and its undo history.
 
-A `Talk` holds the conversation and what `/undo` needs to take the last step back. It prints lists
-and confirmations on stderr; it does not read input.
+It prints lists and confirmations on stderr. It does not read input.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from vip_llava.cli.region_options import SHAPE_OPTIONS, STYLES, region_from_text, style_from_text
 from vip_llava.cli.inputs import save_image
+from vip_llava.cli.region_options import SHAPE_OPTIONS, STYLES, region_from_text, style_from_text
 from vip_llava.cli.terminal import note, stderr
 from vip_llava.errors import RegionError, RequestError
 
@@ -21,20 +20,26 @@ if TYPE_CHECKING:
     from vip_llava.prompting.turns import MarkedImage, Turn
     from vip_llava.regions import Region
 
-__all__ = ["HELP", "Talk"]
+__all__ = ["HELP", "ChatSession"]
 
 HELP = """\
-/box 10,20,200,150     mark a region; also /ellipse /triangle /point /arrow /scribble /contour /mask,
-                       written like the options of the same name; color=lime alpha=200 width=3 may follow
-/regions               list the regions and how to name them in a question
-/save OUT.png          write the image as the model sees it
-/undo                  take back the last turn or region
-/help                  this list
-/quit                  end (so does Ctrl-D); Ctrl-C stops an answer"""
+/box 10,20,200,150   mark a region; also /ellipse /triangle /point /arrow
+                     /scribble /contour /mask, written like the options of the
+                     same name; color=lime alpha=200 width=3 may follow
+/regions             list the regions and their names in a question
+/save OUT.png        write the image as the model sees it
+/undo                remove the last turn or region
+/help                this list
+/quit                end (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
-class Talk:
-    """One conversation. `sampling` are keywords of `Chat.stream`; `unit`: coordinates are 0..1."""
+class ChatSession:
+    """One conversation, its commands and its history.
+
+    Args:
+        sampling: keywords of `Chat.stream`, for every turn.
+        unit: coordinates in commands are fractions 0..1 of the photo.
+    """
 
     def __init__(
         self,
@@ -44,84 +49,84 @@ class Talk:
         *,
         unit: bool = False,
     ) -> None:
+        self.chat = assistant.chat(marked)
         self._assistant = assistant
         self._image = marked.unmarked
         self._sampling = dict(sampling)
         self._frame: Literal["pixel", "unit"] = "unit" if unit else "pixel"
-        self._before: list[tuple[tuple[Region, ...], tuple[Turn, ...]]] = []
-        self.chat = assistant.chat(marked)
+        self._history: list[tuple[tuple[Region, ...], tuple[Turn, ...]]] = []
         self._commands: dict[str, Callable[[str], None]] = {
-            "regions": self._list,
+            "regions": self._list_regions,
             "save": self._save,
             "undo": self._undo,
             "help": self._help,
         }
 
     def ask(self, question: str) -> AnswerStream:
-        """The next turn; it counts, and can be undone, once its last piece has been taken."""
+        """Stream the next turn. The turn counts, for undo too, once its last piece was taken."""
         before = (self.chat.regions, self.chat.turns)
         stream = self.chat.stream(question, **self._sampling)
-        remember = stream.on_end
+        keep_turn = stream.on_end
 
-        def ended(answer: Any) -> None:
-            if remember is not None:
-                remember(answer)
-            self._before.append(before)
+        def on_end(answer: Any) -> None:
+            if keep_turn is not None:
+                keep_turn(answer)
+            self._history.append(before)
 
-        stream.on_end = ended
+        stream.on_end = on_end
         return stream
 
     def command(self, line: str) -> None:
-        """Run one line that begins with `/`. Raises RequestError for an unknown command."""
+        """Run a line that begins with `/`. Raises RequestError for an unknown command."""
         name, _, rest = line[1:].partition(" ")
         name = name.strip().lower()
         if name in SHAPE_OPTIONS:
-            self._mark(name, rest.strip())
+            self._add_region(name, rest.strip())
         elif name in self._commands:
             self._commands[name](rest.strip())
         else:
             known = ", ".join(f"/{each}" for each in (*SHAPE_OPTIONS, *self._commands, "quit"))
-            raise RequestError(f"/{name}: no such command; there are {known}")
+            raise RequestError(f"/{name}: unknown command; use one of {known}")
 
-    def _mark(self, name: str, text: str) -> None:
+    def _add_region(self, name: str, text: str) -> None:
         try:
             geometry, style = _split_style(name, text)
             region = region_from_text(name, geometry, (self._image.size, self._frame), **style)
-        except RegionError as error:  # here the shapes are typed with a slash, styles without
-            told = re.sub(r"^--(color|alpha|width) ", r"\1=", str(error))
-            raise RegionError(re.sub(rf"^--{name}\b", f"/{name}", told)) from error
+        except RegionError as error:  # name shapes and styles as they are typed here
+            message = re.sub(r"^--(color|alpha|width) ", r"\1=", str(error))
+            raise RegionError(re.sub(rf"^--{name}\b", f"/{name}", message)) from error
         before = (self.chat.regions, self.chat.turns)
         added = self.chat.add_region(region)
-        self._before.append(before)
-        note(_line(added))
+        self._history.append(before)
+        note(_summary(added))
 
-    def _list(self, _rest: str) -> None:
+    def _list_regions(self, _rest: str) -> None:
         if not self.chat.regions:
             note("no regions yet; mark one with /box x1,y1,x2,y2")
         for region in self.chat.regions:
-            note(_line(region))
+            note(_summary(region))
 
     def _save(self, rest: str) -> None:
         if not rest or rest == "-":
             raise RequestError("/save needs a file name, like /save drawn.png")
         image = self.chat.image
-        assert image is not None  # a Talk always has a photo
+        assert image is not None  # a ChatSession always has a photo
         save_image(image, rest)
 
     def _undo(self, _rest: str) -> None:
-        if not self._before:
-            raise RequestError("/undo: nothing to take back")
-        regions, turns = self._before.pop()
-        what = "the last turn" if len(turns) < len(self.chat.turns) else "the last region"
+        if not self._history:
+            raise RequestError("/undo: there is no turn or region to remove")
+        regions, turns = self._history.pop()
+        what = "turn" if len(turns) < len(self.chat.turns) else "region"
         self.chat = self._assistant.chat(self._image, regions, history=turns)
-        note(f"{what} is taken back")
+        note(f"removed the last {what}")
 
     def _help(self, _rest: str) -> None:
         stderr().print(HELP, markup=False)
 
 
 def _split_style(name: str, text: str) -> tuple[str, dict[str, Any]]:
-    """`10,20,30,40 color=red` -> the geometry's text and keywords of the Region."""
+    """The geometry's text and the style keywords of `10,20,30,40 color=red`."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -137,10 +142,10 @@ def _split_style(name: str, text: str) -> tuple[str, dict[str, Any]]:
     return " ".join(geometry), style
 
 
-def _line(region: Region) -> str:
-    facts = region.to_json()
+def _summary(region: Region) -> str:
+    """One line: the name for questions, colour, shape and geometry of a region."""
     hidden = ("id", "shape", "frame", "color", "alpha", "width")
-    parts = {key: value for key, value in facts.items() if key not in hidden}
+    parts = {key: value for key, value in region.to_json().items() if key not in hidden}
     geometry = " ".join(
         f"{value}" if key == region.shape else f"{key} {value}" for key, value in parts.items()
     )

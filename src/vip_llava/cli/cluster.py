@@ -1,4 +1,4 @@
-"""What the verbs of a cluster share: models by name, the secret, and a process under another's care."""
+"""What the verbs of a cluster share: model names, the secret, addresses, and managed processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from vip_llava.cli.terminal import note
 from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
     from vip_llava.serving.cluster.signing import Secret
 
 __all__ = [
+    "CLUSTER_PANEL",
     "host_of",
     "managed_secret",
     "model_name",
@@ -26,11 +28,13 @@ __all__ = [
     "worker_address",
 ]
 
+CLUSTER_PANEL = "Cluster"
+
 
 def named_models(typed: str) -> dict[str, str | None]:
-    """Names and models of `--models a,NAME=b,default`; the value None is the default model.
+    """Names and models of `--models a,NAME=b,default`; None is the default model.
 
-    ServingError for an empty entry, or two models of one name.
+    Raises ServingError for an empty entry or a name that occurs twice.
     """
     found: dict[str, str | None] = {}
     for entry in typed.split(","):
@@ -49,9 +53,9 @@ def named_models(typed: str) -> dict[str, str | None]:
 
 
 def model_name(model: str) -> str:
-    """What clients call a model: the last part of its name or folder.
+    """A model's name in the API: the last part of its name or folder.
 
-    Of `run/checkpoint-100` it is `run_checkpoint-100`, as in the original.
+    For `run/checkpoint-100` it is `run_checkpoint-100`, as in the original.
     """
     parts = [part for part in Path(model).parts if part not in ("/", ".")]
     if len(parts) > 1 and parts[-1].startswith("checkpoint-"):
@@ -60,39 +64,38 @@ def model_name(model: str) -> str:
 
 
 def secret_from(file: Path | None, *, make: bool = False) -> Secret:
-    """The cluster's secret of a file or the environment; `make` writes a file that is not there.
+    """The cluster's secret from a file or the environment; `make` creates a missing file.
 
-    ServingError where there is none.
+    Raises ServingError if there is no secret.
     """
-    from vip_llava.cli.terminal import note
     from vip_llava.serving.cluster.signing import SECRET_VARIABLE, read_secret
 
-    if file is not None and make and not file.expanduser().exists():
-        path = file.expanduser()
+    path = file.expanduser() if file is not None else None
+    if path is not None and make and not path.exists():
         path.touch(mode=0o600)
         path.write_text(secrets.token_urlsafe(32) + "\n", encoding="utf-8")
-        note(f"a new secret is in {path}: give a copy of the file to the workers")
-    found = read_secret(file.expanduser() if file else None)
+        note(f"wrote a new secret to {path}: give a copy of the file to the workers")
+    found = read_secret(path)
     if found is None:
         raise ServingError(
-            f"controller and workers know each other by a secret: name a file with --secret-file "
-            f"(the controller makes it), or set {SECRET_VARIABLE}"
+            "controller and workers need a common secret: name a file with --secret-file (the "
+            f"controller creates it), or set {SECRET_VARIABLE}"
         )
     return found
 
 
 def managed_secret() -> Secret:
-    """The secret as the first line of the standard input."""
+    """The secret from the first line of stdin."""
     from vip_llava.serving.cluster.signing import Secret
 
     return Secret(sys.stdin.buffer.readline(4096).decode("utf-8", "replace").strip())
 
 
 def until_stdin_ends(stop: Callable[[], None]) -> None:
-    """Call `stop` when the standard input ends, which it does when its writer is gone."""
+    """Call `stop` once stdin ends, which happens when the parent process ends."""
 
     def watch() -> None:
-        # Not through sys.stdin, whose lock Python wants when it ends.
+        # os.read does not take the lock of sys.stdin, which the interpreter needs to shut down.
         while os.read(sys.stdin.fileno(), 4096):
             pass
         stop()
@@ -101,7 +104,7 @@ def until_stdin_ends(stop: Callable[[], None]) -> None:
 
 
 def worker_address(typed: str | None, listening: tuple[str, int]) -> str:
-    """Where the controller reaches who listens there. ServingError where that is not known."""
+    """The worker's address for the controller. Raises ServingError if it is not known."""
     from vip_llava.serving.cluster.heartbeat import parse_base_url
 
     if typed is not None:
@@ -109,12 +112,12 @@ def worker_address(typed: str | None, listening: tuple[str, int]) -> str:
     host, port = listening
     if host in ("0.0.0.0", "::"):
         raise ServingError(
-            f"listening on {host}, the worker does not know its address: name the one that the "
-            f"controller sees, like --worker-address http://10.1.2.3:{port}"
+            f"the worker listens on {host}, which is not an address the controller can reach: "
+            f"give one, like --worker-address http://10.1.2.3:{port}"
         )
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def host_of(address: str) -> str:
-    """The host of an address, as a Host header names it."""
+    """The host of an address, as in a Host header."""
     return urlsplit(address).hostname or ""

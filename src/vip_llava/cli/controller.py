@@ -1,32 +1,31 @@
-"""`vip-llava controller`: workers register here, and clients ask here."""
+"""`vip-llava controller`: workers register here, and clients send their requests here."""
 
 from __future__ import annotations
 
-import functools
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vip_llava.cli.cluster import host_of, secret_from, worker_address
-from vip_llava.cli.server_options import ServerOptions, log_to_stderr
+from vip_llava.cli.cluster import CLUSTER_PANEL, secret_from
 from vip_llava.cli.model_options import DebugFlag
+from vip_llava.cli.server_options import CheckFlag, ServerOptions
+from vip_llava.cli.server_process import log_to_stderr, print_settings
 from vip_llava.cli.terminal import note
 
 __all__ = ["EPILOG", "controller"]
 
 PORT = 21001
-CLUSTER_PANEL = "Cluster"
 
 EPILOG = """Examples
 
   vip-llava controller --check
 
-  vip-llava controller --secret-file cluster.secret --host 10.1.0.1 --allow-worker 10.1.0.0/16 --open-to-all --check
+  vip-llava controller --secret-file my.secret --dispatch-method lottery --check
 
-Without --check it runs until Ctrl-C. Workers are started with vip-llava worker.
+  vip-llava controller --host 10.1.0.1 --allow-worker 10.1.0.0/16 --open-to-all --check
+
+Without --check it runs until Ctrl-C. Start workers with vip-llava worker.
 """
 
 
@@ -37,7 +36,7 @@ def controller(
         typer.Option(
             "--secret-file",
             metavar="FILE",
-            help="The secret shared with the workers; made if it is not there.",
+            help="The secret shared with the workers; created if it is missing.",
             rich_help_panel=CLUSTER_PANEL,
         ),
     ] = None,
@@ -46,7 +45,7 @@ def controller(
         typer.Option(
             "--allow-worker",
             metavar="NETWORK|NAME",
-            help="Where workers may listen (repeatable); this machine if not given.",
+            help="Where workers may listen (repeatable; default: this machine).",
             rich_help_panel=CLUSTER_PANEL,
         ),
     ] = None,
@@ -55,7 +54,7 @@ def controller(
         typer.Option(
             "--dispatch-method",
             metavar="NAME",
-            help="shortest_queue or lottery (by speed).",
+            help="shortest_queue or lottery (weighted by speed).",
             rich_help_panel=CLUSTER_PANEL,
         ),
     ] = "shortest_queue",
@@ -64,44 +63,23 @@ def controller(
         typer.Option(
             "--expiry",
             metavar="SECONDS",
-            help="A worker is dropped after so long a silence (45).",
+            help="Drop a worker after this time without a heartbeat (default: 45).",
             rich_help_panel=CLUSTER_PANEL,
         ),
     ] = None,
-    join: Annotated[
-        str | None,
-        typer.Option(
-            "--join",
-            metavar="URL",
-            help="Another controller, of the same secret, for which this one is a worker.",
-            rich_help_panel=CLUSTER_PANEL,
-        ),
-    ] = None,
-    own_address: Annotated[
-        str | None,
-        typer.Option(
-            "--own-address",
-            metavar="URL",
-            help="With --join: this controller as that one reaches it.",
-            rich_help_panel=CLUSTER_PANEL,
-        ),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Print the settings with all limits, and end.")
-    ] = False,
+    check: CheckFlag = False,
     server: ServerOptions,
     debug: DebugFlag = False,
 ) -> None:
-    """Pass requests on to workers that register here, which may come and go.
+    """Forward requests to the workers that register here; they may come and go.
 
-    It has the API's routes and those of the original's controller. It opens no model. A worker
+    It has the API's routes and those of the original's controller, and loads no model. A worker
     needs the same secret and an allowed address, and has to prove both.
     """
     settings = server.settings(port=PORT)
     settings.check_open()
     from vip_llava.serving.cluster.admission import AddressAllowList
     from vip_llava.serving.cluster.controller import LOOPBACK, create_controller
-    from vip_llava.serving.cluster.heartbeat import HeartbeatClient
     from vip_llava.serving.cluster.registry import EXPIRY_SECONDS, WorkerRegistry
     from vip_llava.serving.middleware.server import listen, run
 
@@ -110,20 +88,10 @@ def controller(
     if check:
         AddressAllowList(allowed)
         WorkerRegistry(dispatch, expiry=expiry)
-        told = settings.model_dump(mode="json", exclude={"keys"})
-        told |= {"api_keys": len(settings.keys), "allow_worker": allowed}
-        told |= {"dispatch_method": dispatch, "expiry": expiry}
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        print_settings(settings, allow_worker=allowed, dispatch_method=dispatch, expiry=expiry)
         return
     secret = secret_from(secret_file, make=True)
     log_to_stderr(debug=debug)
     listener = listen(settings)
-    place = None
-    if join is not None:
-        own = worker_address(own_address, listener.getsockname()[:2])
-        settings = settings.model_copy(update={"hosts": (*settings.hosts, host_of(own))})
-        place = functools.partial(HeartbeatClient, join, own, secret)
-    app = create_controller(
-        settings, secret, dispatch=dispatch, allowed=allowed, expiry=expiry, join=place
-    )
+    app = create_controller(settings, secret, dispatch=dispatch, allowed=allowed, expiry=expiry)
     run(app, settings, listener=listener, on_ready=lambda address: note(f"listening on {address}"))

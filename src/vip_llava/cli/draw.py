@@ -8,10 +8,16 @@ from typing import Annotated
 
 import typer
 
+from vip_llava.cli.inputs import (
+    PhotoArgument,
+    check_target,
+    mark,
+    photo_and_question,
+    save_image,
+)
 from vip_llava.cli.legacy_options import LegacyOptions
+from vip_llava.cli.model_options import DebugFlag
 from vip_llava.cli.region_options import RegionOptions
-from vip_llava.cli.inputs import check_target, mark, save_image
-from vip_llava.cli.model_options import DebugFlag, photo_and_question
 from vip_llava.errors import RequestError
 
 __all__ = ["EPILOG", "draw"]
@@ -20,7 +26,7 @@ EPILOG = """Examples
 
   vip-llava draw photo.jpg --box 100,80,260,300 --save drawn.png
 
-  vip-llava draw photo.jpg --color lime --ellipse 10,10,90,90 --arrow 300,20,200,120 --save drawn.png
+  vip-llava draw photo.jpg --color lime --ellipse 10,10,90,90 --save lime.png
 
   vip-llava draw photo.jpg --regions regions.json --save - | display
 """
@@ -29,9 +35,7 @@ EPILOG = """Examples
 def draw(
     ctx: typer.Context,
     *,
-    photo: Annotated[
-        str | None, typer.Argument(metavar="PHOTO", help="The photo; - reads it from stdin.")
-    ] = None,
+    photo: PhotoArgument = None,
     regions: RegionOptions,
     save: Annotated[
         str | None,
@@ -43,15 +47,15 @@ def draw(
     legacy: LegacyOptions,
     debug: DebugFlag = False,
 ) -> None:
-    """Draw regions on a photo, exactly as a model would see them.
+    """Draw regions on a photo, exactly as a model sees them.
 
-    The same photo and the same regions always give the same image.
+    The same photo and regions always give the same image.
     """
     photo, _ = photo_and_question(photo, None, legacy.image_file, None)
     if save is None and not as_json:
-        raise RequestError("nowhere to draw: add --save OUT.png (or --json for the regions alone)")
+        raise RequestError("no output: add --save OUT.png (or --json for the regions alone)")
     if save == "-" and as_json:
-        raise RequestError("--save - and --json both want stdout; give --save a file name")
+        raise RequestError("--save - and --json both write to stdout; give --save a file name")
     check_target(save, photo)
     marked, notes = mark(ctx, photo, regions, legacy)
     if not marked.regions:
@@ -59,9 +63,8 @@ def draw(
     if save is not None:
         save_image(marked.shown, save)
     if as_json:
-        width, height = marked.shown.size
         content = {
-            "size": [width, height],
+            "size": list(marked.shown.size),
             "regions": [region.to_json() for region in marked.regions],
             "notes": notes,
             "saved": save,

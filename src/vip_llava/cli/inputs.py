@@ -1,21 +1,21 @@
-"""What `ask`, `chat` and `draw` share: open the photo, draw the typed regions, save, load a model.
+"""What `ask`, `chat` and `draw` share: read the photo and the question, draw, save, load a model.
 
-Mistakes on the command line are reported here, before a model is loaded.
+Mistakes on the command line are reported here, before any model is loaded.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.cli.option_groups import typed_options
 from vip_llava.cli.legacy_options import LegacyOptions
-from vip_llava.cli.region_options import RegionOptions, regions_from_typed
 from vip_llava.cli.model_options import ModelOptions
+from vip_llava.cli.option_groups import typed_options
+from vip_llava.cli.region_options import RegionOptions, regions_from_typed
 from vip_llava.cli.terminal import loading, note
 from vip_llava.errors import ImageError, RequestError
 
@@ -24,23 +24,61 @@ if TYPE_CHECKING:
 
     from vip_llava.assistant import Assistant
     from vip_llava.prompting.turns import MarkedImage
-    from vip_llava.regions import Region
 
-__all__ = ["check_target", "mark", "open_assistant", "open_photo", "save_image"]
+__all__ = [
+    "PhotoArgument",
+    "check_target",
+    "mark",
+    "open_assistant",
+    "open_photo",
+    "photo_and_question",
+    "question_from",
+    "save_image",
+]
 
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
+PhotoArgument = Annotated[
+    str | None, typer.Argument(metavar="PHOTO", help="The photo; - reads it from stdin.")
+]
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS |= {".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
+
+
+def photo_and_question(
+    photo: str | None, question: str | None, image_file: str | None, query: str | None
+) -> tuple[str, str | None]:
+    """The photo and the question, from arguments or the original's flags.
+
+    With `--image-file` the first argument is the question. Raises RequestError if one of them is
+    given twice, or if the photo is missing.
+    """
+    if image_file is not None:
+        if question is not None:
+            raise RequestError("the photo is given twice: as PHOTO and with --image-file")
+        photo, question = image_file, photo
+    if query is not None:
+        if question is not None:
+            raise RequestError("the question is given twice: as QUESTION and with --query")
+        question = query
+    if photo is None:
+        raise RequestError('no photo given; for example: vip-llava ask photo.jpg "What is this?"')
+    return photo, question
+
+
+def question_from(question: str | None, *, stdin_allowed: bool = True) -> str:
+    """The question as typed, or from a piped stdin if it is `-` or missing."""
+    piped = stdin_allowed and not sys.stdin.isatty()
+    if question == "-" or (question is None and piped):
+        question = sys.stdin.read()
+    if question is None or not question.strip():
+        raise RequestError(
+            'no question: write it after the photo, like vip-llava ask photo.jpg "What is this?" '
+            "(for a conversation: vip-llava chat photo.jpg)"
+        )
+    return question.strip()
 
 
 def open_photo(photo: str) -> Image:
-    """The photo as RGB, turned as its EXIF says; `-` reads it from stdin."""
+    """The photo as RGB, turned as its EXIF data says; `-` reads it from stdin."""
     from vip_llava.images import open_image
 
     if photo == "-":
@@ -66,7 +104,7 @@ def open_photo(photo: str) -> Image:
 def mark(
     ctx: typer.Context, photo: str, regions: RegionOptions, legacy: LegacyOptions
 ) -> tuple[MarkedImage, list[str]]:
-    """The opened photo with the typed regions drawn on it, and notes (like clipping).
+    """The photo with the typed regions drawn on it, and notes on what was changed (clipping).
 
     The notes are also printed on stderr.
     """
@@ -81,26 +119,26 @@ def mark(
 
 
 def check_target(target: str | None, photo: str = "-") -> None:
-    """RequestError unless `target` is a file name that an image can be written to (or None).
+    """RequestError unless `target` is None, `-` or the name of a file that may be written.
 
-    The photo itself is none: marks drawn over the only copy can't be taken back.
+    The photo itself may not: marks that overwrite the only copy can't be removed.
     """
     if target is None or target == "-":
         return
     path = Path(target).expanduser()
     if path.suffix.lower() not in FORMATS:
-        raise RequestError(f"--save {target}: write a name that ends in {', '.join(FORMATS)}")
+        raise RequestError(f"--save {target}: the name must end in {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
         raise RequestError(f"--save {target}: there is no folder {path.absolute().parent}")
     if path.is_dir():
-        raise RequestError(f"--save {target}: that is a folder; name a file")
+        raise RequestError(f"--save {target}: this is a folder; name a file")
     original = Path(photo).expanduser()
     if photo != "-" and path.exists() and original.exists() and path.samefile(original):
-        raise RequestError(f"--save {target}: that is the photo itself; name another file")
+        raise RequestError(f"--save {target}: this is the photo itself; name another file")
 
 
 def save_image(image: Image, target: str) -> None:
-    """Write `image` where `target` says; `-` is PNG on stdout."""
+    """Write `image` to the file `target`; `-` writes PNG to stdout."""
     if target == "-":
         image.save(sys.stdout.buffer, format="PNG")
         sys.stdout.buffer.flush()
@@ -110,39 +148,18 @@ def save_image(image: Image, target: str) -> None:
     kind = FORMATS[path.suffix.lower()]
     try:
         image.save(path, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
-    except OSError as error:  # a full disk comes without the file's name
+    except OSError as error:  # the error of a full disk does not name the file
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"can't be written: {reason}", f"--save {target}") from error
     note(f"drawn image: {target}")
 
 
 def open_assistant(options: ModelOptions, sampling: Mapping[str, Any]) -> Assistant:
-    """Open the model, with progress on stderr; RequestError first where `sampling` can't be."""
+    """Load the model with progress on stderr. RequestError first, if `sampling` is invalid."""
     keywords = options.keywords()
-    name = options.model or "the default model"
-    with loading(f"opening {name}") as progress:
+    with loading(f"opening {options.model or 'the default model'}") as progress:
         from vip_llava.assistant import load
         from vip_llava.sampling_params import SamplingParams
 
         SamplingParams(**sampling)
         return load(options.model, progress=progress, **keywords)
-
-
-def question_from(question: str | None, *, stdin_allowed: bool = True) -> str:
-    """The question as typed, or read from a piped stdin when it is `-` or missing."""
-    piped = stdin_allowed and not sys.stdin.isatty()
-    if question == "-" or (question is None and piped):
-        question = sys.stdin.read()
-    if question is None or not question.strip():
-        raise RequestError(
-            'no question: write it after the photo, like vip-llava ask photo.jpg "What is this?" '
-            "(for a conversation: vip-llava chat photo.jpg)"
-        )
-    return question.strip()
-
-
-def check_wording(question: str, resolved: Sequence[Region]) -> str:
-    """The question as the model will read it; PhraseError where it names an unknown region."""
-    from vip_llava.regions.phrases import expand
-
-    return expand(question, resolved)

@@ -1,9 +1,9 @@
-"""The flags of the original program's command line, and what they mean here.
+"""The flags of the original program's command line, and the Region that they describe.
 
-`--bbox --seg --shape --rgb` (with `--alpha --width`) describe one region; the original drew it with
-random sizes and angles, this draws the same image every time. Its line width is counted on a
-image whose longest side is 336 pixels, so it is scaled to the photo here. Models and questions
-only change names: those flags are aliases in `settings`.
+`--bbox --seg --shape --rgb` (with `--alpha --width`) describe one region. The original draws it with
+random sizes and angles; here the drawing is the same every time. The original's line width applies
+to an image whose longest side is 336 pixels, so it is scaled to the photo. `LEGACY_ALIASES` are the
+original's names of options that exist here too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,28 @@ from vip_llava.errors import RegionError
 if TYPE_CHECKING:
     from vip_llava.regions import Region
 
-__all__ = ["LEGACY_NAMES", "LEGACY_PANEL", "LEGACY_SHAPES", "LegacyOptions", "legacy_region"]
+__all__ = [
+    "LEGACY_ALIASES",
+    "LEGACY_NAMES",
+    "LEGACY_PANEL",
+    "LEGACY_SHAPES",
+    "LegacyOptions",
+    "legacy_region",
+]
 
 LEGACY_PANEL = "Flags of the original program"
 LEGACY_NAMES = ("bbox", "seg")
+LEGACY_ALIASES = {
+    "--model-path": "--model",
+    "--model-base": "--base",
+    "--conv-mode": "--template",
+    "--image_aspect_ratio": "--image-aspect-ratio",
+    "--max_new_tokens": "--max-new-tokens",
+    "--top_p": "--top-p",
+    "--controller-address": "--controller",
+    "--controller-url": "--controller",
+    "--model-name": "--name",
+}
 LEGACY_SHAPES = (
     "rectangle",
     "ellipse",
@@ -38,7 +56,7 @@ ANCHOR = 336
 DEFAULT_RGB, DEFAULT_ALPHA, DEFAULT_WIDTH = (255, 0, 0), 128, 3
 DOT_RADIUS = 8
 ARROW_LENGTH = 50
-# A cubic curve across the box, from lower left to upper right, as shares of its sides.
+# A cubic Bezier curve from lower left to upper right, as fractions of the box's sides.
 SCRIBBLE_CORNERS = ((0.15, 0.75), (0.4, -0.1), (0.6, 1.1), (0.85, 0.25))
 SCRIBBLE_POINTS = 24
 
@@ -52,7 +70,7 @@ def _option(flag: str, metavar: str, text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LegacyOptions:
-    """Flags that only the original has. One region; the last of a repeated flag counts."""
+    """Flags that only the original has. They describe one region; the last of a repeated flag wins."""
 
     image_file: Annotated[str | None, _option("--image-file", "PHOTO", "The photo.")] = None
     bbox: Annotated[
@@ -64,23 +82,23 @@ class LegacyOptions:
     shape: Annotated[
         str | None, _option("--shape", "NAME", f"What to draw: {', '.join(LEGACY_SHAPES)}.")
     ] = None
-    rgb: Annotated[str | None, _option("--rgb", "R,G,B", "Colour, 255,0,0 if not given.")] = None
+    rgb: Annotated[str | None, _option("--rgb", "R,G,B", "Colour (default: 255,0,0).")] = None
 
     def names_a_region(self) -> bool:
-        """True if any flag says what to draw."""
+        """Whether any flag describes a region."""
         return any((self.bbox, self.seg, self.shape, self.rgb))
 
 
 def legacy_region(options: LegacyOptions, size: tuple[int, int], style: dict[str, Any]) -> Region:
     """The region that the original's flags describe on a photo of `size` (width, height).
 
-    `style` may hold `alpha` (0..255), `width` (counted as the original does) and `color`, which
-    stands in for a missing `--rgb`. Raises RegionError
-    for an unknown shape, unreadable numbers, or neither `--bbox` nor `--seg`.
+    `style` may hold `alpha` (0..255), `width` (in the original's unit) and `color`, which replaces a
+    missing `--rgb`. Raises RegionError for an unknown shape, unreadable numbers, or neither
+    `--bbox` nor `--seg`.
     """
     shape = (options.shape or "rectangle").replace("-", " ").replace("_", " ").strip().lower()
     if shape not in LEGACY_SHAPES:
-        raise RegionError(f"--shape {options.shape!r}: one of {', '.join(LEGACY_SHAPES)}")
+        raise RegionError(f"--shape {options.shape!r}: must be one of {', '.join(LEGACY_SHAPES)}")
     polygons = _outline(options.seg[-1]) if options.seg else None
     if options.bbox:
         bounds = _bounds_of_text(options.bbox[-1])
@@ -110,7 +128,7 @@ def _make(
     scale = max(size) / ANCHOR
     if shape == "rectangle":
         return r.Box(x1, y1, x2, y2, **common)
-    r.Box(x1, y1, x2, y2)  # the rules of a box hold for every shape made from one
+    r.Box(x1, y1, x2, y2)  # checks the box from which the other shapes are made
     if shape == "ellipse":
         return r.Ellipse(*(_bounds_of(polygons) if polygons else bounds), **common)
     if shape == "triangle":
@@ -138,7 +156,7 @@ def _bounds_of_text(text: str) -> Bounds:
 
 
 def _outline(text: str) -> Polygons:
-    """The polygons of `--seg`; ones that cross themselves, as data files have, are repaired."""
+    """The polygons of `--seg`; self-crossing ones, which occur in data files, are repaired."""
     from vip_llava.regions import Contour, repair_polygons
 
     polygons = parse_polygons(text, "--seg")
@@ -146,14 +164,13 @@ def _outline(text: str) -> Polygons:
         Contour(polygons=tuple(map(tuple, polygons)))
         return polygons
     except RegionError as error:
-        told = RegionError(f"--seg: {error}")
-        if any(len(flat) < 6 or len(flat) % 2 for flat in polygons):
-            raise told from error
-        if not all(math.isfinite(number) for flat in polygons for number in flat):
-            raise told from error
-        repaired = repair_polygons(polygons)
+        usable = all(
+            len(flat) >= 6 and len(flat) % 2 == 0 and all(map(math.isfinite, flat))
+            for flat in polygons
+        )
+        repaired = repair_polygons(polygons) if usable else None
         if not repaired:
-            raise told from error
+            raise RegionError(f"--seg: {error}") from error
         return repaired
 
 
@@ -164,7 +181,7 @@ def _bounds_of(polygons: Polygons) -> Bounds:
 
 
 def _inside(bounds: Bounds, polygons: Polygons | None) -> tuple[float, float]:
-    """The centre of the box, or a place inside the largest polygon if its centre is outside all."""
+    """The centre of the box, or a point inside the largest polygon if no polygon holds the centre."""
     x1, y1, x2, y2 = _bounds_of(polygons) if polygons else bounds
     centre = ((x1 + x2) / 2, (y1 + y2) / 2)
     if not polygons:
@@ -181,10 +198,10 @@ def _inside(bounds: Bounds, polygons: Polygons | None) -> tuple[float, float]:
 
 
 def _tail(bounds: Bounds, tip: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
-    """Where an arrow to `tip` starts: on the diagonal with most room, inside the photo."""
+    """The start of an arrow to `tip`: on the diagonal with the most room, inside the photo."""
     x1, y1, x2, y2 = bounds
     scale = max(size) / ANCHOR
-    # The original draws lengths between 0.8 sides and 50; this is their middle.
+    # The original draws lengths between 0.8 sides and 50 pixels; this is the middle.
     length = max((0.8 * min(x2 - x1, y2 - y1) + ARROW_LENGTH * scale) / 2, ARROW_LENGTH * scale / 2)
     step = length / 2**0.5
     x = tip[0] - step if tip[0] > size[0] / 2 else tip[0] + step

@@ -1,7 +1,7 @@
-"""The program `vip-llava`: its verbs, its exit codes, and how errors are told.
+"""The program `vip-llava`: its verbs, its exit codes, and how it reports errors.
 
-Exit codes: 0 done, 1 something failed, 2 the user has to change something, 130 stopped with Ctrl-C.
-Verbs are imported here, but nothing heavy is: each verb loads what it needs when it runs.
+Exit codes: 0 success, 1 failure, 2 the user has to change something, 130 stopped with Ctrl-C.
+The verbs are imported here, but nothing heavy: each verb imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -17,76 +17,71 @@ import typer
 from typer.core import TyperGroup
 
 import vip_llava
-from vip_llava.cli.ask import EPILOG as ASK_EPILOG
-from vip_llava.cli.ask import ask
-from vip_llava.cli.bench import EPILOG as BENCH_EPILOG
-from vip_llava.cli.bench import bench
-from vip_llava.cli.chat import EPILOG as CHAT_EPILOG
-from vip_llava.cli.chat import chat
-from vip_llava.cli.controller import EPILOG as CONTROLLER_EPILOG
-from vip_llava.cli.controller import controller
-from vip_llava.cli.convert import EPILOG as CONVERT_EPILOG
-from vip_llava.cli.convert import convert
-from vip_llava.cli.data import CHECK_EPILOG, VIEW_EPILOG, check, view
-from vip_llava.cli.data import CONVERT_EPILOG as DATA_CONVERT_EPILOG
-from vip_llava.cli.data import convert as convert_data
-from vip_llava.cli.draw import EPILOG as DRAW_EPILOG
-from vip_llava.cli.draw import draw
-from vip_llava.cli.evaluate import ABOUT as BENCHMARKS
-from vip_llava.cli.evaluate import EvalGroup, benchmark_verb
-from vip_llava.cli.evaluate import epilog as eval_epilog
-from vip_llava.cli.evaluate_judge import JUDGE_EPILOG
-from vip_llava.cli.evaluate_judge import judge as eval_judge
-from vip_llava.cli.evaluate_report import REPORT_EPILOG
-from vip_llava.cli.evaluate_report import report as eval_report
-from vip_llava.cli.option_groups import OrderedCommand, grouped
-from vip_llava.cli.models import EPILOG as MODELS_EPILOG
-from vip_llava.cli.models import models
-from vip_llava.cli.serve import EPILOG as SERVE_EPILOG
-from vip_llava.cli.serve import serve
+from vip_llava.cli import (
+    ask,
+    bench,
+    chat,
+    controller,
+    convert,
+    data,
+    draw,
+    evaluate,
+    evaluate_judge,
+    evaluate_report,
+    models,
+    serve,
+    train,
+    web,
+    worker,
+)
+from vip_llava.cli.legacy_options import LEGACY_ALIASES
 from vip_llava.cli.model_options import DebugFlag
-from vip_llava.cli.train import EPILOG as TRAIN_EPILOG
-from vip_llava.cli.train import train
-from vip_llava.cli.web import EPILOG as WEB_EPILOG
-from vip_llava.cli.web import web
-from vip_llava.cli.worker import EPILOG as WORKER_EPILOG
-from vip_llava.cli.worker import worker
+from vip_llava.cli.option_groups import OrderedCommand, grouped
 from vip_llava.errors import DownloadError, MissingExtraError, VipLlavaError
 
 __all__ = ["VERBS", "app", "main"]
 
 USAGE_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
 
-#: Verb -> (function, examples shown under its help), in the order of the help page. Two words are
-#: a group and a verb of it.
+#: Verb -> (function, examples shown under its help). Two words are a group and a verb in it.
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
-    "ask": (ask, ASK_EPILOG),
-    "chat": (chat, CHAT_EPILOG),
-    "draw": (draw, DRAW_EPILOG),
-    "serve": (serve, SERVE_EPILOG),
-    "controller": (controller, CONTROLLER_EPILOG),
-    "worker": (worker, WORKER_EPILOG),
-    "web": (web, WEB_EPILOG),
-    "models": (models, MODELS_EPILOG),
-    "convert": (convert, CONVERT_EPILOG),
-    **{f"eval {name}": (benchmark_verb(name), eval_epilog(name)) for name in BENCHMARKS},
-    "eval judge": (eval_judge, JUDGE_EPILOG),
-    "eval report": (eval_report, REPORT_EPILOG),
-    "train": (train, TRAIN_EPILOG),
-    "bench": (bench, BENCH_EPILOG),
-    "data check": (check, CHECK_EPILOG),
-    "data view": (view, VIEW_EPILOG),
-    "data convert": (convert_data, DATA_CONVERT_EPILOG),
+    "ask": (ask.ask, ask.EPILOG),
+    "chat": (chat.chat, chat.EPILOG),
+    "draw": (draw.draw, draw.EPILOG),
+    "serve": (serve.serve, serve.EPILOG),
+    "web": (web.web, web.EPILOG),
+    "controller": (controller.controller, controller.EPILOG),
+    "worker": (worker.worker, worker.EPILOG),
+    "models": (models.models, models.EPILOG),
+    "convert": (convert.convert, convert.EPILOG),
+    "bench": (bench.bench, bench.EPILOG),
+    "data check": (data.check, data.CHECK_EPILOG),
+    "data view": (data.view, data.VIEW_EPILOG),
+    "data convert": (data.convert, data.CONVERT_EPILOG),
+    "train": (train.train, train.EPILOG),
+    **{
+        f"eval {name}": (evaluate.benchmark_verb(name), evaluate.epilog(name))
+        for name in evaluate.ABOUT
+    },
+    "eval judge": (evaluate_judge.judge, evaluate_judge.JUDGE_EPILOG),
+    "eval report": (evaluate_report.report, evaluate_report.REPORT_EPILOG),
+}
+#: Heading of the help page -> its verbs and groups.
+PANELS = {
+    "Ask and draw": ("ask", "chat", "draw"),
+    "Serve": ("serve", "web", "controller", "worker"),
+    "Models": ("models", "convert", "bench"),
+    "Train and evaluate": ("data", "train", "eval"),
 }
 GROUPS = {
-    "data": "Check data files, look at their rows, make them of public data sets.",
+    "data": "Check data files, look at their rows, convert public data sets.",
     "eval": "Score models on benchmarks; without a name (eval --data DIR) on marked things.",
 }
-GROUP_CLASSES: dict[str, type[TyperGroup]] = {"eval": EvalGroup}
-#: Verbs that do something sensible when nothing more is typed.
+GROUP_CLASSES: dict[str, type[TyperGroup]] = {"eval": evaluate.EvalGroup}
+#: Verbs that run without any argument; the others then show their help.
 WITHOUT_ARGUMENTS = frozenset({"models", "serve", "controller", "worker", "web"})
 
-# typer keeps its copy of click private, but shows the root of its errors through this public one.
+# typer does not export the root of its usage errors; this public error inherits from it.
 USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
@@ -98,6 +93,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+class _Command(OrderedCommand):
+    """A verb; it also accepts the original's names of options."""
+
+    aliases = LEGACY_ALIASES
 
 
 def _show_version(value: bool) -> None:
@@ -118,26 +119,32 @@ def _program(
 
 
 def _paragraphs(verb: Callable[..., None]) -> str:
-    """The verb's docstring with one line a paragraph: the help breaks lines as the terminal is wide."""
+    """The verb's docstring with one line per paragraph, so that help wraps at any width."""
     text = inspect.cleandoc(verb.__doc__ or "")
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
-_homes = {"": app}
-for _group, _about in GROUPS.items():
-    _class = GROUP_CLASSES.get(_group, TyperGroup)
-    _homes[_group] = typer.Typer(no_args_is_help=True, cls=_class)
-    app.add_typer(_homes[_group], name=_group, help=_about)
+def _add_verbs() -> None:
+    panel_of = {name: panel for panel, names in PANELS.items() for name in names}
+    groups: dict[str, typer.Typer] = {"": app}
+    for name, (verb, epilog) in VERBS.items():
+        group, _, short = name.rpartition(" ")
+        if group not in groups:
+            kind = GROUP_CLASSES.get(group, TyperGroup)
+            groups[group] = typer.Typer(no_args_is_help=True, cls=kind)
+            about, panel = GROUPS[group], panel_of[group]
+            app.add_typer(groups[group], name=group, help=about, rich_help_panel=panel)
+        groups[group].command(
+            short,
+            cls=_Command,
+            help=_paragraphs(verb),
+            epilog=epilog,
+            no_args_is_help=name not in WITHOUT_ARGUMENTS,
+            rich_help_panel=None if group else panel_of[name],
+        )(grouped(verb))
 
-for _name, (_verb, _epilog) in VERBS.items():
-    _group, _, _short = _name.rpartition(" ")
-    _homes[_group].command(
-        _short,
-        cls=OrderedCommand,
-        help=_paragraphs(_verb),
-        epilog=_epilog,
-        no_args_is_help=_name not in WITHOUT_ARGUMENTS,
-    )(grouped(_verb))
+
+_add_verbs()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,21 +157,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
-        return _closed_pipe()
-    except SystemExit as stop:  # typer ends this way when it meets a closed pipe itself
+        # The reader of stdout is gone. Python flushes stdout again when it exits: into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE_EXIT
+    except SystemExit as stop:  # typer raises it for a closed pipe
         return stop.code if isinstance(stop.code, int) else FAILURE_EXIT
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        sys.stderr.write("\n")
+        return INTERRUPT_EXIT
     except Exception as error:
-        return _told(error, debug=bool(state.get("debug")))
+        return _report(error, debug=bool(state.get("debug")))
 
 
-def _told(error: Exception, *, debug: bool) -> int:
-    """Tell the person what went wrong; the exit code that fits."""
+def _report(error: Exception, *, debug: bool) -> int:
+    """Write the error to stderr and return its exit code."""
     from vip_llava.cli.terminal import error_line
 
     if isinstance(error, USAGE_ERROR):
-        return _usage(error)
+        return _report_usage(error)
     if debug:
         traceback.print_exception(error)
     if isinstance(error, VipLlavaError):
@@ -181,27 +191,16 @@ def _told(error: Exception, *, debug: bool) -> int:
     return FAILURE_EXIT
 
 
-def _usage(error: Any) -> int:
-    """A command line that can't be read: what is wrong, and where help is."""
+def _report_usage(error: Any) -> int:
+    """Report a command line that can't be parsed, and name the verb's help."""
     from vip_llava.cli.terminal import error_line
 
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stdout.write(f"{error.format_message()}\n")
         return USAGE_EXIT
-    # typer puts a word of its own validator before what the person needs to know.
+    # pydantic's prefix says nothing to the user.
     error_line(error.format_message().replace(": Value error, ", ": "))
     path = context.command_path if context is not None else "vip-llava"
     sys.stderr.write(f"Try: {path} --help\n")
     return int(getattr(error, "exit_code", USAGE_EXIT))
-
-
-def _interrupted() -> int:
-    sys.stderr.write("\n")
-    return INTERRUPT_EXIT
-
-
-def _closed_pipe() -> int:
-    """The reader of stdout has gone; say nothing, also not when Python closes stdout at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return FAILURE_EXIT

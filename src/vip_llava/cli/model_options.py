@@ -1,6 +1,7 @@
-"""Options of the model, for every verb that opens one, and of sampling, with the original's spellings.
+"""The options of the model, for every verb that loads one, and of sampling.
 
-Only names and help texts live here; values are checked where they are used. Imports nothing heavy.
+This module holds names and help texts; values are checked where they are used. It imports nothing
+heavy.
 """
 
 from __future__ import annotations
@@ -23,19 +24,25 @@ __all__ = [
     "SourceOptions",
     "VisionTowerOption",
     "option_name",
-    "photo_and_question",
 ]
 
 MODEL_PANEL = "Model"
 SAMPLING_PANEL = "Answer"
 
 
-def _model(*flags: str, metavar: str, text: str) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=MODEL_PANEL)
+def _model(*flags: str, metavar: str | None, text: str) -> Any:
+    return typer.Option(
+        *flags, metavar=metavar, help=text, rich_help_panel=MODEL_PANEL, show_default=False
+    )
 
 
 def _sampling(*flags: str, metavar: str, text: str) -> Any:
     return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=SAMPLING_PANEL)
+
+
+def _load_bits(bits: int) -> Any:
+    text = f"Same as --quantization {bits}bit."
+    return typer.Option(f"--load-{bits}bit", help=text, rich_help_panel=LEGACY_PANEL)
 
 
 def _set_debug(ctx: typer.Context, value: bool) -> None:
@@ -47,23 +54,16 @@ DebugFlag = Annotated[
     bool,
     typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug),
 ]
-
-
 BaseOption = Annotated[
     str | None,
-    _model(
-        "--base",
-        "--model-base",
-        metavar="NAME|FOLDER",
-        text="Model that a projector or LoRA folder belongs to.",
-    ),
+    _model("--base", metavar="NAME|FOLDER", text="Base model of a projector or LoRA folder."),
 ]
 VisionTowerOption = Annotated[
     str | None,
     _model(
         "--vision-tower",
         metavar="NAME|FOLDER",
-        text="Image encoder, if the checkpoint has none inside.",
+        text="Image encoder, if the checkpoint does not contain one.",
     ),
 ]
 RevisionOption = Annotated[
@@ -74,57 +74,59 @@ RevisionOption = Annotated[
 
 def option_name(keyword: str) -> str:
     """The option for a keyword of `vip_llava.load`: `vision_tower` is `--vision-tower`."""
+    if keyword == "merge_adapter":  # True without the option
+        return "--no-merge-adapter"
     return f"--{keyword.replace('_', '-')}"
+
+
+def _given(options: Any) -> dict[str, Any]:
+    """The fields of an option group that are not None."""
+    found = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """Where the parts of a checkpoint are, for verbs that take the model itself in another way."""
+    """Where to find the parts of a checkpoint, for verbs that name the model itself otherwise."""
 
     base: BaseOption = None
     vision_tower: VisionTowerOption = None
     revision: RevisionOption = None
 
     def keywords(self) -> dict[str, Any]:
-        """The chosen values as keywords of `vip_llava.load`; unset options are left out."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in found.items() if value is not None}
+        """The given values as keywords of `vip_llava.load`."""
+        return _given(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model is opened, and how: one option for each keyword of `vip_llava.load`."""
+    """Which model to load, and how: one option for each keyword of `vip_llava.load`."""
 
     model: Annotated[
         str | None,
         _model(
             "--model",
-            "--model-path",
             "-m",
             metavar="NAME|FOLDER",
-            text="Model to use; the default model if not given. See `vip-llava models`.",
+            text="Model to load (default: the shipped one); see vip-llava models.",
         ),
     ] = None
     base: BaseOption = None
     vision_tower: VisionTowerOption = None
     revision: RevisionOption = None
-    merge_adapter: Annotated[
+    no_merge_adapter: Annotated[
         bool,
-        typer.Option(
-            "--merge-adapter/--no-merge-adapter",
-            help="Fold a LoRA into the weights, or keep it as an adapter.",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = True
+        _model("--no-merge-adapter", metavar=None, text="Keep a LoRA as an adapter, unmerged."),
+    ] = False
     device: Annotated[
-        str | None, _model("--device", metavar="DEVICE", text="cpu, cuda, cuda:1, mps.")
+        str | None, _model("--device", metavar="DEVICE", text="cpu, cuda, cuda:1 or mps.")
     ] = None
     device_map: Annotated[
         str | None,
         _model("--device-map", metavar="MAP", text="auto spreads a model over several GPUs."),
     ] = None
     dtype: Annotated[
-        str, _model("--dtype", metavar="DTYPE", text="auto, float32, bfloat16 or float16.")
+        str, _model("--dtype", metavar="DTYPE", text="auto (default), float32, bfloat16, float16.")
     ] = "auto"
     quantization: Annotated[
         str | None, _model("--quantization", metavar="BITS", text="8bit or 4bit weights.")
@@ -133,61 +135,42 @@ class ModelOptions:
         str | None,
         _model(
             "--template",
-            "--conv-mode",
             metavar="NAME",
-            text="Conversation template, if the model does not say it.",
+            text="Chat template, if the checkpoint does not name one.",
         ),
     ] = None
     image_aspect_ratio: Annotated[
         str | None,
         _model(
             "--image-aspect-ratio",
-            "--image_aspect_ratio",
-            metavar="pad|square|resize",
-            text="How images become square, if not as the model says.",
+            metavar="MODE",
+            text="pad, square (crop) or resize, instead of the checkpoint's.",
         ),
     ] = None
-    load_4bit: Annotated[
-        bool,
-        typer.Option(
-            "--load-4bit", help="Same as --quantization 4bit.", rich_help_panel=LEGACY_PANEL
-        ),
-    ] = False
-    load_8bit: Annotated[
-        bool,
-        typer.Option(
-            "--load-8bit", help="Same as --quantization 8bit.", rich_help_panel=LEGACY_PANEL
-        ),
-    ] = False
+    load_4bit: Annotated[bool, _load_bits(4)] = False
+    load_8bit: Annotated[bool, _load_bits(8)] = False
 
     def keywords(self) -> dict[str, Any]:
-        """The chosen values as keywords of `vip_llava.load`; unset options are left out."""
-        wanted = {
-            "base": self.base,
-            "vision_tower": self.vision_tower,
-            "revision": self.revision,
-            "merge_adapter": None if self.merge_adapter else False,
-            "device": self.device,
-            "device_map": self.device_map,
-            "dtype": self.dtype if self.dtype != "auto" else None,
-            "quantization": self._quantization(),
-            "template": self.template,
-            "image_aspect_ratio": self.image_aspect_ratio,
-        }
-        return {name: value for name, value in wanted.items() if value is not None}
+        """The given values as keywords of `vip_llava.load`."""
+        found = _given(self)
+        for name in ("model", "load_4bit", "load_8bit", "quantization", "no_merge_adapter"):
+            found.pop(name, None)
+        if self.no_merge_adapter:
+            found["merge_adapter"] = False
+        if self.dtype == "auto":
+            del found["dtype"]
+        quantization = self._quantization()
+        return found if quantization is None else {**found, "quantization": quantization}
 
     def arguments(self) -> list[str]:
-        """The chosen values, without the model's name, as arguments of another process."""
+        """The given values, except the model's name, as arguments of another process."""
         found = []
         for name, value in self.keywords().items():
-            if value is False:
-                found.append(f"--no-{name.replace('_', '-')}")
-            else:
-                found += [option_name(name), str(value)]
+            found += [option_name(name), *([] if value is False else [str(value)])]
         return found
 
     def check_models(self, models: Iterable[str | None]) -> None:
-        """RequestError where an option can't apply to all of these models; None is the default."""
+        """RequestError if an option can't apply to all these models; None is the default model."""
         names = list(models)
         if len(names) > 1 and self.revision is not None:
             raise RequestError(
@@ -197,58 +180,54 @@ class ModelOptions:
         parts = SourceOptions(self.base, self.vision_tower).keywords()
         if len(names) > 1 and None in names and parts:
             raise RequestError(
-                f"{option_name(min(parts))} applies to all models, and the default model takes none; "
-                "leave default out of --models, or serve it alone"
+                f"{option_name(min(parts))} applies to all models, but the default model does not "
+                "accept it; leave default out of --models, or serve it alone"
             )
 
     def _quantization(self) -> str | None:
-        asked = {self.quantization.lower().replace("-", "")} if self.quantization else set()
-        asked |= {"4bit"} if self.load_4bit else set()
-        asked |= {"8bit"} if self.load_8bit else set()
-        asked = {f"{bits}bit" if bits in ("4", "8") else bits for bits in asked}
-        if len(asked) > 1:
+        given = {self.quantization.lower().replace("-", "")} if self.quantization else set()
+        given |= {"4bit"} if self.load_4bit else set()
+        given |= {"8bit"} if self.load_8bit else set()
+        given = {f"{bits}bit" if bits in ("4", "8") else bits for bits in given}
+        if len(given) > 1:
             raise RequestError(
-                "more than one quantization is asked for: choose one of --quantization, "
-                "--load-4bit and --load-8bit"
+                "more than one quantization is given: use one of --quantization, --load-4bit and "
+                "--load-8bit"
             )
-        return asked.pop() if asked else None
+        return given.pop() if given else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How the answer is chosen. None means: the library's default."""
+    """How tokens are chosen; None is the default of `SamplingParams`."""
 
     max_new_tokens: Annotated[
         int | None,
-        _sampling(
-            "--max-new-tokens",
-            "--max_new_tokens",
-            metavar="N",
-            text="Longest answer, in tokens (512 if not given).",
-        ),
+        _sampling("--max-new-tokens", metavar="N", text="Longest answer in tokens (default: 512)."),
     ] = None
     temperature: Annotated[
         float | None,
-        _sampling("--temperature", metavar="T", text="0 takes the likeliest word (the default)."),
+        _sampling("--temperature", metavar="T", text="0 (default): the most probable token."),
     ] = None
     top_p: Annotated[
         float | None,
-        _sampling("--top-p", "--top_p", metavar="P", text="Keep the likeliest words up to P."),
+        _sampling("--top-p", metavar="P", text="Sample from the top P probability."),
     ] = None
     top_k: Annotated[
-        int | None, _sampling("--top-k", metavar="K", text="Keep the K likeliest words; 0: all.")
+        int | None,
+        _sampling("--top-k", metavar="K", text="Sample from the K most probable tokens; 0: all."),
     ] = None
     min_p: Annotated[
         float | None,
-        _sampling("--min-p", metavar="P", text="Drop words below P times the likeliest."),
+        _sampling("--min-p", metavar="P", text="Drop tokens below P times the most probable."),
     ] = None
     repetition_penalty: Annotated[
         float | None,
-        _sampling("--repetition-penalty", metavar="R", text="Above 1 repeats less."),
+        _sampling("--repetition-penalty", metavar="R", text="Above 1: fewer repetitions."),
     ] = None
     seed: Annotated[
         int | None,
-        _sampling("--seed", metavar="N", text="The same seed gives the same sampled answer."),
+        _sampling("--seed", metavar="N", text="The same seed samples the same answer."),
     ] = None
     stop: Annotated[
         list[str] | None,
@@ -256,29 +235,6 @@ class SamplingOptions:
     ] = None
 
     def keywords(self) -> dict[str, Any]:
-        """What was chosen, as keywords of `Assistant.ask`; unset options are left out."""
-        chosen = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.stop is not None:
-            chosen["stop"] = tuple(self.stop)
-        return {name: value for name, value in chosen.items() if value is not None}
-
-
-def photo_and_question(
-    photo: str | None, question: str | None, image_file: str | None, query: str | None
-) -> tuple[str, str | None]:
-    """The photo and the question, whichever way they were typed.
-
-    With `--image-file` the first positional text is the question. Raises RequestError when one is
-    given twice or the photo is missing.
-    """
-    if image_file is not None:
-        if question is not None:
-            raise RequestError("the photo is given twice: as PHOTO and with --image-file")
-        photo, question = image_file, photo
-    if query is not None:
-        if question is not None:
-            raise RequestError("the question is given twice: as QUESTION and with --query")
-        question = query
-    if photo is None:
-        raise RequestError('which photo? for example: vip-llava ask photo.jpg "What is this?"')
-    return photo, question
+        """The given values as keywords of `Assistant.ask`."""
+        given = _given(self)
+        return {**given, "stop": tuple(given["stop"])} if "stop" in given else given

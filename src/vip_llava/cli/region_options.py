@@ -1,8 +1,8 @@
-"""Options that point at something: `--box`, `--arrow`, `--mask`, ... with `--color --alpha --width`.
+"""The options that mark regions: `--box`, `--arrow`, `--mask`, ... with `--color --alpha --width`.
 
-Typed options become Regions in typed order, which is the order of their ids. A style typed before
-the first region is the default of all; typed after a region, it is of that region alone. Geometry
-rules belong to `vip_llava.regions`; this file only reads text.
+Options become Regions in the order in which they were typed, which is also the order of their ids.
+A style typed before the first region is the default for all regions; typed after a region, it
+applies to that region alone. This module only reads text: `vip_llava.regions` checks the geometry.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from vip_llava.cli.legacy_options import LEGACY_NAMES, LegacyOptions, legacy_region
+from vip_llava.cli.mask_files import outline_from_file, outline_from_json, read_json
+from vip_llava.cli.option_groups import TypedOption
 from vip_llava.cli.parsing import (
     is_number_text,
     parse_json,
     parse_numbers,
     parse_pairs,
     parse_polygons,
+    shorten,
 )
-from vip_llava.cli.option_groups import Typed
-from vip_llava.cli.legacy_options import LEGACY_NAMES, LegacyOptions, legacy_region
-from vip_llava.cli.mask_files import outline_from_file, outline_from_json, read_json
 from vip_llava.cli.terminal import note
 from vip_llava.errors import RegionError
 
@@ -40,118 +41,97 @@ __all__ = [
     "style_from_text",
 ]
 
-PANEL = "Regions: what you point at (repeatable; ids 1, 2, ... in typed order)"
-STYLE_PANEL = "Style: before the first region for all of them, after a region for that one"
+PANEL = "Regions (repeatable; ids 1, 2, ... in the order you type them)"
+STYLE_PANEL = "Style (before the first region: of all; after a region: of that one)"
+
+Texts: TypeAlias = list[str] | None
+Place: TypeAlias = tuple[tuple[int, int], Literal["pixel", "unit"]]
+"""(width, height) of the photo in pixels, and the frame of typed coordinates."""
 
 
 def _option(flag: str, metavar: str, text: str, panel: str = PANEL) -> Any:
     return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=panel)
 
 
+def _style(flag: str, metavar: str, text: str) -> Any:
+    return _option(flag, metavar, text, STYLE_PANEL)
+
+
+_POINT = _option("--point", "X,Y[,RADIUS]", "A dot; the radius is in pixels of the photo.")
+_CONTOUR = _option("--contour", "POLYGON|FILE", "An outline: x,y,x,y,... or a file as for --mask.")
+_MASK = _option(
+    "--mask",
+    "FILE|POLYGON",
+    "A filled area: an image as large as the photo (non-zero is inside), a JSON file with polygons "
+    "or COCO RLE, or x,y,x,y,... (separate several polygons with ;).",
+)
+_REGIONS = _option("--regions", "FILE.json", "Regions from a JSON file, each with its own frame.")
+_UNIT = "Coordinates are fractions 0..1 of the photo, a radius of its longer side."
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RegionOptions:
-    """What was typed, per option; the order across options is in `groups.typed_options`."""
+    """The values of each option; `option_groups.typed_options` has the order across options."""
 
-    box: Annotated[
-        list[str] | None, _option("--box", "X1,Y1,X2,Y2", "A rectangle by two corners.")
-    ] = None
+    box: Annotated[Texts, _option("--box", "X1,Y1,X2,Y2", "A rectangle by two corners.")] = None
     ellipse: Annotated[
-        list[str] | None, _option("--ellipse", "X1,Y1,X2,Y2", "An ellipse that fills this box.")
+        Texts, _option("--ellipse", "X1,Y1,X2,Y2", "The ellipse that fills this box.")
     ] = None
-    triangle: Annotated[
-        list[str] | None, _option("--triangle", "X,Y,X,Y,X,Y", "A triangle by its corners.")
-    ] = None
-    point: Annotated[
-        list[str] | None,
-        _option(
-            "--point",
-            "X,Y[,RADIUS]",
-            "A dot; the radius is in pixels (with --unit: of the longer side).",
-        ),
-    ] = None
-    arrow: Annotated[
-        list[str] | None, _option("--arrow", "X1,Y1,X2,Y2", "An arrow from its tail to its tip.")
-    ] = None
+    triangle: Annotated[Texts, _option("--triangle", "X,Y,X,Y,X,Y", "Three corners.")] = None
+    point: Annotated[Texts, _POINT] = None
+    arrow: Annotated[Texts, _option("--arrow", "X1,Y1,X2,Y2", "From the tail to the tip.")] = None
     scribble: Annotated[
-        list[str] | None, _option("--scribble", "X,Y,X,Y,...", "A free line through points.")
+        Texts, _option("--scribble", "X,Y,X,Y,...", "A free line through points.")
     ] = None
-    contour: Annotated[
-        list[str] | None,
-        _option("--contour", "POLYGON|FILE", "An outline: x,y,x,y,... or a file as for --mask."),
-    ] = None
-    mask: Annotated[
-        list[str] | None,
-        _option(
-            "--mask",
-            "FILE|POLYGON",
-            "A filled area: a PNG as large as the photo (non-zero inside), a JSON file with COCO "
-            "RLE or polygons, or x,y,x,y,... (parts divided by ;).",
-        ),
-    ] = None
-    regions: Annotated[
-        list[str] | None,
-        _option("--regions", "FILE.json", "Regions from a JSON file, each with its own frame."),
-    ] = None
-    unit: Annotated[
-        bool,
-        typer.Option(
-            "--unit", help="Coordinates are shares of the photo, 0..1.", rich_help_panel=PANEL
-        ),
-    ] = False
+    contour: Annotated[Texts, _CONTOUR] = None
+    mask: Annotated[Texts, _MASK] = None
+    regions: Annotated[Texts, _REGIONS] = None
+    unit: Annotated[bool, typer.Option("--unit", help=_UNIT, rich_help_panel=PANEL)] = False
     color: Annotated[
-        list[str] | None,
-        _option("--color", "NAME|#RRGGBB", "red, lime, blue, ... or any colour.", STYLE_PANEL),
+        Texts, _style("--color", "NAME|#RRGGBB", "red, lime, blue, ... or any colour.")
     ] = None
-    alpha: Annotated[
-        list[str] | None, _option("--alpha", "0..255", "Opacity of the drawing.", STYLE_PANEL)
-    ] = None
-    width: Annotated[
-        list[str] | None, _option("--width", "PIXELS", "Width of lines.", STYLE_PANEL)
-    ] = None
+    alpha: Annotated[Texts, _style("--alpha", "0..255", "Opacity of the drawing.")] = None
+    width: Annotated[Texts, _style("--width", "PIXELS", "Width of lines.")] = None
 
 
 @dataclasses.dataclass(slots=True)
-class Draft:
-    """Regions of one option (None: made later from the original's flags) and styles typed after it."""
+class _Draft:
+    """Regions of one option (None: the original's flags describe it) and the styles after it."""
 
     regions: list[Region] | None
-    style: dict[str, Any]
-
-
-Place = tuple[tuple[int, int], Literal["pixel", "unit"]]
-"""(width, height) of the photo in pixels, and the frame that typed coordinates are in."""
+    style: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def regions_from_typed(
-    typed: Iterable[Typed],
+    typed: Iterable[TypedOption],
     size: tuple[int, int],
     *,
     unit: bool = False,
     legacy: LegacyOptions | None = None,
 ) -> list[Region]:
-    """Typed options -> Regions in typed order, with their styles.
+    """Regions with their styles, in typed order.
 
-    `size` is (width, height) of the photo in pixels. The one region that the original's flags
-    describe stands where the first of them was typed. Raises RegionError naming the option.
+    `size` is (width, height) of the photo in pixels. The region that the original's flags describe
+    takes the place of the first of them. Raises RegionError, which names the option.
     """
     place: Place = (size, "unit" if unit else "pixel")
     legacy = legacy or LegacyOptions()
-    legacy_wanted = legacy.names_a_region()
+    legacy_pending = legacy.names_a_region()
     defaults: dict[str, Any] = {}
-    drafts: list[Draft] = []
-    for item in typed:
-        if item.name in SHAPE_OPTIONS:
-            drafts.append(Draft([region_from_text(item.name, item.value, place)], {}))
-        elif item.name == "regions":
-            drafts.append(Draft(_regions_from_file(item.value), {}))
-        elif item.name in STYLES:
+    drafts: list[_Draft] = []
+    for option in typed:
+        if option.name in SHAPE_OPTIONS:
+            drafts.append(_Draft([region_from_text(option.name, option.value, place)]))
+        elif option.name == "regions":
+            drafts.append(_Draft(_regions_from_file(option.value)))
+        elif option.name in STYLES:
             style = drafts[-1].style if drafts else defaults
-            style[item.name] = style_from_text(item.name, item.value)
-        elif item.name in LEGACY_NAMES and legacy_wanted:
-            drafts.append(Draft(None, {}))
-            legacy_wanted = False
-    if legacy_wanted:  # only --shape or --rgb: the message says what is missing
-        drafts.append(Draft(None, {}))
+            style[option.name] = style_from_text(option.name, option.value)
+        elif option.name in LEGACY_NAMES and legacy_pending:
+            drafts.append(_Draft(None))
+            legacy_pending = False
+    if legacy_pending:  # --shape or --rgb alone: `legacy_region` says what is missing
+        drafts.append(_Draft(None))
     styled: list[Region] = []
     for draft in drafts:
         if draft.regions is None:
@@ -163,14 +143,16 @@ def regions_from_typed(
 
 def region_from_text(name: str, text: str, place: Place, **style: Any) -> Region:
     """One Region from the text of `--name`; `style` are keywords of the Region."""
-    make = SHAPE_OPTIONS[name]
+    from vip_llava.regions import SHAPES
+
+    option = f"--{name}"
     try:
-        return make(text, place, style)
+        geometry = SHAPE_OPTIONS[name](text, option, place)
+        return SHAPES[name](**{"frame": place[1], **geometry, **style})
     except RegionError as error:
-        message = str(error)
-        if message.startswith(f"--{name}"):
+        if str(error).startswith(option):
             raise
-        raise RegionError(f"--{name} {_short(text)}: {message}") from error
+        raise RegionError(f"{option} {shorten(text)}: {error}") from error
 
 
 def style_from_text(name: str, text: str) -> Any:
@@ -179,90 +161,59 @@ def style_from_text(name: str, text: str) -> Any:
 
     value = STYLES[name](text)
     try:
-        Box(0, 0, 1, 1, **{name: value})  # the rules of a style are the same for every shape
+        Box(0, 0, 1, 1, **{name: value})  # all shapes check a style by the same rules
     except RegionError as error:
-        told = str(error).removeprefix("box: ")
-        raise RegionError(f"--{name} {_short(text)}: {told}") from error
+        reason = str(error).removeprefix("box: ")
+        raise RegionError(f"--{name} {shorten(text)}: {reason}") from error
     return value
 
 
 def _styled(region: Region, defaults: dict[str, Any], own: dict[str, Any]) -> Region:
-    """`own` styles win over the region's, the region's over the `defaults`."""
+    """The region with styles: `own` first, then what it has already, then the `defaults`."""
     change = {key: value for key, value in defaults.items() if getattr(region, key) is None}
     change.update(own)
     return dataclasses.replace(region, **change) if change else region
 
 
-def _four(name: str, text: str, wanted: str) -> tuple[float, float, float, float]:
-    numbers = parse_numbers(text, f"--{name}", wanted)
+# The fields of a Region from an option's text: the geometry, and the frame if it is not `place`'s.
+
+
+def _four(text: str, option: str, expected: str) -> list[float]:
+    numbers = parse_numbers(text, option, expected)
     if len(numbers) != 4:
-        raise RegionError(f"--{name} {_short(text)}: needs 4 numbers {wanted}, got {len(numbers)}")
-    return (numbers[0], numbers[1], numbers[2], numbers[3])
+        raise RegionError(
+            f"{option} {shorten(text)}: needs 4 numbers {expected}, got {len(numbers)}"
+        )
+    return numbers
 
 
-def _box(text: str, place: Place, style: dict[str, Any]) -> Region:
-    from vip_llava.regions import Box
-
-    return Box(*_four("box", text, "x1,y1,x2,y2"), frame=place[1], **style)
+def _corners(text: str, option: str, _place: Place) -> dict[str, Any]:
+    return dict(zip(("x1", "y1", "x2", "y2"), _four(text, option, "x1,y1,x2,y2"), strict=True))
 
 
-def _ellipse(text: str, place: Place, style: dict[str, Any]) -> Region:
-    from vip_llava.regions import Ellipse
-
-    return Ellipse(*_four("ellipse", text, "x1,y1,x2,y2"), frame=place[1], **style)
-
-
-def _arrow(text: str, place: Place, style: dict[str, Any]) -> Region:
-    from vip_llava.regions import Arrow
-
-    x1, y1, x2, y2 = _four("arrow", text, "tail-x,tail-y,tip-x,tip-y")
-    return Arrow(tail=(x1, y1), tip=(x2, y2), frame=place[1], **style)
+def _arrow(text: str, option: str, _place: Place) -> dict[str, Any]:
+    x1, y1, x2, y2 = _four(text, option, "tail-x,tail-y,tip-x,tip-y")
+    return {"tail": (x1, y1), "tip": (x2, y2)}
 
 
-def _triangle(text: str, place: Place, style: dict[str, Any]) -> Region:
-    from vip_llava.regions import Triangle
-
-    points = parse_pairs(text, "--triangle", "x,y,x,y,x,y")
-    return Triangle(points=tuple(points), frame=place[1], **style)
+def _points(text: str, option: str, _place: Place) -> dict[str, Any]:
+    return {"points": tuple(parse_pairs(text, option, "x,y,x,y,x,y,..."))}
 
 
-def _scribble(text: str, place: Place, style: dict[str, Any]) -> Region:
-    from vip_llava.regions import Scribble
-
-    points = parse_pairs(text, "--scribble", "x,y,x,y,...")
-    return Scribble(points=tuple(points), frame=place[1], **style)
-
-
-def _point(text: str, place: Place, style: dict[str, Any]) -> Region:
-    from vip_llava.regions import Point
-
-    numbers = parse_numbers(text, "--point", "x,y or x,y,radius")
+def _point(text: str, option: str, _place: Place) -> dict[str, Any]:
+    numbers = parse_numbers(text, option, "x,y or x,y,radius")
     if len(numbers) not in (2, 3):
         raise RegionError(
-            f"--point {_short(text)}: needs x,y or x,y,radius, got {len(numbers)} numbers"
+            f"{option} {shorten(text)}: needs x,y or x,y,radius, got {len(numbers)} numbers"
         )
-    radius = numbers[2] if len(numbers) == 3 else None
-    return Point(numbers[0], numbers[1], radius=radius, frame=place[1], **style)
+    return dict(zip(("x", "y", "radius"), numbers, strict=False))
 
 
-def _contour(text: str, place: Place, style: dict[str, Any]) -> Region:
-    from vip_llava.regions import Contour
-
-    return Contour(**_outline("contour", text, place), **style)
-
-
-def _mask(text: str, place: Place, style: dict[str, Any]) -> Region:
-    from vip_llava.regions import Mask
-
-    return Mask(**_outline("mask", text, place), **style)
-
-
-def _outline(name: str, text: str, place: Place) -> dict[str, Any]:
-    """Keywords of a Contour or Mask: polygons or rle, and the frame (rasters are in pixels)."""
+def _outline(text: str, option: str, place: Place) -> dict[str, Any]:
+    """Polygons or RLE; rasters are always in pixels."""
     size, frame = place
-    option = f"--{name}"
     if is_number_text(text):
-        return {"polygons": parse_polygons(text, option), "frame": frame}
+        return {"polygons": parse_polygons(text, option)}
     if text.lstrip().startswith("{"):
         found = outline_from_json(parse_json(text, option, "JSON polygons or RLE"), option)
     else:
@@ -283,7 +234,7 @@ def _regions_from_file(text: str) -> list[Region]:
             '"box": [x1, y1, x2, y2]}'
         )
     if not found:
-        note(f"--regions {path}: the list is empty, no region is in it")
+        note(f"--regions {path}: the list of regions is empty")
     try:
         return list(regions_from_json(found))
     except RegionError as error:
@@ -296,7 +247,7 @@ def _color(text: str) -> str | tuple[int, int, int]:
         return text
     numbers = parse_numbers(text, "--color", "r,g,b")
     if len(numbers) != 3 or any(number != int(number) for number in numbers):
-        raise RegionError(f"--color {_short(text)}: needs a name, #rrggbb or three whole numbers")
+        raise RegionError(f"--color {shorten(text)}: needs a name, #rrggbb or three whole numbers")
     return (int(numbers[0]), int(numbers[1]), int(numbers[2]))
 
 
@@ -304,7 +255,7 @@ def _alpha(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise RegionError(f"--alpha {_short(text)}: needs a whole number 0..255") from error
+        raise RegionError(f"--alpha {shorten(text)}: needs a whole number 0..255") from error
 
 
 def _width(text: str) -> float:
@@ -313,22 +264,18 @@ def _width(text: str) -> float:
     except ValueError:
         width = math.nan
     if not 0 < width < math.inf:
-        raise RegionError(f"--width {_short(text)}: needs a number of pixels above 0")
+        raise RegionError(f"--width {shorten(text)}: needs a number of pixels above 0")
     return width
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-SHAPE_OPTIONS: dict[str, Callable[[str, Place, dict[str, Any]], Region]] = {
-    "box": _box,
-    "ellipse": _ellipse,
-    "triangle": _triangle,
+SHAPE_OPTIONS: dict[str, Callable[[str, str, Place], dict[str, Any]]] = {
+    "box": _corners,
+    "ellipse": _corners,
+    "triangle": _points,
     "point": _point,
     "arrow": _arrow,
-    "scribble": _scribble,
-    "contour": _contour,
-    "mask": _mask,
+    "scribble": _points,
+    "contour": _outline,
+    "mask": _outline,
 }
 STYLES: dict[str, Callable[[str], Any]] = {"color": _color, "alpha": _alpha, "width": _width}

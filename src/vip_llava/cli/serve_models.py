@@ -1,10 +1,9 @@
-"""`vip-llava serve --models a,b`: a controller in this process, and a worker process for each model."""
+"""`vip-llava serve --models a,b`: a controller in this process and one worker process per model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vip_llava.cli.server_options import needs_serve
 from vip_llava.cli.terminal import note
 from vip_llava.errors import ServingError
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from vip_llava.cli.model_options import ModelOptions
     from vip_llava.serving.settings import ServerSettings
 
-__all__ = ["serve_models"]
+__all__ = ["serve_models", "worker_arguments"]
 
 _MARGIN_SECONDS = 5.0
 
@@ -22,29 +21,29 @@ def serve_models(
 ) -> None:
     """Serve models by name until a signal; None is the default model.
 
-    model: how all of them are opened. Raises ServingError when no worker is left, with the reason.
+    model: the options with which all of them are loaded. Raises ServingError once no worker is
+    left, with the reason.
     """
-    needs_serve()
     from vip_llava.serving.cluster.controller import create_controller
-    from vip_llava.serving.cluster.worker_processes import WorkerProcesses
     from vip_llava.serving.cluster.signing import Secret
+    from vip_llava.serving.cluster.worker_processes import WorkerProcesses
     from vip_llava.serving.middleware.server import listen, run, stop
 
     secret = Secret.new()
     listener = listen(settings)
     app = create_controller(settings, secret, expected=models)
     workers = WorkerProcesses(lambda: stop(app))
-    own = _own_address(listener.getsockname()[:2])
+    controller = _own_address(listener.getsockname()[:2])
     for called, name in models.items():
-        place = ["--models", f"{called}={name or 'default'}", "--controller", own]
-        workers.add(called, [*place, *_arguments(model, settings)], secret)
+        place = ["--models", f"{called}={name or 'default'}", "--controller", controller]
+        workers.add(called, [*place, *worker_arguments(model, settings)], secret)
 
-    def ready(address: str) -> None:
+    def on_ready(address: str) -> None:
         note(f"listening on {address}")
         workers.start()
 
     try:
-        run(app, settings, listener=listener, on_ready=ready)
+        run(app, settings, listener=listener, on_ready=on_ready)
     finally:
         workers.stop(settings.drain_seconds + _MARGIN_SECONDS)
     if len(workers.reasons) == len(workers.workers):
@@ -52,20 +51,20 @@ def serve_models(
 
 
 def _own_address(listening: tuple[str, int]) -> str:
-    """How workers on this machine reach the controller."""
+    """The controller's address for workers on this machine."""
     host, port = listening
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _arguments(model: ModelOptions, settings: ServerSettings) -> list[str]:
-    """The options of a worker that opens and limits as was asked of `serve`."""
+def worker_arguments(model: ModelOptions, settings: ServerSettings) -> list[str]:
+    """The arguments of a worker with the model options and limits of this server."""
     from vip_llava.serving.settings import Limits
 
     found = ["--port", "0", "--drain", f"{settings.drain_seconds:g}", *model.arguments()]
-    usual = Limits()
+    defaults = Limits()
     for name, value in settings.limits.model_dump().items():
-        if value != getattr(usual, name):
+        if value != getattr(defaults, name):
             found += ["--limit", f"{name}={value}"]
     for host in settings.fetch_hosts:
         found += ["--fetch-host", host]

@@ -1,131 +1,116 @@
-"""Options of every verb that listens on a network, and the settings that they make.
+"""The options of every verb that listens on a network, and the `ServerSettings` they make.
 
-Names and help texts only; what is allowed is decided by `serving.settings`. Keys are read from a
-file or from the environment: a command line is seen by everyone on a machine.
+This module holds names and help texts; `serving.settings` checks the values. Keys come from a file
+or the environment, because all users of a machine can read its command lines.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.errors import MissingExtraError, ServingError
+from vip_llava.cli.server_process import needs_serve
+from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
     from vip_llava.serving.settings import ServerSettings
 
-__all__ = ["KEY_VARIABLE", "ServerOptions", "log_to_stderr", "needs_serve"]
+__all__ = ["KEY_VARIABLE", "CheckFlag", "ListenOptions", "ServerOptions"]
 
 KEY_VARIABLE = "VIP_LLAVA_API_KEY"
 SERVER_PANEL, ACCESS_PANEL = "Server", "Access"
 
+CheckFlag = Annotated[
+    bool, typer.Option("--check", help="Print the settings with all limits, and exit.")
+]
 
-def _server(*flags: str, metavar: str, text: str) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=SERVER_PANEL)
+
+def _server(flag: str, metavar: str, text: str) -> Any:
+    return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=SERVER_PANEL)
 
 
-def _access(*flags: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=ACCESS_PANEL)
+def _access(flag: str, metavar: str | None, text: str) -> Any:
+    return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=ACCESS_PANEL)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """How a server listens and whom it serves."""
+class ListenOptions:
+    """Where a server listens, and its limits."""
 
     host: Annotated[
-        str | None,
-        _server("--host", metavar="ADDRESS", text="Address to listen on (127.0.0.1)."),
+        str | None, _server("--host", "ADDRESS", "Address to listen on (default: 127.0.0.1).")
     ] = None
     port: Annotated[
-        int | None, _server("--port", metavar="N", text="Port to listen on; 0: any free one.")
+        int | None, _server("--port", "N", "Port to listen on; 0 is any free port.")
     ] = None
     drain: Annotated[
         float | None,
-        _server("--drain", metavar="SECONDS", text="Time for running answers when stopped (30)."),
+        _server("--drain", "SECONDS", "At a stop, time to finish running answers (default: 30)."),
     ] = None
     limit: Annotated[
         list[str] | None,
-        _server(
-            "--limit", metavar="NAME=N", text="Change a limit (repeatable); --check shows all."
-        ),
+        _server("--limit", "NAME=N", "Change a limit (repeatable); --check lists them."),
     ] = None
-    api_key_file: Annotated[
-        Path | None,
-        _access(
-            "--api-key-file",
-            metavar="FILE",
-            text=f"API keys, one a line; or one in the variable {KEY_VARIABLE}.",
-        ),
-    ] = None
-    open_to_all: Annotated[
-        bool,
-        _access("--open-to-all", text="Listen on a network without any API key."),
-    ] = False
     allow_host: Annotated[
         list[str] | None,
-        _access("--allow-host", metavar="NAME", text="A further name of this server (repeatable)."),
+        _access("--allow-host", "NAME", "A further name of this server (repeatable)."),
     ] = None
-    origin: Annotated[
-        list[str] | None,
-        _access(
-            "--origin", metavar="ORIGIN", text="A web page whose scripts may ask (repeatable)."
-        ),
-    ] = None
-    fetch_host: Annotated[
-        list[str] | None,
-        _access("--fetch-host", metavar="NAME", text="A host to fetch images from (repeatable)."),
-    ] = None
-    log_content: Annotated[
-        bool, _access("--log-content", text="Write questions and answers to the log.")
+    open_to_all: Annotated[
+        bool, _access("--open-to-all", None, "Listen on a network without any API key.")
     ] = False
 
     def settings(self, **defaults: Any) -> ServerSettings:
-        """The settings that were typed; `defaults` are of the verb. Raises ServingError."""
+        """The given settings over the verb's `defaults`. Raises ServingError."""
         needs_serve()
         from vip_llava.serving.settings import make_settings
 
-        typed = {
+        given = {name: value for name, value in self._given().items() if value}
+        given |= {"port": self.port} if self.port is not None else {}
+        given |= {"drain_seconds": self.drain} if self.drain is not None else {}
+        return make_settings(**{**defaults, **given})
+
+    def _given(self) -> dict[str, Any]:
+        return {
             "host": self.host,
-            "port": self.port,
-            "drain_seconds": self.drain,
             "limits": _limits(self.limit or []),
-            "keys": _keys(self.api_key_file),
-            "open_to_all": self.open_to_all or None,
             "hosts": self.allow_host,
+            "open_to_all": self.open_to_all,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerOptions(ListenOptions):
+    """All options of a server of the API: also its keys, origins, image hosts and log."""
+
+    api_key_file: Annotated[
+        Path | None,
+        _access("--api-key-file", "FILE", f"API keys, one a line; or one in ${KEY_VARIABLE}."),
+    ] = None
+    origin: Annotated[
+        list[str] | None,
+        _access("--origin", "ORIGIN", "A web site whose scripts may send requests (repeatable)."),
+    ] = None
+    fetch_host: Annotated[
+        list[str] | None,
+        _access("--fetch-host", "NAME", "A host to fetch images from (repeatable)."),
+    ] = None
+    log_content: Annotated[
+        bool, _access("--log-content", None, "Write questions and answers to the log.")
+    ] = False
+
+    def _given(self) -> dict[str, Any]:
+        return {
+            # super() without arguments fails in a dataclass with slots, which is a new class.
+            **ListenOptions._given(self),
+            "keys": _keys(self.api_key_file),
             "origins": self.origin,
             "fetch_hosts": self.fetch_host,
-            "log_content": self.log_content or None,
+            "log_content": self.log_content,
         }
-        found = {name: value for name, value in typed.items() if value not in (None, [], {})}
-        return make_settings(**{**defaults, **found})
-
-
-def needs_serve() -> None:
-    """MissingExtraError where one of the libraries of the extra `serve` is missing."""
-    for name in ("fastapi", "uvicorn", "httpx", "prometheus_client", "python_multipart"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise MissingExtraError(
-                f"serving needs the library {name}: pip install 'vip-llava[serve]'"
-            ) from error
-
-
-def log_to_stderr(*, debug: bool = False) -> None:
-    """One line an event of the server, on stderr."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("vip_llava").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 def _keys(file: Path | None) -> list[str]:
@@ -134,7 +119,7 @@ def _keys(file: Path | None) -> list[str]:
         lines = file.expanduser().read_text(encoding="utf-8").splitlines()
         keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not keys:
-            raise ServingError(f"--api-key-file {file}: there is no key in it")
+            raise ServingError(f"--api-key-file {file}: the file contains no key")
     if KEY_VARIABLE in os.environ:
         keys.append(os.environ[KEY_VARIABLE])
     return keys

@@ -1,7 +1,7 @@
-"""What the terminal shows besides answers: notes, errors, progress. All of it goes to stderr.
+"""Writes what the terminal shows besides answers - notes, errors, progress - to stderr.
 
-stdout carries nothing but the answer, so that pipes work. Colours follow the terminal and NO_COLOR
-(rich does both). Text that comes from a model or a file is printed as it is, never read as markup.
+stdout carries only the answer, so that pipes work. rich handles colours and NO_COLOR. Text from a
+model or a file is printed as it is, never read as markup.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 __all__ = ["counting", "error_line", "loading", "note", "printable", "stderr", "write_answer"]
 
-# Everything that could move a cursor or rename a window, but not the line feed and the tab.
+# All characters that could move a cursor or rename a window; line feed and tab stay.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# Seconds between lines of progress where nobody watches.
+# Seconds between progress lines in a log.
 _LINE_EVERY = 60
 
 
 def stderr() -> Console:
-    """A console on the current stderr; made anew each time so that a redirected one is found."""
+    """A console on the current stderr, which may have been redirected since the last call."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """One line of information for the person, on stderr."""
+    """Write one line of information to stderr."""
     from rich.text import Text
 
     stderr().print(Text(f"vip-llava: {text}", style="dim"))
 
 
 def error_line(text: str) -> None:
-    """An error on stderr, as `vip-llava: error: ...`."""
+    """Write an error to stderr as `vip-llava: error: ...`."""
     from rich.text import Text
 
     stderr().print(Text.assemble(("vip-llava: error: ", "bold red"), printable(text)))
@@ -54,105 +54,88 @@ def printable(text: str) -> str:
 
 
 def write_answer(piece: str, *, end: str = "") -> None:
-    """A piece of an answer on stdout, at once."""
+    """Write a piece of an answer to stdout and flush it."""
     sys.stdout.write((printable(piece) if sys.stdout.isatty() else piece) + end)
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def loading(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of getting and opening a model, on stderr.
+    """Show the progress of fetching and loading a model on stderr.
 
-    Yields `progress(stage, done, total)`; the numbers are bytes or items. Where stderr is no
-    terminal each stage is one line and there is no bar.
+    Yields `progress(stage, done, total)` in bytes or items; a total of 0 is unknown. If stderr is
+    not a terminal, each stage is one line.
     """
+    _silence_libraries()
     console = stderr()
-    _quiet_libraries()
-    if not console.is_terminal:
-        yield _Lines(console, what)
+    if console.is_terminal:
+        with _bar(console, what) as move:
+            yield move
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    shown = ""
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(what, total=None)
+    def show_stage(stage: str, _done: int, _total: int) -> None:
+        nonlocal shown
+        if stage and stage != shown:
+            shown = stage
+            console.print(printable(f"vip-llava: {stage}"), markup=False)
 
-        def move(stage: str, done: int, total: int) -> None:
-            shown.update(
-                task, description=printable(stage), completed=done, total=total if total else None
-            )
-
-        yield move
+    show_stage(what, 0, 0)
+    yield show_stage
 
 
 @contextlib.contextmanager
 def counting(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress of long work on stderr; `unit` is what is counted, like "rows".
+    """Show the progress of long work on stderr; `unit` is what is counted, like "rows".
 
-    Yields `progress(done, total)`; a total of 0 is not known. Where stderr is no terminal, a line
-    is written about every minute.
+    Yields `progress(done, total)`; a total of 0 is unknown. If stderr is not a terminal, there is
+    about one line a minute.
     """
     console = stderr()
-    if not console.is_terminal:
-        yield _Counted(console, what, unit)
+    if console.is_terminal:
+        with _bar(console, what, "{task.completed:.0f} " + unit) as move:
+            yield lambda done, total: move(what, done, total)
         return
+    start = shown = time.monotonic()
+
+    def show_count(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < _LINE_EVERY:
+            return
+        shown = now
+        count = f"{done} of {total}" if total else f"{done}"
+        minutes = f"{(now - start) / 60:.0f} min"
+        text = f"vip-llava: {what}: {count} {unit} in {minutes}"
+        console.print(printable(text), markup=False)
+
+    yield show_count
+
+
+@contextlib.contextmanager
+def _bar(console: Console, what: str, *columns: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar that disappears at the end; yields `move(text, done, total)`."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (
+    with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f} " + unit, markup=False),
+        *(TextColumn(column, markup=False) for column in columns),
         TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(printable(what), total=None)
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(printable(what), total=None)
 
-        def move(done: int, total: int) -> None:
-            shown.update(task, completed=done, total=total if total else None)
+        def move(text: str, done: int, total: int) -> None:
+            progress.update(task, description=printable(text), completed=done, total=total or None)
 
         yield move
 
 
-class _Lines:
-    """Progress where nobody watches: each new stage once."""
-
-    def __init__(self, console: Console, what: str) -> None:
-        self.console = console
-        self.last = ""
-        self(what, 0, 0)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage and stage != self.last:
-            self.last = stage
-            self.console.print(printable(f"vip-llava: {stage}"), markup=False)
-
-
-class _Counted:
-    """The same for what is counted: a line a minute, so that a log shows that it goes on."""
-
-    def __init__(self, console: Console, what: str, unit: str) -> None:
-        self.console, self.what, self.unit = console, what, unit
-        self.began = self.told = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.told < _LINE_EVERY:
-            return
-        self.told = now
-        of = f" of {total}" if total else ""
-        passed = f"{(now - self.began) / 60:.0f} min"
-        text = f"vip-llava: {self.what}: {done}{of} {self.unit} in {passed}"
-        self.console.print(printable(text), markup=False)
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice off the terminal; errors still get through."""
+def _silence_libraries() -> None:
+    """Turn off the libraries' own progress bars and advice; errors still get through."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

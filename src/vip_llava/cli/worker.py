@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import sys
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vip_llava.cli.cluster import (
+    CLUSTER_PANEL,
     host_of,
     managed_secret,
     named_models,
@@ -20,14 +20,20 @@ from vip_llava.cli.cluster import (
     worker_address,
 )
 from vip_llava.cli.legacy_options import LEGACY_PANEL
-from vip_llava.cli.server_options import ServerOptions, log_to_stderr
 from vip_llava.cli.model_options import DebugFlag, ModelOptions
+from vip_llava.cli.server_options import CheckFlag, ServerOptions
+from vip_llava.cli.server_process import (
+    load_for_serving,
+    log_to_stderr,
+    print_settings,
+    run_app,
+)
 from vip_llava.cli.terminal import note
 from vip_llava.errors import ServingError
 
 if TYPE_CHECKING:
-    from vip_llava.assistant import Assistant
-    from vip_llava.serving.cluster.heartbeat import HeartbeatClient
+    from fastapi import FastAPI
+
     from vip_llava.serving.cluster.signing import Secret
     from vip_llava.serving.settings import ServerSettings
 
@@ -35,36 +41,35 @@ __all__ = ["EPILOG", "worker"]
 
 PORT = 21002
 CONTROLLER = "http://127.0.0.1:21001"
-CLUSTER_PANEL = "Cluster"
 
 EPILOG = """Examples
 
   vip-llava worker --check
 
-  vip-llava worker --model-path ./checkpoint --controller http://127.0.0.1:21001 --secret-file cluster.secret --check
+  vip-llava worker --model ./checkpoint --secret-file my.secret --check
 
   vip-llava worker --models default,mine=./checkpoint --port 21003 --check
 
-  vip-llava worker --model-path ./checkpoint --load-8bit --no-register --check
+  vip-llava worker --model ./checkpoint --load-8bit --no-register --check
 
 Without --check it runs until Ctrl-C.
 """
 
 
-def _cluster(*flags: str, text: str, metavar: str | None = None, hidden: bool = False) -> Any:
-    return typer.Option(
-        *flags, metavar=metavar, help=text, rich_help_panel=CLUSTER_PANEL, hidden=hidden
-    )
+def _cluster(*flags: str, text: str, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=CLUSTER_PANEL, **more)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PlaceOptions:
-    """The worker's place in a cluster."""
+class ClusterOptions:
+    """How a worker joins a cluster."""
 
     controller: Annotated[
         str,
         _cluster(
-            "--controller", "--controller-address", metavar="URL", text="The controller to join."
+            "--controller",
+            metavar="URL",
+            text="The controller to register at.",
         ),
     ] = CONTROLLER
     worker_address: Annotated[
@@ -72,7 +77,7 @@ class PlaceOptions:
         _cluster(
             "--worker-address",
             metavar="URL",
-            text="This worker as the controller reaches it; needed when listening on a network.",
+            text="This worker's address for the controller; needed on a network.",
         ),
     ] = None
     secret_file: Annotated[
@@ -80,30 +85,36 @@ class PlaceOptions:
         _cluster("--secret-file", metavar="FILE", text="The secret shared with the controller."),
     ] = None
     no_register: Annotated[
-        bool, _cluster("--no-register", text="Stand alone: no controller, no secret.")
+        bool, _cluster("--no-register", text="Run alone, without controller and secret.")
     ] = False
     speed: Annotated[
-        float, _cluster("--speed", metavar="S", text="Beside other workers, for dispatch.")
+        float, _cluster("--speed", metavar="S", text="Speed relative to other workers.")
     ] = 1.0
     heart_beat: Annotated[
         float | None,
-        _cluster("--heart-beat", metavar="SECONDS", text="Between signs of life (15)."),
+        _cluster(
+            "--heart-beat",
+            metavar="SECONDS",
+            min=0.1,
+            text="Time between heartbeats (default: 15).",
+        ),
     ] = None
     managed: Annotated[
-        bool, _cluster("--managed", text="The secret and the end come on stdin.", hidden=True)
+        bool,
+        _cluster("--managed", text="Read the secret from stdin; stop when it ends.", hidden=True),
     ] = False
     limit_model_concurrency: Annotated[
         int | None,
         typer.Option(
             "--limit-model-concurrency",
             metavar="N",
-            help="Not needed: requests share the steps of a model. See --limit queue=N.",
+            help="No effect: requests run in one batch. See --limit queue=N.",
             rich_help_panel=LEGACY_PANEL,
         ),
     ] = None
 
     def secret(self) -> Secret | None:
-        """The cluster's secret, None where the worker stands alone."""
+        """The cluster's secret; None for a worker that runs alone."""
         if self.managed:
             return managed_secret()
         return None if self.no_register else secret_from(self.secret_file)
@@ -119,104 +130,78 @@ def worker(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", "--model-name", metavar="NAME", help="What clients call the model."),
+        typer.Option("--name", metavar="NAME", help="The model's name in the API."),
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Print the settings with all limits, and end.")
-    ] = False,
-    place: PlaceOptions,
+    check: CheckFlag = False,
+    cluster: ClusterOptions,
     server: ServerOptions,
     model: ModelOptions,
     debug: DebugFlag = False,
 ) -> None:
     """Answer for a controller, with one model or several.
 
-    It has the API's routes and those of the original's worker. It joins the controller once its
-    models are open, joins again when the controller was away, and leaves before it stops.
+    It has the API's routes and those of the original's worker. It registers once its models are
+    loaded, registers again after the controller was away, and unregisters before it stops.
     """
     chosen = _chosen(models, model.model, name)
     model.check_models(chosen.values())
     settings = server.settings(port=PORT)
-    if place.limit_model_concurrency is not None:
-        note("--limit-model-concurrency does nothing here; --limit queue=N bounds what may wait")
+    if cluster.limit_model_concurrency is not None:
+        note("--limit-model-concurrency has no effect; --limit queue=N limits waiting requests")
     if check:
-        told = settings.model_dump(mode="json", exclude={"keys"})
-        told |= {"api_keys": len(settings.keys), "models": list(chosen)}
-        told |= {"controller": None if place.no_register else place.controller}
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        controller = None if cluster.no_register else cluster.controller
+        print_settings(settings, models=list(chosen), controller=controller)
         return
-    secret = place.secret()
+    secret = cluster.secret()
     log_to_stderr(debug=debug)
-    _run(chosen, model.keywords(), settings, place, secret)
+    _run(chosen, model.keywords(), settings, cluster, secret)
 
 
 def _chosen(models: str | None, model: str | None, name: str | None) -> dict[str, str | None]:
-    """Models by name. ServingError for a contradiction."""
+    """Models by name. Raises ServingError if the options contradict each other."""
     if models is not None and (model is not None or name is not None):
         raise ServingError("--models names all models; leave out --model and --name")
     if models is not None:
         return named_models(models)
-    if name is not None:
-        return {name: model}
-    return named_models(model or "default")
+    return {name: model} if name is not None else named_models(model or "default")
 
 
 def _run(
     chosen: dict[str, str | None],
     keywords: dict[str, Any],
     settings: ServerSettings,
-    place: PlaceOptions,
+    cluster: ClusterOptions,
     secret: Secret | None,
 ) -> None:
-    """Serve until a signal; raises what kept a model from being opened."""
-    from vip_llava.serving.api.app import served_models
+    """Serve until a signal. Raises the error of a model that fails to load."""
+    from vip_llava.serving.cluster.heartbeat import HEARTBEAT_SECONDS
     from vip_llava.serving.cluster.worker import create_worker
     from vip_llava.serving.cluster.worker_status import worker_settings
-    from vip_llava.serving.middleware.server import listen, run, stop
-
-    failures: list[Exception] = []
-
-    def failed(error: Exception) -> None:
-        failures.append(error)
-        stop(app)
+    from vip_llava.serving.middleware.server import listen, stop
 
     served = settings if secret is None else worker_settings(settings, secret)
     listener = listen(served)
-    address = worker_address(place.worker_address, listener.getsockname()[:2])
+    address = worker_address(cluster.worker_address, listener.getsockname()[:2])
     settings = settings.model_copy(update={"hosts": (*settings.hosts, host_of(address))})
-    loaders = {called: _loader(called, model, keywords) for called, model in chosen.items()}
-    app = create_worker(
-        {},
-        settings,
-        loaders=loaders,
-        on_failure=failed,
-        secret=secret,
-        join=None if secret is None else lambda status: _joining(place, address, secret, status),
-        speed=place.speed,
-    )
-    if place.managed:
-        until_stdin_ends(lambda: stop(app))
-    run(app, served, listener=listener, on_ready=lambda _: note(f"listening on {address}"))
-    if failures:
-        raise failures[0]
-    if served_models(app).loading:
-        # As `serve` does: the thread that opens a model can't be interrupted.
-        sys.stderr.flush()
-        os._exit(0)
+    loaders = {
+        called: functools.partial(load_for_serving, model, keywords)
+        for called, model in chosen.items()
+    }
 
+    def make_app(on_failure: Callable[[Exception], None]) -> FastAPI:
+        app = create_worker(
+            {},
+            settings,
+            loaders=loaders,
+            on_failure=on_failure,
+            secret=secret,
+            controller=None if secret is None else cluster.controller,
+            address=address,
+            heartbeat_seconds=cluster.heart_beat or HEARTBEAT_SECONDS,
+            speed=cluster.speed,
+        )
+        if cluster.managed:
+            until_stdin_ends(lambda: stop(app))
+        return app
 
-def _joining(place: PlaceOptions, address: str, secret: Secret, status: Any) -> HeartbeatClient:
-    from vip_llava.serving.cluster.heartbeat import HEARTBEAT_SECONDS, HeartbeatClient
-
-    interval = HEARTBEAT_SECONDS if place.heart_beat is None else place.heart_beat
-    return HeartbeatClient(place.controller, address, secret, status, interval=interval)
-
-
-def _loader(called: str, model: str | None, keywords: dict[str, Any]) -> Any:
-    def load_it() -> Assistant:
-        from vip_llava.assistant import load
-
-        note(f"opening {called}")
-        return load(model, **keywords)
-
-    return load_it
+    run_app(make_app, served, listener)
