@@ -1,4 +1,4 @@
-"""`vip-llava models`: the list, and folders described from their files."""
+"""`vip-llava models`: the list of models, and descriptions of folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def listed(program: Program) -> dict[str, Any]:
 def test_the_default_and_every_published_name_are_listed(program: Program) -> None:
     rows = listed(program)
     assert list(rows) == ["default", *(name for name, _, _ in PUBLISHED)]
-    assert rows["default"]["state"] == "fetched on first use"
+    assert rows["default"]["state"] == "downloaded on first use"
     assert 80 < rows["default"]["megabytes"] < 110
     assert all(rows[name]["state"] == "not downloaded" for name, _, _ in PUBLISHED)
 
@@ -75,6 +75,10 @@ def test_a_name_in_the_hub_cache_has_its_size(program: Program, own_caches: Path
         ),
         (
             {"mm_projector.bin": {}, "config.json": {"model_type": "llava"}},
+            "projector (needs --base)",
+        ),
+        (
+            {"mm_projector.safetensors": {}, "config.json": {"model_type": "llava_llama"}},
             "projector (needs --base)",
         ),
         ({"config.json": {"model_type": "bert"}}, "other (bert)"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vip_llava.bench.bench_model import random_subject
+from vip_llava.bench.bench_model import random_model
 from vip_llava.models.fp16_linear import (
     Fp16Linear,
     apply_linears,
@@ -69,7 +69,7 @@ def test_what_is_saved_is_a_plain_layer() -> None:
 
 def test_a_model_says_nearly_the_same_in_less_memory() -> None:
     torch.manual_seed(0)
-    subject = random_subject("tiny")
+    subject = random_model("tiny")
     model: Any = subject.model
     ids, pixels = subject.prompt(3, 12)
     inputs = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
@@ -89,7 +89,7 @@ def test_a_model_says_nearly_the_same_in_less_memory() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_layers_that_read_the_same_share_a_matrix(bias: bool) -> None:
     torch.manual_seed(0)
-    subject = random_subject("tiny")
+    subject = random_model("tiny")
     decoder: Any = subject.model.get_decoder()
     attention = decoder.layers[0].self_attn
     names = ("q_proj", "k_proj", "v_proj")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vip_llava.cli.settings import DebugFlag, SourceOptions
+from vip_llava.cli.model_options import DebugFlag, SourceOptions
 from vip_llava.cli.terminal import loading, note
 from vip_llava.errors import CheckpointError
 
@@ -25,7 +25,7 @@ EPILOG = """Examples
 
 
 class Layout(enum.StrEnum):
-    """The two ways in which weights are named and stored."""
+    """The layouts of a whole model."""
 
     HF = "hf"
     ORIGINAL = "original"
@@ -41,19 +41,21 @@ def convert(
 ) -> None:
     """Write a checkpoint in the other layout.
 
-    Weights keep their bits and are written as safetensors. A projector folder needs its --base. An
-    adapter (LoRA) needs it too, and is folded into it.
+    Weights keep their bits and are written as safetensors. A projector folder and a LoRA folder
+    need --base, the model that they belong to; a LoRA is merged into it.
     """
     target = target.expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists and is not an empty folder; name a new one")
+        raise CheckpointError(f"{target} already exists; give a new or empty folder")
     with loading(f"converting {source}") as progress:
         from vip_llava.models.convert import convert as write
 
         adapter = Path(source).expanduser()
         if (adapter / "adapter_config.json").is_file():
             if parts.base is None:
-                raise CheckpointError(f"{source} holds an adapter: --base names what it belongs to")
+                raise CheckpointError(
+                    f"{source} contains a LoRA adapter: give the model that it belongs to as --base"
+                )
             if parts.revision is not None:
                 raise CheckpointError(
                     f"--revision: {source} is a folder; only a hub id has revisions"

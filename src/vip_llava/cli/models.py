@@ -1,6 +1,6 @@
-"""`vip-llava models`: what can be opened: the default model, folders, and published names.
+"""`vip-llava models`: lists the default model and published models, or describes model folders.
 
-Reads names, sizes and config files only; opens no weights and asks no network.
+It reads names, sizes and config files. It opens no weights, imports no torch and uses no network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.cli.settings import DebugFlag
+from vip_llava.cli.model_options import DebugFlag
 from vip_llava.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ EPILOG = """Examples
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelRow:
-    """One line of the table. `megabytes` is on disk, or to download for the default; None: unknown."""
+    """One line of the table; `megabytes` is the size on disk, or of the default's download."""
 
     name: str
     layout: str
@@ -43,7 +43,6 @@ class ModelRow:
     megabytes: int | None = None
 
 
-#: (name, layout, backbone) of checkpoints that their makers published.
 PUBLISHED = (
     ("llava-hf/vip-llava-7b-hf", "Hugging Face", "Vicuna v1.5 7B"),
     ("llava-hf/vip-llava-13b-hf", "Hugging Face", "Vicuna v1.5 13B"),
@@ -54,6 +53,7 @@ PUBLISHED = (
     ("llava-hf/llava-1.5-7b-hf", "Hugging Face", "Vicuna v1.5 7B (plain LLaVA)"),
     ("llava-hf/llava-1.5-13b-hf", "Hugging Face", "Vicuna v1.5 13B (plain LLaVA)"),
 )
+"""Published checkpoints: hub id, layout, language model."""
 
 
 def models(
@@ -64,10 +64,10 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
     debug: DebugFlag = False,
 ) -> None:
-    """List the models that can be opened, or describe model folders.
+    """List models that can be loaded, or describe model folders.
 
-    Any name in the list, any other hub name of these layouts, and any folder can be given to
-    --model. Nothing is downloaded here.
+    --model takes any name in the list, any other hub id of these layouts, and any folder. This
+    command downloads nothing.
     """
     if folders:
         rows = [describe_folder(folder) for folder in folders]
@@ -105,7 +105,7 @@ def _default_row() -> ModelRow:
 
     folder = cache_folder() / FOLDER_NAME
     ready = (folder / "complete.json").is_file()
-    state = f"ready in {folder}" if ready else "fetched on first use"
+    state = f"ready in {folder}" if ready else "downloaded on first use"
     size = _folder_bytes(folder) if ready else WHEEL.size
     return ModelRow("default", "embedded", "SmolLM2 135M", state, round(size / 1e6))
 
@@ -119,7 +119,7 @@ def _published_row(name: str, layout: str, backbone: str) -> ModelRow:
 
 
 def _hub_cache() -> Path:
-    """Where the hub client keeps its files; read from its variables, as importing it is slow."""
+    """The hub client's cache folder, from its variables, because importing the client is slow."""
     if named := os.environ.get("HF_HUB_CACHE"):
         return Path(named).expanduser()
     home = os.environ.get("HF_HOME") or Path(
@@ -129,9 +129,10 @@ def _hub_cache() -> Path:
 
 
 def describe_folder(folder: Path) -> ModelRow:
-    """What kind of model a folder holds, from its config and file names.
+    """Describe a model folder by its config and file names.
 
-    Raises CheckpointError when it is no folder or holds no model file that is known.
+    Raises:
+        CheckpointError: not a folder, or without any known file of a model.
     """
     folder = folder.expanduser()
     if not folder.is_dir():
@@ -140,7 +141,8 @@ def describe_folder(folder: Path) -> ModelRow:
     layout = _layout(folder, config)
     if layout is None:
         raise CheckpointError(
-            f"{folder}: no model: neither config.json, adapter_config.json nor mm_projector.bin"
+            f"{folder} is not a model folder: it has neither config.json, adapter_config.json nor "
+            "mm_projector.bin"
         )
     text = config.get("text_config") or config
     backbone = " ".join(
@@ -158,17 +160,17 @@ def describe_folder(folder: Path) -> ModelRow:
 def _layout(folder: Path, config: dict[str, Any]) -> str | None:
     if (folder / "adapter_config.json").is_file():
         return "LoRA (needs --base)"
-    weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
-    if (folder / "mm_projector.bin").is_file() and not weights:
+    weights = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    if any(folder.glob("mm_projector.*")) and not weights:
         return "projector (needs --base)"
     if not config:
         return None
-    kind = str(config.get("model_type", ""))
-    if kind in ("vipllava", "llava"):
+    model_type = str(config.get("model_type", ""))
+    if model_type in ("vipllava", "llava"):
         return "Hugging Face" if "text_config" in config else "original"
     if any(key.startswith("mm_") for key in config):
         return "original"
-    return f"other ({kind or 'unknown'})"
+    return f"other ({model_type or 'unknown'})"
 
 
 def _config(folder: Path) -> dict[str, Any]:

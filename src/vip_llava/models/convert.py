@@ -97,8 +97,8 @@ def convert(
     )
     if checkpoint.adapter is not None:
         raise CheckpointError(
-            f"{source} contains a LoRA adapter: load it with merge_adapter=True and save that model "
-            "first"
+            f"{source} contains a LoRA adapter: merge it first, by load_weights and save_pretrained "
+            "or by `vip-llava convert`"
         )
     tensors, config = _hub_weights(checkpoint) if to == "hf" else _original_weights(checkpoint)
     partial = target.with_name(f".{target.name}.partial")

@@ -1,11 +1,11 @@
-"""8- and 4-bit weights of the language model's linear layers; everything else stays as it is.
+"""8- and 4-bit weights for the language model's linear layers.
 
-Two ways with one meaning: bitsandbytes on CUDA where it is installed, and plain torch everywhere
-else. Image encoder, projector, embeddings, norms and output matrix keep their type, because they
-are small and errors there show most. Weights are stored small and widened for each product, which
-saves memory, not time; for few rows on CUDA the kernels read them as they are, which saves both.
+bitsandbytes does it on CUDA if it is installed, torch otherwise. Vision tower, projector,
+embeddings, norms and output matrix keep their type, because they are small and sensitive. Weights
+are dequantized for each product, which saves memory, not time; for few rows on CUDA the kernels
+read the quantized weights, which saves both.
 
-It knows modules, not files.
+This module does not know files.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vip_llava.errors import QuantizationError
-from vip_llava.kernels import Int4, Int8, for_device
-from vip_llava.kernels import reference as plain
+from vip_llava.kernels import Int4, Int8, for_device, reference
 
 __all__ = [
     "Int4Linear",
@@ -37,20 +36,20 @@ _BITS: dict[str, Literal[4, 8]] = {
 }  # fmt: skip
 LANGUAGE_MODEL = "model.language_model"
 GROUP = 32
-_FEW_ROWS = 64
-"""Up to so many the kernels are asked; they know themselves what they are good at."""
+_MAX_KERNEL_ROWS = 64
+"""Most rows for which a kernel is tried; it may decline fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How many bits, and by what: this module's layers or those of bitsandbytes."""
+    """The number of bits, and whose layers: this module's ("torch") or those of bitsandbytes."""
 
     bits: Literal[4, 8]
     library: Literal["torch", "bitsandbytes"] = "torch"
 
 
 def parse_quantization(value: str | int | None, device: torch.device) -> Quantization | None:
-    """Read "8bit" or "4bit" ("int8" and "int4" ask for the plain torch layers by name).
+    """Parse "8bit" or "4bit"; "int8" and "int4" exclude bitsandbytes.
 
     Raises:
         QuantizationError: another value.
@@ -60,44 +59,50 @@ def parse_quantization(value: str | int | None, device: torch.device) -> Quantiz
     bits = _BITS.get(str(value).lower())
     if bits is None:
         raise QuantizationError(f"unknown quantization {value!r}; expected '8bit' or '4bit'")
-    named = str(value).lower().startswith("int")
-    fast = device.type == "cuda" and not named and find_spec("bitsandbytes") is not None
-    return Quantization(bits, "bitsandbytes" if fast else "torch")
+    torch_only = str(value).lower().startswith("int") or device.type != "cuda"
+    if torch_only or find_spec("bitsandbytes") is None:
+        return Quantization(bits)
+    return Quantization(bits, "bitsandbytes")
 
 
-class _SmallLinear(nn.Module):
-    """A linear layer with small weights: [..., in] -> [..., out] in the type of its input."""
+class _QuantizedLinear(nn.Module):
+    """A linear layer with quantized weights: [..., in] -> [..., out] in the type of its input."""
 
-    _plainly = False
+    _kernel_failed = False
 
     @property
     def matrix(self) -> Int8 | Int4:
-        """The weights as kernels take them."""
+        """The weights in the kernels' format."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output in the type of `x`; gradients reach it by the plain way alone."""
+        """The layer's output in the type of `x`; by the reference where gradients are needed."""
         rows = x.reshape(-1, x.shape[-1])
         differentiable = torch.is_grad_enabled() and x.requires_grad
         kernels = for_device(x.device)
-        found: torch.Tensor | None = None
-        if not (kernels is plain or self._plainly or differentiable or len(rows) > _FEW_ROWS):
+        output: torch.Tensor | None = None
+        if not (
+            kernels is reference
+            or self._kernel_failed
+            or differentiable
+            or len(rows) > _MAX_KERNEL_ROWS
+        ):
             try:
-                found = kernels.rows(rows, [self.matrix])
+                output = kernels.linear(rows, [self.matrix])
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # whatever a compiler may say: the plain way is always there
+            except Exception as error:  # compilers raise many types; the reference always works
                 warnings.warn(f"a kernel failed and is not used again: {error}", stacklevel=2)
-                self._plainly = True
-        if found is None:
-            found = plain.rows(rows, [self.matrix])
-        return found.view(*x.shape[:-1], found.shape[-1])
+                self._kernel_failed = True
+        if output is None:
+            output = reference.linear(rows, [self.matrix])
+        return output.view(*x.shape[:-1], output.shape[-1])
 
 
-class Int8Linear(_SmallLinear):
-    """A linear layer with int8 weights and one scale for each output: [..., in] -> [..., out].
+class Int8Linear(_QuantizedLinear):
+    """A linear layer with int8 weights and one scale per output: [..., in] -> [..., out].
 
-    Error: each weight is off by at most half a step, `max(|row|) / 254`, so an output is off by at
+    Error: a weight changes by at most half a step, `max(|row|) / 254`, so an output changes by at
     most `sum(|x|) * max(|row|) / 254` (exact arithmetic).
     """
 
@@ -116,19 +121,19 @@ class Int8Linear(_SmallLinear):
 
     @property
     def matrix(self) -> Int8:
-        """The weights as kernels take them."""
+        """The weights in the kernels' format."""
         return Int8(self.weight, self.scale, self.bias)
 
     def dequantized(self) -> torch.Tensor:
-        """The weights that the layer computes with, [out, in]."""
-        return plain.dequantized(self.matrix)
+        """The dequantized weights, [out, in]."""
+        return reference.dequantized(self.matrix)
 
 
-class Int4Linear(_SmallLinear):
-    """A linear layer with 4-bit weights, two in a byte, in groups of 32 inputs with range each.
+class Int4Linear(_QuantizedLinear):
+    """A linear layer with 4-bit weights, two per byte, and a range per group of 32 inputs.
 
-    Error: each weight is off by at most half a step, `(max(group) - min(group)) / 30`, so an
-    output is off by at most the sum of `|x|` times that (exact arithmetic).
+    Error: a weight changes by at most half a step, `(max(group) - min(group)) / 30`, so an output
+    changes by at most the sum of `|x|` times that (exact arithmetic).
     """
 
     packed: torch.Tensor
@@ -149,49 +154,52 @@ class Int4Linear(_SmallLinear):
         scale = (full.amax(dim=2, keepdim=True) - low).clamp(min=1e-12) / 15
         levels = torch.round((full - low) / scale).clamp(0, 15).to(torch.uint8)
         dtype = linear.weight.dtype
-        self.register_buffer("packed", plain.packed_levels(levels))
+        self.register_buffer("packed", reference.packed_levels(levels))
         self.register_buffer("scale", scale.to(dtype))
         self.register_buffer("low", low.to(dtype))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
     @property
     def matrix(self) -> Int4:
-        """The weights as kernels take them."""
+        """The weights in the kernels' format."""
         return Int4(self.packed, self.scale, self.low, self.bias)
 
     def dequantized(self) -> torch.Tensor:
-        """The weights that the layer computes with, [out, in]."""
-        return plain.dequantized(self.matrix)
+        """The dequantized weights, [out, in]."""
+        return reference.dequantized(self.matrix)
 
 
 def quantize_model(
     model: PreTrainedModel, quantization: Quantization, device: torch.device | None = None
 ) -> int:
-    """Replace the language model's linear layers in place; returns how many.
+    """Replace the language model's linear layers in place; return their number.
 
-    `device`: where the small layers go, one by one, so that the full weights need not fit there.
+    LoRA layers of peft stay in full precision; the weights below them are quantized.
 
-    LoRA layers that were kept apart stay in full precision; the weights below them are quantized.
+    Args:
+        device: where the quantized layers are moved one by one, so that the full weights need not
+            fit there.
 
     Raises:
-        QuantizationError: no linear layer is found, one is not in memory, or has an odd width.
+        QuantizationError: there is no linear layer, one is not in memory, or its width is not a
+            multiple of the group size.
     """
-    body = model.get_submodule(LANGUAGE_MODEL)
-    found = [
+    decoder = model.get_submodule(LANGUAGE_MODEL)
+    linears = [
         (name, layer)
-        for name, layer in body.named_modules()
+        for name, layer in decoder.named_modules()
         if isinstance(layer, nn.Linear) and ".lora_" not in f".{name}"
     ]
-    if not found:
+    if not linears:
         raise QuantizationError("the language model has no linear layers to quantize")
-    for name, layer in found:
+    for name, layer in linears:
         if layer.weight.device.type == "meta":
             raise QuantizationError(
-                f"{name} was offloaded by the device map; quantization needs all weights in memory"
+                f"the device map offloads {name}; quantization needs all weights in memory"
             )
         layer.to(device or layer.weight.device)
-        body.set_submodule(name, _quantized(layer, quantization))
-    return len(found)
+        decoder.set_submodule(name, _quantized(layer, quantization))
+    return len(linears)
 
 
 def _quantized(layer: nn.Linear, quantization: Quantization) -> nn.Module:
@@ -208,7 +216,7 @@ def _quantized(layer: nn.Linear, quantization: Quantization) -> nn.Module:
 
 
 def _bitsandbytes_layer(layer: nn.Linear, bits: Literal[4, 8]) -> nn.Module:
-    """bitsandbytes quantizes when the layer arrives on the GPU."""
+    """A layer that bitsandbytes quantizes when it is moved to the GPU."""
     import bitsandbytes as bnb
 
     sizes = (layer.in_features, layer.out_features)
@@ -222,5 +230,5 @@ def _bitsandbytes_layer(layer: nn.Linear, bits: Literal[4, 8]) -> nn.Module:
         new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
     if bias:
         new.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
-    replaced: nn.Module = new.to(layer.weight.device)
-    return replaced
+    quantized: nn.Module = new.to(layer.weight.device)
+    return quantized
