@@ -19,7 +19,7 @@ import torch
 
 from vip_llava import Assistant, load
 from vip_llava.backends.native import NativeBackend
-from vip_llava.serving.api.chat import opened, understood
+from vip_llava.serving.api.chat import build_request, parse_chat
 from vip_llava.serving.api.schemas import ChatRequest
 from vip_llava.serving.settings import Limits, make_settings
 
@@ -31,13 +31,13 @@ def random_assistant(size: str, device: str, dtype: str) -> Assistant:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from vip_llava.bench.bench_model import random_subject
+    from vip_llava.bench.bench_model import random_model
     from vip_llava.prompting.geometry import ImageGeometry
     from vip_llava.prompting.processor import Processor
     from vip_llava.prompting.templates import get_template
 
     torch.manual_seed(0)  # both ways serve the same weights
-    subject = random_subject(size, device, getattr(torch, dtype))
+    subject = random_model(size, device, getattr(torch, dtype))
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -94,8 +94,8 @@ class Worker(BaseHTTPRequestHandler):
         """Answer a chat request as a stream."""
         length = int(self.headers["content-length"])
         body = ChatRequest.model_validate_json(self.rfile.read(length))
-        asked = understood(body, Limits())
-        request = opened(asked, [each.address for each in asked.images], Limits())
+        asked = parse_chat(body, Limits())
+        request = build_request(asked, [each.address for each in asked.images], Limits())
         prepared = self.assistant.prepare(request, **asked.sampling)
         inputs = self.assistant.backend.processor([prepared.turns])
         self.send_response(200)

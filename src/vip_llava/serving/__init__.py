@@ -1,8 +1,7 @@
-"""Answering over a network: an API with regions, workers and a controller, a page to draw on.
+"""HTTP serving: an OpenAI-style API with regions, workers behind a controller, and a web page.
 
-The package knows HTTP, people and machines that are not trusted, and limits. What an answer is and
-how it is made it leaves to the parts below. It needs the extra `serve`; nothing of it is imported
-by `import vip_llava`.
+The package does not know how an answer is computed; `assistant` does. It needs the extra `serve`,
+and `import vip_llava` imports nothing of it.
 """
 
 from __future__ import annotations

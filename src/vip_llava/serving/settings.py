@@ -1,7 +1,7 @@
-"""What an operator may set of a server, and every limit with its default.
+"""`ServerSettings` and `Limits`: what an operator can configure, with every default.
 
-Values only: nothing here opens a socket or reads a file. The descriptions are the text of the
-command's help and of the documentation, so they are written for the operator.
+Frozen values: nothing here opens a socket or reads a file. The descriptions are the help texts of
+the commands and of docs/serving.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.middleware.hosts import folded_entry
+from vip_llava.serving.middleware.hosts import normalize_host_entry
 
 __all__ = ["Limits", "ServerSettings", "is_loopback", "make_settings"]
 
@@ -22,26 +22,28 @@ Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Value(BaseModel):
-    """A frozen value that knows no other keys than its own."""
+class _Frozen(BaseModel):
+    """A frozen model that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Limits(_Value):
-    """What one request, one client and all together may take. What is over a limit is refused."""
+class Limits(_Frozen):
+    """Limits of one request, of one client and of the whole server; excess is refused."""
 
-    body_bytes: Count = Field(default=32 * _MIB, description="Bytes of a request's body.")
+    body_bytes: Count = Field(default=32 * _MIB, description="Bytes of a request body.")
     bodies_bytes: Count = Field(
-        default=256 * _MIB, description="Bytes of all bodies held at one time."
+        default=256 * _MIB, description="Bytes of all request bodies in memory."
     )
-    body_seconds: Seconds = Field(default=30, description="Seconds in which a body has to arrive.")
+    body_seconds: Seconds = Field(
+        default=30, description="Seconds in which a request body must arrive."
+    )
     header_seconds: Seconds = Field(
         default=15,
-        description="Seconds in which a request's head has to arrive; also between requests.",
+        description="Seconds in which request headers must arrive; also the keep-alive time.",
     )
     write_seconds: Seconds = Field(
-        default=30, description="Seconds that a client may leave what was sent to it unread."
+        default=30, description="Seconds that a client may leave sent data unread."
     )
     connections: Count = Field(default=1000, description="Open connections.")
     client_connections: Count = Field(default=256, description="Open connections of one address.")
@@ -51,35 +53,39 @@ class Limits(_Value):
         allow_inf_nan=False,
         description="Requests a minute of one client; 0: no limit.",
     )
-    burst: Count = Field(default=120, description="Requests that one client may make at once.")
+    burst: Count = Field(default=120, description="Requests that one client may send at once.")
     messages: Count = Field(default=64, description="Messages of a conversation.")
     text_chars: Count = Field(default=100_000, description="Characters of all texts of a request.")
     images: Count = Field(default=8, description="Images of a request.")
     image_bytes: Count = Field(default=16 * _MIB, description="Bytes of one image file.")
     image_pixels: Count = Field(default=32_000_000, description="Pixels of one image.")
-    request_pixels: Count = Field(default=64_000_000, description="Pixels of a request's images.")
+    request_pixels: Count = Field(
+        default=64_000_000, description="Pixels of all images of a request."
+    )
     regions: Count = Field(default=100, description="Regions on one image.")
     tokens: Count = Field(default=1024, description="Tokens of an answer.")
     choices: Count = Field(default=4, description="Answers to one request (n).")
     queue: Count = Field(
         default=128,
-        description="Answers being made or waiting, of all clients; more requests get a 503.",
+        description="Answers running or waiting, of all clients; more requests get a 503.",
     )
     answer_seconds: Seconds = Field(
-        default=300, description="Seconds until an answer has to be whole."
+        default=300, description="Seconds in which an answer must be complete."
     )
-    preparing: Count = Field(default=2, description="Requests whose images are opened at one time.")
-    uploads: Count = Field(default=256, description="Uploaded images that are kept.")
+    preparing: Count = Field(
+        default=2, description="Requests whose images are decoded at the same time."
+    )
+    uploads: Count = Field(default=256, description="Uploaded images in memory.")
     uploads_bytes: Count = Field(default=256 * _MIB, description="Bytes of all uploaded images.")
     upload_seconds: Seconds = Field(
         default=3600, description="Seconds that an uploaded image is kept."
     )
-    fetch_seconds: Seconds = Field(default=10, description="Seconds for fetching one image.")
-    fetch_redirects: int = Field(default=3, ge=0, description="Redirects that are followed.")
+    fetch_seconds: Seconds = Field(default=10, description="Seconds to fetch one image.")
+    fetch_redirects: int = Field(default=3, ge=0, description="Redirects to follow for one image.")
 
 
-class ServerSettings(_Value):
-    """How a server listens, whom it serves and what it tells."""
+class ServerSettings(_Frozen):
+    """How a server listens, which requests it accepts and what it logs."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(
@@ -87,63 +93,63 @@ class ServerSettings(_Value):
     )
     hosts: tuple[str, ...] = Field(
         default=(),
-        description="Names in the Host header, besides loopback and the address listened on.",
+        description="Names allowed in the Host header, besides loopback and the listening address.",
     )
-    keys: tuple[SecretStr, ...] = Field(default=(), description="API keys; none: everyone may ask.")
+    keys: tuple[SecretStr, ...] = Field(default=(), description="API keys; none: no key is needed.")
     open_to_all: bool = Field(
-        default=False, description="Listen on other addresses than loopback without any API key."
+        default=False, description="Allow listening beyond loopback without an API key."
     )
     origins: tuple[str, ...] = Field(
-        default=(), description="Web pages (scheme://host:port) whose scripts may ask."
+        default=(), description="Web pages (scheme://host:port) whose scripts may send requests."
     )
     fetch_hosts: tuple[str, ...] = Field(
         default=(),
-        description="Hosts that images are fetched from (https only); none: no fetching.",
+        description="Hosts that images may be fetched from (https only); none: no fetching.",
     )
-    log_content: bool = Field(default=False, description="Write questions and answers to the log.")
+    log_content: bool = Field(default=False, description="Log prompts and answers.")
     drain_seconds: Seconds = Field(
-        default=30, description="Seconds that running answers have when the server is stopped."
+        default=30, description="Seconds that running answers have to finish when the server stops."
     )
     limits: Limits = Limits()
 
     @field_validator("keys")
     @classmethod
-    def _keys_are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         for number, key in enumerate(keys, 1):
             text = key.get_secret_value()
             if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
                 # The key itself stays out of the message.
                 raise ValueError(
-                    f"API key number {number} is not usable: a key has at least 16 printable ASCII "
-                    "characters and no blanks"
+                    f"API key number {number} must have at least 16 printable ASCII characters "
+                    "without blanks"
                 )
         return keys
 
     @field_validator("origins")
     @classmethod
-    def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             scheme, _, rest = origin.partition("://")
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
-                raise ValueError(f"{origin!r} is no origin; write it like https://example.org")
+                raise ValueError(f"{origin!r} must be an origin like https://example.org")
         return origins
 
     @field_validator("fetch_hosts")
     @classmethod
-    def _fetch_hosts_are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(folded_entry(host) for host in hosts)
+    def _check_fetch_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(normalize_host_entry(host) for host in hosts)
 
     def check_open(self) -> None:
-        """ServingError where everybody on a network could ask without a key, unless that is wanted."""
+        """Raise ServingError if the server is open to a network without an API key by accident."""
         if not is_loopback(self.host) and not self.keys and not self.open_to_all:
             raise ServingError(
-                f"listening on {self.host} lets everyone who reaches this machine ask: give an API "
-                "key, listen on 127.0.0.1, or say that it is wanted (open_to_all)"
+                f"listening on {self.host} without an API key opens the server to the network: set an "
+                "API key, listen on 127.0.0.1, or allow it (open_to_all)"
             )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name to listen on is reached from this machine only."""
+    """Whether a listening address is reachable from this machine only."""
     if host.lower() == "localhost":
         return True
     try:
@@ -153,7 +159,7 @@ def is_loopback(host: str) -> bool:
 
 
 def make_settings(**values: object) -> ServerSettings:
-    """Settings of unchecked values; ServingError that names the first wrong one and what it may be."""
+    """Validated settings; ServingError names the first wrong value and what is allowed."""
     try:
         return ServerSettings.model_validate(values)
     except ValidationError as error:
@@ -162,5 +168,5 @@ def make_settings(**values: object) -> ServerSettings:
         text = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             known = Limits if first["loc"][0] == "limits" else ServerSettings
-            text = f"there is no such setting; there are {', '.join(known.model_fields)}"
+            text = f"unknown setting; known are {', '.join(known.model_fields)}"
         raise ServingError(f"{name}: {text}") from None

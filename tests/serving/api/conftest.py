@@ -17,7 +17,7 @@ from PIL import Image
 
 from vip_llava import Assistant, load
 from vip_llava.serving.api.app import create_app
-from vip_llava.serving.middleware.running import background
+from vip_llava.serving.middleware.server import background
 from vip_llava.serving.settings import make_settings
 
 

@@ -1,4 +1,4 @@
-"""The shell on a real server: ids, keys, hosts, pages, bodies, rates, errors, counts."""
+"""The create_base_app on a real server: ids, keys, hosts, pages, bodies, rates, errors, counts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from fastapi import FastAPI, Request
 
 from vip_llava.errors import RegionError, ServingError
-from vip_llava.serving.middleware.app_factory import shell, shell_of
-from vip_llava.serving.middleware.running import background, listen
+from vip_llava.serving.middleware.app_factory import context_of, create_base_app
+from vip_llava.serving.middleware.server import background, listen
 from vip_llava.serving.settings import ServerSettings, is_loopback, make_settings
 
 KEY = "a-key-of-enough-characters"
@@ -26,7 +26,7 @@ Served = Callable[..., httpx.Client]
 
 
 def with_routes(settings: ServerSettings) -> FastAPI:
-    app = shell(settings, title="test")
+    app = create_base_app(settings, title="test")
 
     @app.post("/echo")
     async def echo(request: Request) -> dict[str, int]:
@@ -94,8 +94,8 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
     """Every key is compared, by the function made for it, whatever was sent."""
     import hmac
 
-    from vip_llava.serving.middleware.access import Access
-    from vip_llava.serving.middleware.errors import Problem
+    from vip_llava.serving.middleware.access import AccessPolicy
+    from vip_llava.serving.middleware.errors import ApiError
 
     seen: list[tuple[int, int]] = []
     real = hmac.compare_digest
@@ -105,10 +105,10 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         return real(one, other)
 
     monkeypatch.setattr(hmac, "compare_digest", counted)
-    access = Access(make_settings(keys=[KEY, KEY + "2", KEY + "3"]))
+    access = AccessPolicy(make_settings(keys=[KEY, KEY + "2", KEY + "3"]))
     assert access.check_key({"authorization": f"Bearer {KEY}"}) is not None
     for wrong in ("", "x", KEY[:-1], KEY + "4", "\ud800"):
-        with pytest.raises(Problem):
+        with pytest.raises(ApiError):
             access.check_key({"authorization": f"Bearer {wrong}"})
     assert seen == [(32, 32)] * 18
 
@@ -240,7 +240,7 @@ def test_counts_are_by_route_and_never_by_what_clients_invent(served: Served) ->
 def test_not_ready_says_why(served: Served) -> None:
     client = served()
     reasons: list[str | None] = [None, "the model is loading"]
-    shell_of(client.app).ready_when(lambda: reasons[-1])  # type: ignore[attr-defined]
+    context_of(client.app).add_readiness_check(lambda: reasons[-1])  # type: ignore[attr-defined]
     answer = client.get("/ready")
     assert told(answer) == (503, "not_ready")
     assert "loading" in answer.text
@@ -251,7 +251,7 @@ def test_not_ready_says_why(served: Served) -> None:
 
 def test_while_stopping_new_requests_go_elsewhere(served: Served) -> None:
     client = served()
-    shell_of(client.app).draining = True  # type: ignore[attr-defined]
+    context_of(client.app).draining = True  # type: ignore[attr-defined]
     assert told(client.post("/echo")) == (503, "stopping")
     assert told(client.get("/ready")) == (503, "not_ready")
     assert client.get("/health").status_code == 200
@@ -303,7 +303,7 @@ def test_the_default_is_loopback_and_nothing_more() -> None:
     [
         ({"port": 70000}, "port"),
         ({"keys": ["short"]}, "keys.*16"),
-        ({"origins": ["*"]}, "origins.*no origin"),
+        ({"origins": ["*"]}, "origins.*must be an origin"),
         ({"limits": {"tokens": 0}}, "limits.tokens"),
         ({"limits": {"token": 5}}, "limits.token"),
     ],

@@ -20,8 +20,8 @@ import pytest
 import trustme
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.api.fetch import Fetcher, is_public, parse_address
-from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.api.fetch import ImageFetcher, is_public, parse_url
+from vip_llava.serving.middleware.errors import ApiError
 from vip_llava.serving.settings import Limits, make_settings
 
 SOURCE = Path(__file__).parents[3] / "src" / "vip_llava"
@@ -34,14 +34,14 @@ def refused(
     hosts: Sequence[str] = ("images.example",),
     answers: Sequence[str] = (PUBLIC,),
     **more: Any,
-) -> Problem:
-    """The problem of fetching an address, of which nothing may be dialled."""
+) -> ApiError:
+    """The error of fetching a URL; no connection may be opened."""
 
     async def resolve(_host: str, _port: int) -> Sequence[str]:
         return answers
 
-    fetcher = Fetcher(hosts, Limits(fetch_seconds=2), resolve=resolve, **more)
-    with pytest.raises(Problem) as caught:
+    fetcher = ImageFetcher(hosts, Limits(fetch_seconds=2), resolve=resolve, **more)
+    with pytest.raises(ApiError) as caught:
         asyncio.run(fetcher.fetch(address))
     return caught.value
 
@@ -52,9 +52,9 @@ def refused(
 def test_the_default_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *found, **_: asked.append(found))
-    fetcher = Fetcher(make_settings().fetch_hosts, Limits())
+    fetcher = ImageFetcher(make_settings().fetch_hosts, Limits())
     for address in ("https://images.example/a.png", "https://localhost/", "https://1.1.1.1/"):
-        with pytest.raises(Problem) as caught:
+        with pytest.raises(ApiError) as caught:
             asyncio.run(fetcher.fetch(address))
         assert caught.value.code == "address_refused"
     assert asked == []
@@ -71,7 +71,11 @@ def test_the_default_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Images.EXAMPLE.", "images.example", True),
         ("bücher.example", "xn--bcher-kva.example", True),
         ("xn--bcher-kva.example", "BÜCHER.example", True),
-        ("images.example", "ｐictures.example", True),  # full width: the same name once folded
+        (
+            "images.example",
+            "ｉmages.example",
+            True,
+        ),  # full width: the same name after normalization
         ("images.example:8443", "images.example:8443", True),
         ("images.example", "images.example:8443", False),
         ("images.example", "www.images.example", False),
@@ -83,8 +87,8 @@ def test_the_default_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_list_is_of_exact_names(listed: str, host: str, same: bool) -> None:
     # What is let through fails at the address, which is not public here: told by another text.
-    problem = refused(f"https://{host}/a.png", [listed], ["127.0.0.1"])
-    assert ("operator lists" not in problem.message) == same
+    error = refused(f"https://{host}/a.png", [listed], ["127.0.0.1"])
+    assert ("operator allows" not in error.message) == same
 
 
 @pytest.mark.parametrize("entry", ["", "*", "*.example", "1.2.3.4", "a b", "a.example:x", "[::1]"])
@@ -153,14 +157,12 @@ def test_a_bad_entry_of_the_list_is_an_error(entry: str) -> None:
 )
 def test_an_address_that_could_mean_something_else_is_refused(address: str) -> None:
     for hosts in (["images.example"], ["localhost", "images.example"]):
-        problem = refused(address, hosts, ["127.0.0.1"])
-        assert (problem.status, problem.code) == (422, "address_refused")
+        error = refused(address, hosts, ["127.0.0.1"])
+        assert (error.status, error.code) == (422, "address_refused")
 
 
 def test_an_ordinary_address_is_read() -> None:
-    target = parse_address(
-        "https://Images.example:8443/a%20b/c.png?size=2&x=[1]".replace("[1]", "1")
-    )
+    target = parse_url("https://Images.example:8443/a%20b/c.png?size=2&x=[1]".replace("[1]", "1"))
     assert (target.host, target.port) == ("images.example", 8443)
     assert target.path == "/a%20b/c.png?size=2&x=1"
 
@@ -180,9 +182,9 @@ def test_an_ordinary_address_is_read() -> None:
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(address)
-    problem = refused("https://images.example/", answers=[address])
-    assert problem.code == "address_refused"
-    assert problem.message == "this host is not one that images are fetched from"
+    error = refused("https://images.example/", answers=[address])
+    assert error.code == "address_refused"
+    assert error.message == "this host does not resolve to public addresses"
 
 
 @pytest.mark.parametrize("address", [PUBLIC, "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101"])
@@ -246,7 +248,7 @@ class Host:
             first = self.dialled.count(name) == 1
             return ["127.0.0.1"] if first or name == "images.example" else ["127.0.0.2"]
 
-        fetcher = Fetcher(
+        fetcher = ImageFetcher(
             [f"images.example:{self.port}", f"other.example:{self.port}"],
             Limits(**{"fetch_seconds": 3, **limits}),
             resolve=resolve,
@@ -255,8 +257,8 @@ class Host:
         )
         return asyncio.run(fetcher.fetch(f"https://{host}:{self.port}{path}"))
 
-    def problem(self, path: str = "/", host: str = "images.example", **limits: Any) -> Problem:
-        with pytest.raises(Problem) as caught:
+    def error(self, path: str = "/", host: str = "images.example", **limits: Any) -> ApiError:
+        with pytest.raises(ApiError) as caught:
             self.fetch(path, host, **limits)
         told = caught.value.message
         # 12: nothing of an address in what is told
@@ -310,7 +312,7 @@ def test_a_name_is_resolved_once_for_a_dial(host: Callable[..., Host]) -> None:
 
 def test_the_certificate_is_checked_for_the_name(host: Callable[..., Host]) -> None:
     server = host(send(whole(b"image")), names=["else.example"])
-    assert server.problem().code == "fetch_failed"
+    assert server.error().code == "fetch_failed"
     assert server.requests == []
 
 
@@ -355,7 +357,7 @@ def test_redirects_within_the_list_are_followed(host: Callable[..., Host]) -> No
 )
 def test_a_redirect_elsewhere_is_refused(host: Callable[..., Host], location: str) -> None:
     server = host(redirect(location))
-    assert server.problem().status in (422, 502)
+    assert server.error().status in (422, 502)
     assert len(server.requests) == 1
 
 
@@ -363,49 +365,49 @@ def test_a_redirect_is_resolved_and_checked_anew(host: Callable[..., Host]) -> N
     """The second visit of a name that then answers with a private address is refused."""
     server = host(redirect("https://images.example:PORT/b", "https://other.example:PORT/c"))
     server.dialled.append("other.example")  # as if it had been asked before
-    assert server.problem().code == "address_refused"
+    assert server.error().code == "address_refused"
     assert len(server.requests) == 2
 
 
 def test_redirects_have_an_end(host: Callable[..., Host]) -> None:
     server = host(redirect(*["/again"] * 10))
-    assert server.problem(fetch_redirects=3).code == "fetch_failed"
+    assert server.error(fetch_redirects=3).code == "fetch_failed"
     assert len(server.requests) == 4
 
 
 def test_bodies_are_bounded_declared_or_not(host: Callable[..., Host]) -> None:
     most = {"image_bytes": 1000}
     assert host(send(whole(b"x" * 1000))).fetch("/", **most) == b"x" * 1000
-    assert host(send(whole(b"x" * 1001))).problem(**most).code == "image_too_large"
+    assert host(send(whole(b"x" * 1001))).error(**most).code == "image_too_large"
     endless = [b"HTTP/1.1 200 OK\r\n\r\n", *[b"x" * 500] * 50]
-    assert host(send(*endless)).problem(**most).code == "image_too_large"
+    assert host(send(*endless)).error(**most).code == "image_too_large"
     chunk = b"1f4\r\n" + b"x" * 500 + b"\r\n"
     chunked = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[chunk] * 50]
-    assert host(send(*chunked)).problem(**most).code == "image_too_large"
+    assert host(send(*chunked)).error(**most).code == "image_too_large"
 
 
 def test_a_body_shorter_than_declared_is_no_image(host: Callable[..., Host]) -> None:
     server = host(send(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nxx"))
-    assert server.problem().code == "fetch_failed"
+    assert server.error().code == "fetch_failed"
 
 
 def test_a_slow_drip_is_given_up(host: Callable[..., Host]) -> None:
     drip = [b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 80]
     began = time.monotonic()
-    assert host(send(*drip, pause=0.1)).problem(fetch_seconds=0.5).code == "fetch_failed"
+    assert host(send(*drip, pause=0.1)).error(fetch_seconds=0.5).code == "fetch_failed"
     assert time.monotonic() - began < 5
 
 
 def test_a_host_that_says_nothing_is_given_up(host: Callable[..., Host]) -> None:
     began = time.monotonic()
-    assert host(send(b"", pause=8)).problem(fetch_seconds=0.4).code == "fetch_failed"
+    assert host(send(b"", pause=8)).error(fetch_seconds=0.4).code == "fetch_failed"
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate"])
 def test_compressed_bodies_are_not_unpacked(host: Callable[..., Host], coding: str) -> None:
     server = host(send(whole(b"\x1f\x8b" + b"\0" * 100, f"Content-Encoding: {coding}")))
-    assert server.problem().code == "fetch_failed"
+    assert server.error().code == "fetch_failed"
 
 
 @pytest.mark.parametrize(
@@ -413,14 +415,14 @@ def test_compressed_bodies_are_not_unpacked(host: Callable[..., Host], coding: s
 )
 def test_other_answers_are_no_image(host: Callable[..., Host], status: str) -> None:
     server = host(send(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()))
-    assert server.problem().code == "fetch_failed"
+    assert server.error().code == "fetch_failed"
 
 
 def test_a_host_that_is_not_there(host: Callable[..., Host]) -> None:
     server = host(send())
     server.close()
     time.sleep(0.1)
-    assert server.problem().code == "fetch_failed"
+    assert server.error().code == "fetch_failed"
 
 
 def test_over_http_a_fetched_image_is_answered(
@@ -431,7 +433,7 @@ def test_over_http_a_fetched_image_is_answered(
     async def resolve(_name: str, _port: int) -> Sequence[str]:
         return ["127.0.0.1"]
 
-    door = Fetcher(
+    door = ImageFetcher(
         [f"images.example:{server.port}"],
         Limits(),
         resolve=resolve,
@@ -455,13 +457,13 @@ def test_over_http_a_fetched_image_is_answered(
 #: that a request holds.
 DOORS = {
     "serving/api/fetch.py": "hosts of the operator's list",
-    "serving/middleware/running.py": "nobody; it listens",
-    "serving/cluster/backends.py": "workers that have joined",
+    "serving/middleware/server.py": "nobody; it listens",
+    "serving/cluster/worker_connections.py": "workers that have joined",
     "serving/cluster/controller.py": "workers that have joined",
     "serving/cluster/admission.py": "workers that want to join, at allowed addresses",
     "serving/cluster/heartbeat.py": "the controller that the operator names",
     "serving/cluster/ray_serve.py": "replicas of the same application",
-    "serving/cluster/local.py": "workers that this process started",
+    "serving/cluster/worker_processes.py": "workers that this process started",
     "serving/web/asking_http.py": "the server that the operator names",
     "evaluation/judge/endpoint.py": "the judge that the operator names",
 }

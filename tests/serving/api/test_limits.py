@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vip_llava.serving.api.uploads import Uploads
-from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.api.uploads import UploadStore
+from vip_llava.serving.middleware.errors import ApiError
 from vip_llava.serving.settings import Limits
 
 BOX = {"shape": "box", "frame": "pixel", "box": [10, 10, 50, 40]}
@@ -66,7 +66,7 @@ def test_each_limit_is_named(small: Any) -> None:
     assert small.refused("x", max_completion_tokens=21, max_tokens=None) == (*over, "max_tokens")
     assert small.refused("x", n=3) == (*over, "n")
     text = small.ask("x", max_tokens=21).json()["error"]["message"]
-    assert "at most 20" in text
+    assert "limit is 20" in text
     assert "(tokens)" in text
 
 
@@ -116,7 +116,7 @@ def test_a_full_queue_says_when_to_come_back(serve: Callable[..., Any]) -> None:
 
 def test_an_answer_that_takes_too_long_is_given_up(serve: Callable[..., Any], tiny: Any) -> None:
     api = serve(limits={"answer_seconds": 0.3})
-    decoder = tiny.model.get_decoder()
+    decoder = tiny.backend.model.get_decoder()
     slow = decoder.register_forward_pre_hook(lambda *_: time.sleep(0.05))
     try:
         answer = api.ask("Hello?", max_tokens=1000)
@@ -127,27 +127,27 @@ def test_an_answer_that_takes_too_long_is_given_up(serve: Callable[..., Any], ti
     assert streamed.status_code == 200
     assert '"code":"answer_too_slow"' in streamed.text.split("\n\n")[-2]
     assert "[DONE]" not in streamed.text
-    assert tiny.engine.stats().running == 0
+    assert tiny.backend.engine.stats().running == 0
 
 
 def test_uploads_are_bounded_and_expire() -> None:
     now = [1000.0]
     limits = Limits(uploads=2, uploads_bytes=100, image_bytes=60, upload_seconds=50)
-    store = Uploads(limits, clock=lambda: now[0])
+    store = UploadStore(limits, clock=lambda: now[0])
     first = store.add("a", b"x" * 60)
-    with pytest.raises(Problem) as large:
+    with pytest.raises(ApiError) as large:
         store.add("a", b"x" * 61)
     assert large.value.status == 413
-    with pytest.raises(Problem) as full:
+    with pytest.raises(ApiError) as full:
         store.add("a", b"x" * 41)
     assert (full.value.status, full.value.retry_after) == (503, 50)
     now[0] += 10
     store.add("b", b"x" * 40)
-    with pytest.raises(Problem) as many:
+    with pytest.raises(ApiError) as many:
         store.add("b", b"")
     assert many.value.status == 503
     now[0] += 40  # the first has expired, the second has not
-    with pytest.raises(Problem) as gone:
+    with pytest.raises(ApiError) as gone:
         store.get("a", first.id)
     assert gone.value.status == 404
     assert store.bytes == 40
@@ -156,7 +156,7 @@ def test_uploads_are_bounded_and_expire() -> None:
 
 
 def test_ids_of_uploads_can_not_be_guessed() -> None:
-    store = Uploads(Limits())
+    store = UploadStore(Limits())
     ids = {store.add("a", b"x").id for _ in range(50)}
     assert len(ids) == 50
     assert min(map(len, ids)) >= 24

@@ -59,8 +59,8 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def idle(assistant: Assistant) -> bool:
-    stats = assistant.engine.stats()
-    return stats.running == stats.waiting == stats.kv_tokens_used == 0
+    stats = assistant.backend.engine.stats()
+    return stats.running == stats.waiting == stats.kv_cache_tokens_used == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -69,21 +69,21 @@ def test_a_client_that_leaves_frees_its_place_within_a_step(
 ) -> None:
     api = serve(limits={"tokens": LONG})
     noticed: list[int] = []
-    real = tiny.engine._cancel
+    real = tiny.backend.engine._cancel
 
     def cancel(row: Any) -> None:
         real(row)
-        noticed.append(tiny.engine._steps)  # with the step that may be under way
+        noticed.append(tiny.backend.engine.stats().steps)  # with the step that may be under way
 
-    monkeypatch.setattr(tiny.engine, "_cancel", cancel)
-    before = tiny.engine.stats().steps
+    monkeypatch.setattr(tiny.backend.engine, "_cancel", cancel)
+    before = tiny.backend.engine.stats().steps
     with raw(api, body(stream=stream)) as connection:
-        until(lambda: tiny.engine.stats().steps > before + 5)
+        until(lambda: tiny.backend.engine.stats().steps > before + 5)
         if stream:
             assert connection.recv(10) == b"HTTP/1.1 2"
-        left = tiny.engine.stats().steps
+        left = tiny.backend.engine.stats().steps
     until(lambda: idle(tiny))
-    ended = tiny.engine.stats().steps
+    ended = tiny.backend.engine.stats().steps
     assert ended - noticed[0] <= 1
     assert ended - left < LONG / 2  # long before the answer would have been whole
     until(lambda: "vip_llava_answers_open 0.0" in api.client.get("/metrics").text)
@@ -116,14 +116,14 @@ def test_a_stream_that_nobody_begins_to_read_ends_too(tiny: Assistant, after: st
         async with app.router.lifespan_context(app):
             with contextlib.suppress(OSError):
                 await app(scope, receive, send)  # type: ignore[arg-type]
-            answering = app.state.answering
-            assert answering.places_taken == 0
-            assert not answering._runs
+            generations = app.state.generations
+            assert generations.reserved == 0
+            assert not generations.running
             await asyncio.to_thread(until, lambda: idle(tiny))
 
-    before = tiny.engine.stats().steps
+    before = tiny.backend.engine.stats().steps
     asyncio.run(ask())
-    assert tiny.engine.stats().steps - before < LONG / 2
+    assert tiny.backend.engine.stats().steps - before < LONG / 2
 
 
 def test_clients_that_leave_while_they_wait_never_run(
@@ -132,19 +132,19 @@ def test_clients_that_leave_while_they_wait_never_run(
     """Their requests are queued behind others in the thread that prepares."""
     api = serve(limits={"tokens": LONG, "preparing": 1})
     hold = threading.Event()
-    answering = api.app.state.answering
-    blocked = answering._preparing.submit(hold.wait)
-    before = tiny.engine.stats().steps
+    generations = api.app.state.generations
+    blocked = generations._prepare_executor.submit(hold.wait)
+    before = tiny.backend.engine.stats().steps
     with ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(raw(api, body(stream=True)))
-        until(lambda: answering.places_taken == 5)
-    until(lambda: answering.places_taken == 0)
+        until(lambda: generations.reserved == 5)
+    until(lambda: generations.reserved == 0)
     hold.set()
     blocked.result(5)
     api.told("Hello?", max_tokens=2)
     until(lambda: idle(tiny))
-    assert tiny.engine.stats().steps - before <= 5
+    assert tiny.backend.engine.stats().steps - before <= 5
 
 
 def test_a_storm_of_cancels(serve: Callable[..., Any], tiny: Assistant) -> None:
@@ -164,7 +164,7 @@ def test_a_storm_of_cancels(serve: Callable[..., Any], tiny: Assistant) -> None:
             one.result(60)
     assert all(one.result()["choices"] == wanted for one in kept)
     until(lambda: idle(tiny))
-    until(lambda: api.app.state.answering.places_taken == 0)
+    until(lambda: api.app.state.generations.reserved == 0)
     assert api.told("Hello?", max_tokens=20)["choices"] == wanted
 
 
@@ -257,8 +257,8 @@ def test_an_engine_that_ends_leaves_nobody_waiting(
     with ThreadPoolExecutor(2) as pool:
         whole = pool.submit(api.ask, "Hello?", max_tokens=LONG)
         streamed = pool.submit(api.ask, "Hello?", max_tokens=LONG, stream=True)
-        until(lambda: mortal.engine.stats().running == 2)
-        mortal.engine.step = fail  # type: ignore[method-assign]
+        until(lambda: mortal.backend.engine.stats().running == 2)
+        mortal.backend.engine.step = fail  # type: ignore[method-assign]
         assert whole.result(10).json()["error"]["code"] == "engine_ended"
         assert '"code":"engine_ended"' in streamed.result(10).text
     assert whole.result().status_code == 503
@@ -273,7 +273,7 @@ def test_a_model_that_overflows_fails_its_requests_only(
 ) -> None:
     broken = load(tiny_model_folder)
     with torch.no_grad():
-        broken.model.get_output_embeddings().weight.fill_(float("nan"))
+        broken.backend.model.get_output_embeddings().weight.fill_(float("nan"))
     api = serve(assistants={"tiny": tiny, "broken": broken})
     wanted = api.told("Hello?")["choices"]
     assert api.refused("Hello?", model="broken")[:2] == (500, "internal_error")

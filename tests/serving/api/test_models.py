@@ -6,32 +6,33 @@ import time
 from pathlib import Path
 
 from vip_llava import Assistant, load
-from vip_llava.engine import EngineSettings
-from vip_llava.serving.api.models import Models
+from vip_llava.backends.native import NativeBackend
+from vip_llava.engine import EngineConfig
+from vip_llava.serving.api.models import ServedModels
 
 
 def recording(folder: Path) -> Assistant:
     """A tiny model whose steps are recorded on a CPU too."""
     plain = load(folder)
-    settings = EngineSettings(captured=True, max_running=2)
-    return Assistant(plain.model, plain.processor, settings=settings)
+    config = EngineConfig(cuda_graphs=True, max_num_seqs=2)
+    return Assistant(NativeBackend(plain.backend.model, plain.backend.processor, config=config))
 
 
 def test_recordings_are_made_before_anybody_waits_for_them(tiny_model_folder: Path) -> None:
-    opened, late = recording(tiny_model_folder), recording(tiny_model_folder)
-    models = Models({"opened": opened}, {"late": lambda: late})
-    assert opened.engine.stats().recordings == 0
+    loaded, late = recording(tiny_model_folder), recording(tiny_model_folder)
+    models = ServedModels({"loaded": loaded}, {"late": lambda: late})
+    assert loaded.backend.engine.stats().graphs == 0
     models.start()
     try:
         until = time.monotonic() + 60
         while models.not_ready() and time.monotonic() < until:
             time.sleep(0.01)
         assert models.not_ready() is None
-        for assistant in (opened, late):
-            made = assistant.engine.stats().recordings
+        for assistant in (loaded, late):
+            made = assistant.backend.engine.stats().graphs
             assert made > 0
             answer = assistant.ask(None, "What is it?", max_new_tokens=3)
             assert answer.usage.completion_tokens > 0
-            assert assistant.engine.stats().recordings == made
+            assert assistant.backend.engine.stats().graphs == made
     finally:
         models.stop()

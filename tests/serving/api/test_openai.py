@@ -121,7 +121,7 @@ def test_errors_are_those_that_the_client_knows(client: OpenAI) -> None:
     assert missing.value.type == "not_found_error"
     with pytest.raises(openai.UnprocessableEntityError) as wrong:
         client.chat.completions.create(model="tiny", max_tokens=51, **asked)
-    assert "at most 50" in wrong.value.message
+    assert "limit is 50" in wrong.value.message
     assert wrong.value.request_id
     with pytest.raises(openai.UnprocessableEntityError, match="tools"):
         client.chat.completions.create(model="tiny", tools=[], **asked)

@@ -24,7 +24,7 @@ from vip_llava import Assistant
 from vip_llava.regions import SHAPES, region_from_json
 from vip_llava.serving.api.app import create_app
 from vip_llava.serving.api.region_schema import region_schema
-from vip_llava.serving.middleware.running import background
+from vip_llava.serving.middleware.server import background
 from vip_llava.serving.settings import make_settings
 
 CHECKS = (

@@ -49,6 +49,6 @@ def test_content_is_logged_where_that_is_asked_for(
         api = serve(keys=[KEY], log_content=True)
         everything(api, photo_address)
     assert caplog.text.count(QUESTION) >= 2
-    assert "answered: " in caplog.text
+    assert "answer: " in caplog.text
     for secret in (KEY, photo_address[22:60]):
         assert secret not in caplog.text

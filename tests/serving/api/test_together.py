@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from vip_llava import Assistant, load
-from vip_llava.engine import EngineSettings
+from vip_llava.backends.native import NativeBackend
+from vip_llava.engine import EngineConfig
 
 
 def address(seed: int) -> str:
@@ -72,8 +73,12 @@ def test_answers_at_random_times_equal_single_ones(serve: Callable[..., Any]) ->
 def cramped(tiny_model_folder: Path) -> Assistant:
     """The tiny model with memory for a few requests only, so that everything kept is thrown out."""
     roomy = load(tiny_model_folder)
-    settings = EngineSettings(kv_tokens=256, max_running=4, step_tokens=64, vision_bytes=20_000)
-    return Assistant(roomy.model, roomy.processor, name="cramped", settings=settings)
+    config = EngineConfig(kv_cache_tokens=256, max_num_seqs=4, max_batched_tokens=64, encoder_cache_bytes=20_000)
+    return Assistant(
+        NativeBackend(
+            roomy.backend.model, roomy.backend.processor, name="cramped", config=config
+        )
+    )
 
 
 def test_nothing_leaks_when_memory_is_used_anew(
@@ -90,9 +95,9 @@ def test_nothing_leaks_when_memory_is_used_anew(
     for _ in range(2):
         with ThreadPoolExecutor(8) as pool:
             assert dict(zip(seeds, pool.map(one, seeds), strict=True)) == wanted
-    stats = cramped.engine.stats()
-    assert stats.vision_misses > len(seeds)  # images were thrown out and made anew
-    assert stats.kv_tokens == 256
+    stats = cramped.backend.engine.stats()
+    assert stats.encoder_cache_misses > len(seeds)  # images were thrown out and made anew
+    assert stats.kv_cache_tokens == 256
 
 
 def test_memory_stays_flat(serve: Callable[..., Any], photo_file: bytes) -> None:
@@ -112,5 +117,5 @@ def test_memory_stays_flat(serve: Callable[..., Any], photo_file: bytes) -> None
     assert seen[-1][0] - seen[1][0] < 25, seen  # MB, over 100 requests
     assert seen[-1][1] <= seen[1][1] + 1, seen
     assert seen[-1][2] <= seen[1][2] + 10, seen
-    assert api.app.state.answering.places_taken == 0
-    assert not api.app.state.answering._runs
+    assert api.app.state.generations.reserved == 0
+    assert not api.app.state.generations.running

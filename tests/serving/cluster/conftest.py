@@ -1,4 +1,4 @@
-"""A controller on a real port, and workers of the standard library that misbehave on demand."""
+"""A controller on a real port, and scripted workers that misbehave on demand."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import httpx
 import pytest
 
 from vip_llava.serving.cluster.controller import create_controller
-from vip_llava.serving.cluster.heartbeat import Joining
+from vip_llava.serving.cluster.heartbeat import HeartbeatClient
 from vip_llava.serving.cluster.registry import WorkerStatus
 from vip_llava.serving.cluster.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
-from vip_llava.serving.middleware.running import background
+from vip_llava.serving.middleware.server import background
 from vip_llava.serving.settings import ServerSettings
 
 SECRET = Secret("the secret of the cluster's tests")
 
 
 class Scripted:
-    """A worker that answers `{"from": name}` or does what `act` says: see `_Handler`."""
+    """A worker that answers `{"from": name}` or follows `act`, a method of `_Handler`."""
 
     def __init__(self, name: str, *models: str, secret: Secret = SECRET) -> None:
         self.name, self.models, self.secret = name, list(models or ("m",)), secret
@@ -46,7 +46,7 @@ class Scripted:
         return WorkerStatus(model_names=self.models)
 
     def end(self) -> None:
-        """As a process that was killed: its connections are closed too."""
+        """Close the socket and all connections, like a killed process."""
         if not self._thread.is_alive():
             return
         self.release.set()
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _answer(self, legacy: bool) -> None:
-        """All of it."""
+        """A complete answer."""
         if legacy:
             pieces = [json.dumps({"text": text, "error_code": 0}) + "\0" for text in ("a", "ab")]
             self._send(200, "".join(pieces).encode(), "application/octet-stream", {})
@@ -104,62 +104,62 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, said, "application/json", {})
 
     def _busy(self, legacy: bool) -> None:
-        """No room now."""
+        """A full queue."""
         self._send(
             503, b'{"error": {"code": "queue_full"}}', "application/json", {"retry-after": "7"}
         )
 
     def _wrong(self, legacy: bool) -> None:
-        """The client's mistake."""
+        """A client error."""
         self._send(422, b'{"error": {"code": "invalid_region"}}', "application/json", {})
 
     def _die(self, legacy: bool) -> None:
-        """End the connection without a byte."""
+        """Close the connection without a byte."""
         self.close_connection = True
 
     def _break(self, legacy: bool) -> None:
-        """End the connection in the middle of an answer, streamed or not."""
+        """Close the connection within an answer, streamed or not."""
         kind = "application/octet-stream" if legacy else "text/event-stream"
         if self.w.name.startswith("whole"):
             kind = "application/json"
         self._begin(kind)
-        self._piece(b'data: {"begun": true}\n\n' if not legacy else b'{"text": "a"}\0')
+        self._chunk(b'data: {"begun": true}\n\n' if not legacy else b'{"text": "a"}\0')
         self.close_connection = True
 
     def _either(self, legacy: bool) -> None:
-        """A request that is streamed stalls after its beginning, another one finds no answer."""
+        """Stall after the first chunk of a stream; close the connection of any other request."""
         if b"stream" in self.w.asks[-1]["body"].encode():
             self._begin("text/event-stream")
-            self._piece(b'data: {"begun": true}\n\n')
+            self._chunk(b'data: {"begun": true}\n\n')
             self.w.release.wait(20)
-            self._piece(b'data: {"whole": true}\n\n')
+            self._chunk(b'data: {"whole": true}\n\n')
             self.wfile.write(b"0\r\n\r\n")
         else:
             self.close_connection = True
 
     def _open(self, legacy: bool) -> None:
-        """End the connection after the first, empty piece of an answer."""
+        """Close the connection after the first, empty chunk of an answer."""
         self._begin("text/event-stream")
         choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        self._piece(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+        self._chunk(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
         self.close_connection = True
 
     def _hang(self, legacy: bool) -> None:
-        """Say nothing until released; then stream on until the reader has gone."""
+        """Send nothing until released, then stream until the client disconnects."""
         self.w.release.wait(20)
         self._begin("text/event-stream")
         try:
             for _ in range(2000):
-                self._piece(b"data: {}\n\n")
+                self._chunk(b"data: {}\n\n")
                 if self.w.left.wait(0.01):
                     break
         except OSError:
             self.w.left.set()
 
     def _stall(self, legacy: bool) -> None:
-        """Begin, then say nothing more."""
+        """Send one chunk, then nothing more."""
         self._begin("text/event-stream")
-        self._piece(b'data: {"begun": true}\n\n')
+        self._chunk(b'data: {"begun": true}\n\n')
         self.w.release.wait(20)
 
     def _begin(self, kind: str) -> None:
@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
 
-    def _piece(self, content: bytes) -> None:
+    def _chunk(self, content: bytes) -> None:
         self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
         self.wfile.flush()
 
@@ -178,14 +178,14 @@ class Cluster:
 
     def __init__(self, app: Any, address: str) -> None:
         self.app, self.address = app, address
-        self.parts = app.state.controller
+        self.controller = app.state.controller
         self.client = httpx.Client(base_url=address, timeout=20, trust_env=False)
 
     def signed(self, path: str, content: Any, secret: Secret = SECRET) -> httpx.Response:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         return self.client.post(path, content=body, headers=secret.sign("POST", path, body))
 
-    def join(self, worker: Scripted) -> httpx.Response:
+    def register(self, worker: Scripted) -> httpx.Response:
         answer = self.signed("/register_worker", {"worker_name": worker.address})
         assert answer.status_code == 200, answer.text
         return answer
@@ -194,7 +194,7 @@ class Cluster:
         return self.client.post("/v1/chat/completions", json={"model": model, **more})
 
     def addresses(self) -> set[str]:
-        return {member.address for member in self.parts.registry.members}
+        return {worker.address for worker in self.controller.registry.available}
 
 
 @pytest.fixture
@@ -227,11 +227,11 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
 
 
 @pytest.fixture
-def joining() -> Callable[..., Joining]:
-    """`joining(cluster, worker, secret=...)`: the worker's side of registration."""
+def heartbeat_client() -> Callable[..., HeartbeatClient]:
+    """`heartbeat_client(cluster, worker, secret=...)`: the worker's side of registration."""
 
-    def make(cluster: Cluster | str, worker: Scripted, secret: Secret = SECRET) -> Joining:
+    def make(cluster: Cluster | str, worker: Scripted, secret: Secret = SECRET) -> HeartbeatClient:
         address = cluster if isinstance(cluster, str) else cluster.address
-        return Joining(address, worker.address, secret, worker.status, interval=0.1)
+        return HeartbeatClient(address, worker.address, secret, worker.status, interval=0.1)
 
     return make

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.cluster.admission import AddressList
+from vip_llava.serving.cluster.admission import AddressAllowList
 from vip_llava.serving.cluster.controller import LOOPBACK
-from vip_llava.serving.cluster.heartbeat import Joining
+from vip_llava.serving.cluster.heartbeat import HeartbeatClient
 from vip_llava.serving.cluster.signing import Secret
-from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.middleware.errors import ApiError
 from vip_llava.serving.settings import ServerSettings
 
 STRANGER = Secret("a secret that is not the cluster's")
@@ -27,15 +27,15 @@ def code(answer: Any) -> str:
 def test_a_member_registers_and_leaves(cluster: Any, scripted: Any) -> None:
     controller, worker = cluster(), scripted("w", "m", "n")
     assert controller.client.get("/ready").status_code == 503
-    assert controller.join(worker).json() == {"exist": True, "heart_beat_seconds": 15}
+    assert controller.register(worker).json() == {"exist": True, "heart_beat_seconds": 15}
     assert controller.client.post("/list_models").json() == {"models": ["m", "n"]}
     assert controller.client.get("/ready").status_code == 200
     assert b"vip_llava_workers 1.0" in controller.client.get("/metrics").content
     name = {"worker_name": worker.address}
     beat = controller.signed("/receive_heart_beat", {**name, "queue_length": 3})
     assert beat.json() == {"exist": True}
-    status = controller.client.post("/worker_get_status").json()
-    assert status == {"model_names": ["m", "n"], "speed": 1.0, "queue_length": 3}
+    (registered,) = controller.controller.registry.available
+    assert (registered.load, registered.speed) == (3, 1.0)
     assert controller.signed("/unregister_worker", name).json() == {"exist": True}
     assert controller.client.post("/list_models").json() == {"models": []}
 
@@ -53,15 +53,15 @@ def test_forged_registrations_are_refused(cluster: Any, scripted: Any) -> None:
 @pytest.mark.parametrize("path", ["/receive_heart_beat", "/unregister_worker", "/register_worker"])
 def test_a_recorded_request_can_not_be_sent_again(cluster: Any, scripted: Any, path: str) -> None:
     controller, worker = cluster(), scripted("w")
-    controller.join(worker)
+    controller.register(worker)
     body = b'{"worker_name": "%s"}' % worker.address.encode()
-    fields = controller.parts.secret.sign("POST", path, body)
+    fields = controller.controller.secret.sign("POST", path, body)
     assert controller.client.post(path, content=body, headers=fields).status_code == 200
     again = controller.client.post(path, content=body, headers=fields)
     assert (again.status_code, code(again)) == (403, "not_a_member")
     other = "/receive_heart_beat" if path != "/receive_heart_beat" else "/unregister_worker"
     moved = controller.client.post(
-        other, content=body, headers=controller.parts.secret.sign("POST", path, body)
+        other, content=body, headers=controller.controller.secret.sign("POST", path, body)
     )
     assert moved.status_code == 403
 
@@ -125,8 +125,8 @@ def test_signed_nonsense_is_no_registration(cluster: Any, body: bytes) -> None:
     ],
 )
 def test_other_addresses_than_allowed_are_refused(address: str) -> None:
-    with pytest.raises(Problem, match=r"--allow-worker|written http") as caught:
-        AddressList(LOOPBACK).check(address)
+    with pytest.raises(ApiError, match=r"--allow-worker|must be the URL") as caught:
+        AddressAllowList(LOOPBACK).check(address)
     assert caught.value.code in ("address_not_allowed", "invalid_request")
 
 
@@ -150,13 +150,13 @@ def test_other_addresses_than_allowed_are_refused(address: str) -> None:
     ],
 )
 def test_what_is_no_plain_address_is_refused(address: str) -> None:
-    with pytest.raises(Problem) as caught:
-        AddressList(LOOPBACK).check(address)
+    with pytest.raises(ApiError) as caught:
+        AddressAllowList(LOOPBACK).check(address)
     assert caught.value.status in (403, 422)
 
 
 def test_allowed_networks_and_names() -> None:
-    allowed = AddressList(["10.1.0.0/16", "2001:db8::/32", "Worker-1.example.org."])
+    allowed = AddressAllowList(["10.1.0.0/16", "2001:db8::/32", "Worker-1.example.org."])
     for address in (
         "http://10.1.2.3:80",
         "https://[2001:db8::5]:443",
@@ -165,22 +165,22 @@ def test_allowed_networks_and_names() -> None:
     ):
         assert allowed.check(address + "/") == address
     for address in ("http://127.0.0.1:80", "http://worker-2.example.org:80"):
-        with pytest.raises(Problem):
+        with pytest.raises(ApiError):
             allowed.check(address)
     for wrong in ("10.1.0.0/99", "10.1", "http://x", "a b", "", "*"):
-        with pytest.raises(ServingError, match="no address, network or host name"):
-            AddressList([wrong])
+        with pytest.raises(ServingError, match="must be a network, an address or a host name"):
+            AddressAllowList([wrong])
 
 
 def test_keys_are_asked_of_clients_and_workers_still_join(
-    cluster: Any, scripted: Any, joining: Any
+    cluster: Any, scripted: Any, heartbeat_client: Any
 ) -> None:
     key = "a-key-of-the-operator"
     settings = ServerSettings.model_validate({"port": 0, "keys": [key]})
     controller, worker = cluster(settings), scripted("w")
 
-    # Not with `leave`, which would take it out again.
-    asyncio.run(once(joining(controller, worker)))
+    # It does not unregister.
+    asyncio.run(beat_once(heartbeat_client(controller, worker)))
     assert controller.client.post("/list_models").status_code == 401
     assert controller.ask().status_code == 401
     fields = {"authorization": f"Bearer {key}"}
@@ -191,33 +191,35 @@ def test_keys_are_asked_of_clients_and_workers_still_join(
     assert key not in str(worker.asks)
 
 
-def test_a_worker_joins_stays_and_joins_anew(cluster: Any, scripted: Any, joining: Any) -> None:
+def test_a_worker_joins_stays_and_joins_anew(
+    cluster: Any, scripted: Any, heartbeat_client: Any
+) -> None:
     controller, worker = cluster(expiry=1.5), scripted("w")
 
     async def life() -> None:
-        member: Joining = joining(controller, worker)
+        member: HeartbeatClient = heartbeat_client(controller, worker)
         task = asyncio.ensure_future(member.run())
         await seen(controller, {worker.address})
-        await asyncio.sleep(2)  # longer than the expiry: its signs of life keep it
+        await asyncio.sleep(2)  # longer than the expiry: its heartbeats keep it registered
         assert controller.addresses() == {worker.address}
         gone = {"worker_name": worker.address}
         await asyncio.to_thread(controller.signed, "/unregister_worker", gone)
         assert controller.addresses() == set()
-        await seen(controller, {worker.address})  # its next sign of life brings it back
+        await seen(controller, {worker.address})  # it registers again at its next heartbeat
         task.cancel()
-        await seen(controller, set())  # silent
-        await member.once()
-        await member.leave()
+        await seen(controller, set())  # no heartbeats
+        await member.beat()
+        await member.unregister()
         await member.aclose()
         assert controller.addresses() == set()
 
     asyncio.run(life())
 
 
-async def once(member: Joining) -> None:
-    """Join or show a sign of life; nothing of it stays open."""
+async def beat_once(member: HeartbeatClient) -> None:
+    """Register or send a heartbeat, and close the connection."""
     async with contextlib.aclosing(member):
-        await member.once()
+        await member.beat()
 
 
 async def seen(controller: Any, addresses: set[str]) -> None:
@@ -226,29 +228,31 @@ async def seen(controller: Any, addresses: set[str]) -> None:
             await asyncio.sleep(0.02)
 
 
-def test_a_worker_with_another_secret_is_told(cluster: Any, scripted: Any, joining: Any) -> None:
+def test_a_worker_with_another_secret_is_told(
+    cluster: Any, scripted: Any, heartbeat_client: Any
+) -> None:
     controller, worker = cluster(), scripted("w")
-    with pytest.raises(ServingError, match="signature does not fit"):
-        asyncio.run(once(joining(controller, worker, STRANGER)))
-    with pytest.raises(ServingError, match="no controller answers"):
-        asyncio.run(once(joining("http://127.0.0.1:9", worker)))
+    with pytest.raises(ServingError, match="wrong signature"):
+        asyncio.run(beat_once(heartbeat_client(controller, worker, STRANGER)))
+    with pytest.raises(ServingError, match="does not respond"):
+        asyncio.run(beat_once(heartbeat_client("http://127.0.0.1:9", worker)))
     for wrong in ("127.0.0.1:9", "http://", "http://127.0.0.1/x"):
-        with pytest.raises(ServingError, match="no address of a server"):
-            joining(wrong, worker)
+        with pytest.raises(ServingError, match="must be the URL of a server"):
+            heartbeat_client(wrong, worker)
 
 
 def test_refreshing_drops_who_does_not_answer(cluster: Any, scripted: Any) -> None:
     controller, stays, goes = cluster(), scripted("a", "m"), scripted("b", "n")
     silent = scripted("c", "o")
     for worker in (stays, goes, silent):
-        controller.join(worker)
+        controller.register(worker)
     silent.end()
     goes.secret = STRANGER
     stays.models = ["m", "new"]
     answer = controller.client.post("/refresh_all_workers")
     assert (answer.status_code, answer.json()) == (200, None)
     assert controller.client.post("/list_models").json() == {"models": ["m", "new"]}
-    known = {member.address for member in controller.parts.registry.everyone}
+    known = {each.address for each in controller.controller.registry.registered}
     assert known == {stays.address, silent.address}
 
 
@@ -256,7 +260,7 @@ def test_clients_that_ask_too_often_do_not_silence_workers(cluster: Any, scripte
     limits = {"rate": 1, "burst": 5}
     controller = cluster(ServerSettings.model_validate({"port": 0, "limits": limits}))
     worker = scripted("w")
-    controller.join(worker)
+    controller.register(worker)
     assert {controller.ask().status_code for _ in range(8)} == {200, 429}
     beat = {"worker_name": worker.address, "queue_length": 0}
     assert [controller.signed("/receive_heart_beat", beat).status_code for _ in range(4)] == [

@@ -11,8 +11,8 @@ import pytest
 from fastapi import Request
 from starlette.responses import StreamingResponse
 
-from vip_llava.serving.cluster.asgi_client import Head, ask_inside
-from vip_llava.serving.middleware.app_factory import shell
+from vip_llava.serving.cluster.asgi_client import ResponseHead, call_app
+from vip_llava.serving.middleware.app_factory import create_base_app
 from vip_llava.serving.settings import ServerSettings
 
 
@@ -24,7 +24,7 @@ class Told:
 
 
 def application(told: Told) -> Any:
-    app = shell(ServerSettings(), title="test")
+    app = create_base_app(ServerSettings(), title="test")
 
     @app.post("/echo")
     async def echo(request: Request) -> Any:
@@ -56,7 +56,7 @@ def application(told: Told) -> Any:
 async def taken(path: str, body: bytes = b"{}", most: int = 100, **fields: str) -> tuple[Any, ...]:
     told = Told()
     found = []
-    asked = ask_inside(application(told), path, body, {"x-request-id": "abc", **fields})
+    asked = call_app(application(told), path, body, {"x-request-id": "abc", **fields})
     async with contextlib.aclosing(asked) as answer:
         async for piece in answer:
             found.append(piece)
@@ -68,8 +68,8 @@ async def taken(path: str, body: bytes = b"{}", most: int = 100, **fields: str) 
 def test_a_request_and_its_answer() -> None:
     content = {"content-type": "application/json"}
     _, head, *pieces = asyncio.run(taken("/echo", b'{"a": 1}', host="elsewhere", **content))
-    assert isinstance(head, Head) and head.status == 200
-    assert head.fields["content-type"] == "application/json"
+    assert isinstance(head, ResponseHead) and head.status == 200
+    assert head.headers["content-type"] == "application/json"
     assert json.loads(b"".join(pieces)) == {"body": {"a": 1}, "id": "abc"}
 
 

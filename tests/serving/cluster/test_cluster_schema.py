@@ -20,10 +20,9 @@ from schemathesis.specs.openapi.checks import (
 
 from vip_llava import load
 from vip_llava.serving.cluster.controller import create_controller
-from vip_llava.serving.cluster.heartbeat import Joining
 from vip_llava.serving.cluster.signing import Secret
 from vip_llava.serving.cluster.worker import create_worker
-from vip_llava.serving.middleware.running import background, listen
+from vip_llava.serving.middleware.server import background, listen
 from vip_llava.serving.settings import ServerSettings, make_settings
 
 CHECKS = (
@@ -43,7 +42,6 @@ CONTROLLER = (
     ("/unregister_worker", 6),
     ("/list_models", 2),
     ("/refresh_all_workers", 2),
-    ("/worker_get_status", 2),
 )
 WORKER = (("/worker_generate_stream", 15), ("/worker_get_status", 2))
 
@@ -62,14 +60,15 @@ def addresses(tiny_model_folder: Path) -> Iterator[dict[str, str]]:
             {"tiny": tiny},
             settings,
             secret=SECRET,
-            join=lambda status: Joining(controller, address, SECRET, status),
+            controller=controller,
+            address=address,
         )
         with (
             background(joined, settings),
             background(create_worker({"tiny": tiny}, OPEN), OPEN) as a,
         ):
             end = time.monotonic() + 20
-            while not app.state.controller.registry.members:
+            while not app.state.controller.registry.available:
                 assert time.monotonic() < end
                 time.sleep(0.02)
             yield {"controller": controller, "worker": a}

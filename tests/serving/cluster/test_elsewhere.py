@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from PIL import Image
 
 from vip_llava import Assistant, Box, draw, load, open_image
 from vip_llava.prompting.geometry import ImageGeometry
-from vip_llava.prompting.templates import Message, get_template
+from vip_llava.prompting.templates import get_template
+from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.serving.api.app import create_app
-from vip_llava.serving.middleware.running import background
+from vip_llava.serving.middleware.server import background
 from vip_llava.serving.settings import ServerSettings
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-OPEN = Message("assistant", None)
+OPEN = Turn("assistant", None)
 
 
 def rendered(messages: list[dict[str, Any]]) -> str:
@@ -32,13 +34,13 @@ def test_the_template_says_what_the_models_were_trained_with() -> None:
     ours = get_template("llava_v1")
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     asked = [image, {"type": "text", "text": "What is <b>this</b>?"}]
-    first = Message("user", "What is <b>this</b>?", images=1)
+    first = Turn("user", "What is <b>this</b>?", (MarkedImage(Image.new("RGB", (1, 1))),))
     assert rendered([{"role": "user", "content": asked}]) == ours.prompt([first, OPEN])
     assert rendered([{"role": "user", "content": list(reversed(asked))}]) == ours.prompt(
         [first, OPEN]
     )
-    turns = [Message("system", "Be brief."), first, Message("assistant", "A cat.")]
-    turns += [Message("user", "And there?"), OPEN]
+    turns = [Turn("system", "Be brief."), first, Turn("assistant", "A cat.")]
+    turns += [Turn("user", "And there?"), OPEN]
     assert rendered(
         [
             {"role": "system", "content": "Be brief."},

@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vip_llava.errors import RequestError
-from vip_llava.prompting.templates import TEMPLATES, Message, get_template
-from vip_llava.serving.cluster.legacy import LegacyRequest, LegacyTurn, line, read_prompt
+from vip_llava.prompting.templates import TEMPLATES, get_template
+from vip_llava.prompting.turns import Turn
+from vip_llava.serving.cluster.legacy import LegacyRequest, LegacyTurn, legacy_chunk, parse_prompt
 
 SPOKEN = sorted(name for name in TEMPLATES if "plain" not in name)
 LLAVA = get_template("llava_v1")
 TURNS = [
-    Message("user", "<image>\nWhat is <region:1>?"),
-    Message("assistant", "A cat."),
-    Message("user", "And behind it?"),
+    Turn("user", "<image>\nWhat is <region:1>?"),
+    Turn("assistant", "A cat."),
+    Turn("user", "And behind it?"),
 ]
-OPEN = Message("assistant", None)
+OPEN = Turn("assistant", None)
 
 
 def turns_of(found: list[LegacyTurn]) -> list[tuple[str, str]]:
@@ -30,7 +31,7 @@ def turns_of(found: list[LegacyTurn]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", SPOKEN)
 def test_a_prompt_of_every_template_is_read_back(name: str) -> None:
     template = get_template(name)
-    found = read_prompt(template.prompt([*TURNS, OPEN]), template, images=1)
+    found = parse_prompt(template.prompt([*TURNS, OPEN]), template, images=1)
     assert turns_of(found) == [
         ("user", "What is <region:1>?"),
         ("assistant", "A cat."),
@@ -43,7 +44,7 @@ def test_a_prompt_of_every_template_is_read_back(name: str) -> None:
 def test_a_prompt_of_another_template_says_the_same(name: str) -> None:
     """The original's page chooses a template by the model's name, and often wrongly."""
     prompt = get_template(name).prompt([*TURNS, OPEN])
-    found = read_prompt(prompt, get_template("chatml"), images=1)
+    found = parse_prompt(prompt, get_template("chatml"), images=1)
     assert turns_of(found)[-3:] == [
         ("user", "What is <region:1>?"),
         ("assistant", "A cat."),
@@ -54,53 +55,55 @@ def test_a_prompt_of_another_template_says_the_same(name: str) -> None:
 
 
 def test_a_system_text_of_ones_own_is_kept() -> None:
-    prompt = LLAVA.prompt([Message("system", "Answer in French."), *TURNS, OPEN])
+    prompt = LLAVA.prompt([Turn("system", "Answer in French."), *TURNS, OPEN])
     for own in (LLAVA, get_template("llava_llama_3")):
-        found = read_prompt(prompt, own, images=1)
+        found = parse_prompt(prompt, own, images=1)
         assert turns_of(found)[0] == ("system", "Answer in French.")
         assert len(found) == 4
 
 
 def test_the_models_own_kind_of_prompt_is_kept_to_the_letter() -> None:
     """vicuna_v1 differs from llava_v1 in its system text only; the model is shown what was written."""
-    prompt = get_template("vicuna_v1").prompt([Message("user", "Hello"), OPEN])
-    found = read_prompt(prompt, LLAVA, images=0)
-    again = [Message(turn.role, turn.text) for turn in found]  # type: ignore[arg-type]
+    prompt = get_template("vicuna_v1").prompt([Turn("user", "Hello"), OPEN])
+    found = parse_prompt(prompt, LLAVA, images=0)
+    again = [Turn(turn.role, turn.text) for turn in found]  # type: ignore[arg-type]
     assert LLAVA.prompt([*again, OPEN]) == prompt
 
 
 def test_the_page_of_the_original_puts_the_mark_behind_the_question() -> None:
-    prompt = LLAVA.prompt([Message("user", "What is this?\n<image>"), OPEN])
-    (turn,) = read_prompt(prompt, LLAVA, images=1)
+    prompt = LLAVA.prompt([Turn("user", "What is this?\n<image>"), OPEN])
+    (turn,) = parse_prompt(prompt, LLAVA, images=1)
     assert turn == LegacyTurn(role="user", text="What is this?", images=(0,))
 
 
 def test_images_are_told_apart_by_the_order_of_their_marks() -> None:
     turns = [
-        Message("user", "<image>\n<image>\nCompare them."),
-        Message("assistant", "Two cats."),
-        Message("user", "<Image><image></Image>\nAnd this?"),
+        Turn("user", "<image>\n<image>\nCompare them."),
+        Turn("assistant", "Two cats."),
+        Turn("user", "<Image><image></Image>\nAnd this?"),
     ]
-    found = read_prompt(LLAVA.prompt([*turns, OPEN]), LLAVA, images=3)
+    found = parse_prompt(LLAVA.prompt([*turns, OPEN]), LLAVA, images=3)
     assert [turn.images for turn in found] == [(0, 1), (), (2,)]
     assert [turn.text for turn in found] == ["Compare them.", "Two cats.", "And this?"]
 
 
 def test_a_bare_question_is_one_turn() -> None:
-    assert turns_of(read_prompt("What is this? <image>", LLAVA, images=1)) == [
+    assert turns_of(parse_prompt("What is this? <image>", LLAVA, images=1)) == [
         ("user", "What is this?")
     ]
 
 
 @pytest.mark.parametrize(("marks", "images"), [(0, 1), (1, 0), (2, 1)])
 def test_images_and_marks_have_to_agree(marks: int, images: int) -> None:
-    with pytest.raises(RequestError, match=rf"{marks} <image> marks and {images} images"):
-        read_prompt("<image>" * marks + "What is this?", LLAVA, images)
+    with pytest.raises(
+        RequestError, match=rf"{marks} <image> markers, but the request has {images} images"
+    ):
+        parse_prompt("<image>" * marks + "What is this?", LLAVA, images)
 
 
 def test_a_mark_in_an_answer_shows_nothing() -> None:
-    turns = [Message("user", "Say it."), Message("assistant", "<image>"), Message("user", "Again.")]
-    found = read_prompt(LLAVA.prompt([*turns, OPEN]), LLAVA, images=0)
+    turns = [Turn("user", "Say it."), Turn("assistant", "<image>"), Turn("user", "Again.")]
+    found = parse_prompt(LLAVA.prompt([*turns, OPEN]), LLAVA, images=0)
     assert turns_of(found)[-2] == ("assistant", "<image>")
 
 
@@ -111,10 +114,10 @@ def test_reading_never_makes_up_text(data: st.DataObject) -> None:
     template = get_template(data.draw(st.sampled_from(SPOKEN)))
     marks = [template.user_start, template.user_end, template.assistant_start, " a", "b"]
     text = st.lists(st.sampled_from([mark for mark in marks if mark]), min_size=1, max_size=4)
-    asked = Message("user", "".join(data.draw(text)))
-    prompt = template.prompt([asked, Message("assistant", "x"), Message("user", "y"), OPEN])
-    found = read_prompt(prompt, template, images=0)
-    again = [Message(turn.role, turn.text) for turn in found]  # type: ignore[arg-type]
+    asked = Turn("user", "".join(data.draw(text)))
+    prompt = template.prompt([asked, Turn("assistant", "x"), Turn("user", "y"), OPEN])
+    found = parse_prompt(prompt, template, images=0)
+    again = [Turn(turn.role, turn.text) for turn in found]  # type: ignore[arg-type]
     if again[0].text != prompt:
         assert template.prompt([*again, OPEN]) == prompt
 
@@ -149,6 +152,6 @@ def test_wrong_values_are_named(wrong: dict[str, object]) -> None:
 
 
 def test_a_line_is_an_object_and_a_zero_byte() -> None:
-    raw = line("prompt é\0", 1)
+    raw = legacy_chunk("prompt é\0", 1)
     assert raw.count(b"\0") == 1
     assert json.loads(raw[:-1]) == {"text": "prompt é\0", "error_code": 1}

@@ -180,38 +180,40 @@ def test_an_asker_that_leaves_frees_the_replica(tiny_model_folder: Path) -> None
     async def ask_and_leave() -> None:
         replica = Replica.__new__(Replica)
         await replica.__init__("tiny", str(tiny_model_folder), content)  # type: ignore[misc]
-        (assistant,) = replica._models.open_now().values()
+        (assistant,) = replica._models.loaded().values()
         body = json.dumps(asked).encode()
         answer = replica.answer("/v1/chat/completions", body, fields)
         status, _ = await anext(answer)
         assert status == 200 and b"chat.completion.chunk" in await anext(answer)
-        assert assistant.engine.stats().running + assistant.engine.stats().waiting == 1
+        assert (
+            assistant.backend.engine.stats().running + assistant.backend.engine.stats().waiting == 1
+        )
         await answer.aclose()  # type: ignore[attr-defined]
         async with asyncio.timeout(10):
-            while assistant.engine.stats().running:
+            while assistant.backend.engine.stats().running:
                 await asyncio.sleep(0.02)
         replica.check_health()
-        assistant.engine.stop()  # as an engine whose thread has ended
-        with pytest.raises(RuntimeError, match="engine has ended"):
+        assistant.backend.engine.stop()  # as an engine whose thread has ended
+        with pytest.raises(RuntimeError, match="engine of a model has died"):
             replica.check_health()
-        await replica._life.aclose()
+        await replica._exit_stack.aclose()
 
     asyncio.run(ask_and_leave())
 
 
 def test_the_front_of_a_cluster_wants_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vip_llava.serving.cluster.asgi_client import Head, ask_inside
-    from vip_llava.serving.cluster.ray_serve import ClusterSettings, _front_app
+    from vip_llava.serving.cluster.asgi_client import ResponseHead, call_app
+    from vip_llava.serving.cluster.ray_serve import ClusterSettings, _ingress_app
 
     monkeypatch.setenv("VIP_LLAVA_API_KEY", "a-key-of-the-operator")
-    app = _front_app(ClusterSettings(), {})
+    app = _ingress_app(ClusterSettings(), {})
 
     async def status(**fields: str) -> int:
         async with contextlib.aclosing(
-            ask_inside(app, "/v1/chat/completions", b"{}", fields)
+            call_app(app, "/v1/chat/completions", b"{}", fields)
         ) as answer:
             head = await anext(answer)
-            assert isinstance(head, Head)
+            assert isinstance(head, ResponseHead)
             return head.status
 
     assert asyncio.run(status()) == 401

@@ -1,4 +1,4 @@
-"""Joining, leaving, silence and dispatch, by a clock and chance of the test's own."""
+"""Registration, expiry and dispatch, with the test's own clock and random numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.cluster.registry import Registry, WorkerStatus
+from vip_llava.serving.cluster.registry import WorkerRegistry, WorkerStatus
 
 A, B, C = (f"http://10.0.0.{number}:21002" for number in (1, 2, 3))
 
@@ -26,8 +26,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def registry(clock: Clock, dispatch: str = "shortest_queue", capacity: int = 256) -> Registry:
-    return Registry(dispatch, expiry=90, clock=clock, chance=random.Random(7), capacity=capacity)
+def registry(clock: Clock, dispatch: str = "shortest_queue", capacity: int = 256) -> WorkerRegistry:
+    return WorkerRegistry(dispatch, expiry=90, clock=clock, rng=random.Random(7), capacity=capacity)
 
 
 def status(*models: str, speed: float = 1.0, queue: int = 0) -> WorkerStatus:
@@ -36,11 +36,11 @@ def status(*models: str, speed: float = 1.0, queue: int = 0) -> WorkerStatus:
 
 def test_workers_join_and_leave(clock: Clock) -> None:
     known = registry(clock)
-    assert known.models() == [] and known.status() is None and known.pick("m") is None
+    assert known.models() == [] and known.pick("m") is None
     known.add(A, status("m", "n"))
     known.add(B, status("n"))
     assert known.models() == ["m", "n"]
-    assert [member.address for member in known.members] == [A, B]
+    assert [worker.address for worker in known.available] == [A, B]
     assert known.drop(A, "left") and not known.drop(A, "left")
     assert known.models() == ["n"] and known.pick("m") is None
 
@@ -48,7 +48,7 @@ def test_workers_join_and_leave(clock: Clock) -> None:
 def test_a_worker_that_joins_again_is_the_same(clock: Clock) -> None:
     known = registry(clock)
     first = known.add(A, status("m"))
-    first.passing = 3
+    first.in_flight = 3
     again = known.add(A, status("n", speed=2, queue=1))
     assert again is first and again.models == ("n",) and again.load == 3
 
@@ -57,48 +57,48 @@ def test_silent_workers_are_dropped(clock: Clock) -> None:
     known = registry(clock)
     silent = known.add(A, status("m"))
     known.add(B, status("m"))
-    trusted = known.add(C, status("m"), checked=False)
+    trusted = known.add(C, status("m"), expires=False)
     clock.now += 89
-    assert known.beat(B, 5) and known.sweep() == []
+    assert known.heartbeat(B, 5) and known.drop_expired() == []
     clock.now += 2
-    assert known.sweep() == [silent]
-    assert "silent" in silent.gone and not trusted.gone
-    assert not known.beat(A, 0)  # it has to join anew
-    assert {member.address for member in known.members} == {B, C}
+    assert known.drop_expired() == [silent]
+    assert "no heartbeat" in silent.drop_reason and not trusted.drop_reason
+    assert not known.heartbeat(A, 0)  # it must register again
+    assert {worker.address for worker in known.available} == {B, C}
 
 
 def test_who_waits_for_a_worker_hears_of_its_end(clock: Clock) -> None:
     known = registry(clock)
-    member, heard = known.add(A, status("m")), []
-    member.when_gone(lambda: heard.append("first"))
-    take_back = member.when_gone(lambda: heard.append("second"))
-    take_back()
-    take_back()
+    worker, calls = known.add(A, status("m")), []
+    worker.on_drop(lambda: calls.append("first"))
+    cancel = worker.on_drop(lambda: calls.append("second"))
+    cancel()
+    cancel()
     known.drop(A, "killed")
-    assert heard == ["first"] and member.gone == "killed"
-    member.when_gone(lambda: heard.append("late"))
-    assert heard == ["first", "late"]
+    assert calls == ["first"] and worker.drop_reason == "killed"
+    worker.on_drop(lambda: calls.append("late"))
+    assert calls == ["first", "late"]
 
 
 def test_shortest_queue_counts_what_is_on_its_way(clock: Clock) -> None:
     known = registry(clock)
     known.add(A, status("m", queue=2))
     known.add(B, status("m", queue=1))
-    chosen = []
+    picked = []
     for _ in range(3):
-        member = known.pick("m")
-        assert member is not None
-        member.passing += 1
-        chosen.append(member.address)
-    # B until it has as many as A, then by turns.
-    assert chosen[:2] == [B, B] and chosen[2] == A
+        worker = known.pick("m")
+        assert worker is not None
+        worker.in_flight += 1
+        picked.append(worker.address)
+    # B until its load equals that of A, then in turns.
+    assert picked[:2] == [B, B] and picked[2] == A
 
 
 def test_shortest_queue_knows_speed_and_takes_turns(clock: Clock) -> None:
     known = registry(clock)
     known.add(A, status("m", speed=4, queue=4))
     known.add(B, status("m", speed=1, queue=2))
-    assert known.pick("m") is known.members[0]
+    assert known.pick("m") is known.available[0]
     known.add(A, status("m"))
     known.add(B, status("m"))
     turns = [known.pick("m") for _ in range(4)]
@@ -110,7 +110,7 @@ def test_lottery_chooses_by_speed(clock: Clock) -> None:
     known.add(A, status("m", speed=3))
     known.add(B, status("m", speed=1))
     known.add(C, status("other", speed=100))
-    drawn = Counter(member.address for _ in range(4000) if (member := known.pick("m")))
+    drawn = Counter(worker.address for _ in range(4000) if (worker := known.pick("m")))
     assert set(drawn) == {A, B}
     assert 0.70 < drawn[A] / 4000 < 0.80
 
@@ -123,24 +123,17 @@ def test_tried_workers_are_left_out(clock: Clock, dispatch: str) -> None:
     assert known.pick("m", {first, second}) is None
 
 
-def test_all_workers_as_one(clock: Clock) -> None:
-    known = registry(clock)
-    known.add(A, status("m", speed=2, queue=1))
-    known.add(B, status("m", "n", queue=4))
-    assert known.status() == status("m", "n", speed=3, queue=5)
-
-
 def test_there_is_room_for_so_many(clock: Clock) -> None:
     known = registry(clock, capacity=1)
     known.add(A, status("m"))
     known.add(A, status("n"))
-    with pytest.raises(ServingError, match="1 workers already"):
+    with pytest.raises(ServingError, match="1 workers are registered"):
         known.add(B, status("m"))
 
 
 def test_unknown_dispatch_is_refused() -> None:
     with pytest.raises(ServingError, match="shortest_queue, lottery"):
-        Registry("fastest")
+        WorkerRegistry("fastest")
 
 
 @pytest.mark.parametrize(
@@ -165,29 +158,29 @@ def test_a_status_out_of_bounds_is_refused(wrong: dict[str, object]) -> None:
 
 def test_models_of_lost_workers_are_expected_back_for_a_while(clock: Clock) -> None:
     known = registry(clock)
-    assert not known.awaited("m")
+    assert not known.is_expected("m")
     known.expect("own")
-    for end in (known.drop, lambda address, _reason: known.leave(address)):
+    for end in (known.drop, lambda address, _reason: known.unregister(address)):
         known.add(A, status("m"))
         end(A, "killed")
-        assert known.awaited("m") and not known.awaited("other")
+        assert known.is_expected("m") and not known.is_expected("other")
         clock.now += 121
-        assert not known.awaited("m") and known.awaited("own")
+        assert not known.is_expected("m") and known.is_expected("own")
 
 
 def test_a_suspected_worker_gets_nothing_new_until_it_is_heard_of(clock: Clock) -> None:
     known = registry(clock)
-    member, heard = known.add(A, status("m")), []
-    member.when_gone(lambda: heard.append("gone"))
+    worker, calls = known.add(A, status("m")), []
+    worker.on_drop(lambda: calls.append("dropped"))
     known.suspect(A)
-    known.suspect(B)  # nobody
-    assert known.pick("m") is None and known.models() == [] and known.status() is None
-    assert known.awaited("m") and known.members == () and known.everyone == (member,)
-    assert heard == []  # what it answers may go on
-    assert known.beat(A, 0) and known.pick("m") is member
+    known.suspect(B)  # unknown
+    assert known.pick("m") is None and known.models() == []
+    assert known.is_expected("m") and known.available == () and known.registered == (worker,)
+    assert calls == []  # its requests in flight go on
+    assert known.heartbeat(A, 0) and known.pick("m") is worker
     known.suspect(A)
     known.add(A, status("m"))
-    assert known.pick("m") is member
+    assert known.pick("m") is worker
     known.suspect(A)
     clock.now += 91
-    assert known.sweep() == [member] and heard == ["gone"]
+    assert known.drop_expired() == [worker] and calls == ["dropped"]

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from vip_llava import Assistant, Box, load
-from vip_llava.prompting.templates import Message, get_template
+from vip_llava.prompting.templates import get_template
+from vip_llava.prompting.turns import Turn
 from vip_llava.serving.cluster.controller import create_controller
-from vip_llava.serving.cluster.heartbeat import Joining
 from vip_llava.serving.cluster.signing import Secret
 from vip_llava.serving.cluster.worker import create_worker
-from vip_llava.serving.middleware.running import background, listen
+from vip_llava.serving.middleware.server import background, listen
 from vip_llava.serving.settings import ServerSettings
 
 BOX = Box(10, 10, 50, 40)
@@ -64,8 +64,8 @@ def alone(tiny: Assistant) -> Iterator[httpx.Client]:
 def prompt_of(*texts: str, template: str = "llava_v1") -> str:
     """A prompt as the original's page writes it; the last answer is left open."""
     roles = ("user", "assistant")
-    turns = [Message(roles[i % 2], text) for i, text in enumerate(texts)]  # type: ignore[arg-type]
-    return get_template(template).prompt([*turns, Message("assistant", None)])
+    turns = [Turn(roles[i % 2], text) for i, text in enumerate(texts)]  # type: ignore[arg-type]
+    return get_template(template).prompt([*turns, Turn("assistant", None)])
 
 
 def stream(client: httpx.Client, **body: Any) -> list[tuple[str, int]]:
@@ -121,8 +121,8 @@ def test_sampling_of_the_originals_request(alone: httpx.Client) -> None:
     [
         ({"images": ["%%%"], "prompt": "<image> x"}, "image_url"),
         ({"images": ["aGVsbG8="], "prompt": "<image> x"}, "image"),
-        ({"images": [], "prompt": "<image> x"}, "1 <image> marks and 0 images"),
-        ({"model": "other"}, "there is no such model"),
+        ({"images": [], "prompt": "<image> x"}, "1 <image> markers"),
+        ({"model": "other"}, "unknown model"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"prompt": "What is <region:7>?"}, "region"),
         ({"prompt": " "}, "nothing is asked"),
@@ -157,7 +157,7 @@ def worker(tiny: Assistant) -> Iterator[Callable[..., Any]]:
     with contextlib.ExitStack() as stack:
 
         def start(controller: Any, name: str = "tiny", **given: Any) -> tuple[str, Any]:
-            secret = given.pop("secret", controller.parts.secret)
+            secret = given.pop("secret", controller.controller.secret)
             listener = stack.enter_context(contextlib.closing(listen(SETTINGS)))
             port = listener.getsockname()[1]
             listener.close()  # found free; taken again at once
@@ -167,9 +167,9 @@ def worker(tiny: Assistant) -> Iterator[Callable[..., Any]]:
                 given.pop("assistants", {name: tiny}),
                 settings,
                 secret=secret,
-                join=lambda status: Joining(
-                    controller.address, address, secret, status, interval=0.5
-                ),
+                controller=controller.address,
+                address=address,
+                heartbeat_seconds=0.5,
                 **given,
             )
             stack.enter_context(background(app, settings))
@@ -181,7 +181,7 @@ def worker(tiny: Assistant) -> Iterator[Callable[..., Any]]:
 def eventually(true: Callable[[], bool], seconds: float = 15) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
@@ -192,26 +192,26 @@ def test_workers_join_serve_and_leave(cluster: Any, worker: Any, tiny: Assistant
     answer = controller.ask("tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=5)
     right = tiny.ask(None, "Hello", max_new_tokens=5)
     assert answer.json()["choices"][0]["message"]["content"] == right.text
-    app.state.shell.draining = True  # as a stop does first
+    app.state.context.draining = True  # as a stop does first
     eventually(lambda: controller.addresses() == set())
-    app.state.shell.draining = False
+    app.state.context.draining = False
     eventually(lambda: controller.addresses() == {address})
 
 
 def test_a_worker_joins_once_its_models_are_open(cluster: Any, worker: Any, tiny: Any) -> None:
     controller = cluster()
-    opened: list[float] = []
+    loaded: list[float] = []
 
     def slow() -> Assistant:
         time.sleep(0.6)
-        opened.append(time.monotonic())
+        loaded.append(time.monotonic())
         return tiny  # type: ignore[no-any-return]
 
     worker(controller, assistants={}, loaders={"late": slow, "later": slow})
     while not controller.addresses():
-        assert len(opened) < 2 or time.monotonic() - opened[-1] < 5
+        assert len(loaded) < 2 or time.monotonic() - loaded[-1] < 5
         time.sleep(0.01)
-    assert len(opened) == 2
+    assert len(loaded) == 2
     assert controller.client.post("/list_models").json() == {"models": ["late", "later"]}
 
 
@@ -325,39 +325,14 @@ def test_uploads_at_a_controller_travel_with_the_request(
 def test_odd_requests_that_speak_of_uploads_are_the_workers_to_refuse(
     cluster: Any, scripted: Any, messages: Any
 ) -> None:
-    controller, answering = cluster(), scripted("w")
-    controller.join(answering)
+    controller, generations = cluster(), scripted("w")
+    controller.register(generations)
     assert controller.ask(messages=messages, user="upload:x").json() == {"from": "w"}
-    assert json.loads(answering.asks[0]["body"])["messages"] == messages
-
-
-def test_a_controller_may_be_a_worker_of_another(cluster: Any, scripted: Any, joining: Any) -> None:
-    """As in the original, for networks that reach each other at one place only."""
-    upper = cluster()
-    with listen(SETTINGS) as free:
-        settings = ServerSettings(port=free.getsockname()[1])
-    own = f"http://127.0.0.1:{settings.port}"
-    secret = upper.parts.secret
-    lower = cluster(
-        settings,
-        join=lambda status: Joining(upper.address, own, secret, status, interval=0.2),
-    )
-    assert upper.addresses() == set()
-    assert lower.client.post("/worker_get_status").json()["model_names"] == []
-    first, second = scripted("first", "m"), scripted("second", "n")
-    lower.join(first)
-    eventually(lambda: upper.addresses() == {own})
-    assert upper.ask("m").json() == {"from": "first"}
-    lower.join(second)  # what it serves has changed: it registers anew
-    eventually(lambda: upper.client.post("/list_models").json() == {"models": ["m", "n"]})
-    assert upper.ask("n").json() == {"from": "second"}
-    for worker in (first, second):
-        lower.signed("/unregister_worker", {"worker_name": worker.address})
-    eventually(lambda: upper.addresses() == set())
+    assert json.loads(generations.asks[0]["body"])["messages"] == messages
 
 
 def test_workers_come_back_to_a_controller_that_was_started_anew(
-    scripted: Any, joining: Any
+    scripted: Any, heartbeat_client: Any
 ) -> None:
     """Its state is the registry alone, and that is known again after one sign of life."""
     secret = Secret("the secret of the cluster's tests")
@@ -366,7 +341,7 @@ def test_workers_come_back_to_a_controller_that_was_started_anew(
     worker = scripted("w")
 
     async def lives() -> list[set[str]]:
-        member = joining(f"http://127.0.0.1:{settings.port}", worker)
+        member = heartbeat_client(f"http://127.0.0.1:{settings.port}", worker)
         task = asyncio.ensure_future(member.run())
         found = []
         try:
@@ -375,9 +350,9 @@ def test_workers_come_back_to_a_controller_that_was_started_anew(
                 with background(app, settings):
                     registry = app.state.controller.registry
                     async with asyncio.timeout(20):
-                        while not registry.members:
+                        while not registry.available:
                             await asyncio.sleep(0.02)
-                    found.append({one.address for one in registry.members})
+                    found.append({one.address for one in registry.available})
                 await asyncio.sleep(0.3)  # nobody is there for a while
         finally:
             task.cancel()

@@ -23,11 +23,11 @@ from page_board import Board  # noqa: E402
 from page_server import serving  # noqa: E402
 
 from vip_llava.assistant import Assistant, load  # noqa: E402
-from vip_llava.serving.middleware.app_factory import shell  # noqa: E402
+from vip_llava.serving.middleware.app_factory import create_base_app  # noqa: E402
 from vip_llava.serving.settings import Limits, ServerSettings  # noqa: E402
 from vip_llava.serving.web.app import create_page  # noqa: E402
-from vip_llava.serving.web.asking import LocalAsker  # noqa: E402
-from vip_llava.serving.web.image_store import Shelf  # noqa: E402
+from vip_llava.serving.web.asking import LocalClient  # noqa: E402
+from vip_llava.serving.web.image_store import ImageStore  # noqa: E402
 from vip_llava.serving.web.routes import page_routes  # noqa: E402
 from vip_llava.serving.web.suggest import GrabCut  # noqa: E402
 
@@ -68,16 +68,16 @@ window.canvas = mount(document.getElementById("place"), {
 
 
 @pytest.fixture(scope="session")
-def shelf() -> Shelf:
-    return Shelf()
+def images() -> ImageStore:
+    return ImageStore()
 
 
 @pytest.fixture(scope="session")
-def alone(shelf: Shelf) -> Iterator[str]:
+def alone(images: ImageStore) -> Iterator[str]:
     """The address of a server with the canvas alone."""
     limits = Limits(rate=0)
-    app = shell(ServerSettings(limits=limits), title="canvas")
-    app.include_router(page_routes(shelf, GrabCut(), limits))
+    app = create_base_app(ServerSettings(limits=limits), title="canvas")
+    app.include_router(page_routes(images, GrabCut(), limits))
     app.add_api_route("/", lambda: HTMLResponse(ALONE))
     with serving(app) as address:
         yield address
@@ -107,8 +107,8 @@ def tiny_page(tiny: Assistant, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The whole page with two tiny models, suggestions, and votes to a file."""
     votes = tmp_path_factory.mktemp("votes") / "votes.jsonl"
     settings = ServerSettings(limits=Limits(rate=0, tokens=64))
-    asker = LocalAsker({"tiny": tiny, "tiny too": tiny}, settings.limits)
-    app = create_page(asker, settings, suggester=GrabCut(), votes=votes)
+    client = LocalClient({"tiny": tiny, "tiny too": tiny}, settings.limits)
+    app = create_page(client, settings, suggester=GrabCut(), votes=votes)
     with serving(app) as address:
         yield Site(address, votes)
 

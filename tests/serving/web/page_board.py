@@ -41,7 +41,7 @@ class Board:
               const all = [...document.querySelectorAll('.vl-answer')];
               return document.querySelectorAll('.vl-turn').length === turns
                 && all.length >= turns * columns
-                && all.every((each) => ['done', 'stopped', 'wrong'].includes(each.dataset.state));
+                && all.every((each) => ['done', 'stopped', 'failed'].includes(each.dataset.state));
             }""",
             arg=[turns, columns],
         )

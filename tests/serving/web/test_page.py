@@ -121,7 +121,7 @@ def test_wrong_asks_are_told_in_true_words(board: Board) -> None:
 
 def test_parameters_reach_the_model(board: Board) -> None:
     board.page.get_by_role("button", name="Parameters").click()
-    board.slide("Most tokens", "3")
+    board.slide("Max tokens", "3")
     board.slide("Temperature", "0.7")
     board.page.get_by_label("Seed").fill("11")
     board.page.keyboard.press("Tab")
@@ -130,7 +130,7 @@ def test_parameters_reach_the_model(board: Board) -> None:
     board.wait_answers(1)
     about = str(board.page.locator(".vl-details summary").text_content())
     assert about.startswith("3 tokens in ")
-    assert "ended at the limit of tokens" in about
+    assert "token limit reached" in about
     assert about.endswith("seed 11")
 
 

@@ -20,14 +20,13 @@ from vip_llava.images import open_image
 from vip_llava.regions import Box, draw, resolve
 from vip_llava.serving.api.app import create_app
 from vip_llava.serving.cluster.controller import create_controller
-from vip_llava.serving.cluster.heartbeat import Joining
 from vip_llava.serving.cluster.signing import Secret
 from vip_llava.serving.cluster.worker import create_worker
-from vip_llava.serving.middleware.running import background, listen
+from vip_llava.serving.middleware.server import background, listen
 from vip_llava.serving.settings import Limits, ServerSettings, make_settings
 from vip_llava.serving.web.app import create_page
-from vip_llava.serving.web.asking import Ask, LocalAsker, Told
-from vip_llava.serving.web.asking_http import HttpAsker
+from vip_llava.serving.web.asking import LocalClient, Question, Reply
+from vip_llava.serving.web.asking_http import HttpClient
 
 PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "cat.jpg"
 KEY = "a-key-for-the-tests"
@@ -54,7 +53,9 @@ def server(request: pytest.FixtureRequest, tiny_model_folder: Path) -> Iterator[
             models,
             settings,
             secret=secret,
-            join=lambda status: Joining(address, mine, secret, status, interval=0.5),
+            controller=address,
+            address=mine,
+            heartbeat_seconds=0.5,
         )
         with background(worker, settings):
             fields = {"authorization": f"Bearer {KEY}"}
@@ -65,40 +66,40 @@ def server(request: pytest.FixtureRequest, tiny_model_folder: Path) -> Iterator[
             yield address
 
 
-async def all_of(asker: Any, ask: Ask) -> tuple[str, Told]:
-    await asker.start()
+async def collect(client: Any, question: Question) -> tuple[str, Reply]:
+    await client.start()
     try:
-        parts = [part async for part in asker.ask(ask)]
+        parts = [part async for part in client.ask(question)]
     finally:
-        await asker.stop()
-    told = parts.pop()
-    assert isinstance(told, Told)
-    return "".join(map(str, parts)), told
+        await client.stop()
+    reply = parts.pop()
+    assert isinstance(reply, Reply)
+    return "".join(map(str, parts)), reply
 
 
-def run(work: Coroutine[Any, Any, tuple[str, Told]]) -> tuple[str, Told]:
+def run(work: Coroutine[Any, Any, tuple[str, Reply]]) -> tuple[str, Reply]:
     """In a thread of its own, for the browser's driver has a loop in this one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
 
-def an_ask(**changes: Any) -> Ask:
+def a_question(**changes: Any) -> Question:
     image = open_image(PHOTO)
     regions = resolve([Box(100, 40, 330, 250)], image.size).regions
     given = {
         "model": "tiny",
-        "question": "What is within the red rectangle?",
+        "text": "What is within the red rectangle?",
         "image": image,
         "regions": regions,
         "history": (("user", "Is it a cat?"), ("assistant", "Yes.")),
         "sampling": {"max_new_tokens": 9, "temperature": 0.8, "seed": 3, "top_k": 40},
     }
-    return Ask(**{**given, **changes})
+    return Question(**{**given, **changes})
 
 
 def test_a_server_and_this_process_answer_alike(server: str, tiny: Assistant) -> None:
-    there, far = run(all_of(HttpAsker(server, KEY), an_ask()))
-    here, near = run(all_of(LocalAsker({"tiny": tiny}, Limits()), an_ask()))
+    there, far = run(collect(HttpClient(server, KEY), a_question()))
+    here, near = run(collect(LocalClient({"tiny": tiny}, Limits()), a_question()))
     assert there.strip() == here.strip() == near.text == far.text
     assert far.prompt == near.prompt
     assert far.seed == near.seed == 3
@@ -110,35 +111,35 @@ def test_a_server_and_this_process_answer_alike(server: str, tiny: Assistant) ->
     assert far.regions == near.regions
     assert near.image is not None
     assert far.image is not None
-    drawn = draw(open_image(PHOTO), an_ask().regions)
+    drawn = draw(open_image(PHOTO), a_question().regions)
     assert far.image.tobytes() == near.image.tobytes() == drawn.tobytes()
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "other"}, "there are: tiny"),
-        ({"sampling": {"max_new_tokens": 100_000}}, "100,000 tokens: at most 1,024"),
-        ({"question": ""}, "nothing is asked"),
+        ({"model": "other"}, "available: tiny"),
+        ({"sampling": {"max_new_tokens": 100_000}}, "100,000 tokens, but the limit is 1,024"),
+        ({"text": ""}, "nothing is asked"),
     ],
 )
 def test_errors_of_the_server_are_told_in_its_words(
     server: str, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ServingError, match=words):
-        run(all_of(HttpAsker(server, KEY), an_ask(**changes)))
+        run(collect(HttpClient(server, KEY), a_question(**changes)))
 
 
 def test_a_server_that_is_not_there_is_told_without_its_address() -> None:
     with pytest.raises(ServingError, match="can't be reached") as told:
-        run(all_of(HttpAsker("http://127.0.0.1:9"), an_ask()))
+        run(collect(HttpClient("http://127.0.0.1:9"), a_question()))
     assert "127.0.0.1" not in str(told.value)
-    with pytest.raises(ServingError, match="give an address"):
-        HttpAsker("localhost:8000")
+    with pytest.raises(ServingError, match="must be a URL"):
+        HttpClient("localhost:8000")
 
 
 def test_the_page_asks_a_server(server: str, open_page: Callable[..., Board]) -> None:
-    app = create_page(HttpAsker(server, KEY), ServerSettings(limits=Limits(rate=0)))
+    app = create_page(HttpClient(server, KEY), ServerSettings(limits=Limits(rate=0)))
     with serving(app) as address:
         board = open_page(address)
         board.example(0)
@@ -154,8 +155,8 @@ def test_the_page_asks_a_server(server: str, open_page: Callable[..., Board]) ->
 
 
 def test_a_server_that_is_not_there_is_told_on_the_page(open_page: Callable[..., Board]) -> None:
-    app = create_page(HttpAsker("http://127.0.0.1:9"), ServerSettings(limits=Limits(rate=0)))
+    app = create_page(HttpClient("http://127.0.0.1:9"), ServerSettings(limits=Limits(rate=0)))
     with serving(app) as address:
         board = open_page(address)
-        assert board.notice() == "the server that answers can't be reached; try again in a while"
+        assert board.notice() == "the model server can't be reached; try again later"
         board.page.close()

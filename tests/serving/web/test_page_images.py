@@ -19,7 +19,7 @@ from PIL import Image
 from vip_llava.assistant import load
 from vip_llava.serving.settings import Limits, ServerSettings
 from vip_llava.serving.web.app import create_page
-from vip_llava.serving.web.asking import LocalAsker
+from vip_llava.serving.web.asking import LocalClient
 from vip_llava.serving.web.suggest import GrabCut
 
 pytestmark = [pytest.mark.slow, pytest.mark.default_model]
@@ -29,8 +29,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.default_model]
 def site() -> Iterator[str]:
     limits = Limits(rate=0)
     assistant = load()
-    asker = LocalAsker({"default": assistant, "default, once more": assistant}, limits)
-    with serving(create_page(asker, ServerSettings(limits=limits), suggester=GrabCut())) as address:
+    client = LocalClient({"default": assistant, "default, once more": assistant}, limits)
+    with serving(
+        create_page(client, ServerSettings(limits=limits), suggester=GrabCut())
+    ) as address:
         yield address
 
 

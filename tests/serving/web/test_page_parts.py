@@ -1,4 +1,4 @@
-"""The parts of the page that need no browser: the shelf, outlines, suggested areas, sharing, votes."""
+"""The parts of the page that need no browser: the images, outlines, suggested areas, sharing, votes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vip_llava.errors import CheckpointError, RegionError, RequestError
 from vip_llava.images import open_image
 from vip_llava.regions import Mask, region_from_json
 from vip_llava.serving.web import outlines
-from vip_llava.serving.web.asking import Ask
-from vip_llava.serving.web.image_store import Shelf, as_png
+from vip_llava.serving.web.asking import Question
+from vip_llava.serving.web.image_store import ImageStore, as_png
 from vip_llava.serving.web.routes import EXAMPLES, STATIC
-from vip_llava.serving.web.share import api_request, shared
+from vip_llava.serving.web.share import api_request, share_texts
 from vip_llava.serving.web.suggest import GrabCut, SegmentAnything
 from vip_llava.serving.web.votes import VoteFile
 
@@ -31,27 +31,27 @@ def make_image(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
 
 def test_the_shelf_forgets_the_oldest_by_count_bytes_and_age() -> None:
     now = [0.0]
-    shelf = Shelf(count=3, seconds=10, clock=lambda: now[0])
-    held = [shelf.put(make_image(seed)) for seed in range(3)]
-    assert shelf.get(held[0].id) is not None  # used again: the second is the oldest now
-    held.append(shelf.put(make_image(3)))
-    assert [shelf.get(each.id) is not None for each in held] == [True, False, True, True]
+    images = ImageStore(count=3, seconds=10, clock=lambda: now[0])
+    held = [images.put(make_image(seed)) for seed in range(3)]
+    assert images.get(held[0].id) is not None  # used again: the second is the oldest now
+    held.append(images.put(make_image(3)))
+    assert [images.get(each.id) is not None for each in held] == [True, False, True, True]
     now[0] = 11
-    assert all(shelf.get(each.id) is None for each in held)
-    small = Shelf(total_bytes=held[0].bytes * 2)
+    assert all(images.get(each.id) is None for each in held)
+    small = ImageStore(total_bytes=held[0].bytes * 2)
     names = [small.put(make_image(seed)).id for seed in range(4)]
     assert [small.get(name) is not None for name in names] == [False, False, True, True]
     assert small.get({"path": "x"}) is None
-    large = Shelf(total_bytes=1)
+    large = ImageStore(total_bytes=1)
     assert large.get(large.put(make_image()).id) is not None
 
 
 def test_what_is_shown_has_the_pixels_unless_it_is_large() -> None:
-    shelf = Shelf()
-    small, large = shelf.put(make_image()), shelf.put(make_image(size=(2000, 1200)))
+    images = ImageStore()
+    small, large = images.put(make_image()), images.put(make_image(size=(2000, 1200)))
     assert open_image(small.content).tobytes() == small.image.tobytes()
     assert large.media_type == "image/jpeg"
-    assert shelf.put(large.image, lossless=True).media_type == "image/png"
+    assert images.put(large.image, lossless=True).media_type == "image/png"
     assert open_image(as_png(large.image)).tobytes() == large.image.tobytes()
 
 
@@ -148,26 +148,26 @@ def test_a_segment_anything_checkpoint_is_used(tmp_path: Path) -> None:
     assert found.dtype == np.bool_
     assert suggester.mask(image, box=[10, 10, 60, 50]).shape == (60, 90)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no Segment Anything model"):
+    with pytest.raises(CheckpointError, match="not a Segment Anything checkpoint"):
         SegmentAnything(tmp_path / "nothing")
 
 
 def test_a_shared_question_has_its_turns_and_its_parameters() -> None:
     region = region_from_json({"id": "1", "shape": "box", "frame": "pixel", "box": [1, 2, 3, 4]})
-    ask = Ask(
+    question = Question(
         "a model", "And?", make_image(), (region,), (("user", "One?"), ("assistant", "Two."),),
         {"max_new_tokens": 5, "temperature": 0.5, "stop": ["x"]},
     )  # fmt: skip
-    body = api_request(ask, "IMAGE")
+    body = api_request(question, "IMAGE")
     assert body["max_tokens"] == 5
     assert [each["role"] for each in body["messages"]] == ["user", "assistant", "user"]
     image, text = body["messages"][0]["content"]
     assert image["regions"] == [region.to_json()]
     assert text == {"type": "text", "text": "One?"}
-    assert json.loads(shared(ask)["JSON"]) == body
-    compile(shared(ask)["Python"], "shared", "exec")
-    assert "regions" not in shared(Ask("default", "Hello?"))["Python"]
-    assert "load()" in shared(Ask("default", "Hello?"))["Python"]
+    assert json.loads(share_texts(question)["JSON"]) == body
+    compile(share_texts(question)["Python"], "shared", "exec")
+    assert "regions" not in share_texts(Question("default", "Hello?"))["Python"]
+    assert "load()" in share_texts(Question("default", "Hello?"))["Python"]
 
 
 def test_votes_are_lines_of_json(tmp_path: Path) -> None:

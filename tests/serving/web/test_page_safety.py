@@ -15,10 +15,10 @@ from page_board import Board
 from page_server import serving
 from PIL import Image
 
-from vip_llava.serving.middleware.running import background
+from vip_llava.serving.middleware.server import background
 from vip_llava.serving.settings import Limits, ServerSettings
 from vip_llava.serving.web.app import create_page
-from vip_llava.serving.web.asking import Ask, Told
+from vip_llava.serving.web.asking import Question, Reply
 
 EVIL = (
     "<script>window.caught = 1</script><img src=x onerror='window.caught = 2'>"
@@ -40,17 +40,17 @@ class Says:
     async def models(self) -> Sequence[str]:
         return ["<b onclick='window.caught=7'>name</b>"]
 
-    async def ask(self, ask: Ask) -> AsyncGenerator[str | Told]:
+    async def ask(self, question: Question) -> AsyncGenerator[str | Reply]:
         text = ""
         try:
             while True:
-                text += f"{ask.question} "
-                yield f"{ask.question} "
+                text += f"{question.text} "
+                yield f"{question.text} "
                 await asyncio.sleep(0.02)
-                if "for ever" not in ask.question:
+                if "for ever" not in question.text:
                     break
             note = ("<img src=x onerror='window.caught=8'>",)
-            yield Told(text, ask.image, (), EVIL, note, "stop", 1, 2, 3, 0.1)
+            yield Reply(text, question.image, (), EVIL, note, "stop", 1, 2, 3, 0.1)
         finally:
             self.ended += 1
 
@@ -168,7 +168,7 @@ def test_a_path_in_the_place_of_a_image_means_nothing(client: httpx.Client, tmp_
         answer = client.post("/page/suggest", json={"image": named, "point": [1, 1]})
         assert answer.status_code in (404, 501)
         assert asked(client, {"image": named, "regions": []}) == (
-            "the image is not here any more; choose it again"
+            "the image has expired; choose it again"
         )
 
 

@@ -1,4 +1,4 @@
-"""The chat API: from a request's body to an answer with regions, whole or streamed; `app` makes it.
+"""The chat API: from a request body to an answer with regions, whole or streamed.
 
-Knows no workers and no controller.
+It does not know workers or controllers.
 """

@@ -1,8 +1,7 @@
-"""From the body of a chat request to what an `Assistant` is asked.
+"""From the body of a chat request to the `Request` that an `Assistant` takes.
 
-In three steps, since they run in different places: `understood` checks what can be checked at
-once, `Gathering` brings images from uploads and hosts, and `opened` decodes them (work for a
-thread). No step generates anything.
+Three steps, because they run in different places: `parse_chat` checks what needs no image,
+`load_images` reads uploads and fetches URLs, `build_request` decodes the images in a thread.
 """
 
 from __future__ import annotations
@@ -14,160 +13,162 @@ from typing import TYPE_CHECKING, Any
 from vip_llava.errors import ImageError, RegionError
 from vip_llava.images import open_image
 from vip_llava.prompting.prepare import Request
-from vip_llava.prompting.turns import MarkedImage
+from vip_llava.prompting.turns import MarkedImage, Role, Turn
 from vip_llava.regions import region_from_json
 from vip_llava.serving.api.schemas import ImagePart, TextPart
 from vip_llava.serving.middleware.errors import ApiError, as_api_error
 
 if TYPE_CHECKING:
     from vip_llava.regions import Region
-    from vip_llava.serving.api.fetch import Fetcher
-    from vip_llava.serving.api.schemas import ChatRequest, Turn
-    from vip_llava.serving.api.uploads import Uploads
+    from vip_llava.serving.api.fetch import ImageFetcher
+    from vip_llava.serving.api.schemas import ChatMessage, ChatRequest
+    from vip_llava.serving.api.uploads import UploadStore
     from vip_llava.serving.settings import Limits
 
-__all__ = ["Asked", "AskedImage", "gathered", "opened", "understood"]
+__all__ = ["ImageReference", "ParsedChat", "build_request", "load_images", "parse_chat"]
 
 _DEFAULT_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class AskedImage:
-    """An image of a request: where it is said to be, and the regions on it."""
+class ImageReference:
+    """An image of a request: its URL, the regions on it, and where it stands in the body."""
 
     message: int
-    place: str
-    """Its place in the body, for messages."""
-    address: str
+    param: str
+    """The place in the body, for error messages."""
+    url: str
     regions: tuple[Region, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A chat request whose form is right and within the limits."""
+class ParsedChat:
+    """A chat request whose form is valid and within the limits; its images are not loaded yet."""
 
-    roles: tuple[str, ...]
+    roles: tuple[Role, ...]
     texts: tuple[str, ...]
-    images: tuple[AskedImage, ...]
+    images: tuple[ImageReference, ...]
     sampling: dict[str, Any]
     choices: int
 
 
-def understood(body: ChatRequest, limits: Limits) -> Asked:
+def parse_chat(body: ChatRequest, limits: Limits) -> ParsedChat:
     """Check what needs no image. Raises ApiError 422 that names the place in the body."""
-    turns = body.messages
-    _check_count(len(turns), limits.messages, "messages", "messages", "messages")
-    if turns[-1].role != "user":
-        raise _wrong("the last message is answered, so it must be a user's", "messages")
-    for index, turn in enumerate(turns):
-        if turn.role in ("system", "developer") and index:
-            raise _wrong("only the first message can be a system's", f"messages[{index}].role")
-    texts = tuple(_text(turn) for turn in turns)
+    messages = body.messages
+    _check_count(len(messages), limits.messages, "messages", "messages", "messages")
+    if messages[-1].role != "user":
+        raise _invalid("the last message must have the role user", "messages")
+    for index, message in enumerate(messages):
+        if message.role in ("system", "developer") and index:
+            raise _invalid(
+                "only the first message can be a system message", f"messages[{index}].role"
+            )
+    texts = tuple(_text(message) for message in messages)
     _check_count(sum(map(len, texts)), limits.text_chars, "characters", "text_chars", "messages")
     images = tuple(
-        image for index, turn in enumerate(turns) for image in _images(index, turn, limits)
+        image for index, message in enumerate(messages) for image in _images(index, message, limits)
     )
     _check_count(len(images), limits.images, "images", "images", "messages")
     choices = body.n or 1
     _check_count(choices, limits.choices, "answers", "choices", "n")
-    roles = tuple("system" if turn.role == "developer" else turn.role for turn in turns)
-    return Asked(roles, texts, images, _sampling(body, limits), choices)
+    roles = tuple("system" if each.role == "developer" else each.role for each in messages)
+    return ParsedChat(roles, texts, images, _sampling(body, limits), choices)
 
 
-async def gathered(
-    asked: Asked, owner: str, uploads: Uploads, fetcher: Fetcher
+async def load_images(
+    chat: ParsedChat, owner: str, uploads: UploadStore, fetcher: ImageFetcher
 ) -> list[str | bytes]:
-    """Of each image its data address, or its bytes from the upload or the host it names.
+    """For each image its data: URL, or the bytes of the upload or fetched URL.
 
-    A path is never one of them: what is neither kind of address is refused.
+    Raises:
+        ApiError: a URL of another kind (a file path, for example), an unknown upload, or a URL
+            that can't be fetched.
     """
     found: list[str | bytes] = []
-    for image in asked.images:
-        address = image.address
-        kind = address[:9].lower()
+    for image in chat.images:
+        url = image.url
+        kind = url[:9].lower()
         try:
             if kind.startswith("data:"):
-                found.append(address)
+                found.append(url)
             elif kind.startswith("upload:"):
-                found.append(uploads.get(owner, address[7:]).data)
+                found.append(uploads.get(owner, url[7:]).data)
             elif kind.startswith(("https:", "http:")):
-                found.append(await fetcher.fetch(address))
+                found.append(await fetcher.fetch(url))
             else:
                 raise ApiError(
                     422,
-                    "an image is a data: address (data:image/png;base64,...) or upload:ID",
+                    "must be a data: URL (data:image/png;base64,...) or upload:ID",
                     code="address_refused",
                 )
-        except ApiError as api_error:
-            raise _placed(api_error, f"{image.place}.image_url.url") from None
+        except ApiError as error:
+            raise error.at(f"{image.param}.image_url.url") from None
     return found
 
 
-def opened(asked: Asked, sources: Sequence[str | bytes], limits: Limits) -> Request:
-    """Decode the images, within the limits of one and of all, and put the request together."""
-    left = limits.request_pixels
-    shown: dict[int, list[MarkedImage]] = {}
-    for asked_image, source in zip(asked.images, sources, strict=True):
+def build_request(chat: ParsedChat, sources: Sequence[str | bytes], limits: Limits) -> Request:
+    """Decode the images, within the limits of one and of all, and assemble the request."""
+    pixels_left = limits.request_pixels
+    images: dict[int, list[MarkedImage]] = {}
+    for reference, source in zip(chat.images, sources, strict=True):
         try:
             image = open_image(
                 source,
-                max_pixels=min(limits.image_pixels, left),
+                max_pixels=min(limits.image_pixels, pixels_left),
                 max_bytes=limits.image_bytes,
             )
         except ImageError as error:
-            api_error = as_api_error(error)
-            raise _placed(api_error, f"{asked_image.place}.image_url.url") from None
-        left -= image.width * image.height
-        shown.setdefault(asked_image.message, []).append(MarkedImage(image, asked_image.regions))
+            raise as_api_error(error).at(f"{reference.param}.image_url.url") from None
+        pixels_left -= image.width * image.height
+        images.setdefault(reference.message, []).append(MarkedImage(image, reference.regions))
     turns = [
-        {"role": role, "text": text, "images": shown.get(index, [])}
-        for index, (role, text) in enumerate(zip(asked.roles, asked.texts, strict=True))
+        Turn(role, text, tuple(images.get(index, ())))
+        for index, (role, text) in enumerate(zip(chat.roles, chat.texts, strict=True))
     ]
-    last = len(turns) - 1
-    return Request(question=asked.texts[last], history=turns[:last], images=shown.get(last, []))
+    return Request(question=chat.texts[-1], history=turns[:-1], images=turns[-1].images)
 
 
-def _text(turn: Turn) -> str:
-    """The text parts of a message, one below the other; images stand in front of them."""
-    if isinstance(turn.content, str):
-        return turn.content
-    return "\n".join(part.text for part in turn.content if isinstance(part, TextPart))
+def _text(message: ChatMessage) -> str:
+    """The text parts of a message, joined by line breaks; images stand in front of them."""
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
-def _images(index: int, turn: Turn, limits: Limits) -> list[AskedImage]:
-    if isinstance(turn.content, str):
+def _images(index: int, message: ChatMessage, limits: Limits) -> list[ImageReference]:
+    if isinstance(message.content, str):
         return []
     found = []
-    for number, part in enumerate(turn.content):
+    for number, part in enumerate(message.content):
         if isinstance(part, ImagePart):
-            place = f"messages[{index}].content[{number}]"
-            regions = _regions(part, place, limits)
-            found.append(AskedImage(index, place, part.image_url.url, regions))
+            param = f"messages[{index}].content[{number}]"
+            regions = _regions(part, param, limits)
+            found.append(ImageReference(index, param, part.image_url.url, regions))
     return found
 
 
-def _regions(part: ImagePart, place: str, limits: Limits) -> tuple[Region, ...]:
-    _check_count(len(part.regions), limits.regions, "regions", "regions", f"{place}.regions")
+def _regions(part: ImagePart, param: str, limits: Limits) -> tuple[Region, ...]:
+    _check_count(len(part.regions), limits.regions, "regions", "regions", f"{param}.regions")
     found = []
     for number, value in enumerate(part.regions):
         try:
             found.append(region_from_json(value, index=number))
         except RegionError as error:
-            raise as_api_error(error, param=f"{place}.regions[{number}]") from None
+            raise as_api_error(error, param=f"{param}.regions[{number}]") from None
     return tuple(found)
 
 
 def _sampling(body: ChatRequest, limits: Limits) -> dict[str, Any]:
-    """The keywords of `Assistant.prepare`."""
+    """The keyword arguments of `Assistant.prepare`."""
     tokens = body.max_tokens
     if body.max_completion_tokens is not None:
         if tokens not in (None, body.max_completion_tokens):
-            raise _wrong("max_tokens and max_completion_tokens differ", "max_completion_tokens")
+            raise _invalid("max_tokens has another value", "max_completion_tokens")
         tokens = body.max_completion_tokens
     if tokens is not None:
         _check_count(tokens, limits.tokens, "tokens", "tokens", "max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
-        raise _wrong("top_logprobs needs logprobs: true", "top_logprobs")
+        raise _invalid("requires logprobs: true", "top_logprobs")
     given = {
         "max_new_tokens": tokens or min(_DEFAULT_TOKENS, limits.tokens),
         "temperature": body.temperature,
@@ -186,22 +187,11 @@ def _check_count(count: int, most: int, what: str, limit: str, param: str) -> No
     if count > most:
         raise ApiError(
             422,
-            f"{count:,} {what}: at most {most:,} are taken here ({limit})",
+            f"{count:,} {what}, but the limit is {most:,} ({limit})",
             code="over_limit",
             param=param,
         )
 
 
-def _wrong(text: str, param: str) -> ApiError:
+def _invalid(text: str, param: str) -> ApiError:
     return ApiError(422, f"{param}: {text}", code="invalid_request", param=param)
-
-
-def _placed(api_error: ApiError, param: str) -> ApiError:
-    """The same api_error with the place in the body that it belongs to."""
-    return ApiError(
-        api_error.status,
-        f"{param}: {api_error.message}",
-        code=api_error.code,
-        param=param,
-        retry_after=api_error.retry_after,
-    )

@@ -1,28 +1,29 @@
-"""POST /v1/chat/completions: the steps from a checked body to a reply, whole or streamed.
+"""POST /v1/chat/completions: from a validated body to a reply, whole or streamed.
 
-Puts the parts together - understanding, images, answering, replies - and does nothing itself.
+It connects parsing (`chat`), image sources (`fetch`, `uploads`), `generation` and `replies`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
 from prometheus_client import Counter, Histogram
 
+from vip_llava.backends.native import as_native
 from vip_llava.errors import VipLlavaError
 from vip_llava.sampling_params import SamplingParams
 from vip_llava.serving.api import replies
-from vip_llava.serving.api.chat import Asked, gathered, opened, understood
-from vip_llava.serving.middleware.errors import as_problem, internal
-from vip_llava.serving.middleware.stream import EventStream, merged, unless_gone
+from vip_llava.serving.api.chat import ParsedChat, build_request, load_images, parse_chat
+from vip_llava.serving.middleware.errors import ApiError, as_api_error, internal_error
+from vip_llava.serving.middleware.stream import cancel_on_disconnect, event_stream, merge
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -30,180 +31,185 @@ if TYPE_CHECKING:
     from vip_llava.answer import Answer
     from vip_llava.assistant import Assistant
     from vip_llava.prompting.prepare import Prepared
-    from vip_llava.serving.api.answering import Answering, Run
-    from vip_llava.serving.api.fetch import Fetcher
-    from vip_llava.serving.api.replies import Frame
+    from vip_llava.serving.api.fetch import ImageFetcher
+    from vip_llava.serving.api.generation import Generation, GenerationPool
     from vip_llava.serving.api.schemas import ChatRequest
-    from vip_llava.serving.api.uploads import Uploads
+    from vip_llava.serving.api.uploads import UploadStore
     from vip_llava.serving.settings import ServerSettings
 
-__all__ = ["AnswerCounts", "Completions"]
+__all__ = ["AnswerMetrics", "ChatCompletions", "StartedChat", "stream_error"]
 
-_MOST_SEED = 2**53 - 1
+_MAX_SEED = 2**53 - 1
 _SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 log = logging.getLogger("vip_llava.serving")
 
 
-class AnswerCounts:
-    """What is counted of answers."""
+class AnswerMetrics:
+    """Metrics of answers by model."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         label = ("model",)
-        self.answers = Counter(
-            "vip_llava_answers", "Whole answers.", ("model", "finish"), registry=registry
+        self._answers = Counter(
+            "vip_llava_answers", "Complete answers.", ("model", "finish"), registry=registry
         )
-        self.prompt_tokens = Counter(
+        self._prompt_tokens = Counter(
             "vip_llava_prompt_tokens", "Tokens of prompts.", label, registry=registry
         )
-        self.completion_tokens = Counter(
-            "vip_llava_completion_tokens", "Tokens of answers.", label, registry=registry
+        self._completion_tokens = Counter(
+            "vip_llava_completion_tokens", "Generated tokens.", label, registry=registry
         )
-        self.first_token = Histogram(
+        self._first_token = Histogram(
             "vip_llava_first_token_seconds",
-            "Seconds from a request's submission to the first token.",
+            "Seconds from submission to the first token.",
             label,
             buckets=_SECONDS,
             registry=registry,
         )
 
-    def whole(self, model: str, run: Run, answer: Answer) -> None:
-        """Count one answer. `model` is one of the server's names."""
-        self.answers.labels(model, answer.finish_reason).inc()
-        self.prompt_tokens.labels(model).inc(answer.usage.prompt_tokens)
-        self.completion_tokens.labels(model).inc(answer.usage.completion_tokens)
-        if run.first_token is not None:
-            self.first_token.labels(model).observe(run.first_token - run.began)
+    def count(self, model: str, generation: Generation, answer: Answer) -> None:
+        """Count a complete answer of a served model."""
+        self._answers.labels(model, answer.finish_reason).inc()
+        self._prompt_tokens.labels(model).inc(answer.usage.prompt_tokens)
+        self._completion_tokens.labels(model).inc(answer.usage.completion_tokens)
+        if generation.first_token is not None:
+            seconds = generation.first_token - generation.started
+            self._first_token.labels(model).observe(seconds)
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """One request on its way."""
+class StartedChat:
+    """A chat request whose generations are running, one for each choice."""
 
-    frame: Frame
-    asked: Asked
+    metadata: replies.ReplyMetadata
     assistant: Assistant
-    runs: list[Run]
+    generations: list[Generation]
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Completions:
-    """Answers chat requests for one server."""
+class ChatCompletions:
+    """Answers the chat requests of one server."""
 
     settings: ServerSettings
-    answering: Answering
-    uploads: Uploads
-    fetcher: Fetcher
-    counts: AnswerCounts
+    pool: GenerationPool
+    uploads: UploadStore
+    fetcher: ImageFetcher
+    metrics: AnswerMetrics
 
     async def reply(self, body: ChatRequest, request: Request) -> Response:
-        """The reply; a stream begins only once everything that can be wrong has been checked."""
+        """The response; a stream starts only after everything has been validated."""
         if body.stream:
-            return EventStream(await self.events(body, request))
-        return await unless_gone(request.receive, self._whole(body, request))
+            return event_stream(self._stream(await self.start(body, request), body))
+        return await cancel_on_disconnect(request.receive, self._complete(body, request))
 
-    async def _whole(self, body: ChatRequest, request: Request) -> Response:
-        async with self._job(body, request) as job:
-            answers = [await self._answer(job, run) for run in job.runs]
-            # Hashing and packing of large images takes its time: not on the loop.
-            text = await self.answering.in_thread(
-                lambda: replies.as_json(replies.whole(job.frame, answers))
+    async def start(self, body: ChatRequest, request: Request) -> StartedChat:
+        """Validate, prepare and submit; the end of the request cancels what is unfinished.
+
+        Raises:
+            ApiError: whatever is wrong with the request, or 499 if the client disconnects.
+        """
+        # Entered on the request's stack: a stream that is never iterated would not close it.
+        exit_stack = request.state.info.exit_stack
+        enter = exit_stack.enter_async_context(self._generate(body, request))
+        return await cancel_on_disconnect(request.receive, enter)
+
+    async def finish(self, chat: StartedChat, generation: Generation) -> Answer:
+        """The complete answer of one generation, counted and, if configured, logged."""
+        answer = await generation.answer()
+        self.metrics.count(chat.metadata.model, generation, answer)
+        if self.settings.log_content:
+            log.info("id=%s answer: %r", chat.request_id, answer.text)
+        return answer
+
+    async def _complete(self, body: ChatRequest, request: Request) -> Response:
+        async with self._generate(body, request) as chat:
+            answers = [await self.finish(chat, each) for each in chat.generations]
+            # Hashing and encoding large images takes time, so it does not run on the loop.
+            content = await asyncio.to_thread(
+                lambda: replies.as_json(replies.completion(chat.metadata, answers))
             )
-        return Response(text, media_type="application/json")
-
-    async def events(self, body: ChatRequest, request: Request) -> AsyncGenerator[bytes]:
-        """The server-sent events of a streamed reply; raises whatever Problem there is before them."""
-        # The job ends with the request: a generator that nobody begins would never end it.
-        enter = request.state.passage.ends.enter_async_context(self._job(body, request))
-        job = await unless_gone(request.receive, enter)
-        return self._events(job, body)
+        return Response(content, media_type="application/json")
 
     @asynccontextmanager
-    async def _job(self, body: ChatRequest, request: Request) -> AsyncIterator[_Job]:
-        """Everything before the first token. Raises whatever Problem there is."""
-        assistant = self.answering.models.get(body.model)
-        asked = understood(body, self.settings.limits)
-        passage = request.state.passage
-        with self.answering.places(asked.choices):
-            prepared = await self._prepared(assistant, asked, passage.client)
-            frame = replies.Frame(
+    async def _generate(self, body: ChatRequest, request: Request) -> AsyncIterator[StartedChat]:
+        assistant = self.pool.models.get(body.model)
+        parsed = parse_chat(body, self.settings.limits)
+        info = request.state.info
+        with self.pool.reserve(parsed.choices):
+            sources = await load_images(parsed, info.client, self.uploads, self.fetcher)
+            prepared = await self.pool.prepare(
+                lambda: _prepare(assistant, parsed, sources, self.settings)
+            )
+            metadata = replies.ReplyMetadata(
                 id=f"chatcmpl-{secrets.token_hex(12)}",
                 created=int(time.time()),
                 model=body.model,
-                messages=tuple(image.message for image in asked.images),
+                image_messages=tuple(image.message for image in parsed.images),
                 return_image=body.return_image,
             )
-            streamed = bool(body.stream)
-            async with self.answering.runs(assistant, prepared, streamed=streamed) as runs:
+            running = self.pool.run(assistant, prepared, streamed=bool(body.stream))
+            async with running as generations:
                 if self.settings.log_content:
-                    log.info("id=%s asked: %r", passage.id, prepared[0].prompt)
-                yield _Job(frame, asked, assistant, runs, passage.id)
+                    log.info("id=%s prompt: %r", info.id, prepared[0].prompt)
+                yield StartedChat(metadata, assistant, generations, info.id)
 
-    async def _prepared(self, assistant: Assistant, asked: Asked, owner: str) -> list[Prepared]:
-        sources = await gathered(asked, owner, self.uploads, self.fetcher)
-        return await self.answering.prepare(
-            lambda: _prepared(assistant, asked, sources, self.settings)
-        )
-
-    async def _answer(self, job: _Job, run: Run) -> Answer:
-        answer = await run.answer()
-        self.counts.whole(job.frame.model, run, answer)
-        if self.settings.log_content:
-            log.info("id=%s answered: %r", job.request_id, answer.text)
-        return answer
-
-    async def _events(self, job: _Job, body: ChatRequest) -> AsyncGenerator[bytes, None]:
+    async def _stream(self, chat: StartedChat, body: ChatRequest) -> AsyncGenerator[str, None]:
+        """The data of each server-sent event."""
         try:
             answers: list[Answer] = []
-            choices = [self._choice(job, index, run, answers) for index, run in enumerate(job.runs)]
-            async with aclosing(merged(choices)) as events:
-                async for event in events:
-                    yield event
+            choices = [
+                self._choice(chat, index, each, answers)
+                for index, each in enumerate(chat.generations)
+            ]
+            async with aclosing(merge(choices)) as chunks:
+                async for chunk in chunks:
+                    yield replies.as_json(chunk)
             if body.stream_options is not None and body.stream_options.include_usage:
-                yield replies.as_event(replies.usage_chunk(job.frame, answers))
-            yield b"data: [DONE]\n\n"
-        except VipLlavaError as error:
-            # The status has been sent: an error is an event, and no [DONE] follows.
-            yield replies.as_event(as_problem(error).to_json())
+                yield replies.as_json(replies.usage_chunk(chat.metadata, answers))
+            yield "[DONE]"
         except Exception as error:
-            log.error("id=%s failed in a stream: %s", job.request_id, type(error).__name__)
-            yield replies.as_event(internal(job.request_id).to_json())
+            # The status has been sent: an error is an event, and no [DONE] follows.
+            yield replies.as_json(stream_error(error, chat.request_id).to_json())
 
     async def _choice(
-        self, job: _Job, index: int, run: Run, answers: list[Answer]
-    ) -> AsyncIterator[bytes]:
-        """The events of one answer; the last one has the extension."""
-        decode = job.assistant.processor.tokenizer.decode
-        first: dict[str, Any] = {"role": "assistant", "content": ""}
-        yield replies.as_event(replies.chunk(job.frame, index, first, None, decode))
-        async for event in run.events():
+        self, chat: StartedChat, index: int, generation: Generation, answers: list[Answer]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of one answer; the last one carries the extension."""
+        decode = as_native(chat.assistant.backend).decode
+        opening: dict[str, Any] = {"role": "assistant", "content": ""}
+        yield replies.chunk(chat.metadata, index, opening, None, decode)
+        async for event in generation.events():
             delta = {"content": event.text} if event.text or event.logprobs else {}
-            piece = replies.chunk(job.frame, index, delta, event, decode)
+            chunk = replies.chunk(chat.metadata, index, delta, event, decode)
             if event.finish_reason is not None:
-                answer = await self._answer(job, run)
+                answer = await self.finish(chat, generation)
                 answers.append(answer)
-                piece["vip_llava"] = await self.answering.in_thread(
-                    partial(replies.extension, job.frame, answer)
+                chunk["vip_llava"] = await asyncio.to_thread(
+                    replies.extension, chat.metadata, answer
                 )
             if delta or event.finish_reason is not None:
-                yield replies.as_event(piece)
+                yield chunk
 
 
-def _prepared(
-    assistant: Assistant, asked: Asked, sources: list[str | bytes], settings: ServerSettings
+def stream_error(error: Exception, request_id: str) -> ApiError:
+    """The error to send in a stream that has started; an unexpected one is logged."""
+    if isinstance(error, VipLlavaError):
+        return as_api_error(error)
+    log.error("id=%s failed in a stream: %s", request_id, type(error).__name__)
+    return internal_error(request_id)
+
+
+def _prepare(
+    assistant: Assistant, chat: ParsedChat, sources: list[str | bytes], settings: ServerSettings
 ) -> list[Prepared]:
-    """One prepared request for each answer, with seeds that follow one another."""
-    request = opened(asked, sources, settings.limits)
-    sampling = dict(asked.sampling)
-    if asked.choices > 1:
+    """One prepared request for each choice, with consecutive seeds."""
+    request = build_request(chat, sources, settings.limits)
+    sampling = dict(chat.sampling)
+    if chat.choices > 1:
         sampling.setdefault("seed", secrets.randbits(32))
-    found = [assistant.prepare(request, **sampling)]
-    for number in range(1, asked.choices):
-        params = {**sampling, "seed": (sampling["seed"] + number) % (_MOST_SEED + 1)}
-        found.append(_with_sampling(found[0], params))
+    first = assistant.prepare(request, **sampling)
+    found = [first]
+    for number in range(1, chat.choices):
+        params = {**sampling, "seed": (sampling["seed"] + number) % (_MAX_SEED + 1)}
+        found.append(replace(first, sampling=SamplingParams(**params)))
     return found
-
-
-def _with_sampling(prepared: Prepared, sampling: dict[str, Any]) -> Prepared:
-    """The same prompt, answered by other parameters."""
-    return replace(prepared, sampling=SamplingParams(**sampling))

@@ -1,9 +1,9 @@
-"""The only door through which an image named in a request is fetched from a network.
+"""`ImageFetcher`: fetches an image URL of a request, protected against SSRF.
 
-Closed unless the operator lists hosts. A listed host is resolved once, every address of it has to
-be a public one, and the very address that was checked is dialled, with the certificate checked
-for the host's name; each redirect goes the same way anew. What goes wrong is told without any
-address. The door knows nothing of images: it gives bytes, which the one safe opener judges.
+It refuses everything unless the operator allows hosts. An allowed host is resolved once, all its
+addresses must be public, and the connection goes to the checked address, with the certificate
+verified for the host name; each redirect repeats all of this. Error messages contain no address.
+It does not know images: it returns bytes, which `images.open_image` validates.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 import httpx
 
-from vip_llava.serving.middleware.errors import Problem
-from vip_llava.serving.middleware.hosts import folded, folded_entry, is_number
+from vip_llava.serving.middleware.errors import ApiError
+from vip_llava.serving.middleware.hosts import is_numeric_host, normalize_host, normalize_host_entry
 from vip_llava.serving.settings import Limits
 
-__all__ = ["Fetcher", "is_public", "parse_address"]
+__all__ = ["ImageFetcher", "is_public", "parse_url"]
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-# Stricter than any standard on purpose: what two parsers could read in two ways is refused.
-_ADDRESS = re.compile(
+# Stricter than the standard: a URL that two parsers could read differently is refused.
+_URL = re.compile(
     r"https://(?P<host>[^\x00-\x20/?#@:\\\[\]%]+)(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<rest>/[!$&-;=?-Z_a-z~%]*)?",
     re.IGNORECASE,
@@ -37,7 +37,7 @@ _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A checked address: host as the allow-list writes it, port, path with query."""
+    """A checked URL: host as in the allow-list, port, path with query."""
 
     host: str
     port: int
@@ -48,8 +48,8 @@ class _Target:
         return self.host if self.port == 443 else f"{self.host}:{self.port}"
 
 
-class Fetcher:
-    """Fetches for one server. Without hosts it refuses everything."""
+class ImageFetcher:
+    """Fetches images for one server."""
 
     def __init__(
         self,
@@ -60,49 +60,53 @@ class Fetcher:
         allowed: Callable[[str], bool] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """hosts: names, with a port where it is not 443. The others are for tests: how a name is
-        resolved, which addresses may be dialled, and whose certificates count.
         """
-        self._hosts = frozenset(folded_entry(host) for host in hosts)
+        Args:
+            hosts: allowed host names, with a port if it is not 443; none refuses every URL.
+            resolve, allowed, tls: replaced in tests: name resolution, the check of IP addresses,
+                and the trusted certificates.
+        """
+        self._hosts = frozenset(normalize_host_entry(host) for host in hosts)
         self._limits = limits
         self._resolve = resolve or _resolved
         self._allowed = allowed or is_public
         self._tls = tls or ssl.create_default_context()
 
-    async def fetch(self, address: str) -> bytes:
-        """The body behind an https address.
+    async def fetch(self, url: str) -> bytes:
+        """The body behind an https URL.
 
-        Raises Problem 422 for what is refused, 502 for what could not be fetched; neither tells
-        an address, so that nobody learns about a network from the answers.
+        Raises:
+            ApiError: 422 if the URL is refused, 502 if it could not be fetched. The message
+                contains no address, so that responses reveal nothing about the network.
         """
         if not self._hosts:
-            raise _refused("images are not fetched here: send a data: address or an upload")
+            raise _refused("this server fetches no images: send a data: URL or an upload")
         try:
             async with asyncio.timeout(self._limits.fetch_seconds):
-                return await self._follow(address)
+                return await self._follow(url)
         except (TimeoutError, OSError, httpx.HTTPError, httpx.InvalidURL, ssl.SSLError):
             raise _failed("the image could not be fetched") from None
 
-    async def _follow(self, address: str) -> bytes:
+    async def _follow(self, url: str) -> bytes:
         for _ in range(self._limits.fetch_redirects + 1):
-            found = await self._get(self._target(address))
+            found = await self._get(self._target(url))
             if isinstance(found, bytes):
                 return found
-            address = found
+            url = found
         raise _failed(f"more than {self._limits.fetch_redirects} redirects (fetch_redirects)")
 
-    def _target(self, address: str) -> _Target:
-        target = parse_address(address)
+    def _target(self, url: str) -> _Target:
+        target = parse_url(url)
         if target.name not in self._hosts:
-            raise _refused("images are not fetched from this host; the operator lists the hosts")
+            raise _refused("this host is not allowed; the operator allows hosts with --fetch-host")
         return target
 
     async def _get(self, target: _Target) -> bytes | str:
-        """One request: the body, or where it is redirected to."""
+        """One request: the body, or the URL of a redirect."""
         found = await self._resolve(target.host, target.port)
-        # All of them: a name with a public and a private address is an attempt.
+        # All of them: a name with a public and a private address is an attack.
         if not found or not all(self._allowed(one) for one in found):
-            raise _refused("this host is not one that images are fetched from")
+            raise _refused("this host does not resolve to public addresses")
         ip = f"[{found[0]}]" if ":" in found[0] else found[0]
         client = httpx.AsyncClient(
             verify=self._tls, trust_env=False, follow_redirects=False, timeout=None
@@ -122,12 +126,12 @@ class Fetcher:
 
     async def _read(self, answer: httpx.Response, target: _Target) -> bytes | str:
         if answer.status_code in _REDIRECTS:
-            return _joined(target, answer.headers.get("location", ""))
+            return _redirect_url(target, answer.headers.get("location", ""))
         if answer.status_code != 200:
             raise _failed("the host did not answer with an image")
-        # Not asked for, and a few bytes of it could become very many.
+        # It was not requested, and a few compressed bytes could expand without bound.
         if answer.headers.get("content-encoding", "identity").lower() != "identity":
-            raise _failed("the host sent the image compressed, which is not accepted")
+            raise _failed("the host sent a content encoding, which is not accepted")
         most = self._limits.image_bytes
         declared = answer.headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > most:
@@ -140,28 +144,26 @@ class Fetcher:
         return bytes(body)
 
 
-def parse_address(address: str) -> _Target:
-    """An https address taken apart; Problem 422 for every other scheme and for every trick.
+def parse_url(url: str) -> _Target:
+    """Parse an https URL; ApiError 422 for another scheme or an ambiguous URL.
 
-    Refused: users and passwords, backslashes, blanks and control characters, brackets, escapes in
-    the host, and hosts that are numbers in any notation.
+    Refused are users and passwords, backslashes, blanks and control characters, brackets, escapes
+    in the host, and numeric hosts in any notation.
     """
-    if len(address) > 2000:
-        raise _refused("an address has at most 2,000 characters")
-    found = _ADDRESS.fullmatch(address)
+    if len(url) > 2000:
+        raise _refused("an image URL must have at most 2,000 characters")
+    found = _URL.fullmatch(url)
     if not found:
-        raise _refused(
-            "an image's address is https://host/path, without user, password or fragment"
-        )
-    host = folded(found["host"])
+        raise _refused("an image URL must be https://host/path, without user, password or fragment")
+    host = normalize_host(found["host"])
     port = int(found["port"] or 443)
-    if not host or is_number(host) or not 0 < port < 65536:
-        raise _refused("an image's address has the name of a host, not a number")
+    if not host or is_numeric_host(host) or not 0 < port < 65536:
+        raise _refused("an image URL must have a host name, not a number")
     return _Target(host, port, found["rest"] or "/")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also behind what wraps it."""
+    """Whether an IP address is public, including an IPv4 address embedded in an IPv6 one."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -174,14 +176,14 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        # The old form ::1.2.3.4, which some systems still take for the IPv4 address.
+        # The deprecated form ::1.2.3.4, which some systems still read as the IPv4 address.
         if int(found) < 2**32:
             return False
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 
-def _joined(target: _Target, location: str) -> str:
-    """Where a redirect leads: a whole address, or a path of the same host. Checked by the caller."""
+def _redirect_url(target: _Target, location: str) -> str:
+    """The URL of a redirect, absolute or a path on the same host. The caller checks it."""
     if location.startswith("/") and not location.startswith(("//", "/\\")):
         return f"https://{target.name}{location}"
     return location
@@ -193,15 +195,15 @@ async def _resolved(host: str, port: int) -> Sequence[str]:
     return tuple(dict.fromkeys(str(each[4][0]) for each in found))
 
 
-def _refused(text: str) -> Problem:
-    return Problem(422, text, code="address_refused")
+def _refused(text: str) -> ApiError:
+    return ApiError(422, text, code="address_refused")
 
 
-def _failed(text: str) -> Problem:
-    return Problem(502, text, code="fetch_failed")
+def _failed(text: str) -> ApiError:
+    return ApiError(502, text, code="fetch_failed")
 
 
-def _too_large(most: int) -> Problem:
-    return Problem(
+def _too_large(most: int) -> ApiError:
+    return ApiError(
         422, f"the image has more than {most:,} bytes (image_bytes)", code="image_too_large"
     )

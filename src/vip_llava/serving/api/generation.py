@@ -1,8 +1,7 @@
-"""Answers on their way: between the event loop of a server and the threads of engines.
+"""Running generations: the bridge between a server's event loop and the engines' threads.
 
-Heavy work (images, tensors, the engine) never runs on the loop. An answer that nobody waits for
-any more is cancelled, one that takes too long is given up, and one whose engine has ended fails;
-nothing waits for ever. It knows no HTTP and no formats.
+Images, tensors and engine calls never run on the loop. A generation is cancelled when its request
+ends, and it fails when it takes too long or its engine has died. It does not know HTTP.
 """
 
 from __future__ import annotations
@@ -14,93 +13,93 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from vip_llava.serving.api.models import Models, ended
-from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.api.models import ServedModels, engine_dead
+from vip_llava.serving.middleware.errors import ApiError
 
 if TYPE_CHECKING:
     from vip_llava.answer import Answer
-    from vip_llava.assistant import Assistant, Pending
+    from vip_llava.assistant import Assistant, PendingAnswer
     from vip_llava.engine import TokenEvent
     from vip_llava.prompting.prepare import Prepared
     from vip_llava.serving.settings import Limits
 
-__all__ = ["Answering", "Run"]
+__all__ = ["Generation", "GenerationPool"]
 
 T = TypeVar("T")
-_LOOK_SECONDS = 0.1
-_LONGEST_RETRY_SECONDS = 60
+_WATCH_SECONDS = 0.1
+_MAX_RETRY_SECONDS = 60
 
 
-class Run:
-    """One answer on its way. Its methods belong to the loop; the engine's thread calls `hear`."""
+class Generation:
+    """One running answer. All methods belong to the loop, except `submit` and `on_event`."""
 
     def __init__(
-        self, answering: Answering, assistant: Assistant, prepared: Prepared, *, streamed: bool
+        self, pool: GenerationPool, assistant: Assistant, prepared: Prepared, *, streamed: bool
     ) -> None:
-        self._answering = answering
+        self._pool = pool
         self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+        self._queue: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
         self._streamed = streamed
         self._finished = False
-        self._pending: Pending | None = None
+        self._pending: PendingAnswer | None = None
         self._cancelled = False
         self.assistant = assistant
         self.prepared = prepared
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         self.first_token: float | None = None
 
     def submit(self) -> None:
-        """Give it to the engine; makes tensors of the images, so it runs in a thread."""
-        pending = self.assistant.submit(self.prepared, self.hear)
+        """Submit to the engine; it creates image tensors, so it runs in a thread."""
+        pending = self.assistant.submit(self.prepared, self.on_event)
         self._pending = pending
-        if self._cancelled:  # while it was on its way
+        if self._cancelled:  # while submitting
             pending.cancel()
 
-    def hear(self, event: TokenEvent) -> None:
-        """An event of the engine, in its thread: pass it on and don't wait."""
+    def on_event(self, event: TokenEvent) -> None:
+        """Hand an event of the engine's thread to the loop without blocking."""
         if self.first_token is None:
             self.first_token = time.monotonic()
         if self._streamed or event.finish_reason is not None:
-            self._loop.call_soon_threadsafe(self._news.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def events(self) -> AsyncIterator[TokenEvent]:
-        """The events up to the last one; raises what ended the answer otherwise."""
+        """The events up to the last one; raises the error that ended the generation."""
         while not self._finished:
-            news = await self._news.get()
-            if isinstance(news, Exception):
+            item = await self._queue.get()
+            if isinstance(item, Exception):
                 self._finished = True
-                raise news
-            self._finished = news.finish_reason is not None
-            yield news
+                raise item
+            self._finished = item.finish_reason is not None
+            yield item
 
     async def answer(self) -> Answer:
-        """The whole answer; takes the events that are left."""
+        """The whole answer; consumes the remaining events."""
         async for _ in self.events():
             pass
         assert self._pending is not None
-        return await self._answering.in_thread(self._pending.answer)
+        return await asyncio.to_thread(self._pending.answer)
 
-    def look(self, now: float, most_seconds: float) -> None:
-        """Notice what no event tells: an error, an engine that ended, a limit of time."""
+    def check(self, now: float, max_seconds: float) -> None:
+        """Detect an end without a last event: an error, a dead engine, a time limit."""
         pending = self._pending
         if self._finished or pending is None:
             return
-        if self._answering.models.ended(self.assistant):
-            self._fail(ended())
-        elif now - self.began > most_seconds:
+        if self._pool.models.is_dead(self.assistant):
+            self._fail(engine_dead())
+        elif now - self.started > max_seconds:
             self._fail(
-                Problem(
+                ApiError(
                     504,
-                    f"the answer was not whole within {most_seconds:g} seconds (answer_seconds)",
+                    f"the answer took longer than {max_seconds:g} seconds (answer_seconds)",
                     code="answer_too_slow",
                 )
             )
         elif pending.done:
-            # Its last event may be on its way to the loop: whatever was sent before comes first.
-            self._loop.call_soon(self._ended, pending)
+            # Its last event may still be scheduled on the loop; earlier callbacks run first.
+            self._loop.call_soon(self._check_error, pending)
 
-    def _ended(self, pending: Pending) -> None:
-        if self._finished or not self._news.empty():
+    def _check_error(self, pending: PendingAnswer) -> None:
+        if self._finished or not self._queue.empty():
             return
         try:
             pending.answer()
@@ -109,91 +108,83 @@ class Run:
 
     def _fail(self, error: Exception) -> None:
         self.cancel()
-        self._news.put_nowait(error)
+        self._queue.put_nowait(error)
 
     def cancel(self) -> None:
-        """Give it up; its place in the engine is free before the next step."""
+        """Stop; the engine frees the sequence before its next step."""
         self._cancelled = True
         if self._pending is not None:
             self._pending.cancel()
 
 
-class Answering:
-    """What all requests of one server share: places, threads, and somebody who looks after them."""
+class GenerationPool:
+    """What all requests of a server share: the admission limit, the threads and a watchdog."""
 
-    def __init__(self, models: Models, limits: Limits) -> None:
+    def __init__(self, models: ServedModels, limits: Limits) -> None:
         self.models = models
+        self.running: set[Generation] = set()
+        self.reserved = 0
+        """Answers running or waiting, as counted by `reserve`."""
         self._limits = limits
-        self._preparing = ThreadPoolExecutor(limits.preparing, "vip-llava-prepare")
-        self._finishing = ThreadPoolExecutor(2, "vip-llava-finish")
-        self._runs: set[Run] = set()
-        self._usual_seconds = 1.0
-        self._watch: asyncio.Task[None] | None = None
-        self.places_taken = 0
+        self._prepare_executor = ThreadPoolExecutor(limits.preparing, "vip-llava-prepare")
+        self._mean_seconds = 1.0
+        self._watchdog: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to look after the answers; ends with `stop`."""
-        self._watch = asyncio.create_task(self._look_after())
+        """Start the watchdog; `stop` ends it."""
+        self._watchdog = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Cancel what is left and end the threads."""
-        if self._watch is not None:
-            self._watch.cancel()
+        """Cancel all generations and end the threads."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-        for run in self._runs:
-            run.cancel()
-        self._preparing.shutdown(wait=False, cancel_futures=True)
-        self._finishing.shutdown(wait=False, cancel_futures=True)
+                await self._watchdog
+        for generation in self.running:
+            generation.cancel()
+        self._prepare_executor.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.contextmanager
-    def places(self, count: int) -> Iterator[None]:
-        """Hold places for so many answers. Problem 503 where there are none left."""
-        if self.places_taken + count > self._limits.queue:
-            raise Problem(
+    def reserve(self, count: int) -> Iterator[None]:
+        """Reserve capacity for `count` answers. Raises ApiError 503 if the queue is full."""
+        if self.reserved + count > self._limits.queue:
+            raise ApiError(
                 503,
-                f"the server is busy: {self.places_taken} answers are on their way (queue)",
+                f"the server is busy: {self.reserved} answers are running or waiting (queue)",
                 code="busy",
-                retry_after=min(_LONGEST_RETRY_SECONDS, self._usual_seconds),
+                retry_after=min(_MAX_RETRY_SECONDS, self._mean_seconds),
             )
-        self.places_taken += count
+        self.reserved += count
         try:
             yield
         finally:
-            self.places_taken -= count
+            self.reserved -= count
 
     async def prepare(self, work: Callable[[], T]) -> T:
-        """Run heavy work before an answer in a thread; as many at a time as the limits say."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run what comes after an answer in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._finishing, work)
+        """Run work that precedes an answer in one of the `preparing` threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._prepare_executor, work)
 
     @contextlib.asynccontextmanager
-    async def runs(
+    async def run(
         self, assistant: Assistant, prepared: list[Prepared], *, streamed: bool
-    ) -> AsyncIterator[list[Run]]:
-        """Answers to prepared requests, submitted; whatever is unfinished at the end is cancelled."""
-        runs = [Run(self, assistant, each, streamed=streamed) for each in prepared]
-        self._runs.update(runs)
+    ) -> AsyncIterator[list[Generation]]:
+        """Submit prepared requests; at the end of the context unfinished ones are cancelled."""
+        generations = [Generation(self, assistant, each, streamed=streamed) for each in prepared]
+        self.running.update(generations)
         try:
-            for run in runs:
-                await self.prepare(run.submit)
-            yield runs
-            self._learn(max(time.monotonic() - run.began for run in runs))
+            for each in generations:
+                await self.prepare(each.submit)
+            yield generations
+            seconds = max(time.monotonic() - each.started for each in generations)
+            self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         finally:
-            for run in runs:
-                run.cancel()
-            self._runs.difference_update(runs)
+            for each in generations:
+                each.cancel()
+            self.running.difference_update(generations)
 
-    def _learn(self, seconds: float) -> None:
-        """How long answers usually take, for telling when to come back."""
-        self._usual_seconds += 0.1 * (seconds - self._usual_seconds)
-
-    async def _look_after(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_WATCH_SECONDS)
             now = time.monotonic()
-            for run in tuple(self._runs):
-                run.look(now, self._limits.answer_seconds)
+            for each in tuple(self.running):
+                each.check(now, self._limits.answer_seconds)

@@ -1,6 +1,6 @@
-"""The JSON of a Region as a JSON schema, for the OpenAPI document.
+"""The JSON schema of a Region, for the OpenAPI document.
 
-Only describes: `regions.serialize` decides what a Region is, and a test holds the two together.
+It only documents: `regions` validates, and a test checks that both agree.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _CORNERS = {
 _COMMON: dict[str, Any] = {
     "id": {
         "type": "string",
-        "description": 'Named by <region:ID> in texts; "1", "2", ... if not given.',
+        "description": 'Named by <region:ID> in texts; default "1", "2", ...',
     },
     "frame": {
         "enum": ["pixel", "unit"],
-        "description": "pixel: of the upright image; unit: 0..1 of it.",
+        "description": "pixel: of the EXIF-turned image; unit: 0..1 of it.",
     },
     "color": {
         "anyOf": [
             {"type": "string"},
             {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3},
         ],
-        "description": 'A named colour, "#rrggbb" or [r, g, b]; the next free one if not given.',
+        "description": 'A named colour, "#rrggbb" or [r, g, b]; default: the next unused one.',
     },
     "alpha": {"type": "integer", "minimum": 0, "maximum": 255},
-    "width": {"type": "number", "exclusiveMinimum": 0, "description": "Of lines, in pixels."},
+    "width": {"type": "number", "exclusiveMinimum": 0, "description": "Line width in pixels."},
 }
 _POLYGONS = {
     "type": "array",
@@ -48,7 +48,7 @@ _RLE = {
     "required": ["size", "counts"],
     "properties": {
         "size": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
-        "counts": {"description": "Run lengths as COCO writes them: a text, or a list of numbers."},
+        "counts": {"description": "COCO run lengths: a string, or a list of numbers."},
     },
 }
 _SHAPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -70,7 +70,7 @@ _SHAPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 def region_schema() -> dict[str, Any]:
-    """One alternative for each shape, told apart by `shape`."""
+    """One alternative for each shape, distinguished by `shape`."""
     return {"title": "Region", "oneOf": [_shape(name) for name in _SHAPES]}
 
 

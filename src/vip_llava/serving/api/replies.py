@@ -1,6 +1,6 @@
-"""Answers in the words of the OpenAI API, whole or in pieces, with what this project adds.
+"""Response bodies in the format of the OpenAI API, plus this project's extension.
 
-Pure functions from answers to JSON values.
+Pure functions from answers to JSON values; nothing here sends anything.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from vip_llava.images import image_hash
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vip_llava.answer import Answer, TokenLogprob
+    from vip_llava.answer import Answer
+    from vip_llava.backends.base import TokenLogprob
     from vip_llava.engine import TokenEvent
 
 __all__ = [
-    "Frame",
-    "as_event",
+    "ReplyMetadata",
     "as_json",
     "chunk",
+    "completion",
     "extension",
-    "image_address",
+    "image_data_url",
     "usage",
     "usage_chunk",
-    "whole",
 ]
 
-Decode = Callable[[list[int]], str]
+Decode = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """What all parts of one reply have in common."""
+class ReplyMetadata:
+    """What all chunks of one reply have in common."""
 
     id: str
     created: int
     model: str
-    messages: tuple[int, ...]
-    """Of each image the message that it belongs to."""
+    image_messages: tuple[int, ...]
+    """For each image the index of its message."""
     return_image: bool
 
 
-def whole(frame: Frame, answers: Sequence[Answer]) -> dict[str, Any]:
-    """The reply to a request that is not streamed."""
+def completion(metadata: ReplyMetadata, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The body of a reply that is not streamed."""
     choices = [
         {
             "index": index,
@@ -59,19 +59,19 @@ def whole(frame: Frame, answers: Sequence[Answer]) -> dict[str, Any]:
         for index, answer in enumerate(answers)
     ]
     return {
-        "id": frame.id,
+        "id": metadata.id,
         "object": "chat.completion",
-        "created": frame.created,
-        "model": frame.model,
+        "created": metadata.created,
+        "model": metadata.model,
         "choices": choices,
         "usage": usage(answers),
         "system_fingerprint": None,
-        "vip_llava": extension(frame, answers[0]),
+        "vip_llava": extension(metadata, answers[0]),
     }
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Token counts; the prompt of several answers to one question counts once."""
+    """Token counts; several answers to one question share their prompt."""
     prompt = answers[0].usage.prompt_tokens
     completion = sum(answer.usage.completion_tokens for answer in answers)
     return {
@@ -82,18 +82,18 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def extension(frame: Frame, answer: Answer) -> dict[str, Any]:
-    """What the model saw: the drawn images, the resolved regions, the prompt; seed and times."""
+def extension(metadata: ReplyMetadata, answer: Answer) -> dict[str, Any]:
+    """What the model saw: drawn images, resolved regions and prompt; also seed and timing."""
     images = [
         {
             "message": message,
-            "sha256": image_hash(drawn.image),
-            "width": drawn.image.width,
-            "height": drawn.image.height,
-            "regions": [region.to_json() for region in drawn.regions],
-            "image": image_address(drawn.image) if frame.return_image else None,
+            "sha256": image_hash(marked.shown),
+            "width": marked.shown.width,
+            "height": marked.shown.height,
+            "regions": [region.to_json() for region in marked.regions],
+            "image": image_data_url(marked.shown) if metadata.return_image else None,
         }
-        for message, drawn in zip(frame.messages, answer.images, strict=True)
+        for message, marked in zip(metadata.image_messages, answer.images, strict=True)
     ]
     return {
         "images": images,
@@ -105,48 +105,47 @@ def extension(frame: Frame, answer: Answer) -> dict[str, Any]:
 
 
 def chunk(
-    frame: Frame, index: int, delta: dict[str, Any], event: TokenEvent | None, decode: Decode
+    metadata: ReplyMetadata,
+    index: int,
+    delta: dict[str, Any],
+    event: TokenEvent | None,
+    decode: Decode,
 ) -> dict[str, Any]:
-    """A piece of a streamed reply; the last one of a choice has its finish_reason."""
+    """A chunk of a streamed reply; the last one of a choice has its finish_reason."""
     choice = {
         "index": index,
         "delta": delta,
         "finish_reason": event.finish_reason if event else None,
         "logprobs": _event_logprobs(event, decode),
     }
-    return _chunk(frame, [choice])
+    return _chunk(metadata, [choice])
 
 
-def usage_chunk(frame: Frame, answers: Sequence[Answer]) -> dict[str, Any]:
-    """The piece that tells the token counts; it has no choices."""
-    return {**_chunk(frame, []), "usage": usage(answers)}
+def usage_chunk(metadata: ReplyMetadata, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The chunk with the token counts and without choices."""
+    return {**_chunk(metadata, []), "usage": usage(answers)}
 
 
-def _chunk(frame: Frame, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def _chunk(metadata: ReplyMetadata, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "id": frame.id,
+        "id": metadata.id,
         "object": "chat.completion.chunk",
-        "created": frame.created,
-        "model": frame.model,
+        "created": metadata.created,
+        "model": metadata.model,
         "choices": choices,
         "system_fingerprint": None,
     }
 
 
-def as_json(value: dict[str, Any]) -> bytes:
+def as_json(value: dict[str, Any]) -> str:
     """A JSON value as ASCII, on one line."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def as_event(value: dict[str, Any]) -> bytes:
-    """A JSON value as one server-sent event."""
-    return b"data: " + as_json(value) + b"\n\n"
-
-
-def image_address(image: Image.Image) -> str:
-    """An image as a data: address (PNG)."""
+def image_data_url(image: Image.Image) -> str:
+    """An image as a data: URL (PNG)."""
     file = io.BytesIO()
-    # Little compression: the time of a large image matters more than its bytes.
+    # Fast compression: for a large image the time matters more than the bytes.
     image.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
@@ -167,13 +166,13 @@ def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
 def _event_logprobs(event: TokenEvent | None, decode: Decode) -> dict[str, Any] | None:
     if event is None or event.logprobs is None:
         return None
-    best = [_token(decode([token]), value) for token, value in event.logprobs.best]
-    about = {**_token(decode([event.token]), event.logprobs.chosen), "top_logprobs": best}
-    return {"content": [about], "refusal": None}
+    best = [_token(decode(token), value) for token, value in event.logprobs.best]
+    token = {**_token(decode(event.token), event.logprobs.chosen), "top_logprobs": best}
+    return {"content": [token], "refusal": None}
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
-    # -inf, of a token that can't be, is no JSON; the API's own lowest number stands for it.
+    # JSON has no -inf, the logprob of an impossible token; -9999 is the API's lowest value.
     return {
         "token": text,
         "logprob": max(logprob, -9999.0),

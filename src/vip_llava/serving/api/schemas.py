@@ -1,7 +1,7 @@
-"""What a request to the API may hold and what comes back: the shapes, and nothing that is done.
+"""The request and response models of the API, with the names of the OpenAI API.
 
-The names are those of the OpenAI API. Values are checked strictly and unknown keys are errors: a
-setting that would do nothing must not look as if it did.
+Values are checked strictly and unknown keys are errors: a parameter without effect must not be
+accepted silently.
 """
 
 from __future__ import annotations
@@ -13,86 +13,87 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from vip_llava.serving.api.region_schema import region_schema
 
 __all__ = [
+    "ChatMessage",
     "ChatRequest",
     "ChatResponse",
     "ImagePart",
     "ModelCard",
     "ModelList",
-    "Removed",
-    "Turn",
-    "Uploaded",
+    "TextPart",
+    "UploadCreated",
+    "UploadDeleted",
 ]
 
 
-def _checked(text: str) -> str:
-    # JSON can spell half of a surrogate pair, which is no character and breaks whatever encodes it.
+def _check_encodable(text: str) -> str:
+    # JSON can escape a lone surrogate, which UTF-8 can't encode.
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError:
-        raise ValueError("a text holds half of a surrogate pair, which is no character") from None
+        raise ValueError("must not contain a lone surrogate") from None
     return text
 
 
-Text = Annotated[str, AfterValidator(_checked)]
+Text = Annotated[str, AfterValidator(_check_encodable)]
 
 
-class _Given(BaseModel):
-    """Part of a request."""
+class _RequestModel(BaseModel):
+    """Base of all request models: strict, frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class TextPart(_Given):
-    """A text of a message."""
+class TextPart(_RequestModel):
+    """A text part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class ImageAddress(_Given):
-    """Where an image is."""
+class ImageURL(_RequestModel):
+    """The URL of an image."""
 
     url: Text = Field(
         description="data:image/...;base64,... or upload:ID; https:// only from hosts that the "
-        "operator lists."
+        "operator allows."
     )
     detail: Literal["auto", "low", "high"] | None = Field(
-        default=None, description="Taken for compatibility; every image is seen the same way."
+        default=None, description="Accepted for compatibility; it has no effect."
     )
 
 
-class ImagePart(_Given):
-    """An image of a message, and what a person points at in it."""
+class ImagePart(_RequestModel):
+    """An image part of a message, with the regions on it."""
 
     type: Literal["image_url"]
-    image_url: ImageAddress
+    image_url: ImageURL
     regions: list[Annotated[Any, WithJsonSchema(region_schema())]] = Field(
         default=[],
-        description="Drawn on this image; <region:ID> in a text of a person speaks of one.",
+        description="Drawn on this image; <region:ID> in a user message names one.",
     )
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class SystemTurn(_Given):
-    """What the model is told before the conversation; the first message only."""
+class SystemMessage(_RequestModel):
+    """The system message; only the first message can be one."""
 
     role: Literal["system", "developer"]
     content: Text | list[TextPart]
     name: Text | None = None
 
 
-class UserTurn(_Given):
-    """What a person says and shows."""
+class UserMessage(_RequestModel):
+    """A message of the user, with texts and images."""
 
     role: Literal["user"]
     content: Text | list[Part]
     name: Text | None = None
 
 
-class AssistantTurn(_Given):
-    """What a model answered before."""
+class AssistantMessage(_RequestModel):
+    """An earlier answer of the model."""
 
     role: Literal["assistant"]
     content: Text | list[TextPart]
@@ -100,39 +101,43 @@ class AssistantTurn(_Given):
     refusal: None = None
 
 
-Turn = Annotated[SystemTurn | UserTurn | AssistantTurn, Field(discriminator="role")]
+ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 
 
-class StreamOptions(_Given):
-    """What a stream tells besides the answer."""
+class StreamOptions(_RequestModel):
+    """What a stream contains besides the answer."""
 
     include_usage: bool = False
 
 
-class TextFormat(_Given):
-    """The only form of answers."""
+class TextFormat(_RequestModel):
+    """The only supported response format."""
 
     type: Literal["text"]
 
 
-class ChatRequest(_Given):
+class ChatRequest(_RequestModel):
     """The body of POST /v1/chat/completions."""
 
     model: Text = Field(description="A name from /v1/models.")
-    messages: list[Turn] = Field(min_length=1, description="Oldest first; the last is a user's.")
-    max_tokens: int | None = Field(default=None, ge=1, description="Most tokens of an answer.")
+    messages: list[ChatMessage] = Field(
+        min_length=1, description="Oldest first; the last must be a user message."
+    )
+    max_tokens: int | None = Field(default=None, ge=1, description="Limit of generated tokens.")
     max_completion_tokens: int | None = Field(
         default=None, ge=1, description="The newer name of max_tokens."
     )
     temperature: float | None = Field(
-        default=None, ge=0, le=2, description="0, the default, takes the most probable token."
+        default=None, ge=0, le=2, description="0, the default: greedy decoding."
     )
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="0: off.")
     min_p: float | None = Field(default=None, ge=0, le=1)
-    # Lower ones are allowed to the library, but overflow the arithmetic.
+    # The library accepts lower values, but they overflow float32.
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
-    n: int | None = Field(default=None, ge=1, description="Answers; the seeds follow one another.")
+    n: int | None = Field(
+        default=None, ge=1, description="Number of answers; they use consecutive seeds."
+    )
     stop: Text | list[Text] | None = Field(default=None, description="Texts that end the answer.")
     seed: int | None = Field(default=None, ge=0, le=2**53 - 1)
     logprobs: bool | None = None
@@ -140,16 +145,18 @@ class ChatRequest(_Given):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_image: bool = Field(
-        default=False, description="Send the images back as the model was shown them (PNG)."
+        default=False, description="Return the images as the model saw them (PNG)."
     )
-    user: Text | None = Field(default=None, description="Taken for compatibility and not used.")
+    user: Text | None = Field(
+        default=None, description="Accepted for compatibility; it has no effect."
+    )
     frequency_penalty: float | None = Field(default=None, ge=0, le=0, description="Only 0.")
     presence_penalty: float | None = Field(default=None, ge=0, le=0, description="Only 0.")
     response_format: TextFormat | None = None
 
 
 class Usage(BaseModel):
-    """Tokens of a request and all its answers."""
+    """Token counts of a request and all its answers."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -157,7 +164,7 @@ class Usage(BaseModel):
     prompt_tokens_details: dict[str, int]
 
 
-class Spoken(BaseModel):
+class ReplyMessage(BaseModel):
     """An answer as a message."""
 
     role: Literal["assistant"]
@@ -169,24 +176,26 @@ class Choice(BaseModel):
     """One answer."""
 
     index: int
-    message: Spoken
+    message: ReplyMessage
     finish_reason: Literal["stop", "length"]
     logprobs: dict[str, Any] | None
 
 
 class ImageInput(BaseModel):
-    """An image as the model was shown it."""
+    """An image as the model saw it."""
 
-    message: int = Field(description="Which message it belongs to, from 0.")
-    sha256: str = Field(description="Of mode, size and pixels of the drawn image.")
+    message: int = Field(description="Index of its message in `messages`.")
+    sha256: str = Field(description="Over mode, size and pixels of the drawn image.")
     width: int
     height: int
-    regions: list[dict[str, Any]] = Field(description="As drawn: in pixels, everything filled in.")
-    image: str | None = Field(description="A data: address (PNG), where it was asked for.")
+    regions: list[dict[str, Any]] = Field(
+        description="As drawn: in pixels, with all defaults filled in."
+    )
+    image: str | None = Field(description="A data: URL (PNG) if return_image was set.")
 
 
 class Extension(BaseModel):
-    """What this project tells besides what the OpenAI API has."""
+    """What this project adds to the responses of the OpenAI API."""
 
     images: list[ImageInput]
     prompt: str
@@ -196,7 +205,7 @@ class Extension(BaseModel):
 
 
 class ChatResponse(BaseModel):
-    """The answer of POST /v1/chat/completions without `stream`."""
+    """The response of POST /v1/chat/completions without `stream`."""
 
     id: str
     object: Literal["chat.completion"]
@@ -209,14 +218,14 @@ class ChatResponse(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that can be asked."""
+    """A served model."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "vip-llava"
     vip_llava: dict[str, Any] | None = Field(
-        default=None, description="Architecture, type of numbers, template; null while loading."
+        default=None, description="Architecture, dtype, template; null while loading."
     )
 
 
@@ -227,8 +236,8 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class Uploaded(BaseModel):
-    """An image that was uploaded; write upload:ID where an address is asked for."""
+class UploadCreated(BaseModel):
+    """An uploaded image; use upload:ID as its URL."""
 
     id: str
     object: Literal["upload"] = "upload"
@@ -238,8 +247,8 @@ class Uploaded(BaseModel):
     expires_at: int
 
 
-class Removed(BaseModel):
-    """An upload that is gone."""
+class UploadDeleted(BaseModel):
+    """A deleted upload."""
 
     id: str
     deleted: bool

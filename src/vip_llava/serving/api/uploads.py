@@ -1,7 +1,7 @@
-"""Images that clients leave here for a while, in memory and within bounds.
+"""`UploadStore`: uploaded images in memory, bounded by count, bytes and time.
 
-An upload belongs to the client that brought it and can't be guessed. Nothing is written to a disk,
-and nothing is thrown away for somebody else's sake: a full store says so.
+An upload belongs to the client that sent it, under an id that can't be guessed. Nothing is written
+to disk. A full store refuses new uploads rather than evicting those of other clients.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.middleware.errors import ApiError
 from vip_llava.serving.settings import Limits
 
-__all__ = ["Upload", "Uploads"]
+__all__ = ["Upload", "UploadStore"]
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The bytes of one image file. `expires`: by the store's clock, seconds."""
+    """The bytes of one image file. `expires`: seconds by the store's clock."""
 
     id: str
     owner: str
@@ -27,61 +27,58 @@ class Upload:
     expires: float
 
 
-class Uploads:
-    """The store of one server; used by its event loop only."""
+class UploadStore:
+    """The uploads of one server; for its event loop only."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.time) -> None:
         self._limits = limits
         self._clock = clock
-        self._kept: dict[str, Upload] = {}
+        self._uploads: dict[str, Upload] = {}
         self.bytes = 0
 
     def add(self, owner: str, data: bytes) -> Upload:
-        """Keep an image. Problem 413 if it is too large, 503 if the store is full."""
+        """Store an image. Raises ApiError 413 if it is too large, 503 if the store is full."""
         limits = self._limits
         if len(data) > limits.image_bytes:
-            raise Problem(
+            raise ApiError(
                 413,
-                f"the image has {len(data):,} bytes; at most {limits.image_bytes:,} are taken "
+                f"the image has {len(data):,} bytes, but the limit is {limits.image_bytes:,} "
                 "(image_bytes)",
                 code="image_too_large",
             )
         self._expire()
-        if len(self._kept) >= limits.uploads or self.bytes + len(data) > limits.uploads_bytes:
-            # In the order of arrival, so the first is the first to go.
-            wait = min((each.expires for each in self._kept.values()), default=0) - self._clock()
-            raise Problem(
+        if len(self._uploads) >= limits.uploads or self.bytes + len(data) > limits.uploads_bytes:
+            wait = min((each.expires for each in self._uploads.values()), default=0) - self._clock()
+            raise ApiError(
                 503,
-                "no more uploads are kept; delete some, or send the image as a data: address",
+                "the upload store is full; delete uploads, or send the image as a data: URL",
                 code="uploads_full",
                 retry_after=wait,
             )
         upload = Upload(
             secrets.token_urlsafe(18), owner, data, self._clock() + limits.upload_seconds
         )
-        self._kept[upload.id] = upload
+        self._uploads[upload.id] = upload
         self.bytes += len(data)
         return upload
 
     def get(self, owner: str, upload_id: str) -> Upload:
-        """An upload of this client; Problem 404 for any other and for one that has expired."""
+        """An upload of this client; ApiError 404 for any other or expired one."""
         self._expire()
-        found = self._kept.get(upload_id)
+        found = self._uploads.get(upload_id)
         if found is None or found.owner != owner:
-            raise Problem(
-                404, "there is no such upload; it may have expired", code="upload_not_found"
-            )
+            raise ApiError(404, "no such upload; it may have expired", code="upload_not_found")
         return found
 
     def remove(self, owner: str, upload_id: str) -> None:
-        """Forget an upload of this client; Problem 404 as `get`."""
+        """Delete an upload of this client; ApiError 404 as `get`."""
         self._drop(self.get(owner, upload_id))
 
     def _drop(self, upload: Upload) -> None:
-        del self._kept[upload.id]
+        del self._uploads[upload.id]
         self.bytes -= len(upload.data)
 
     def _expire(self) -> None:
         now = self._clock()
-        for upload in [each for each in self._kept.values() if each.expires <= now]:
+        for upload in [each for each in self._uploads.values() if each.expires <= now]:
             self._drop(upload)

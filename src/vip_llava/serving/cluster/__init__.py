@@ -1,1 +1,1 @@
-"""Several models and machines: workers that join a controller, and the same workers on Ray."""
+"""Several models and machines: workers that register at a controller, or the same workers on Ray."""

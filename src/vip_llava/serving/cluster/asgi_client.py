@@ -1,7 +1,7 @@
-"""Asking an application within its own process, without a socket: one request, its answer in pieces.
+"""`call_app`: sends one request to an ASGI application in the same process and streams the response.
 
-For places where something else carries requests, as between the replicas of a Ray cluster. The
-application is told when its asker is gone, as a server would tell it.
+Ray carries requests between its processes this way. (httpx's ASGI transport buffers the whole
+response.) The application sees a disconnect when the caller stops, as with a server.
 """
 
 from __future__ import annotations
@@ -13,78 +13,81 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-__all__ = ["Head", "ask_inside"]
+__all__ = ["ResponseHead", "call_app"]
 
-_WAITING_PIECES = 64
+_MAX_BUFFERED_MESSAGES = 64
 _END_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The beginning of an answer: its status and header fields."""
+class ResponseHead:
+    """Status and headers of a response."""
 
     status: int
-    fields: dict[str, str]
+    headers: dict[str, str]
 
 
-async def ask_inside(
-    app: ASGIApp, path: str, body: bytes, fields: Mapping[str, str]
-) -> AsyncGenerator[Head | bytes]:
-    """The head of the answer to a POST, then its pieces; closing it tells the application.
+async def call_app(
+    app: ASGIApp, path: str, body: bytes, headers: Mapping[str, str]
+) -> AsyncGenerator[ResponseHead | bytes]:
+    """POST a body; yields the head of the response, then its chunks.
 
-    Raises ConnectionAbortedError where the application ends in the middle of an answer.
+    Closing the generator early disconnects.
+
+    Raises:
+        ConnectionAbortedError: the application ended before its response was complete.
     """
-    pieces: asyncio.Queue[Message | None] = asyncio.Queue(_WAITING_PIECES)
-    gone = asyncio.Event()
-    given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: asyncio.Queue[Message | None] = asyncio.Queue(_MAX_BUFFERED_MESSAGES)
+    disconnected = asyncio.Event()
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
-        if given:
-            return given.pop()
-        await gone.wait()
+        if pending:
+            return pending.pop()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def run() -> None:
         try:
-            await app(_scope(path, body, fields), receive, pieces.put)
+            await app(_scope(path, body, headers), receive, messages.put)
         finally:
-            if not gone.is_set():
-                await pieces.put(None)
+            if not disconnected.is_set():
+                await messages.put(None)
 
     task = asyncio.ensure_future(run())
     try:
         more = True
         while more:
-            message = await pieces.get()
+            message = await messages.get()
             if message is None:
-                await task  # raises what ended it
-                raise ConnectionAbortedError("an answer ended in its middle")
+                await task  # raises the error that ended it
+                raise ConnectionAbortedError("the application ended before its response")
             if message["type"] == "http.response.start":
-                yield Head(message["status"], _texts(message.get("headers", ())))
+                yield ResponseHead(message["status"], _decode(message.get("headers", ())))
                 continue
             more = message.get("more_body", False)
             if message.get("body"):
                 yield message["body"]
     finally:
-        gone.set()
-        await _ended(task, pieces)
+        disconnected.set()
+        await _stop(task, messages)
 
 
-async def _ended(task: asyncio.Future[None], pieces: asyncio.Queue[Message | None]) -> None:
-    """Wait for the application to notice, for a while; then it is cancelled."""
+async def _stop(task: asyncio.Future[None], messages: asyncio.Queue[Message | None]) -> None:
+    """Give the application time to notice the disconnect, then cancel it."""
     end = asyncio.get_running_loop().time() + _END_SECONDS
     while not task.done() and asyncio.get_running_loop().time() < end:
-        while not pieces.empty():  # whatever it still sends, nobody wants
-            pieces.get_nowait()
+        while not messages.empty():  # unblocks a pending send
+            messages.get_nowait()
         await asyncio.wait({task}, timeout=0.05)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _scope(path: str, body: bytes, fields: Mapping[str, str]) -> dict[str, Any]:
+def _scope(path: str, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    # Host and length belong to this call, not to the request that is carried on.
     own = {"host": "localhost", "content-length": str(len(body))}
-    # Host and length are of this call, whatever came with the request.
-    kept = {name.lower(): value for name, value in fields.items()} | own
+    merged = {name.lower(): value for name, value in headers.items()} | own
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -95,12 +98,12 @@ def _scope(path: str, body: bytes, fields: Mapping[str, str]) -> dict[str, Any]:
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(name.encode(), value.encode()) for name, value in kept.items()],
+        "headers": [(name.encode(), value.encode()) for name, value in merged.items()],
         "client": ("127.0.0.1", 0),
         "server": ("localhost", 80),
         "state": {},
     }
 
 
-def _texts(headers: Any) -> dict[str, str]:
+def _decode(headers: Any) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}

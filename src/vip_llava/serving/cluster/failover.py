@@ -1,9 +1,8 @@
-"""Passing a request on to one of several workers, so that the death of one is not the end of it.
+"""`forward`: sends a request to a worker, and to another one if the first is lost.
 
-A worker that can't be reached, or dies before the first byte of its answer went out, is replaced by
-another; after that byte the client is told in the form that it reads. Nobody waits for a worker that
-is known to be gone. What a worker is and how it is reached is left to `Backend`s: of a controller they
-are addresses, of a Ray cluster they are replicas.
+A worker that can't be reached, or dies before the first byte of its answer was sent on, is
+replaced; after that byte the client gets an error in the format of its stream. How a worker is
+reached is up to `WorkerConnection`: an HTTP address for a controller, a replica for Ray.
 """
 
 from __future__ import annotations
@@ -11,30 +10,30 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from starlette.responses import Response, StreamingResponse
 
-from vip_llava.serving.cluster.legacy import ERROR_CODE, line
-from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.cluster.legacy import ERROR_CODE, legacy_chunk
+from vip_llava.serving.middleware.errors import ApiError
 
-__all__ = ["Backend", "Begun", "Call", "LostError", "pass_on"]
+__all__ = ["ProxyRequest", "WorkerConnection", "WorkerLostError", "WorkerResponse", "forward"]
 
 log = logging.getLogger("vip_llava.serving")
 
-_TRIES = 4
-_DEATHS = 2
-"""Workers that one request may take with it: it may be what they die of."""
-_ELSEWHERE = frozenset({429, 502, 503})
-"""Another worker may answer what this one has no room for now."""
-_ANSWER_BYTES = 256 * 2**20
-_KEPT_FIELDS = ("content-type", "retry-after")
+_MAX_ATTEMPTS = 4
+_MAX_DEATHS = 2
+"""Workers that may die with one request: the request may be what kills them."""
+_RETRY_STATUSES = frozenset({429, 502, 503})
+"""Another worker may have the capacity that this one lacks."""
+_MAX_ANSWER_BYTES = 256 * 2**20
+_FORWARDED_HEADERS = ("content-type", "retry-after")
 _RETRY_SECONDS = 2
 
 
-class LostError(Exception):
-    """A worker can't be reached or has died; `reached`: it may have begun with the request."""
+class WorkerLostError(Exception):
+    """A worker can't be reached or died; `reached`: it may have started the request."""
 
     def __init__(self, reason: str, *, reached: bool) -> None:
         super().__init__(reason)
@@ -42,126 +41,136 @@ class LostError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A request to be passed on. `legacy`: it speaks the original's shapes."""
+class ProxyRequest:
+    """A request to forward. `legacy`: in the original's format."""
 
     path: str
     body: bytes
-    fields: Mapping[str, str]
+    headers: Mapping[str, str]
     legacy: bool = False
 
 
 @dataclass(slots=True)
-class Begun:
-    """The head of a worker's answer; `pieces` raise LostError where it ends too early."""
+class WorkerResponse:
+    """The head of a worker's response; `chunks` raises WorkerLostError if it ends early."""
 
     status: int
-    fields: Mapping[str, str]
-    pieces: AsyncIterator[bytes]
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
     close: Callable[[], Coroutine[Any, Any, None]]
-    first: bytes | None = field(default=None)
+    first: bytes = b""
+    """What has been read of `chunks`."""
 
 
-class Backend(Protocol):
-    """A worker, for one request."""
+class WorkerConnection(Protocol):
+    """One request to one worker."""
 
-    async def send(self, call: Call) -> Begun:
-        """The head of its answer; LostError if there is none."""
+    async def send(self, request: ProxyRequest) -> WorkerResponse:
+        """The head of the response; WorkerLostError if there is none."""
 
-    def lost(self, error: LostError) -> None:
-        """It was lost with this request; whoever chose it should know."""
+    def mark_lost(self, error: WorkerLostError) -> None:
+        """Record that the worker was lost, so that it is not picked again at once."""
 
-    def done(self) -> None:
-        """The request does not burden it any more."""
+    def release(self) -> None:
+        """Stop counting the request as load of the worker."""
 
 
-async def pass_on(call: Call, choose: Callable[[], Backend | None]) -> Response:
-    """The answer of the first worker that gives one.
+async def forward(
+    request: ProxyRequest, next_worker: Callable[[], WorkerConnection | None]
+) -> Response:
+    """The response of the first worker that gives one.
 
-    choose: the next worker to be tried, one not tried before if there is such, else None.
-    Raises Problem 503 where no worker is left; the last worker's own answer goes before that.
+    Args:
+        next_worker: the next worker to try, preferably an untried one, or None.
+
+    Raises:
+        ApiError: 503 if no worker is left; a worker's own refusal takes precedence.
     """
     deaths = 0
     refusal: Response | None = None
-    reason = ""
-    for _ in range(_TRIES):
-        backend = choose()
-        if backend is None:
+    lost = False
+    for _ in range(_MAX_ATTEMPTS):
+        worker = next_worker()
+        if worker is None:
             break
         try:
-            answer = await _answer(backend, call)
-        except LostError as error:
-            backend.lost(error)
-            reason = str(error)
-            log.warning("a worker was lost: %s", reason)
+            response = await _try_worker(worker, request)
+        except WorkerLostError as error:
+            worker.mark_lost(error)
+            lost = True
+            log.warning("worker lost: %s", error)
             deaths += error.reached
-            if deaths >= _DEATHS:
+            if deaths >= _MAX_DEATHS:
                 break
             continue
-        if answer.status_code not in _ELSEWHERE:
-            return answer
-        refusal = answer
+        if response.status_code not in _RETRY_STATUSES:
+            return response
+        refusal = response
     if refusal is not None:
         return refusal
-    raise Problem(
+    raise ApiError(
         503,
-        "the worker that had the request was lost, and no other could answer it"
-        if reason
+        "the worker was lost, and no other worker could answer"
+        if lost
         else "no worker for this model can be reached",
         code="worker_lost",
         retry_after=_RETRY_SECONDS,
     )
 
 
-async def _answer(backend: Backend, call: Call) -> Response:
-    """A worker's answer: whole, or, where it is a stream, with its first piece at hand."""
-    begun: Begun | None = None
-    handed_on = False
+async def _try_worker(worker: WorkerConnection, request: ProxyRequest) -> Response:
+    """A worker's response: complete, or, for a stream, with its first chunk read."""
+    response: WorkerResponse | None = None
+    streaming = False
     try:
-        begun = await backend.send(call)
-        begun.first = await anext(begun.pieces, b"")
-        kind = begun.fields.get("content-type", "")
-        fields = {name: begun.fields[name] for name in _KEPT_FIELDS if name in begun.fields}
-        if begun.status != 200 or not (call.legacy or kind.startswith("text/event-stream")):
-            return Response(await _whole(begun), begun.status, headers=fields)
-        await _hold(begun, call)
-        handed_on = True
-        return _Passed(backend, begun, call, fields)
+        response = await worker.send(request)
+        response.first = await anext(response.chunks, b"")
+        headers = {n: response.headers[n] for n in _FORWARDED_HEADERS if n in response.headers}
+        sse = headers.get("content-type", "").startswith("text/event-stream")
+        if response.status != 200 or not (request.legacy or sse):
+            return Response(await _read_all(response), response.status, headers=headers)
+        await _buffer_opening(response, request)
+        streaming = True
+        return _ForwardedStream(worker, response, request, headers)
     finally:
-        if not handed_on:
-            backend.done()
-            if begun is not None:
-                await begun.close()
+        if not streaming:
+            worker.release()
+            if response is not None:
+                await response.close()
 
 
-class _Passed(StreamingResponse):
-    """A stream whose worker is given back at its end, also where nobody has read any of it."""
+class _ForwardedStream(StreamingResponse):
+    """A stream that releases its worker at its end, even if it is never iterated."""
 
     def __init__(
-        self, backend: Backend, begun: Begun, call: Call, fields: Mapping[str, str]
+        self,
+        worker: WorkerConnection,
+        response: WorkerResponse,
+        request: ProxyRequest,
+        headers: Mapping[str, str],
     ) -> None:
-        super().__init__(_stream(backend, begun, call), headers=fields)
-        self._backend, self._begun = backend, begun
+        super().__init__(_stream(worker, response, request), headers=headers)
+        self._worker, self._response = worker, response
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._backend.done()
-            await self._begun.close()
+            self._worker.release()
+            await self._response.close()
 
 
-async def _hold(begun: Begun, call: Call) -> None:
-    """Take in what a stream opens with, up to the first word: until then another worker will do."""
-    while not call.legacy and begun.first and _only_opens(begun.first):
-        more = await anext(begun.pieces, b"")
-        begun.first += more
+async def _buffer_opening(response: WorkerResponse, request: ProxyRequest) -> None:
+    """Read up to the first token: until then another worker can take over unnoticed."""
+    while not request.legacy and response.first and _is_opening(response.first):
+        more = await anext(response.chunks, b"")
+        response.first += more
         if not more:
             return
 
 
-def _only_opens(events: bytes) -> bool:
-    """Whether server-sent events are nothing but the first, empty pieces of answers."""
+def _is_opening(events: bytes) -> bool:
+    """Whether server-sent events are only the empty first chunks of answers."""
     for event in filter(None, events.split(b"\n\n")):
         try:
             choices = json.loads(event.removeprefix(b"data: "))["choices"]
@@ -176,30 +185,31 @@ def _only_opens(events: bytes) -> bool:
     return True
 
 
-async def _whole(begun: Begun) -> bytes:
-    parts, size = [begun.first or b""], len(begun.first or b"")
-    async for piece in begun.pieces:
-        size += len(piece)
-        if size > _ANSWER_BYTES:
-            raise Problem(502, "a worker's answer is too large", code="worker_failed")
-        parts.append(piece)
-    return b"".join(parts)
+async def _read_all(response: WorkerResponse) -> bytes:
+    content = bytearray(response.first)
+    async for chunk in response.chunks:
+        content += chunk
+        if len(content) > _MAX_ANSWER_BYTES:
+            raise ApiError(502, "the answer of the worker is too large", code="worker_failed")
+    return bytes(content)
 
 
-async def _stream(backend: Backend, begun: Begun, call: Call) -> AsyncIterator[bytes]:
+async def _stream(
+    worker: WorkerConnection, response: WorkerResponse, request: ProxyRequest
+) -> AsyncIterator[bytes]:
     try:
-        yield begun.first or b""
-        async for piece in begun.pieces:
-            yield piece
-    except LostError as error:
-        backend.lost(error)
-        log.warning("a worker was lost in the middle of an answer: %s", error)
-        yield _farewell(call)
+        yield response.first
+        async for chunk in response.chunks:
+            yield chunk
+    except WorkerLostError as error:
+        worker.mark_lost(error)
+        log.warning("worker lost during an answer: %s", error)
+        yield _final_error(request)
 
 
-def _farewell(call: Call) -> bytes:
-    """The end of a stream whose worker has died, in the form that its reader understands."""
-    problem = Problem(503, "the worker was lost in the middle of its answer", code="worker_lost")
-    if call.legacy:
-        return line(f"{problem.message}; ask again", ERROR_CODE)
-    return b"data: " + json.dumps(problem.to_json()).encode() + b"\n\n"
+def _final_error(request: ProxyRequest) -> bytes:
+    """The last event of a stream whose worker died."""
+    error = ApiError(503, "the worker was lost during its answer", code="worker_lost")
+    if request.legacy:
+        return legacy_chunk(f"{error.message}; try again", ERROR_CODE)
+    return b"data: " + error.body() + b"\n\n"

@@ -1,7 +1,7 @@
-"""A worker's side of registration: join a controller, show signs of life, leave.
+"""`HeartbeatClient`: a worker's side of registration - register, send heartbeats, unregister.
 
-Whatever the controller does - not there yet, started anew, away for an hour - the worker goes on
-answering and tries again. Knows no model and no routes.
+Whether the controller is down, restarted or unreachable, the worker goes on serving and retries.
+It does not know models or routes.
 """
 
 from __future__ import annotations
@@ -18,138 +18,145 @@ from vip_llava.errors import ServingError
 from vip_llava.serving.cluster.registry import WorkerStatus
 from vip_llava.serving.cluster.signing import Secret
 
-__all__ = ["HEART_BEAT_SECONDS", "Joining", "base_address"]
+__all__ = ["HEARTBEAT_SECONDS", "HeartbeatClient", "parse_base_url"]
 
-HEART_BEAT_SECONDS = 15.0
-"""Between two signs of life, as in the original; a controller may want more of them."""
+HEARTBEAT_SECONDS = 15.0
+"""The default interval, as in the original; a controller may ask for a shorter one."""
 
-_FIRST_RETRY, _LAST_RETRY = 0.25, 10.0
-_LOOK_SECONDS = 0.2
-_SECONDS = 10.0  # longer than the controller's own asking back
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.25, 10.0
+_POLL_SECONDS = 0.2
+_TIMEOUT_SECONDS = 10.0  # longer than the controller takes to call back
 
 log = logging.getLogger("vip_llava.serving")
 
 
-class Joining:
-    """One worker at one controller. `run` it beside the server; then `leave` and `aclose`."""
+class HeartbeatClient:
+    """One worker at one controller. `run` it beside the server; then `unregister` and `aclose`."""
 
     def __init__(
         self,
         controller: str,
         address: str,
         secret: Secret,
-        status: Callable[[], WorkerStatus | None],
+        status: Callable[[], WorkerStatus],
         *,
-        interval: float = HEART_BEAT_SECONDS,
+        interval: float = HEARTBEAT_SECONDS,
     ) -> None:
-        """controller and address: of both, as `http://host:port`. interval: seconds, at most.
-
-        Raises ServingError for an address that is none.
         """
-        self._controller = base_address(controller)
-        self._address = base_address(address)
+        Args:
+            controller, address: URLs of controller and worker, http://host:port.
+            interval: the longest time between two heartbeats, in seconds.
+
+        Raises:
+            ServingError: an invalid URL.
+        """
+        self._controller = parse_base_url(controller)
+        self._address = parse_base_url(address)
         self._secret, self._status, self._interval = secret, status, interval
-        self._client = httpx.AsyncClient(timeout=_SECONDS, trust_env=False, follow_redirects=False)
-        self._told = ""
-        self.joined = False
-        self._registered: list[str] = []
+        timeout = _TIMEOUT_SECONDS
+        self._client = httpx.AsyncClient(timeout=timeout, trust_env=False, follow_redirects=False)
+        self._logged = ""
+        self._registered_models: list[str] = []
+        self.registered = False
 
     async def run(self, ready: Callable[[], bool] = lambda: True) -> None:
-        """Join and stay, for as long as the worker is `ready`; ends only by being cancelled."""
-        retry = _FIRST_RETRY
+        """Register and send heartbeats while the worker is `ready`; runs until cancelled."""
+        retry = _MIN_RETRY_SECONDS
         while True:
             if not ready():
-                await self.leave()
-                await asyncio.sleep(_LOOK_SECONDS)
+                await self.unregister()
+                await asyncio.sleep(_POLL_SECONDS)
                 continue
             try:
-                await self.once()
+                await self.beat()
             except ServingError as error:
-                self._tell(str(error))
+                self._log_once(str(error))
                 await asyncio.sleep(retry)
-                retry = min(2 * retry, _LAST_RETRY, self._interval)
+                retry = min(2 * retry, _MAX_RETRY_SECONDS, self._interval)
                 continue
-            retry = _FIRST_RETRY
-            await self._pause(ready)
+            retry = _MIN_RETRY_SECONDS
+            await self._sleep(ready)
 
-    async def _pause(self, ready: Callable[[], bool]) -> None:
-        """Until the next sign of life is due, or the worker can't answer any more."""
+    async def _sleep(self, ready: Callable[[], bool]) -> None:
+        """Wait for the next heartbeat, or until the worker is not ready any more."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._interval
         while ready() and loop.time() < end:
-            await asyncio.sleep(min(_LOOK_SECONDS, max(end - loop.time(), 0.01)))
+            await asyncio.sleep(min(_POLL_SECONDS, max(end - loop.time(), 0.01)))
 
-    async def once(self) -> None:
-        """Join, or show a sign of life and join where it is not known. ServingError if that fails."""
+    async def beat(self) -> None:
+        """Send one heartbeat, or register if the controller does not know this worker.
+
+        Raises:
+            ServingError: the controller does not respond or refuses.
+        """
         status = self._status()
-        if status is None:
-            raise ServingError("there is nothing that could be registered")
-        if self.joined and status.model_names == self._registered:
+        if self.registered and status.model_names == self._registered_models:
             beat = {"worker_name": self._address, "queue_length": status.queue_length}
-            self.joined = bool((await self._ask("/receive_heart_beat", beat)).get("exist"))
-            if self.joined:
+            self.registered = bool((await self._post("/receive_heart_beat", beat)).get("exist"))
+            if self.registered:
                 return
         registration = {"worker_name": self._address, "check_heart_beat": True}
-        answer = await self._ask(
+        answer = await self._post(
             "/register_worker", {**registration, "worker_status": status.model_dump()}
         )
         wanted = answer.get("heart_beat_seconds")
         if isinstance(wanted, int | float) and 0.05 <= wanted < self._interval:
             self._interval = float(wanted)
-        self.joined, self._told = True, ""
-        self._registered = status.model_names
+        self.registered, self._logged = True, ""
+        self._registered_models = status.model_names
         log.info("registered at %s as %s", self._controller, self._address)
 
-    async def leave(self) -> None:
-        """Say good-bye, if there is anyone to hear it; the worker gets nothing new afterwards."""
+    async def unregister(self) -> None:
+        """Unregister if registered; a controller that does not respond is ignored."""
         try:
-            if self.joined:
-                self.joined = False
-                await self._ask("/unregister_worker", {"worker_name": self._address})
+            if self.registered:
+                self.registered = False
+                await self._post("/unregister_worker", {"worker_name": self._address})
         except ServingError as error:
-            log.info("leaving: %s", error)
+            log.info("could not unregister: %s", error)
 
     async def aclose(self) -> None:
-        """Close the connection without a word."""
+        """Close the connection without unregistering."""
         await self._client.aclose()
 
-    async def _ask(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
+    async def _post(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
         body = httpx.Request("POST", self._controller, json=content).content
-        fields = {
+        headers = {
             "content-type": "application/json",
             "authorization": f"Bearer {self._secret.service_key}",
             **self._secret.sign("POST", path, body),
         }
         try:
             response = await self._client.post(
-                self._controller + path, content=body, headers=fields
+                self._controller + path, content=body, headers=headers
             )
             answer = response.json()
         except (httpx.HTTPError, ValueError) as error:
-            self.joined = False
+            self.registered = False
             reason = type(error).__name__
-            raise ServingError(f"no controller answers at {self._controller} ({reason})") from error
+            raise ServingError(
+                f"the controller at {self._controller} does not respond ({reason})"
+            ) from error
         if response.status_code != 200 or not isinstance(answer, dict):
-            self.joined = False
+            self.registered = False
             raise ServingError(
                 f"the controller at {self._controller} refuses: {_reason(answer, response)}"
             )
         return answer
 
-    def _tell(self, text: str) -> None:
-        """Into the log, once for each trouble."""
-        if text != self._told:
-            log.warning("%s; trying again", text)
-        self._told = text
+    def _log_once(self, text: str) -> None:
+        """Log a problem when it starts, not on every retry."""
+        if text != self._logged:
+            log.warning("%s; retrying", text)
+        self._logged = text
 
 
-def base_address(text: str) -> str:
-    """`scheme://host:port` of it; ServingError where something else was written."""
+def parse_base_url(text: str) -> str:
+    """The URL as `scheme://host:port`; ServingError if it is anything else."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-        raise ServingError(
-            f"{text!r} is no address of a server; write it like http://10.1.2.3:21001"
-        )
+        raise ServingError(f"{text!r} must be the URL of a server, like http://10.1.2.3:21001")
     return f"{parts.scheme}://{parts.netloc}"
 
 

@@ -1,6 +1,6 @@
-"""The routes of whatever stands in front of workers: what they answer, passed on.
+"""`add_proxy_routes`: the routes of a controller or Ray ingress that workers answer.
 
-Who answers is the caller's matter; what happens when one dies is `passing`'s.
+It does not know how a request reaches a worker; the caller's function does.
 """
 
 from __future__ import annotations
@@ -10,43 +10,47 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from vip_llava.serving.cluster.legacy import NO_WORKER_CODE, line
-from vip_llava.serving.cluster.model_routing import ANY_OBJECT, CHAT_ANSWER, LEGACY_ANSWER
-from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.cluster.legacy import NO_WORKER_CODE, legacy_chunk
+from vip_llava.serving.cluster.model_routing import (
+    CHAT_RESPONSES,
+    JSON_OBJECT_BODY,
+    LEGACY_RESPONSES,
+)
+from vip_llava.serving.middleware.errors import ApiError
 
-__all__ = ["add_passing_routes"]
+__all__ = ["add_proxy_routes"]
 
-Pass = Callable[[Request, bool], Awaitable[Response]]
-"""Passes a request on; whether it is one of the original's."""
+Proxy = Callable[[Request, bool], Awaitable[Response]]
+"""Forwards a request; the flag tells whether it is one of the original's."""
 
 
-def add_passing_routes(app: FastAPI, passed: Pass) -> None:
-    """Chat completions, and the original's stream, where even a failure is an object of it."""
+def add_proxy_routes(app: FastAPI, proxy: Proxy) -> None:
+    """Add chat completions and the original's stream, which reports errors as objects in it."""
 
     @app.post(
         "/v1/chat/completions",
         tags=["api"],
-        openapi_extra=ANY_OBJECT,
+        openapi_extra=JSON_OBJECT_BODY,
         response_class=Response,
-        responses=CHAT_ANSWER,
+        responses=CHAT_RESPONSES,
     )
     async def chat(request: Request) -> Response:
-        """As the API's, answered by one of the workers that serve `model`."""
-        return await passed(request, False)
+        """As the API's, answered by a worker that serves `model`."""
+        return await proxy(request, False)
 
     @app.post(
         "/worker_generate_stream",
         tags=["original"],
-        openapi_extra=ANY_OBJECT,
+        openapi_extra=JSON_OBJECT_BODY,
         response_class=Response,
-        responses=LEGACY_ANSWER,
+        responses=LEGACY_RESPONSES,
     )
     async def worker_generate_stream(request: Request) -> Response:
-        """As a worker's. What goes wrong comes as the last object of the stream."""
+        """As a worker's; an error is the last object of the stream."""
         try:
-            return await passed(request, True)
-        except Problem as problem:
-            if problem.code == "client_gone" or problem.status == 400:
+            return await proxy(request, True)
+        except ApiError as error:
+            if error.code == "client_gone" or error.status == 400:
                 raise
-            said = line(problem.message, NO_WORKER_CODE)
-            return Response(said, media_type="application/octet-stream")
+            content = legacy_chunk(error.message, NO_WORKER_CODE)
+            return Response(content, media_type="application/octet-stream")

@@ -1,9 +1,9 @@
-"""A Ray Serve application: replicas of the worker that grow and shrink with what is asked.
+"""A Ray Serve application: autoscaled replicas of the worker behind an ingress.
 
-`build` gives the application for `serve run vip_llava.serving.cluster.ray_serve:build` or `ray.serve.run`. Each
-model is a deployment of the worker's application; in front of them stands one with the API's routes,
-which asks another replica when one dies. Needs the extra `cluster`. Ray carries what goes between its
-processes with pickle, so a Ray cluster belongs into a network of its own; nothing here does.
+`build` is for `serve run vip_llava.serving.cluster.ray_serve:build` or `ray.serve.run`. Each model
+is a deployment of the worker application; the ingress has the API's routes and retries on another
+replica when one dies. It needs the extra `cluster`. Ray itself uses pickle between its processes,
+so a Ray cluster belongs in a private network.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vip_llava.errors import MissingExtraError
-from vip_llava.serving.middleware.app_factory import shell
+from vip_llava.serving.middleware.app_factory import create_base_app
 
 try:
     import ray.exceptions
@@ -32,17 +32,22 @@ except ImportError as error:
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from vip_llava.serving.cluster.asgi_client import Head, ask_inside
-from vip_llava.serving.cluster.failover import Begun, Call, LostError, pass_on
-from vip_llava.serving.cluster.model_routing import (
-    ANY_ERROR,
-    chosen_model,
-    model_list,
-    model_of,
+from vip_llava.serving.cluster.asgi_client import ResponseHead, call_app
+from vip_llava.serving.cluster.failover import (
+    ProxyRequest,
+    WorkerLostError,
+    WorkerResponse,
+    forward,
 )
-from vip_llava.serving.cluster.proxy_routes import add_passing_routes
+from vip_llava.serving.cluster.model_routing import (
+    ERROR_RESPONSES,
+    model_list,
+    requested_model,
+    resolve_model,
+)
+from vip_llava.serving.cluster.proxy_routes import add_proxy_routes
 from vip_llava.serving.cluster.registry import ModelName
-from vip_llava.serving.middleware.stream import unless_gone
+from vip_llava.serving.middleware.stream import cancel_on_disconnect
 from vip_llava.serving.settings import Limits, ServerSettings
 
 if TYPE_CHECKING:
@@ -51,13 +56,13 @@ if TYPE_CHECKING:
 __all__ = ["ClusterSettings", "build"]
 
 _KEY_VARIABLE = "VIP_LLAVA_API_KEY"
-_LOST = (
+_LOST_ERRORS = (
     ray.exceptions.RayActorError,
     ray.exceptions.RaySystemError,
     ray.exceptions.NodeDiedError,
     ray.exceptions.ObjectLostError,
 )
-_FULL = (
+_FULL_ERRORS = (
     ray.serve.exceptions.BackPressureError,
     ray.serve.exceptions.DeploymentUnavailableError,
     ray.serve.exceptions.ReplicaUnavailableError,
@@ -65,83 +70,83 @@ _FULL = (
 
 
 class ClusterSettings(BaseModel):
-    """What `build` takes; from a command line every value comes as text."""
+    """The arguments of `build`; on a command line every value is a string."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: dict[ModelName, str] = Field(
-        {"default": "default"}, description="Names and what `load` opens; default: the small model."
+        {"default": "default"}, description="Served names, and what `load` takes for each."
     )
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 4
     target_requests: Annotated[float, Field(gt=0)] = 16
-    """Requests that a replica should have at one time; more make another replica."""
-    fronts: Annotated[int, Field(ge=1)] = 1
+    """Concurrent requests of a replica; more of them start another replica."""
+    ingress_replicas: Annotated[int, Field(ge=1)] = 1
     cpus: Annotated[float, Field(ge=0)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0
-    load: dict[str, str | bool] = Field({}, description="Keywords of `vip_llava.load`.")
-    hosts: tuple[str, ...] = Field((), description="Names of the service in the Host header.")
+    load: dict[str, str | bool] = Field({}, description="Keyword arguments of `vip_llava.load`.")
+    hosts: tuple[str, ...] = Field((), description="Names allowed in the Host header.")
     limits: Limits = Limits()
 
     @model_validator(mode="after")
-    def _bounds_fit(self) -> ClusterSettings:
+    def _check(self) -> ClusterSettings:
         if self.min_replicas > self.max_replicas:
-            raise ValueError("min_replicas is more than max_replicas")
+            raise ValueError("min_replicas must not exceed max_replicas")
         if not self.models:
-            raise ValueError("models: at least one is needed")
+            raise ValueError("models: must name at least one model")
         return self
 
 
 class Replica:
-    """One replica of a model: the worker's application, asked from inside."""
+    """One replica of a model: the worker application, called in process."""
 
     async def __init__(self, name: str, model: str, content: Mapping[str, Any]) -> None:  # type: ignore[misc]
         from vip_llava.assistant import load
-        from vip_llava.serving.api.app import models_of
+        from vip_llava.serving.api.app import served_models
         from vip_llava.serving.cluster.worker import create_worker
 
         settings = ClusterSettings.model_validate(content)
         keywords: dict[str, Any] = dict(settings.load)
         assistant = load(None if model == "default" else model, **keywords)
-        # Who may ask, and how often, is the front's business.
+        # The ingress checks keys and rates.
         limits = settings.limits.model_copy(update={"rate": 0.0})
         self._app = create_worker({name: assistant}, ServerSettings(limits=limits))
-        self._models = models_of(self._app)
-        # Ends with the process: Ray waits for running answers before it ends one.
-        self._life = contextlib.AsyncExitStack()
-        await self._life.enter_async_context(self._app.router.lifespan_context(self._app))
+        self._models = served_models(self._app)
+        # It ends with the process; Ray lets running requests finish before that.
+        self._exit_stack = contextlib.AsyncExitStack()
+        await self._exit_stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
     async def answer(
-        self, path: str, body: bytes, fields: dict[str, str]
+        self, path: str, body: bytes, headers: dict[str, str]
     ) -> AsyncIterator[tuple[int, dict[str, str]] | bytes]:
-        """Status and fields, then the pieces of the answer."""
-        async with contextlib.aclosing(ask_inside(self._app, path, body, fields)) as answer:
-            async for piece in answer:
-                yield (piece.status, piece.fields) if isinstance(piece, Head) else piece
+        """Status and headers, then the chunks of the response."""
+        async with contextlib.aclosing(call_app(self._app, path, body, headers)) as response:
+            async for part in response:
+                yield (part.status, part.headers) if isinstance(part, ResponseHead) else part
 
     def check_health(self) -> None:
-        """Asked by Ray, which replaces a replica whose engine has ended."""
+        """Called by Ray, which replaces a replica whose engine has died."""
         reason = self._models.not_ready()
         if reason is not None:
             raise RuntimeError(reason)
 
 
-class Front:
-    """What clients ask: the API's main routes, and the original's stream."""
+class Ingress:
+    """The API's main routes and the original's stream, for clients."""
 
     def __init__(self, content: Mapping[str, Any], replicas: Mapping[str, Any]) -> None:
         self._settings = ClusterSettings.model_validate(content)
         self._replicas = dict(replicas)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return _front_app(self._settings, self._replicas)
+        return _ingress_app(self._settings, self._replicas)
 
 
 def build(arguments: ClusterSettings) -> Any:
     """The application, for `serve run` or `ray.serve.run`.
 
-    API keys are not among the arguments, which Ray stores and shows: the variable VIP_LLAVA_API_KEY of the
-    processes that run the front holds one.
+    The API key is not an argument, because Ray stores and displays arguments; the ingress reads it
+    from the environment variable VIP_LLAVA_API_KEY.
     """
     content = arguments.model_dump(mode="json")
     replicas = {}
@@ -150,7 +155,7 @@ def build(arguments: ClusterSettings) -> Any:
             Replica,
             name=f"model-{number}",
             max_ongoing_requests=arguments.limits.queue,
-            # A replica has its own queue and says 503 where it is full.
+            # A replica has its own queue limit and responds with 503 when it is full.
             autoscaling_config={
                 "min_replicas": arguments.min_replicas,
                 "initial_replicas": max(arguments.min_replicas, 1),
@@ -161,67 +166,68 @@ def build(arguments: ClusterSettings) -> Any:
             health_check_period_s=5,
         )
         replicas[name] = deployment.bind(name, model, content)
-    front = ray.serve.deployment(
-        ray.serve.ingress(None)(Front),
-        name="front",
-        num_replicas=arguments.fronts,
+    ingress = ray.serve.deployment(
+        ray.serve.ingress(None)(Ingress),
+        name="ingress",
+        num_replicas=arguments.ingress_replicas,
         max_ongoing_requests=arguments.limits.connections,
         ray_actor_options={"num_cpus": 0.1},
     )
-    return front.bind(content, replicas)
+    return ingress.bind(content, replicas)
 
 
-class ReplicaBackend:
-    """One request to whichever replica Ray chooses."""
+class ReplicaConnection:
+    """One request to a replica that Ray picks."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def send(self, call: Call) -> Begun:
-        """The head of the answer."""
+    async def send(self, request: ProxyRequest) -> WorkerResponse:
+        """See `WorkerConnection.send`."""
         method = self._handle.options(method_name="answer", stream=True)
-        answer = method.remote(call.path, call.body, dict(call.fields))
+        response = method.remote(request.path, request.body, dict(request.headers))
         try:
-            status, fields = await self._reached(anext, answer)
+            status, headers = await self._next(response)
         except asyncio.CancelledError:
-            answer.cancel()
+            response.cancel()
             raise
 
         async def close() -> None:
-            # Ends the work of a replica whose answer nobody waits for any more.
-            answer.cancel()
+            response.cancel()  # frees the sequence of an unfinished answer
 
-        return Begun(status, fields, self._pieces(answer), close)
+        return WorkerResponse(status, headers, self._chunks(response), close)
 
-    def lost(self, error: LostError) -> None:
-        """Ray sees to it."""
+    def mark_lost(self, error: WorkerLostError) -> None:
+        """Nothing: Ray replaces the replica."""
 
-    def done(self) -> None:
-        """Ray counts."""
+    def release(self) -> None:
+        """Nothing: Ray counts requests."""
 
-    async def _pieces(self, answer: Any) -> AsyncIterator[bytes]:
+    async def _chunks(self, response: Any) -> AsyncIterator[bytes]:
         while True:
             try:
-                piece = await self._reached(anext, answer)
+                chunk = await self._next(response)
             except StopAsyncIteration:
                 return
-            yield piece
+            yield chunk
 
     @staticmethod
-    async def _reached(ask: Callable[[Any], Any], answer: Any) -> Any:
+    async def _next(response: Any) -> Any:
         try:
-            return await ask(answer)
-        except _LOST as error:
-            raise LostError(f"a replica has died ({type(error).__name__})", reached=True) from error
-        except _FULL as error:
-            raise LostError(
-                f"no replica takes it ({type(error).__name__})", reached=False
+            return await anext(response)
+        except _LOST_ERRORS as error:
+            raise WorkerLostError(
+                f"a replica died ({type(error).__name__})", reached=True
+            ) from error
+        except _FULL_ERRORS as error:
+            raise WorkerLostError(
+                f"no replica is available ({type(error).__name__})", reached=False
             ) from error
 
 
-def _front_app(settings: ClusterSettings, replicas: Mapping[str, DeploymentHandle]) -> FastAPI:
+def _ingress_app(settings: ClusterSettings, replicas: Mapping[str, DeploymentHandle]) -> FastAPI:
     keys = [os.environ[_KEY_VARIABLE]] if os.environ.get(_KEY_VARIABLE) else []
-    app = shell(
+    app = create_base_app(
         ServerSettings.model_validate(
             {"keys": keys, "hosts": settings.hosts, "limits": settings.limits.model_dump()}
         ),
@@ -229,18 +235,19 @@ def _front_app(settings: ClusterSettings, replicas: Mapping[str, DeploymentHandl
     )
     names = sorted(replicas)
 
-    async def passed(request: Request, legacy: bool) -> Response:
+    async def proxy(request: Request, legacy: bool) -> Response:
         body = await request.body()
-        handle = replicas[chosen_model(await model_of(body), names)]
+        handle = replicas[resolve_model(await requested_model(body), names)]
         kind = request.headers.get("content-type", "application/json")
-        fields = {"content-type": kind, "x-request-id": request.state.request_id}
-        call = Call(request.url.path, body, fields, legacy)
-        return await unless_gone(request.receive, pass_on(call, lambda: ReplicaBackend(handle)))
+        headers = {"content-type": kind, "x-request-id": request.state.info.id}
+        proxied = ProxyRequest(request.url.path, body, headers, legacy)
+        work = forward(proxied, lambda: ReplicaConnection(handle))
+        return await cancel_on_disconnect(request.receive, work)
 
-    @app.get("/v1/models", tags=["api"], responses=ANY_ERROR)
+    @app.get("/v1/models", tags=["api"], responses=ERROR_RESPONSES)
     async def models() -> dict[str, Any]:
-        """The models that can be asked for."""
+        """The served models."""
         return model_list(names)
 
-    add_passing_routes(app, passed)
+    add_proxy_routes(app, proxy)
     return app

@@ -1,7 +1,7 @@
-"""The workers that a controller knows: who is there, what they serve, how busy they are.
+"""`WorkerRegistry`: the workers of a controller, what they serve, how busy they are.
 
-Plain bookkeeping with a clock handed in. Whether a worker is genuine was decided before it is added
-here (`controller`), and nothing here opens a connection. For one thread, that of the event loop.
+Plain bookkeeping with an injected clock, for the event loop's thread. It opens no connections:
+`admission` verifies a worker before it is added.
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from vip_llava.errors import ServingError
-from vip_llava.serving.cluster.dispatch import DISPATCH
 
-__all__ = ["EXPIRY_SECONDS", "Member", "ModelName", "Registry", "WorkerStatus"]
+__all__ = [
+    "DISPATCH",
+    "EXPIRY_SECONDS",
+    "ModelName",
+    "RegisteredWorker",
+    "WorkerRegistry",
+    "WorkerStatus",
+]
 
 EXPIRY_SECONDS = 45.0
-"""A worker that has not been heard of for so long is dropped: three signs of life are missing."""
+"""A worker without a heartbeat for this time is dropped; it is three missed heartbeats."""
 
-_AWAITED_SECONDS = 120.0
+_EXPECTED_SECONDS = 120.0
 
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f\x7f]+$")
@@ -32,7 +39,7 @@ ModelName = Annotated[
 
 
 class WorkerStatus(BaseModel):
-    """What a worker says of itself; the original's three fields, with bounds."""
+    """What a worker reports: the three fields of the original, with bounds."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -42,51 +49,73 @@ class WorkerStatus(BaseModel):
 
 
 @dataclass(slots=True, eq=False)
-class Member:
-    """A worker. `address` is where it listens, as `http://host:port`."""
+class RegisteredWorker:
+    """A worker at `address`, http://host:port."""
 
     address: str
     models: tuple[str, ...]
     speed: float
-    reported: int
-    """Requests that it says it has."""
+    reported_load: int
+    """Its number of requests as of its last heartbeat."""
     last_seen: float
-    checked: bool = True
-    """Whether silence drops it."""
-    passing: int = 0
-    """Requests that this controller is passing on to it now."""
-    last_chosen: int = 0
+    expires: bool = True
+    """Whether missing heartbeats drop it."""
+    in_flight: int = 0
+    """Requests that this controller is forwarding to it."""
+    last_picked: int = 0
     suspected: bool = False
-    """A connection to it broke: it gets nothing new until it is heard of. What it has goes on."""
-    gone: str = ""
-    """Why it was dropped; empty while it counts."""
-    _when_gone: list[Callable[[], None]] = field(default_factory=list)
+    """A connection to it broke: it gets no new requests until its next heartbeat."""
+    drop_reason: str = ""
+    """Why it was dropped; empty as long as it is registered."""
+    _drop_callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def load(self) -> int:
-        """Requests that it has: what it said last, or what is known to be on its way."""
-        return max(self.reported, self.passing)
+        """Its number of requests: the reported or the forwarded ones, whichever is larger."""
+        return max(self.reported_load, self.in_flight)
 
-    def when_gone(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call that once it is dropped, at once if it is; gives a function that takes it back."""
-        if self.gone:
-            call()
+    def on_drop(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back when it is dropped, at once if it is already; returns a function to cancel."""
+        if self.drop_reason:
+            callback()
             return lambda: None
-        self._when_gone.append(call)
-        return lambda: self._when_gone.remove(call) if call in self._when_gone else None
+        callbacks = self._drop_callbacks
+        callbacks.append(callback)
+        return lambda: callbacks.remove(callback) if callback in callbacks else None
 
     def drop(self, reason: str) -> None:
-        """It does not count any more."""
-        if self.gone:
+        """Mark it as dropped and run the callbacks, once."""
+        if self.drop_reason:
             return
-        self.gone = reason
-        calls, self._when_gone = self._when_gone, []
-        for call in calls:
-            call()
+        self.drop_reason = reason
+        for callback in tuple(self._drop_callbacks):
+            callback()
+        self._drop_callbacks.clear()
 
 
-class Registry:
-    """The members by address."""
+Dispatch = Callable[[Sequence[RegisteredWorker], random.Random], RegisteredWorker]
+
+
+def _lottery(workers: Sequence[RegisteredWorker], rng: random.Random) -> RegisteredWorker:
+    return rng.choices(workers, [worker.speed for worker in workers])[0]
+
+
+def _shortest_queue(workers: Sequence[RegisteredWorker], _rng: random.Random) -> RegisteredWorker:
+    return min(workers, key=lambda worker: (worker.load / worker.speed, worker.last_picked))
+
+
+DISPATCH: Mapping[str, Dispatch] = MappingProxyType(
+    {"shortest_queue": _shortest_queue, "lottery": _lottery}
+)
+"""Choices of the original's `--dispatch-method`; the first is the default.
+
+shortest_queue: the fewest requests relative to speed, then the least recently picked.
+lottery: a random worker, weighted by speed.
+"""
+
+
+class WorkerRegistry:
+    """The registered workers by address."""
 
     def __init__(
         self,
@@ -95,132 +124,128 @@ class Registry:
         expiry: float = EXPIRY_SECONDS,
         capacity: int = 256,
         clock: Callable[[], float] = time.monotonic,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        """dispatch: a name of `DISPATCH`. expiry: seconds of silence that a worker may keep.
+        """
+        Args:
+            dispatch: a name of `DISPATCH`.
+            expiry: seconds without a heartbeat after which a worker is dropped.
 
-        Raises ServingError for an unknown dispatch.
+        Raises:
+            ServingError: an unknown dispatch method, or an expiry that is not positive.
         """
         if dispatch not in DISPATCH:
-            raise ServingError(f"dispatch {dispatch!r}: known are {', '.join(DISPATCH)}")
+            raise ServingError(f"dispatch {dispatch!r}: must be one of {', '.join(DISPATCH)}")
         if not 0 < expiry < math.inf:
-            raise ServingError(f"expiry {expiry!r}: needs a number of seconds above 0")
-        self._choose = DISPATCH[dispatch]
+            raise ServingError(f"expiry {expiry!r}: must be a positive number of seconds")
+        self._dispatch = DISPATCH[dispatch]
         self._expiry, self._capacity, self._clock = expiry, capacity, clock
-        self._chance = chance or random.Random()
-        self._members: dict[str, Member] = {}
-        self._turn = itertools.count(1)
-        self._awaited: dict[str, float] = {}
+        self._rng = rng or random.Random()
+        self._workers: dict[str, RegisteredWorker] = {}
+        self._picks = itertools.count(1)
+        self._expected_until: dict[str, float] = {}
 
     def expect(self, model: str, seconds: float = math.inf) -> None:
-        """A worker of that model is on its way, or was just lost, and will come within that time."""
-        self._awaited[model] = self._clock() + seconds
+        """Announce that a worker of the model will register within this time."""
+        self._expected_until[model] = self._clock() + seconds
 
-    def awaited(self, model: str) -> bool:
-        """Whether a model that nobody serves now is expected."""
-        return self._awaited.get(model, -math.inf) > self._clock()
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """All that count, in the order in which they came."""
-        return tuple(member for member in self._members.values() if not member.suspected)
+    def is_expected(self, model: str) -> bool:
+        """Whether a worker of the model is announced, or was lost a moment ago."""
+        return self._expected_until.get(model, -math.inf) > self._clock()
 
     @property
-    def everyone(self) -> tuple[Member, ...]:
-        """The members, and those that are suspected."""
-        return tuple(self._members.values())
+    def available(self) -> tuple[RegisteredWorker, ...]:
+        """The workers that get new requests, in the order of registration."""
+        return tuple(worker for worker in self._workers.values() if not worker.suspected)
 
-    def add(self, address: str, status: WorkerStatus, *, checked: bool = True) -> Member:
-        """A worker joins, or tells its models anew; requests on their way to it go on.
+    @property
+    def registered(self) -> tuple[RegisteredWorker, ...]:
+        """All workers, including suspected ones."""
+        return tuple(self._workers.values())
 
-        ServingError where there is no room for another one.
+    def add(self, address: str, status: WorkerStatus, *, expires: bool = True) -> RegisteredWorker:
+        """Register a worker, or update a known one; its requests in flight go on.
+
+        Raises:
+            ServingError: the registry is full.
         """
-        known = self._members.get(address)
-        if known is None:
-            if len(self._members) >= self._capacity:
-                raise ServingError(f"there are {self._capacity} workers already; one has to leave")
-            known = Member(address, (), 1.0, 0, 0.0)
-            self._members[address] = known
-        known.models = tuple(dict.fromkeys(status.model_names))
-        known.speed, known.reported = status.speed, status.queue_length
-        known.checked, known.last_seen, known.suspected = checked, self._clock(), False
-        return known
+        worker = self._workers.get(address)
+        if worker is None:
+            if len(self._workers) >= self._capacity:
+                raise ServingError(f"{self._capacity} workers are registered, which is the limit")
+            worker = RegisteredWorker(address, (), 1.0, 0, 0.0)
+            self._workers[address] = worker
+        worker.models = tuple(dict.fromkeys(status.model_names))
+        worker.speed, worker.reported_load = status.speed, status.queue_length
+        worker.expires, worker.last_seen, worker.suspected = expires, self._clock(), False
+        return worker
 
-    def beat(self, address: str, queue_length: int) -> bool:
-        """A sign of life; False if the worker is not known and has to join."""
-        member = self._members.get(address)
-        if member is None:
+    def heartbeat(self, address: str, queue_length: int) -> bool:
+        """Record a heartbeat; False if the worker is unknown and must register."""
+        worker = self._workers.get(address)
+        if worker is None:
             return False
-        member.reported, member.last_seen = queue_length, self._clock()
-        member.suspected = False
+        worker.reported_load, worker.last_seen = queue_length, self._clock()
+        worker.suspected = False
         return True
 
     def suspect(self, address: str) -> None:
-        """A connection to a worker broke: ask others until it is heard of, or silent for too long.
+        """Send a worker no new requests until its next heartbeat, after a connection broke.
 
-        Not more than that: other requests that it has may be in the best of health.
+        Its other requests go on: they may be unaffected.
         """
-        member = self._members.get(address)
-        if member is not None:
-            member.suspected = True
-            self._await(member)
+        worker = self._workers.get(address)
+        if worker is not None:
+            worker.suspected = True
+            self._expect_again(worker)
 
     def drop(self, address: str, reason: str) -> bool:
-        """A worker is gone, and nobody waits for it any longer; False if it is not known."""
-        member = self._pop(address)
-        if member is None:
+        """Remove a worker and abort its requests in flight; False if it is unknown."""
+        worker = self._pop(address)
+        if worker is None:
             return False
-        member.drop(reason)
+        worker.drop(reason)
         return True
 
-    def leave(self, address: str) -> bool:
-        """A worker gets nothing new, and ends what it has; False if it is not known."""
+    def unregister(self, address: str) -> bool:
+        """Remove a worker and let its requests in flight finish; False if it is unknown."""
         return self._pop(address) is not None
 
-    def _pop(self, address: str) -> Member | None:
-        member = self._members.pop(address, None)
-        if member is not None:
-            self._await(member)
-        return member
+    def _pop(self, address: str) -> RegisteredWorker | None:
+        worker = self._workers.pop(address, None)
+        if worker is not None:
+            self._expect_again(worker)
+        return worker
 
-    def _await(self, member: Member) -> None:
-        """Somebody will serve its models again before long."""
-        self._awaited = {name: end for name, end in self._awaited.items() if self.awaited(name)}
-        for name in member.models:
-            self._awaited.setdefault(name, self._clock() + _AWAITED_SECONDS)
+    def _expect_again(self, worker: RegisteredWorker) -> None:
+        """Expect another worker of its models for a while."""
+        now = self._clock()
+        self._expected_until = {m: end for m, end in self._expected_until.items() if end > now}
+        for model in worker.models:
+            self._expected_until.setdefault(model, now + _EXPECTED_SECONDS)
 
-    def sweep(self) -> list[Member]:
-        """Drop the workers that were silent for too long; they are returned."""
+    def drop_expired(self) -> list[RegisteredWorker]:
+        """Drop the workers whose heartbeats are missing; returns them."""
         oldest = self._clock() - self._expiry
-        silent = [m for m in self._members.values() if m.checked and m.last_seen < oldest]
-        for member in silent:
-            self.drop(member.address, f"silent for more than {self._expiry:.0f} s")
-        return silent
+        expired = [w for w in self._workers.values() if w.expires and w.last_seen < oldest]
+        for worker in expired:
+            self.drop(worker.address, f"no heartbeat for more than {self._expiry:.0f} s")
+        return expired
 
     def models(self) -> list[str]:
-        """The names of all models that are served, sorted."""
-        return sorted({name for member in self.members for name in member.models})
+        """The names of all served models, sorted."""
+        return sorted({name for worker in self.available for name in worker.models})
 
-    def pick(self, model: str, without: Collection[Member] = ()) -> Member | None:
-        """The worker that gets the next request for a model; None if none serves it.
+    def pick(
+        self, model: str, without: Collection[RegisteredWorker] = ()
+    ) -> RegisteredWorker | None:
+        """The worker for the next request of a model, or None.
 
-        The caller counts it in `passing` for as long as it passes a request on.
+        The caller counts the request in `in_flight` while it forwards it.
         """
-        able = [m for m in self.members if model in m.models and m not in without]
-        if not able:
+        candidates = [w for w in self.available if model in w.models and w not in without]
+        if not candidates:
             return None
-        chosen = self._choose(able, self._chance)
-        assert isinstance(chosen, Member)
-        chosen.last_chosen = next(self._turn)
-        return chosen
-
-    def status(self) -> WorkerStatus | None:
-        """All workers as if they were one, None without any; so a controller may be a worker too."""
-        members = self.members
-        if not members:
-            return None
-        return WorkerStatus(
-            model_names=self.models()[:64],
-            speed=float(sum(member.speed for member in members)),
-            queue_length=sum(member.load for member in members),
-        )
+        picked = self._dispatch(candidates, self._rng)
+        picked.last_picked = next(self._picks)
+        return picked

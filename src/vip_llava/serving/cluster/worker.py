@@ -1,19 +1,17 @@
-"""A worker: the API with the original's routes, and a place at a controller.
+"""`create_worker`: the API plus the original's routes, registered at a controller.
 
-What it answers is what the API answers; the original's request is turned into one of the API's, so
-that the same checks, limits and engine stand behind both. It joins its controller once all its
-models are open, and leaves it before it stops.
+A request in the original's format is converted to one of the API, so that the same validation,
+limits and engine serve both. The worker registers once all its models are loaded, and unregisters
+before it stops.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vip_llava.serving.api.app import completions_of, create_app, models_of
+from vip_llava.backends.native import as_native
+from vip_llava.serving.api.app import chat_completions, create_app, served_models
 
 # isort: split
 from fastapi import FastAPI, Request
@@ -21,13 +19,24 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from vip_llava.errors import VipLlavaError
+from vip_llava.serving.api.completions import ChatCompletions, StartedChat, stream_error
 from vip_llava.serving.api.schemas import ChatRequest
-from vip_llava.serving.cluster.legacy import ERROR_CODE, LegacyRequest, line, read_prompt
-from vip_llava.serving.cluster.model_routing import LEGACY_ANSWER
+from vip_llava.serving.cluster.heartbeat import HEARTBEAT_SECONDS, HeartbeatClient
+from vip_llava.serving.cluster.legacy import (
+    ERROR_CODE,
+    LegacyRequest,
+    legacy_chunk,
+    parse_prompt,
+)
+from vip_llava.serving.cluster.model_routing import LEGACY_RESPONSES
 from vip_llava.serving.cluster.registry import WorkerStatus
-from vip_llava.serving.cluster.worker_status import Join, add_status_route, as_member, stay_joined
-from vip_llava.serving.middleware.errors import Problem, as_problem, broken_rules
-from vip_llava.serving.middleware.stream import EventStream
+from vip_llava.serving.cluster.worker_status import (
+    add_status_route,
+    keep_registered,
+    worker_settings,
+)
+from vip_llava.serving.middleware.errors import ApiError, as_api_error, validation_error
+from vip_llava.serving.middleware.stream import event_stream
 
 if TYPE_CHECKING:
     from vip_llava.assistant import Assistant
@@ -38,10 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["create_worker"]
 
 _STREAM_TYPE = "application/octet-stream"
-_PATIENCE_SECONDS = 4.0
-"""The original's page gives up when nothing has come for ten seconds."""
-
-log = logging.getLogger("vip_llava.serving")
+_PING_SECONDS = 4.0  # the original's page gives up after ten seconds without data
 
 
 def create_worker(
@@ -51,87 +57,121 @@ def create_worker(
     loaders: Mapping[str, Loader] | None = None,
     on_failure: Callable[[Exception], None] = lambda _error: None,
     secret: Secret | None = None,
-    join: Join | None = None,
+    controller: str | None = None,
+    address: str = "",
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
     speed: float = 1.0,
 ) -> FastAPI:
     """The application of a worker for models by name.
 
-    loaders, on_failure: as of `create_app`. secret: of the cluster; without one it stands alone.
-    join: makes the place at a controller from a function that gives the status. speed: for dispatch.
+    Args:
+        loaders, on_failure: as of `create_app`.
+        secret: of the cluster; None for a standalone worker.
+        controller: URL of the controller to register at, which needs a secret; None for none.
+        address: URL of this worker as the controller reaches it.
+        heartbeat_seconds: interval of heartbeats; a controller may ask for a shorter one.
+        speed: weight of this worker for dispatch.
+
+    Raises:
+        ServingError: an invalid URL.
     """
     if secret is not None:
-        settings = as_member(settings, secret)
+        settings = worker_settings(settings, secret)
     app = create_app(
         assistants, settings, loaders=loaders, on_failure=on_failure, title="vip-llava worker"
     )
-    models = models_of(app)
+    models = served_models(app)
 
     def status() -> WorkerStatus:
-        found = [each.engine.stats() for each in models.open_now().values()]
+        stats = [as_native(each.backend).engine.stats() for each in models.loaded().values()]
         return WorkerStatus(
             model_names=list(models.names),
             speed=speed,
-            queue_length=sum(stats.running + stats.waiting for stats in found),
+            queue_length=sum(each.running + each.waiting for each in stats),
         )
 
     add_status_route(app, status, secret)
     _add_generate_route(app)
-    if join is not None:
-        stay_joined(app, join(status))
+    if controller is not None and secret is not None:
+        client = HeartbeatClient(controller, address, secret, status, interval=heartbeat_seconds)
+        keep_registered(app, client)
     return app
 
 
 def _add_generate_route(app: FastAPI) -> None:
+    completions = chat_completions(app)
+    schema = {"application/json": {"schema": LegacyRequest.model_json_schema()}}
+
     @app.post(
         "/worker_generate_stream",
         tags=["original"],
         response_class=Response,
-        responses=LEGACY_ANSWER,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": LegacyRequest.model_json_schema()}},
-            }
-        },
+        responses=LEGACY_RESPONSES,
+        openapi_extra={"requestBody": {"required": True, "content": schema}},
     )
     async def worker_generate_stream(request: Request) -> Response:
-        """The original's request and stream. What is wrong with it comes as an object with a code."""
-        body = await request.body()
+        """The original's request and stream; an error is an object with an error_code."""
         try:
-            json_body = LegacyRequest.model_validate_json(body)
+            given = LegacyRequest.model_validate_json(await request.body())
         except ValidationError as error:
-            raise broken_rules(error.errors(include_input=False, include_url=False)) from None
+            raise validation_error(error.errors(include_input=False, include_url=False)) from None
         try:
-            chat = _as_chat(json_body, app)
-            events = await completions_of(app).events(chat, request)
+            chat = await completions.start(_as_chat_request(given, app), request)
         except VipLlavaError as error:
-            problem = as_problem(error)
-            if problem.status in (429, 499, 503):
-                raise problem from None  # another worker may answer it
-            return Response(line(problem.message, ERROR_CODE), media_type=_STREAM_TYPE)
-        return EventStream(
-            _lines(json_body.prompt, events),
+            api_error = as_api_error(error)
+            if api_error.status in (429, 499, 503):
+                raise api_error from None  # another worker may answer it
+            return Response(legacy_chunk(api_error.message, ERROR_CODE), media_type=_STREAM_TYPE)
+        stream = _LegacyStream(given.prompt)
+        return event_stream(
+            stream.chunks(completions, chat),
             media_type=_STREAM_TYPE,
-            still_here=line(json_body.prompt),
-            every=_PATIENCE_SECONDS,
+            ping=stream.repeat,
+            ping_seconds=_PING_SECONDS,
         )
 
 
-def _as_chat(given: LegacyRequest, app: FastAPI) -> ChatRequest:
-    """The same request as one of the API's. Raises the VipLlavaError of whatever is wrong."""
-    models = models_of(app)
+class _LegacyStream:
+    """The original's stream: each chunk has the prompt and the answer so far."""
+
+    def __init__(self, prompt: str) -> None:
+        self._text = prompt
+
+    def repeat(self) -> bytes:
+        """The last chunk again, as a keep-alive."""
+        return legacy_chunk(self._text)
+
+    async def chunks(
+        self, completions: ChatCompletions, chat: StartedChat
+    ) -> AsyncGenerator[bytes]:
+        """The chunks of the only generation; an error is the last one."""
+        (generation,) = chat.generations
+        try:
+            async for event in generation.events():
+                self._text += event.text
+                if event.finish_reason is not None:
+                    await completions.finish(chat, generation)
+                if event.text or event.finish_reason is not None:
+                    yield legacy_chunk(self._text)
+        except Exception as error:
+            yield legacy_chunk(stream_error(error, chat.request_id).message, ERROR_CODE)
+
+
+def _as_chat_request(given: LegacyRequest, app: FastAPI) -> ChatRequest:
+    """The same request in the API's format. Raises the VipLlavaError of an invalid request."""
+    models = served_models(app)
     name = given.model or models.names[0]
     images, regions = given.images or [], given.regions or []
     if len(regions) > len(images):
-        raise Problem(422, "regions: more lists than images", code="invalid_request")
-    turns = read_prompt(given.prompt, models.get(name).processor.template, len(images))
+        raise ApiError(422, "regions: more lists than images", code="invalid_request")
+    template = as_native(models.get(name).backend).processor.template
     messages = []
-    for turn in turns:
+    for turn in parse_prompt(given.prompt, template, len(images)):
         parts: list[dict[str, Any]] = [{"type": "text", "text": turn.text}]
-        for place in turn.images:
-            address = f"data:application/octet-stream;base64,{images[place]}"
-            drawn = regions[place] if place < len(regions) else []
-            parts.append({"type": "image_url", "image_url": {"url": address}, "regions": drawn})
+        for index in turn.images:
+            url = f"data:application/octet-stream;base64,{images[index]}"
+            drawn = regions[index] if index < len(regions) else []
+            parts.append({"type": "image_url", "image_url": {"url": url}, "regions": drawn})
         messages.append({"role": turn.role, "content": parts})
     sampling = given.sampling()
     sampling["max_tokens"] = sampling.pop("max_new_tokens")
@@ -140,24 +180,4 @@ def _as_chat(given: LegacyRequest, app: FastAPI) -> ChatRequest:
             {"model": name, "messages": messages, "stream": True, **sampling}
         )
     except ValidationError as error:
-        raise broken_rules(error.errors(include_input=False, include_url=False)) from None
-
-
-async def _lines(prompt: str, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """The API's events as the original's stream: prompt and answer so far, each time anew."""
-    text = prompt
-    async with contextlib.aclosing(events):
-        async for event in events:
-            content = event.removeprefix(b"data: ")
-            if not content.startswith(b"{"):
-                continue
-            found = json.loads(content)
-            if "error" in found:
-                yield line(found["error"]["message"], ERROR_CODE)
-                return
-            pieces = [choice["delta"].get("content", "") for choice in found["choices"]]
-            more = "".join(pieces)
-            ends = any(choice["finish_reason"] for choice in found["choices"])
-            text += more
-            if more or ends:
-                yield line(text)
+        raise validation_error(error.errors(include_input=False, include_url=False)) from None

@@ -1,35 +1,34 @@
-"""Workers as addresses: one connection pool over which requests are passed on and answers come back.
+"""Requests from a controller to its workers over one HTTP connection pool.
 
-Only addresses that the controller has admitted are dialled, without proxies and without following
-redirects. A worker that the registry drops is not waited for any longer.
+Only admitted addresses are contacted, without proxies and redirects. A request is given up when
+the registry drops its worker.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import httpx
 
-from vip_llava.serving.cluster.failover import Begun, Call, LostError
-from vip_llava.serving.cluster.registry import Member, Registry
+from vip_llava.serving.cluster.failover import ProxyRequest, WorkerLostError, WorkerResponse
+from vip_llava.serving.cluster.registry import RegisteredWorker, WorkerRegistry
 
-__all__ = ["MemberBackend", "chooser", "new_client"]
+__all__ = ["HttpWorkerConnection", "make_client", "worker_picker"]
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 _CONNECT_SECONDS = 5.0
 _MARGIN_SECONDS = 15.0
 
 
-def new_client(answer_seconds: float) -> httpx.AsyncClient:
-    """The pool of one controller. answer_seconds: what workers may take for a whole answer."""
+def make_client(answer_seconds: float) -> httpx.AsyncClient:
+    """The connection pool of a controller. answer_seconds: the workers' limit for an answer."""
     return httpx.AsyncClient(
         timeout=httpx.Timeout(
             _CONNECT_SECONDS, read=answer_seconds + _MARGIN_SECONDS, pool=_CONNECT_SECONDS
         ),
-        # Shorter than workers keep silent connections, so that none is used as it is being closed.
+        # Shorter than the workers' keep-alive, so that no connection is reused while it closes.
         limits=httpx.Limits(
             max_connections=2000, max_keepalive_connections=128, keepalive_expiry=5
         ),
@@ -38,91 +37,87 @@ def new_client(answer_seconds: float) -> httpx.AsyncClient:
     )
 
 
-class MemberBackend:
-    """One request to one member of the registry."""
+class HttpWorkerConnection:
+    """One request to one registered worker."""
 
     def __init__(
         self,
-        member: Member,
-        registry: Registry,
+        worker: RegisteredWorker,
+        registry: WorkerRegistry,
         client: httpx.AsyncClient,
-        fields: Mapping[str, str],
+        headers: Mapping[str, str],
     ) -> None:
-        """fields: what the controller adds, its key for workers among it."""
-        self._member, self._registry, self._client, self._fields = member, registry, client, fields
+        """headers: added to the request, the service key among them."""
+        self._worker, self._registry = worker, registry
+        self._client, self._headers = client, headers
         self._counted = True
-        member.passing += 1
+        worker.in_flight += 1
 
-    async def send(self, call: Call) -> Begun:
-        """The head of the answer."""
-        request = self._client.build_request(
+    async def send(self, request: ProxyRequest) -> WorkerResponse:
+        """See `WorkerConnection.send`."""
+        sent = self._client.build_request(
             "POST",
-            self._member.address + call.path,
-            content=call.body,
-            # Answers pass through as they are, so they must not be compressed on the way.
-            headers={**call.fields, **self._fields, "accept-encoding": "identity"},
+            self._worker.address + request.path,
+            content=request.body,
+            # Responses are forwarded byte by byte, so they must not be compressed.
+            headers={**request.headers, **self._headers, "accept-encoding": "identity"},
         )
-        response = await self._unless_gone(lambda: self._client.send(request, stream=True))
-        return Begun(
-            response.status_code, response.headers, self._pieces(response), response.aclose
+        response = await self._until_dropped(lambda: self._client.send(sent, stream=True))
+        return WorkerResponse(
+            response.status_code, response.headers, self._chunks(response), response.aclose
         )
 
-    def lost(self, error: LostError) -> None:
-        """Nothing new for it until its next sign of life."""
-        self._registry.suspect(self._member.address)
+    def mark_lost(self, error: WorkerLostError) -> None:
+        """Send the worker no new requests until its next heartbeat."""
+        self._registry.suspect(self._worker.address)
 
-    def done(self) -> None:
-        """Not counted any more."""
-        self._member.passing -= self._counted
+    def release(self) -> None:
+        """See `WorkerConnection.release`; repeated calls have no effect."""
+        self._worker.in_flight -= self._counted
         self._counted = False
 
-    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+    async def _chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
         raw = response.aiter_raw()
-        while piece := await self._unless_gone(lambda: anext(raw, b"")):
-            yield piece
+        while chunk := await self._until_dropped(lambda: anext(raw, b"")):
+            yield chunk
 
-    async def _unless_gone(self, make: Callable[[], Awaitable[Result]]) -> Result:
-        """What comes of it; LostError if the connection fails or the registry drops the worker."""
-        limit = asyncio.timeout(None)
-        take_back: Callable[[], None] | None = None
+    async def _until_dropped(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Await it; WorkerLostError if the connection fails or the registry drops the worker."""
+        timeout = asyncio.timeout(None)
+        cancel_callback: Callable[[], None] | None = None
         try:
-            async with limit:
+            async with timeout:
                 now = asyncio.get_running_loop().time
-                take_back = self._member.when_gone(lambda: limit.reschedule(now()))
+                cancel_callback = self._worker.on_drop(lambda: timeout.reschedule(now()))
                 return await make()
         except httpx.ConnectError as error:
-            raise LostError("it does not take connections", reached=False) from error
+            raise WorkerLostError("it refuses connections", reached=False) from error
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise LostError("it does not answer", reached=False) from error
+            raise WorkerLostError("connecting timed out", reached=False) from error
         except (httpx.HTTPError, httpx.StreamError, AttributeError) as error:
-            # The last one: httpcore asks a connection that was closed just now for its socket.
-            raise LostError(
+            # AttributeError: httpcore reads the socket of a connection that was just closed.
+            raise WorkerLostError(
                 f"its connection broke ({type(error).__name__})", reached=True
             ) from error
         except TimeoutError as error:
-            raise LostError(self._member.gone or "it is gone", reached=True) from error
+            reason = self._worker.drop_reason or "it was dropped"
+            raise WorkerLostError(reason, reached=True) from error
         finally:
-            if take_back is not None:
-                take_back()
+            if cancel_callback is not None:
+                cancel_callback()
 
 
-def chooser(
-    model: str, registry: Registry, client: httpx.AsyncClient, fields: Mapping[str, str]
-) -> Callable[[], MemberBackend | None]:
-    """Gives one worker after the other for a model, as `pass_on` wants it."""
-    tried: set[Member] = set()
+def worker_picker(
+    model: str, registry: WorkerRegistry, client: httpx.AsyncClient, headers: Mapping[str, str]
+) -> Callable[[], HttpWorkerConnection | None]:
+    """A function that picks untried workers of a model, one by one, for `forward`."""
+    tried: set[RegisteredWorker] = set()
 
-    def choose() -> MemberBackend | None:
-        member = registry.pick(model, tried)
-        if member is None:
+    def next_worker() -> HttpWorkerConnection | None:
+        worker = registry.pick(model, tried)
+        if worker is None:
             return None
-        tried.add(member)
-        return MemberBackend(member, registry, client, fields)
+        tried.add(worker)
+        return HttpWorkerConnection(worker, registry, client, headers)
 
-    return choose
-
-
-async def closed(client: httpx.AsyncClient) -> None:
-    """End the pool, whatever its connections do."""
-    with contextlib.suppress(httpx.HTTPError, OSError):
-        await client.aclose()
+    return next_worker

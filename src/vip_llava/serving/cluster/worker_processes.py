@@ -1,8 +1,8 @@
-"""A whole cluster on one machine: worker processes that are started, watched and started again.
+"""`WorkerProcesses`: starts the workers of one machine, watches and restarts them.
 
-Each worker is the command `vip-llava worker` in a process of its own, so that a crash ends one of them
-and not the server. The secret goes through its standard input, which also tells it when this process
-is gone. Knows processes; what they serve and who asks is not its business.
+Each worker runs `vip-llava worker` in its own process, so that a crash does not end the server. It
+reads the secret from standard input, whose end also tells it that this process is gone. This
+module does not know models or requests.
 """
 
 from __future__ import annotations
@@ -17,51 +17,56 @@ from collections.abc import Callable, Sequence
 
 from vip_llava.serving.cluster.signing import Secret
 
-__all__ = ["LocalWorker", "LocalWorkers"]
+__all__ = ["WorkerProcess", "WorkerProcesses"]
 
-MOST_RESTARTS, RESTART_WINDOW = 5, 600.0
-"""A worker that ends more often than this many times in so many seconds is given up."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
-_WRONG_COMMAND = 2
+MAX_RESTARTS, RESTART_WINDOW = 5, 600.0
+"""A worker that exits more often than this within the window (seconds) is given up."""
+_MIN_BACKOFF, _MAX_BACKOFF = 0.5, 15.0
+_USAGE_ERROR = 2
 _KILL_SECONDS = 5.0
 
 log = logging.getLogger("vip_llava.serving")
 
 
-class LocalWorker:
-    """One worker process. `given_up` is called, by a thread, when it is not started any more."""
+class WorkerProcess:
+    """One worker process with restarts."""
 
     def __init__(
         self,
         name: str,
         arguments: Sequence[str],
         secret: Secret,
-        given_up: Callable[[str], None],
+        on_give_up: Callable[[str], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """name: of its model, for the log. arguments: those of `vip-llava worker`."""
+        """
+        Args:
+            name: of its model, for the log.
+            arguments: of `vip-llava worker`.
+            on_give_up: called in a thread with the reason when it is not restarted any more.
+        """
         self.name = name
         self._command = [sys.executable, "-m", "vip_llava", "worker", "--managed", *arguments]
-        self._secret, self._given_up, self._clock = secret, given_up, clock
+        self._secret, self._on_give_up, self._clock = secret, on_give_up, clock
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._ends: list[float] = []
+        self._exits: list[float] = []
         self._thread = threading.Thread(target=self._watch, name=f"worker-{name}", daemon=True)
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs now, if one does."""
+        """The id of the running process, or None."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
     def start(self) -> None:
-        """Start it, and go on starting it when it ends."""
+        """Start the process, and restart it when it exits."""
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """Let it end what it answers, for so many seconds at most; then it is ended."""
+        """Let it finish its requests for at most `seconds`, then terminate it."""
         self._stopping.set()
         with self._lock:
             process = self._process
@@ -70,7 +75,7 @@ class LocalWorker:
             try:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
-                log.warning("worker %s does not stop: ending it", self.name)
+                log.warning("worker %s does not stop; terminating it", self.name)
                 process.terminate()
                 try:
                     process.wait(_KILL_SECONDS)
@@ -84,18 +89,18 @@ class LocalWorker:
             code = self._run()
             if self._stopping.is_set():
                 return
-            pause = self._pause(code)
-            if pause is None:
+            backoff = self._backoff(code)
+            if backoff is None:
                 return
-            log.warning("worker %s ended (%s); starting it again", self.name, _how(code))
-            self._stopping.wait(pause)
+            log.warning("worker %s exited (%s); restarting it", self.name, _describe(code))
+            self._stopping.wait(backoff)
 
     def _run(self) -> int:
-        """Start the process and wait for its end; its exit code."""
+        """Start the process and wait for its exit code."""
         with self._lock:
             if self._stopping.is_set():
                 return 0
-            # Of a session of its own: Ctrl-C is for this process, which lets workers end in order.
+            # In its own session: Ctrl-C reaches this process only, which stops workers in order.
             process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=sys.stderr, start_new_session=True
             )
@@ -105,58 +110,58 @@ class LocalWorker:
             process.stdin.write(self._secret.text().encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended already; its code says why
+            pass  # it has exited already; its code tells why
         code = process.wait()
         _close(process)
         return code
 
-    def _pause(self, code: int) -> float | None:
-        """Seconds until the next start, None if there is none."""
+    def _backoff(self, code: int) -> float | None:
+        """Seconds until the restart, or None to give up."""
         now = self._clock()
-        self._ends = [end for end in self._ends if end > now - RESTART_WINDOW] + [now]
-        if code == _WRONG_COMMAND:
-            self._given_up(f"the worker of {self.name} can't start as asked (see above)")
+        self._exits = [end for end in self._exits if end > now - RESTART_WINDOW] + [now]
+        if code == _USAGE_ERROR:
+            self._on_give_up(f"the worker of {self.name} can't start (see above)")
             return None
-        if len(self._ends) > MOST_RESTARTS:
-            self._given_up(
-                f"the worker of {self.name} ended {len(self._ends)} times within "
-                f"{RESTART_WINDOW / 60:.0f} minutes, at last {_how(code)}"
+        if len(self._exits) > MAX_RESTARTS:
+            self._on_give_up(
+                f"the worker of {self.name} exited {len(self._exits)} times within "
+                f"{RESTART_WINDOW / 60:.0f} minutes, the last time with {_describe(code)}"
             )
             return None
-        return float(min(_FIRST_PAUSE * 2 ** (len(self._ends) - 1), _LONGEST_PAUSE))
+        return float(min(_MIN_BACKOFF * 2 ** (len(self._exits) - 1), _MAX_BACKOFF))
 
 
-class LocalWorkers:
-    """The workers of one machine. Without any that is still started, `all_gone` is called once."""
+class WorkerProcesses:
+    """The worker processes of one machine; `on_all_given_up` is called when none is left."""
 
-    def __init__(self, all_gone: Callable[[], None]) -> None:
-        self.workers: list[LocalWorker] = []
+    def __init__(self, on_all_given_up: Callable[[], None]) -> None:
+        self.workers: list[WorkerProcess] = []
         self.reasons: list[str] = []
         """Why workers were given up."""
-        self._all_gone = all_gone
+        self._on_all_given_up = on_all_given_up
 
     def add(self, name: str, arguments: Sequence[str], secret: Secret) -> None:
-        """One more worker, to be started with the others."""
-        self.workers.append(LocalWorker(name, arguments, secret, self._given_up))
+        """Add a worker for `start`."""
+        self.workers.append(WorkerProcess(name, arguments, secret, self._record_give_up))
 
     def start(self) -> None:
-        """Start them all."""
+        """Start all workers."""
         for worker in self.workers:
             worker.start()
 
     def stop(self, seconds: float) -> None:
-        """Stop them all, at the same time."""
+        """Stop all workers in parallel; `seconds` as of `WorkerProcess.stop`."""
         threads = [threading.Thread(target=worker.stop, args=(seconds,)) for worker in self.workers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    def _given_up(self, reason: str) -> None:
+    def _record_give_up(self, reason: str) -> None:
         self.reasons.append(reason)
         log.error("%s", reason)
         if len(self.reasons) == len(self.workers):
-            self._all_gone()
+            self._on_all_given_up()
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:
@@ -166,5 +171,5 @@ def _close(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
 
 
-def _how(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+def _describe(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

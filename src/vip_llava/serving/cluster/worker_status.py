@@ -1,14 +1,12 @@
-"""What a worker tells a controller about itself, with the proof that it is one of the cluster's.
+"""What a worker needs behind a controller: its status route with a proof, and its registration.
 
-Used by every application that a controller may pass requests to, which may be a controller too; knows
-no model and no engine.
+It does not know models or engines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +16,22 @@ from starlette.responses import Response
 from vip_llava.serving.cluster.admission import STATUS_PATH
 from vip_llava.serving.cluster.registry import WorkerStatus
 from vip_llava.serving.cluster.signing import CHALLENGE_HEADER, PROOF_HEADER, Secret
-from vip_llava.serving.middleware.app_factory import shell_of
-from vip_llava.serving.middleware.errors import Problem, error_schema
+from vip_llava.serving.middleware.app_factory import context_of
+from vip_llava.serving.middleware.errors import ApiError, error_responses
 from vip_llava.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from vip_llava.serving.cluster.heartbeat import Joining
+    from vip_llava.serving.cluster.heartbeat import HeartbeatClient
 
-__all__ = ["Join", "add_status_route", "as_member", "stay_joined"]
+__all__ = ["add_status_route", "keep_registered", "worker_settings"]
 
-_LONGEST_CHALLENGE = 128
-_NOTHING = {"model_names": [], "speed": 0, "queue_length": 0}
-
-Join = Callable[[Callable[[], WorkerStatus | None]], "Joining"]
-"""Makes a place at a controller from a function that tells the status."""
+_MAX_CHALLENGE = 128
 
 
-def as_member(settings: ServerSettings, secret: Secret) -> ServerSettings:
-    """The settings of a server behind a controller: its key is known, and rates are the controller's.
+def worker_settings(settings: ServerSettings, secret: Secret) -> ServerSettings:
+    """Settings of a server behind a controller: it accepts the service key, without rate limits.
 
-    All requests come from one client there, which asks for many.
+    All its requests come from one client, the controller, which limits rates itself.
     """
     keys = (*(key.get_secret_value() for key in settings.keys), secret.service_key)
     limits = settings.limits.model_copy(
@@ -49,44 +43,40 @@ def as_member(settings: ServerSettings, secret: Secret) -> ServerSettings:
 
 
 def add_status_route(
-    app: FastAPI, status: Callable[[], WorkerStatus | None], secret: Secret | None
+    app: FastAPI, status: Callable[[], WorkerStatus], secret: Secret | None
 ) -> None:
-    """Add /worker_get_status; with a secret it proves itself where it is challenged.
-
-    status: None where there is nothing to be asked for.
-    """
+    """Add /worker_get_status; with a secret it answers challenges with a proof."""
 
     @app.post(
-        STATUS_PATH, tags=["original"], response_model=dict[str, Any], responses=error_schema(421)
+        STATUS_PATH, tags=["original"], response_model=WorkerStatus, responses=error_responses(421)
     )
     async def worker_get_status(request: Request) -> Response:
-        """The models of this worker, its speed, and how many requests it has."""
-        found = status()
-        body = json.dumps(_NOTHING if found is None else found.model_dump()).encode()
+        """The models of this worker, its speed and its number of requests."""
+        body = status().model_dump_json().encode()
         challenge = request.headers.get(CHALLENGE_HEADER)
-        fields = {}
+        headers = {}
         if challenge is not None and secret is not None:
-            if not challenge.isalnum() or len(challenge) > _LONGEST_CHALLENGE:
-                raise Problem(422, "the challenge is none", code="invalid_request")
-            fields = {PROOF_HEADER: secret.proof(challenge, body)}
-        return Response(body, media_type="application/json", headers=fields)
+            if not challenge.isalnum() or len(challenge) > _MAX_CHALLENGE:
+                raise ApiError(422, "malformed challenge", code="invalid_request")
+            headers = {PROOF_HEADER: secret.proof(challenge, body)}
+        return Response(body, media_type="application/json", headers=headers)
 
 
-def stay_joined(app: FastAPI, place: Joining) -> None:
-    """Let an application of `shell` have its place at a controller for as long as it can answer."""
-    around = app.router.lifespan_context
+def keep_registered(app: FastAPI, client: HeartbeatClient) -> None:
+    """Run the heartbeat client within the lifespan of the application, while it is ready."""
+    inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
     async def lifespan(own: FastAPI) -> AsyncIterator[Any]:
-        async with around(own) as state:
-            task = asyncio.create_task(place.run(lambda: shell_of(app).not_ready() is None))
+        async with inner(own) as state:
+            task = asyncio.create_task(client.run(lambda: context_of(app).not_ready() is None))
             try:
                 yield state
             finally:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-                await place.leave()
-                await place.aclose()
+                await client.unregister()
+                await client.aclose()
 
     app.router.lifespan_context = lifespan

@@ -1,4 +1,4 @@
-"""What every server of this project begins with: checks, limits, errors, counts; `shell` puts them together.
+"""What every server of this project shares: access checks, limits, errors, metrics, the socket.
 
-Knows no models and no workers.
+It does not know models, workers or the format of any request.
 """

@@ -1,7 +1,7 @@
-"""Who may ask: the Host header, the page a browser asks from, and API keys.
+"""Access checks on request headers: the Host header, the requesting web page, the API key.
 
-Pure functions over header fields; no sockets and no state. Comparing keys takes the same time
-whichever one is right and however much of one is.
+It has no state and opens no sockets. The time of a key comparison depends neither on which key
+matches nor on the length of a matching prefix.
 """
 
 from __future__ import annotations
@@ -12,60 +12,63 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import SecretStr
 
-from vip_llava.serving.middleware.errors import Problem
+from vip_llava.serving.middleware.errors import ApiError
 from vip_llava.serving.settings import ServerSettings, is_loopback
 
-__all__ = ["Access"]
+__all__ = ["AccessPolicy"]
 
 
-class Access:
-    """The checks of one server."""
+class AccessPolicy:
+    """The access checks of one server."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._hosts = frozenset(_allowed_hosts(settings))
         self._origins = frozenset(settings.origins)
         self._keys = _digests(settings.keys)
 
-    def check_host(self, fields: Mapping[str, str]) -> None:
-        """Problem 421 unless the request was meant for this server.
+    def check_host(self, headers: Mapping[str, str]) -> None:
+        """Raise ApiError 421 if the Host header names another server.
 
-        A name that somebody else's DNS points here (rebinding) arrives with that name.
+        This stops DNS rebinding: a foreign name that resolves to this machine arrives unchanged.
         """
-        host = fields.get("host", "")
-        if _host_of(host) not in self._hosts:
-            raise Problem(
+        if _host_of(headers.get("host", "")) not in self._hosts:
+            raise ApiError(
                 421,
-                "the Host header names another server; the operator lists names with --allow-host",
+                "the Host header names another server; allow more names with --allow-host",
                 code="wrong_host",
             )
 
-    def check_origin(self, fields: Mapping[str, str]) -> None:
-        """Problem 403 for a request that a browser sends for another site's page."""
-        origin = fields.get("origin")
-        same = origin is not None and origin.partition("://")[2] == fields.get("host")
+    def check_origin(self, headers: Mapping[str, str]) -> None:
+        """Raise ApiError 403 if a browser sends the request for a page of another site."""
+        origin = headers.get("origin")
+        same = origin is not None and origin.partition("://")[2] == headers.get("host")
         if origin in self._origins or same:
             return
-        if origin is not None or fields.get("sec-fetch-site") in ("cross-site", "same-site"):
-            raise Problem(
+        if origin is not None or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            raise ApiError(
                 403,
-                "pages of other sites may not ask here; the operator lists them with --origin",
+                "requests from pages of other sites are refused; allow an origin with --origin",
                 code="wrong_origin",
             )
 
-    def check_key(self, fields: Mapping[str, str]) -> str | None:
-        """A short name of the client whose key it is, None where no keys are set; else Problem 401."""
+    def check_key(self, headers: Mapping[str, str]) -> str | None:
+        """A short id of the client that the key belongs to; None if no keys are configured.
+
+        Raises:
+            ApiError: 401 for a missing or unknown key.
+        """
         if not self._keys:
             return None
-        scheme, _, given = fields.get("authorization", "").partition(" ")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(given.strip().encode("utf-8", "replace")).digest()
-        # No early end: which key it is must not show in the time either.
-        known = [hmac.compare_digest(digest, key) for key in self._keys]
-        if scheme.lower() != "bearer" or not any(known):
-            raise Problem(
+        # All keys are compared, so that the time does not tell which one matches.
+        matches = [hmac.compare_digest(digest, key) for key in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise ApiError(
                 401,
-                "an API key is needed: send the header Authorization: Bearer KEY"
-                if not given
-                else "this API key is not known",
+                "unknown API key"
+                if given
+                else "an API key is required: send the header Authorization: Bearer KEY",
                 code="invalid_api_key",
             )
         return f"key:{digest.hex()[:16]}"
@@ -83,7 +86,7 @@ def _allowed_hosts(settings: ServerSettings) -> Iterable[str]:
 
 
 def _host_of(value: str) -> str:
-    """The name of a Host header without its port, folded; an IPv6 address stays in brackets."""
+    """The lower-case name in a Host header without its port; an IPv6 address keeps its brackets."""
     value = value.strip().lower()
     if value.startswith("["):
         return value.partition("]")[0] + "]"

@@ -1,7 +1,7 @@
-"""The shell of every server of this project: an application with all the checks and none of the work.
+"""`create_base_app`: an application with every check and no routes of its own.
 
-API, worker and controller are made by adding routes to it. It brings request ids, limits, API
-keys, the standard shape of errors, liveness, readiness and metrics. It knows no model.
+API, worker, controller and page add their routes to it. It brings request ids, limits, API keys,
+the error format, liveness, readiness and metrics. It does not know models.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from vip_llava.errors import MissingExtraError, VipLlavaError
 from vip_llava.serving.settings import ServerSettings
 
 try:
+    import sse_starlette  # noqa: F401 - only to report a missing extra in one place
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
@@ -26,53 +27,60 @@ except ImportError as error:
     ) from error
 
 from vip_llava import __version__
-from vip_llava.serving.middleware.asgi_gate import Gate
+from vip_llava.serving.middleware.asgi_gate import RequestGate
 from vip_llava.serving.middleware.errors import (
-    Problem,
-    as_problem,
-    broken_rules,
-    error_schema,
-    internal,
+    ApiError,
+    as_api_error,
+    error_responses,
+    internal_error,
+    validation_error,
 )
 
-__all__ = ["Shell", "shell", "shell_of"]
+__all__ = ["AppContext", "context_of", "create_base_app"]
 
-_NOT_READY_SECONDS = 2
+_NOT_READY_RETRY_SECONDS = 2
 log = logging.getLogger("vip_llava.serving")
-_HTTP_PROBLEMS = {
-    404: ("there is nothing at this path", "not_found"),
-    405: ("the path is there, but not with this method", "method_not_allowed"),
+_HTTP_ERRORS = {
+    404: ("no such path", "not_found"),
+    405: ("this path does not allow the method", "method_not_allowed"),
 }
 
 
-class Shell:
-    """What the parts of one server share: `shell_of(app)`."""
+class AppContext:
+    """State shared by the components of one application: `context_of(app)`."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.draining = False
-        """Set when the server is being stopped: no new requests, running ones end."""
-        self._checks: list[Callable[[], str | None]] = []
+        """True once the server stops: new requests are refused, running ones finish."""
+        self._readiness_checks: list[Callable[[], str | None]] = []
 
-    def ready_when(self, check: Callable[[], str | None]) -> None:
-        """Add a condition of readiness: a function that gives a reason against it, or None."""
-        self._checks.append(check)
+    def add_readiness_check(self, check: Callable[[], str | None]) -> None:
+        """Add a function that returns why the server is not ready, or None."""
+        self._readiness_checks.append(check)
 
     def not_ready(self) -> str | None:
         """The first reason why new requests should go elsewhere, or None."""
         if self.draining:
             return "the server is stopping"
-        return next((reason for check in self._checks if (reason := check())), None)
+        return next((reason for check in self._readiness_checks if (reason := check())), None)
 
 
-def shell(
-    settings: ServerSettings, *, title: str, lifespan: Any = None, own_rates: Collection[str] = ()
+def create_base_app(
+    settings: ServerSettings,
+    *,
+    title: str,
+    lifespan: Any = None,
+    separate_rate_paths: Collection[str] = (),
 ) -> FastAPI:
-    """An application without routes but /health, /ready, /metrics and /openapi.json.
+    """An application whose only routes are /health, /ready, /metrics and /openapi.json.
 
-    Pages of FastAPI that load scripts from elsewhere are left out. `lifespan` as FastAPI's.
-    own_rates: paths whose requests are counted apart from the client's others.
+    FastAPI's documentation pages are left out: they load scripts from other servers.
+
+    Args:
+        lifespan: as FastAPI's.
+        separate_rate_paths: paths whose requests are rate-limited apart from a client's others.
     """
     app = FastAPI(
         title=title,
@@ -80,16 +88,16 @@ def shell(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        responses=error_schema(401, 403, 413, 415, 422, 429, 500, 503),
+        responses=error_responses(401, 403, 413, 415, 422, 429, 500, 503),
     )
-    parts = Shell(settings)
-    app.state.shell = parts
+    context = AppContext(settings)
+    app.state.context = context
     app.add_middleware(
-        Gate,
+        RequestGate,
         settings=settings,
-        metrics=parts.metrics,
-        draining=lambda: parts.draining,
-        own_rates=own_rates,
+        metrics=context.metrics,
+        draining=lambda: context.draining,
+        separate_rate_paths=separate_rate_paths,
     )
     if settings.origins:
         app.add_middleware(
@@ -99,68 +107,67 @@ def shell(
             allow_headers=["authorization", "content-type", "x-request-id"],
         )
     _add_error_handlers(app)
-    _add_watch_routes(app, parts)
+    _add_monitoring_routes(app, context)
     return app
 
 
-def shell_of(app: FastAPI) -> Shell:
-    """The shared parts of an application made by `shell`."""
-    parts = app.state.shell
-    assert isinstance(parts, Shell)
-    return parts
+def context_of(app: FastAPI) -> AppContext:
+    """The context of an application made by `create_base_app`."""
+    context = app.state.context
+    assert isinstance(context, AppContext)
+    return context
 
 
-def _add_watch_routes(app: FastAPI, parts: Shell) -> None:
-    @app.get("/health", tags=["watch"])
+def _add_monitoring_routes(app: FastAPI, context: AppContext) -> None:
+    @app.get("/health", tags=["monitoring"])
     async def health() -> dict[str, str]:
-        """Whether the process is alive."""
+        """Liveness: whether the process responds."""
         return {"status": "ok"}
 
-    @app.get("/ready", tags=["watch"])
+    @app.get("/ready", tags=["monitoring"])
     async def ready() -> dict[str, str]:
-        """Whether requests can be answered now; 503 with a reason where not."""
-        reason = parts.not_ready()
+        """Readiness: whether requests can be answered now; 503 with the reason if not."""
+        reason = context.not_ready()
         if reason is not None:
-            raise Problem(503, reason, code="not_ready", retry_after=_NOT_READY_SECONDS)
+            raise ApiError(503, reason, code="not_ready", retry_after=_NOT_READY_RETRY_SECONDS)
         return {"status": "ready"}
 
-    @app.get("/metrics", tags=["watch"], response_class=Response)
+    @app.get("/metrics", tags=["monitoring"], response_class=Response)
     def metrics() -> Response:
-        """Counts for Prometheus."""
-        # In a thread of its own: an engine tells its counts between two steps.
-        return Response(parts.metrics.text(), media_type="text/plain; version=0.0.4")
+        """Metrics for Prometheus."""
+        # A sync route runs in a thread; collecting waits for the engine's current step.
+        return Response(context.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    def answer(request: Request, problem: Problem) -> Response:
-        request.state.passage.code = problem.code
-        return Response(
-            problem.body(), problem.status, problem.headers, media_type="application/json"
-        )
+    def respond(request: Request, error: ApiError) -> Response:
+        request.state.info.error_code = error.code
+        return Response(error.body(), error.status, error.headers, media_type="application/json")
 
-    async def ours(request: Request, error: Exception) -> Response:
+    async def on_library_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, VipLlavaError)
-        problem = as_problem(error)
-        if problem.status == 500:  # about the server and not the request: told to the operator
-            log.error("id=%s failed: %s: %s", request.state.request_id, type(error).__name__, error)
-            problem = internal(request.state.request_id)
-        return answer(request, problem)
+        api_error = as_api_error(error)
+        if api_error.status == 500:  # about the server, so the details go to the log only
+            request_id = request.state.info.id
+            log.error("id=%s failed: %s: %s", request_id, type(error).__name__, error)
+            api_error = internal_error(request_id)
+        return respond(request, api_error)
 
-    async def rules(request: Request, error: Exception) -> Response:
+    async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if isinstance(error.body, bytes) and not kind.endswith(("/json", "+json")):
-            text = "the body has to be JSON, with the header content-type: application/json"
-            return answer(request, Problem(415, text, code="wrong_content_type"))
-        return answer(request, broken_rules(error.errors()))
+            text = "the body must be JSON, with the header content-type: application/json"
+            return respond(request, ApiError(415, text, code="wrong_content_type"))
+        return respond(request, validation_error(error.errors()))
 
-    async def plain(request: Request, error: Exception) -> Response:
+    async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        text, code = _HTTP_PROBLEMS.get(error.status_code, (str(error.detail), "invalid_request"))
-        answered = answer(request, Problem(error.status_code, text, code=code))
-        answered.headers.update(error.headers or {})
-        return answered
+        text, code = _HTTP_ERRORS.get(error.status_code, (str(error.detail), "invalid_request"))
+        response = respond(request, ApiError(error.status_code, text, code=code))
+        response.headers.update(error.headers or {})
+        return response
 
-    app.add_exception_handler(VipLlavaError, ours)
-    app.add_exception_handler(RequestValidationError, rules)
-    app.add_exception_handler(HTTPException, plain)
+    app.add_exception_handler(VipLlavaError, on_library_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_error)

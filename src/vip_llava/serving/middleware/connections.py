@@ -1,7 +1,7 @@
-"""Connections that end: uvicorn's protocol with limits for clients that send or read nothing.
+"""uvicorn's HTTP/1.1 protocol with limits for clients that send nothing or read nothing.
 
-It knows sockets and time, not what is asked. What it closes here never reaches the application; an
-answer that was under way is told so as a disconnect.
+It knows sockets and time, not requests. A connection aborted here never reaches the application,
+except that a response in progress sees a disconnect.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vip_llava.serving.settings import Limits
 
-__all__ = ["protocol_with"]
+__all__ = ["limited_protocol", "uvicorn_options"]
 
 
-def protocol_with(limits: Limits) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1 protocol under these limits, as a class of its own."""
+def limited_protocol(limits: Limits) -> type[H11Protocol]:
+    """A subclass of uvicorn's HTTP/1.1 protocol that enforces these limits."""
     per_address: dict[str, int] = {}
 
     class LimitedProtocol(H11Protocol):
-        """A request's head has to arrive in time, answers have to be read, and clients are counted."""
+        """Limits connections per address, the time for request headers and the time unread."""
 
         _counted: str | None = None
-        _head: asyncio.TimerHandle | None = None
-        _unread: asyncio.TimerHandle | None = None
+        _header_timer: asyncio.TimerHandle | None = None
+        _write_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -38,7 +38,7 @@ def protocol_with(limits: Limits) -> type[H11Protocol]:
             ):
                 transport.abort()
                 return
-            self._expect_head()
+            self._start_header_timer()
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._counted is not None:
@@ -46,7 +46,7 @@ def protocol_with(limits: Limits) -> type[H11Protocol]:
                 if not per_address[self._counted]:
                     del per_address[self._counted]
                 self._counted = None
-            self._clear_head()
+            self._stop_header_timer()
             self.resume_writing()
             super().connection_lost(exc)
             self._unset_keepalive_if_required()
@@ -55,52 +55,52 @@ def protocol_with(limits: Limits) -> type[H11Protocol]:
             before = self.cycle
             super().handle_events()
             if self.cycle is not before:
-                self._clear_head()
+                self._stop_header_timer()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self.cycle is None or self.cycle.response_complete:
-                self._expect_head()
-            # What is left in the buffer has to go, also where the connection is being closed.
-            self._expect_reading()
+                self._start_header_timer()
+            # The rest of the write buffer must drain even if the connection is being closed.
+            self._start_write_timer()
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._expect_reading()
+            self._start_write_timer()
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            if self._unread is not None:
-                self._unread.cancel()
-                self._unread = None
+            if self._write_timer is not None:
+                self._write_timer.cancel()
+                self._write_timer = None
 
-        def _expect_head(self) -> None:
-            self._clear_head()
-            self._head = self.loop.call_later(limits.header_seconds, self._end)
+        def _start_header_timer(self) -> None:
+            self._stop_header_timer()
+            self._header_timer = self.loop.call_later(limits.header_seconds, self._abort)
 
-        def _clear_head(self) -> None:
-            if self._head is not None:
-                self._head.cancel()
-                self._head = None
+        def _stop_header_timer(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
 
-        def _expect_reading(self) -> None:
-            if self._unread is None and self.transport.get_write_buffer_size():
-                self._unread = self.loop.call_later(limits.write_seconds, self._check_reading)
+        def _start_write_timer(self) -> None:
+            if self._write_timer is None and self.transport.get_write_buffer_size():
+                self._write_timer = self.loop.call_later(limits.write_seconds, self._check_drained)
 
-        def _check_reading(self) -> None:
-            self._unread = None
+        def _check_drained(self) -> None:
+            self._write_timer = None
             if self.transport.get_write_buffer_size():
-                self._end()
+                self._abort()
 
-        def _end(self) -> None:
-            """Drop the connection with whatever is unsent; closing would wait for the client."""
+        def _abort(self) -> None:
+            """Drop the connection and its unsent data; a regular close would wait for the client."""
             self.transport.abort()
 
     return LimitedProtocol
 
 
-def quiet_config() -> dict[str, Any]:
-    """Settings of uvicorn that say nothing of clients: no access log, no name of the software."""
+def uvicorn_options() -> dict[str, Any]:
+    """uvicorn settings without an access log and without the server's name in responses."""
     return {
         "access_log": False,
         "server_header": False,
@@ -108,6 +108,5 @@ def quiet_config() -> dict[str, Any]:
         "log_config": None,
         "ws": "none",
         "lifespan": "on",
-        # A head larger than this is no request of ours.
-        "h11_max_incomplete_event_size": 64 * 1024,
+        "h11_max_incomplete_event_size": 64 * 1024,  # of a request's headers
     }

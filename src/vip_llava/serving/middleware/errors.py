@@ -1,7 +1,7 @@
-"""What goes wrong with a request, as clients of the OpenAI API expect to be told.
+"""`ApiError`: an HTTP error in the form that clients of the OpenAI API expect.
 
-{"error": {"message", "type", "param", "code"}} with a fitting status, `Retry-After` where trying
-again makes sense. The library's own errors become such answers here and nowhere else.
+The body is {"error": {"message", "type", "param", "code"}}, with a fitting status and
+`Retry-After` where a retry may succeed. This module alone translates the library's own errors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vip_llava.errors import (
     VipLlavaError,
 )
 
-__all__ = ["Problem", "as_problem", "broken_rules", "error_schema", "internal"]
+__all__ = ["ApiError", "as_api_error", "error_responses", "internal_error", "validation_error"]
 
 _TYPES = {
     401: "authentication_error",
@@ -41,11 +41,46 @@ _CODES: Sequence[tuple[type[VipLlavaError], str]] = (
     (TemplateError, "invalid_conversation"),
     (RequestError, "invalid_request"),
 )
-_ALTERNATIVES = frozenset({"system", "developer", "user", "assistant", "text", "image_url"})
+_DESCRIPTIONS = {
+    400: "The body is not valid JSON.",
+    401: "The API key is missing or unknown.",
+    403: "This web page or host is not allowed.",
+    404: "No such model or upload.",
+    405: "The method is not allowed.",
+    408: "The body arrived too slowly.",
+    409: "A worker registers models that it does not serve.",
+    413: "The body is too large.",
+    415: "The content type of the body is not supported.",
+    421: "The Host header names another server.",
+    422: "The request is invalid; `param` names the place.",
+    429: "Too many requests from one client; retry after `Retry-After` seconds.",
+    500: "Internal error.",
+    501: "Not installed on this server.",
+    502: "An upstream server failed.",
+    503: "Busy, loading or stopping; retry after `Retry-After` seconds.",
+    504: "The answer took too long.",
+}
+_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+_UNION_TAGS = frozenset({"system", "developer", "user", "assistant", "text", "image_url"})
 
 
-class Problem(ServingError):  # noqa: N818 - it is an answer as much as an error
-    """An answer that is an error. `param` names the key of the request that is wrong."""
+class ApiError(ServingError):
+    """An error response. `param` names the key of the request that is wrong."""
 
     def __init__(
         self,
@@ -56,7 +91,7 @@ class Problem(ServingError):  # noqa: N818 - it is an answer as much as an error
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """`retry_after`: seconds after which the same request may do."""
+        """retry_after: seconds after which the same request may succeed."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -64,25 +99,26 @@ class Problem(ServingError):  # noqa: N818 - it is an answer as much as an error
         self.param = param
         self.retry_after = retry_after
 
+    def at(self, param: str) -> ApiError:
+        """The same error with the place in the body that it belongs to."""
+        message = f"{param}: {self.message}"
+        return ApiError(
+            self.status, message, code=self.code, param=param, retry_after=self.retry_after
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The body of the answer."""
+        """The body as a JSON value."""
         kind = _TYPES.get(self.status, "invalid_request_error")
-        return {
-            "error": {
-                "message": self.message,
-                "type": kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        about = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": about}
 
     def body(self) -> bytes:
-        """`to_json` as bytes; half of a surrogate pair, which UTF-8 can't hold, is escaped."""
+        """`to_json` as ASCII bytes; a lone surrogate, which UTF-8 can't encode, is escaped."""
         return json.dumps(self.to_json()).encode()
 
     @property
     def headers(self) -> dict[str, str]:
-        """Header fields of the answer besides its length and kind."""
+        """Response headers besides content length and type."""
         found = {}
         if self.retry_after is not None:
             found["retry-after"] = str(max(1, math.ceil(self.retry_after)))
@@ -91,57 +127,57 @@ class Problem(ServingError):  # noqa: N818 - it is an answer as much as an error
         return found
 
 
-def as_problem(error: VipLlavaError, *, param: str | None = None) -> Problem:
-    """What a client is told of an error of the library."""
-    if isinstance(error, Problem):
+def as_api_error(error: VipLlavaError, *, param: str | None = None) -> ApiError:
+    """The response for an error of the library."""
+    if isinstance(error, ApiError):
         return error
     for kind, code in _CODES:
         if isinstance(error, kind):
-            return Problem(422, str(error), code=code, param=param)
+            return ApiError(422, str(error), code=code, param=param)
     if isinstance(error, MissingExtraError):
-        return Problem(501, str(error), code="not_installed", param=param)
-    # Anything else speaks of the server (files, weights), which is no business of a client.
-    return internal()
+        return ApiError(501, str(error), code="not_installed", param=param)
+    # Other errors describe the server's files and weights, which clients must not learn.
+    return internal_error()
 
 
-def internal(request_id: str | None = None) -> Problem:
-    """A fault of the server: nothing of it is told but where to look for it."""
-    named = f"; the log has more under request id {request_id}" if request_id else ""
-    return Problem(500, f"the server failed to answer{named}", code="internal_error")
+def internal_error(request_id: str | None = None) -> ApiError:
+    """A 500 response that tells nothing but the request id under which the log has details."""
+    hint = f"; see the log for request id {request_id}" if request_id else ""
+    return ApiError(500, f"internal error{hint}", code="internal_error")
 
 
-def broken_rules(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """The first of pydantic's complaints about a body, and how many there are more.
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's errors about a body, and the number of the others.
 
-    What was given is not repeated: it may be long, and belongs in no log of a client.
+    The rejected value is not repeated: it may be long, and it must not reach logs.
     """
-    # Of a text or a list the text is tried first; what is wrong in a list is what helps.
-    told = [each for each in errors if not any(map(_is_alternative, each["loc"][-1:]))] or errors
-    first = told[0]
-    place = list(first.get("loc", ()))
-    if place[:1] in (["body"], ["query"], ["path"], ["header"]):
-        place = place[1:]
+    # For a union of string and list, pydantic reports both; the error in the list is the useful one.
+    useful = [each for each in errors if not any(map(_is_union_tag, each["loc"][-1:]))] or errors
+    first = useful[0]
+    loc = list(first.get("loc", ()))
+    if loc[:1] in (["body"], ["query"], ["path"], ["header"]):
+        loc = loc[1:]
     if first.get("type") == "json_invalid":
-        return Problem(400, "the body is no JSON", code="invalid_json")
-    param = _dotted(place)
-    text = str(first.get("msg", "not allowed")).removeprefix("Value error, ")
+        return ApiError(400, "the body is not valid JSON", code="invalid_json")
+    param = _dotted(loc)
+    text = str(first.get("msg", "invalid value")).removeprefix("Value error, ")
     if first.get("type") == "extra_forbidden":
-        text = "unknown key; see the documentation for what a request may hold"
-    more = f" ({len(told) - 1} more)" if len(told) > 1 else ""
+        text = "unknown key"
+    more = f" ({len(useful) - 1} more errors)" if len(useful) > 1 else ""
     where = f"{param}: " if param else ""
-    return Problem(422, f"{where}{text}{more}", code="invalid_request", param=param or None)
+    return ApiError(422, f"{where}{text}{more}", code="invalid_request", param=param or None)
 
 
-def _dotted(place: Sequence[object]) -> str:
-    """`messages[0].content` of ["messages", 0, "user", "content"]; long keys are cut.
+def _dotted(loc: Sequence[object]) -> str:
+    """`messages[0].content` for ["messages", 0, "user", "content"]; long keys are truncated.
 
-    pydantic also names which alternative it tried, which is no key of the body.
+    pydantic puts the tag of the tried union member into the location, which is not a key.
     """
     text = ""
-    for before, part in zip((None, *place), place, strict=False):
-        if _is_alternative(part) or (isinstance(part, str) and part.startswith("list[")):
+    for before, part in zip((None, *loc), loc, strict=False):
+        if _is_union_tag(part) or (isinstance(part, str) and part.startswith("list[")):
             continue
-        if isinstance(before, int) and part in _ALTERNATIVES:
+        if isinstance(before, int) and part in _UNION_TAGS:
             continue
         if isinstance(part, int):
             text += f"[{part}]"
@@ -152,47 +188,12 @@ def _dotted(place: Sequence[object]) -> str:
     return text
 
 
-def _is_alternative(part: object) -> bool:
-    """Whether a part of a place is pydantic's name for the plain text of a text or a list."""
+def _is_union_tag(part: object) -> bool:
+    """Whether a part of a location is pydantic's name for the string member of a union."""
     return part == "str" or (isinstance(part, str) and part.startswith("function-"))
 
 
-def error_schema(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a FastAPI route for these statuses."""
-    about = {
-        400: "The body is no JSON.",
-        401: "No API key, or none that is known.",
-        403: "Not allowed to this page or host.",
-        404: "No such model or upload.",
-        405: "The method does not fit.",
-        408: "The body came too slowly.",
-        409: "A worker wants to be registered for other models than it serves.",
-        413: "The body is too large.",
-        415: "The body is of the wrong kind.",
-        421: "The Host header names another server.",
-        422: "Something in the request does not fit; `param` says what.",
-        429: "Too many requests of one client; try again after `Retry-After` seconds.",
-        500: "A fault of the server.",
-        501: "Not installed on this server.",
-        502: "A server behind this one failed.",
-        503: "Busy, loading or stopping; try again after `Retry-After` seconds.",
-        504: "The answer took too long.",
-    }
-    schema = {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type", "param", "code"],
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "param": {"type": ["string", "null"]},
-                    "code": {"type": "string"},
-                },
-            }
-        },
-    }
-    content = {"application/json": {"schema": schema}}
-    return {status: {"description": about[status], "content": content} for status in statuses}
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` argument of a FastAPI route for these statuses."""
+    content = {"application/json": {"schema": _SCHEMA}}
+    return {each: {"description": _DESCRIPTIONS[each], "content": content} for each in statuses}

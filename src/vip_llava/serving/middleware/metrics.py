@@ -1,7 +1,7 @@
-"""What a server counts, in the text format of Prometheus. No names, no content, no addresses.
+"""HTTP metrics in the text format of Prometheus, without content, names or addresses.
 
-Every server has a registry of its own, so that several may live in one process. Paths are those
-of the routes and methods are of a fixed list: what clients invent makes no new series.
+Each server has its own registry, so that several can run in one process. Label values are route
+paths and known methods; a client can't create new series.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """The registry and the series that every server has; parts add theirs to `registry`."""
+    """The series that every server has; other modules add theirs to `registry`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "vip_llava_http_requests",
-            "Answers by route, method and status.",
+            "Responses by route, method and status.",
             ("path", "method", "status"),
             registry=self.registry,
         )
         self._seconds = Histogram(
             "vip_llava_http_request_seconds",
-            "Seconds from a request's head to the end of its answer.",
+            "Seconds from the request's headers to the end of the response.",
             ("path",),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._refused = Counter(
             "vip_llava_refused",
-            "Requests refused, by the code of the error.",
+            "Error responses by error code.",
             ("code",),
             registry=self.registry,
         )
         self.open_requests = Gauge(
-            "vip_llava_http_open_requests", "Requests being answered.", registry=self.registry
+            "vip_llava_http_open_requests", "Requests in progress.", registry=self.registry
         )
 
-    def answered(self, path: str, method: str, status: int, seconds: float) -> None:
-        """Count one answer. `path` is a route's and `method` one that is known, never a client's."""
+    def count_response(self, path: str, method: str, status: int, seconds: float) -> None:
+        """Count one response. `path` is a route's path and `method` a known one."""
         self._requests.labels(path, method, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def refused(self, code: str) -> None:
-        """Count one refusal; `code` is one of this project's."""
+    def count_error(self, code: str) -> None:
+        """Count one error response by its code."""
         self._refused.labels(code).inc()
 
     def text(self) -> bytes:
-        """Everything in the text format."""
+        """All series in the text format."""
         return generate_latest(self.registry)

@@ -1,6 +1,6 @@
-"""How much clients may ask: a bucket of requests each, and a budget of bytes for all.
+"""A token bucket for each client, and one byte budget for all request bodies.
 
-Both are used by one event loop only and never wait. Neither knows what a request is.
+Both belong to one event loop and never block. They do not know what a request is.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-__all__ = ["ByteBudget", "Rates"]
+__all__ = ["ByteBudget", "RateLimiter"]
 
-_MOST_CLIENTS = 10_000
+_MAX_CLIENTS = 10_000
 
 
-class Rates:
-    """A bucket of requests for each client; it fills by `per_minute` and holds `burst`."""
+class RateLimiter:
+    """A token bucket for each client: refilled by `per_minute`, holding at most `burst`."""
 
     def __init__(
         self, per_minute: float, burst: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`per_minute` 0: nobody is limited."""
+        """per_minute: 0 turns the limit off."""
         self._per_second = per_minute / 60
         self._burst = burst
         self._clock = clock
-        # client -> (requests left, when that was so), the longest unseen first
+        # client -> (tokens left, time of that count), least recently seen first
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> float:
-        """Count a request; 0 where it is allowed, else the seconds until the next one is."""
+        """Count a request; 0 if it is allowed, else the seconds until the next one is."""
         if not self._per_second:
             return 0.0
         now = self._clock()
@@ -36,8 +36,8 @@ class Rates:
         left = min(self._burst, left + (now - seen) * self._per_second)
         allowed = left >= 1
         self._buckets[client] = (left - 1 if allowed else left, now)
-        # Many addresses must not fill the memory; who was not seen for longest has a full bucket.
-        while len(self._buckets) > _MOST_CLIENTS:
+        # Bounded in memory; the least recently seen client has a full bucket anyway.
+        while len(self._buckets) > _MAX_CLIENTS:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - left) / self._per_second
 
@@ -50,12 +50,12 @@ class ByteBudget:
         self.used = 0
 
     def take(self, count: int) -> bool:
-        """Reserve so many bytes; False where they are not there."""
+        """Reserve bytes; False if fewer are left."""
         if self.used + count > self._size:
             return False
         self.used += count
         return True
 
     def give_back(self, count: int) -> None:
-        """Return bytes that were taken."""
+        """Release reserved bytes."""
         self.used -= count

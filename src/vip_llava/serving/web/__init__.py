@@ -1,9 +1,8 @@
-"""A page to draw on an image and ask about it: `create_page` gives it as one application.
+"""The web page: draw on an image and ask about it. `app.create_page` makes it.
 
-Gradio lays the page out and carries questions and answers; the canvas and the conversation are
-scripts of ours under `static`. Images go over routes of our own, so that no path of a file ever
-comes from a browser. The package knows people with browsers; what an answer is it leaves to whom it
-asks (`asking`).
+Gradio lays the page out and transports questions and answers; canvas and conversation are the
+scripts under `static`. Images use the page's own routes, so that a browser never sends a file path.
+The package does not know how answers are made; a `ChatClient` does (`asking`).
 """
 
 from __future__ import annotations

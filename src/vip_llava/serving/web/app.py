@@ -1,4 +1,4 @@
-"""The page as one application: the shell of all servers, our routes, Gradio, and the doors around."""
+"""`create_page`: the base application with the page's routes, Gradio, and the route allow-list."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ from typing import Any
 from fastapi import FastAPI
 
 from vip_llava.errors import MissingExtraError
-from vip_llava.serving.middleware.app_factory import shell, shell_of
+from vip_llava.serving.middleware.app_factory import context_of, create_base_app
 from vip_llava.serving.settings import ServerSettings
-from vip_llava.serving.web.asking import Asker
-from vip_llava.serving.web.image_store import Shelf
-from vip_llava.serving.web.suggest import Suggester
+from vip_llava.serving.web.asking import ChatClient
+from vip_llava.serving.web.image_store import ImageStore
+from vip_llava.serving.web.suggest import MaskSuggester
 from vip_llava.serving.web.votes import VoteFile
 
 __all__ = ["create_page"]
 
 
 def create_page(
-    asker: Asker,
+    client: ChatClient,
     settings: ServerSettings,
     *,
-    suggester: Suggester | None = None,
+    suggester: MaskSuggester | None = None,
     votes: str | Path | None = None,
 ) -> FastAPI:
     """An application with the page at "/".
 
-    asker: who answers. suggester: who finds areas by a click, or None. votes: a file that votes on
-    answers are written to; None: there is no voting. MissingExtraError without Gradio.
+    Args:
+        client: answers the questions.
+        suggester: suggests masks; None turns suggestions off.
+        votes: a file for votes on answers; None turns voting off.
+
+    Raises:
+        MissingExtraError: Gradio is not installed.
     """
     try:
         from gradio.routes import mount_gradio_app
@@ -43,22 +48,22 @@ def create_page(
             f"the page needs the library {error.name}: pip install 'vip-llava[web]'"
         ) from error
     from vip_llava.serving.web.conversation import Conversations
-    from vip_llava.serving.web.route_allowlist import Doors
+    from vip_llava.serving.web.route_allowlist import RouteAllowList
     from vip_llava.serving.web.routes import page_routes
 
     @asynccontextmanager
-    async def running(_app: FastAPI) -> AsyncIterator[None]:
-        await asker.start()
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await client.start()
         try:
             yield
         finally:
-            await asker.stop()
+            await client.stop()
 
-    shelf = Shelf()
-    app = shell(settings, title="vip-llava page", lifespan=running)
-    app.include_router(page_routes(shelf, suggester, settings.limits))
-    kept = VoteFile(Path(votes)) if votes is not None else None
-    conversations = Conversations(asker, shelf, settings.limits, kept)
+    images = ImageStore()
+    app = create_base_app(settings, title="vip-llava page", lifespan=lifespan)
+    app.include_router(page_routes(images, suggester, settings.limits))
+    vote_file = VoteFile(Path(votes)) if votes is not None else None
+    conversations = Conversations(client, images, settings.limits, vote_file)
 
     async def mount() -> None:
         mount_gradio_app(
@@ -73,19 +78,19 @@ def create_page(
             enable_monitoring=False,
             pwa=False,
             mcp_server=False,
-            max_file_size=1,  # nothing is uploaded through Gradio; its route is closed too
+            max_file_size=1,  # Gradio's upload route is not exposed either
             theme=theme(),
             css=styles(),
         )
 
-    # Without a running loop Gradio would make three of its own and leave them open.
-    _in_a_loop(mount())
-    app.add_middleware(Doors, stopping=lambda: shell_of(app).draining)
+    # Without a running loop Gradio would create three and leave them open.
+    _run_in_loop(mount())
+    app.add_middleware(RouteAllowList, stopping=lambda: context_of(app).draining)
     return app
 
 
-def _in_a_loop(work: Coroutine[Any, Any, None]) -> None:
-    """Run what never waits, in the loop that runs already or in a passing one."""
+def _run_in_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never waits, within the running loop or a temporary one."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""Whom the page asks: models in this process, or a server with the API.
+"""`ChatClient`: how the page sends a question - to models of this process, or to a server.
 
-Both take an `Ask` and give the answer in pieces, and at its end what the model saw. The page knows
-no difference.
+Both implementations take a `Question` and yield the answer in pieces, then a `Reply` with what the
+model saw. This module does not know Gradio or HTML.
 """
 
 from __future__ import annotations
@@ -16,38 +16,39 @@ from PIL import Image
 
 from vip_llava.prompting.prepare import Request
 from vip_llava.regions import Region
-from vip_llava.serving.api.answering import Answering
-from vip_llava.serving.api.models import Models
+from vip_llava.serving.api.generation import GenerationPool
+from vip_llava.serving.api.models import ServedModels
 
 if TYPE_CHECKING:
     from vip_llava.answer import Answer
     from vip_llava.assistant import Assistant
+    from vip_llava.serving.api.generation import Generation
     from vip_llava.serving.settings import Limits
 
-__all__ = ["Ask", "Asker", "LocalAsker", "Told"]
+__all__ = ["ChatClient", "LocalClient", "Question", "Reply"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Question:
     """One question to one model."""
 
     model: str
-    question: str
+    text: str
     image: Image.Image | None = None
     regions: tuple[Region, ...] = ()
-    """On that image, which is shown with the first question of the conversation."""
+    """On that image, which belongs to the first question of the conversation."""
     history: tuple[tuple[str, str], ...] = ()
     """Earlier turns as (role, text), oldest first."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """The end of an answer: the whole text, and what the model was shown."""
+class Reply:
+    """A complete answer: its text, and what the model saw."""
 
     text: str
     image: Image.Image | None
-    """The image exactly as the model saw it, in its original size; RGB."""
+    """The image as the model saw it, with its marks, in its original size; RGB."""
     regions: tuple[dict[str, Any], ...]
     prompt: str
     notes: tuple[str, ...]
@@ -56,84 +57,85 @@ class Told:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
-    """From the question to the end of the answer, as the page saw it."""
+    """From the question to the end of the answer, as measured by the page."""
 
 
-class Asker(Protocol):
-    """Whoever can answer."""
+class ChatClient(Protocol):
+    """Something that answers questions."""
 
     async def start(self) -> None:
-        """Get ready, in the loop in which `ask` is going to run."""
+        """Prepare, in the event loop that will run `ask`."""
         ...
 
     async def stop(self) -> None:
-        """Give up what is left."""
+        """Cancel what is running and release all resources."""
         ...
 
     async def models(self) -> Sequence[str]:
-        """Names of the models that may be asked, the first one by default."""
+        """The available model names; the first one is the default."""
         ...
 
-    def ask(self, ask: Ask) -> AsyncGenerator[str | Told]:
-        """Pieces of text, and `Told` as the last thing; raises what went wrong as VipLlavaError.
+    def ask(self, question: Question) -> AsyncGenerator[str | Reply]:
+        """Yield pieces of the text, then the `Reply`. Closing the generator cancels the answer.
 
-        Closing it early ends the work behind it.
+        Raises:
+            VipLlavaError: what is wrong with the question, or why it can't be answered.
         """
         ...
 
 
-class LocalAsker:
+class LocalClient:
     """Models of this process."""
 
     def __init__(self, assistants: Mapping[str, Assistant], limits: Limits) -> None:
-        """assistants: at least one, by the names that are shown."""
-        self._models = Models(assistants)
-        self._answering = Answering(self._models, limits)
+        """assistants: at least one, by the names that visitors see."""
+        self._models = ServedModels(assistants)
+        self._pool = GenerationPool(self._models, limits)
 
     async def start(self) -> None:
-        """Let the engines run in threads of their own."""
+        """Start the engines' threads."""
         self._models.start()
-        await self._answering.start()
+        await self._pool.start()
 
     async def stop(self) -> None:
-        """End those threads."""
-        await self._answering.stop()
+        """Stop the engines' threads."""
+        await self._pool.stop()
         self._models.stop()
 
     async def models(self) -> Sequence[str]:
-        """The names that were given."""
+        """See `ChatClient.models`."""
         return self._models.names
 
-    async def ask(self, ask: Ask) -> AsyncGenerator[str | Told]:
-        """See `Asker.ask`."""
-        assistant = self._models.get(ask.model)
-        began = time.perf_counter()
+    async def ask(self, question: Question) -> AsyncGenerator[str | Reply]:
+        """See `ChatClient.ask`."""
+        assistant = self._models.get(question.model)
+        started = time.perf_counter()
         request = Request(
-            question=ask.question,
-            image=ask.image,
-            regions=ask.regions,
-            history=[{"role": role, "text": text} for role, text in ask.history],
+            question=question.text,
+            image=question.image,
+            regions=question.regions,
+            history=[{"role": role, "text": text} for role, text in question.history],
         )
-        with self._answering.places(1):
-            prepared = await self._answering.prepare(
-                lambda: assistant.prepare(request, **ask.sampling)
+        with self._pool.reserve(1):
+            prepared = await self._pool.prepare(
+                lambda: assistant.prepare(request, **question.sampling)
             )
-            runs = self._answering.runs(assistant, [prepared], streamed=True)
-            async with runs as (run,), contextlib.aclosing(_events(run)) as pieces:
-                async for piece in pieces:
-                    yield piece
-                answer = await run.answer()
-            yield _told(answer, time.perf_counter() - began)
+            running = self._pool.run(assistant, [prepared], streamed=True)
+            async with running as (generation,), contextlib.aclosing(_texts(generation)) as texts:
+                async for text in texts:
+                    yield text
+                answer = await generation.answer()
+            yield _reply(answer, time.perf_counter() - started)
 
 
-async def _events(run: Any) -> AsyncGenerator[str]:
-    async for event in run.events():
+async def _texts(generation: Generation) -> AsyncGenerator[str]:
+    async for event in generation.events():
         if event.text:
             yield event.text
 
 
-def _told(answer: Answer, seconds: float) -> Told:
-    return Told(
+def _reply(answer: Answer, seconds: float) -> Reply:
+    return Reply(
         text=answer.text,
         image=answer.image,
         regions=tuple(region.to_json() for region in answer.regions),

@@ -1,12 +1,11 @@
-"""Asking a server with the API: a controller, a single server, or anything that speaks as they do.
+"""`HttpClient`: sends the page's questions to a server with the API - a controller, for example.
 
-The server's address is the operator's and never a visitor's. Its errors are told in its own words,
-its address is not.
+The operator sets the server's URL; a visitor never does. Visitors see the server's error messages,
+but not its URL.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -14,44 +13,51 @@ from typing import Any
 
 from vip_llava.errors import ImageError, MissingExtraError, ServingError
 from vip_llava.images import open_image
-from vip_llava.serving.web.asking import Ask, Told
-from vip_llava.serving.web.image_store import as_png
+from vip_llava.serving.api.replies import image_data_url
+from vip_llava.serving.web.asking import Question, Reply
 from vip_llava.serving.web.share import api_request
 
 try:
     import httpx
 except ImportError as error:
-    raise MissingExtraError("asking a server needs httpx: pip install 'vip-llava[web]'") from error
+    raise MissingExtraError(
+        "asking a server needs the library httpx: pip install 'vip-llava[web]'"
+    ) from error
 
-__all__ = ["HttpAsker"]
+__all__ = ["HttpClient"]
 
-_GONE = "the server that answers can't be reached; try again in a while"
+_UNREACHABLE = "the model server can't be reached; try again later"
 
 
-class HttpAsker:
-    """A server with the API at `address`, for example http://127.0.0.1:8000."""
+class HttpClient:
+    """A server with the API at `url`, for example http://127.0.0.1:8000."""
 
     def __init__(
-        self, address: str, key: str | None = None, *, reload: bool = True, seconds: float = 300
+        self, url: str, key: str | None = None, *, reload: bool = True, seconds: float = 300
     ) -> None:
-        """key: an API key of that server. reload: ask for its models on every visit, not only once.
-
-        seconds: for how long the server may say nothing. ServingError for what is no address.
         """
-        if not address.startswith(("http://", "https://")):
-            raise ServingError(f"{address}: give an address like http://127.0.0.1:8000")
-        self._address = address.rstrip("/").removesuffix("/v1")
-        self._fields = {"authorization": f"Bearer {key}"} if key else {}
+        Args:
+            key: an API key of that server.
+            reload: read its list of models on every visit instead of once.
+            seconds: read timeout.
+
+        Raises:
+            ServingError: an invalid URL.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise ServingError(f"{url}: must be a URL like http://127.0.0.1:8000")
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._reload = reload
         self._seconds = seconds
         self._names: tuple[str, ...] = ()
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        """Open the client; the server may come later."""
+        """Create the connection pool; the server may start later."""
         timeout = httpx.Timeout(self._seconds, connect=10)
         self._client = httpx.AsyncClient(
-            base_url=self._address, headers=self._fields, timeout=timeout, trust_env=False
+            base_url=self._url, headers=self._headers, timeout=timeout, trust_env=False
         )
 
     async def stop(self) -> None:
@@ -60,7 +66,7 @@ class HttpAsker:
             await self._client.aclose()
 
     async def models(self) -> Sequence[str]:
-        """The server's models, or those of last time while it can't be reached; else ServingError."""
+        """The server's models, or the last known ones while it is unreachable; else ServingError."""
         if self._reload or not self._names:
             assert self._client is not None
             try:
@@ -69,47 +75,45 @@ class HttpAsker:
                 self._names = tuple(str(each["id"]) for each in listed)
             except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:
                 if not self._names:
-                    raise ServingError(_GONE) from error
+                    raise ServingError(_UNREACHABLE) from error
         return self._names
 
-    async def ask(self, ask: Ask) -> AsyncGenerator[str | Told]:
-        """See `Asker.ask`."""
+    async def ask(self, question: Question) -> AsyncGenerator[str | Reply]:
+        """See `ChatClient.ask`."""
         assert self._client is not None
-        began = time.perf_counter()
-        address = None
-        if ask.image is not None:
-            address = "data:image/png;base64," + base64.b64encode(as_png(ask.image)).decode()
+        started = time.perf_counter()
+        image_url = image_data_url(question.image) if question.image is not None else None
         body = {
-            **api_request(ask, address),
+            **api_request(question, image_url),
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_image": True,
         }
-        heard = _Heard()
+        parser = _StreamParser()
         try:
             async with self._client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 if answer.status_code != 200:
                     raise ServingError(_message(await answer.aread(), answer.status_code))
                 async for line in answer.aiter_lines():
-                    piece = heard.line(line)
-                    if piece:
-                        yield piece
+                    text = parser.feed(line)
+                    if text:
+                        yield text
         except httpx.HTTPError as error:
-            raise ServingError(_GONE) from error
-        yield heard.told(ask, time.perf_counter() - began)
+            raise ServingError(_UNREACHABLE) from error
+        yield parser.reply(time.perf_counter() - started)
 
 
-class _Heard:
-    """What has come of an answer so far."""
+class _StreamParser:
+    """Collects a streamed answer."""
 
     def __init__(self) -> None:
-        self.text = ""
-        self.finish_reason: str | None = None
-        self.usage: Mapping[str, Any] = {}
-        self.extension: Mapping[str, Any] = {}
+        self._text = ""
+        self._finish_reason: str | None = None
+        self._usage: Mapping[str, Any] = {}
+        self._extension: Mapping[str, Any] = {}
 
-    def line(self, line: str) -> str:
-        """Take a line of the stream; gives the text in it. ServingError for what is no answer."""
+    def feed(self, line: str) -> str:
+        """Parse a line of the stream; returns its text. ServingError if it is malformed."""
         if not line.startswith("data:") or line[5:].strip() == "[DONE]":
             return ""
         try:
@@ -117,45 +121,44 @@ class _Heard:
             error = event.get("error")
             if error:
                 raise ServingError(str(error["message"]))
-            self.usage = event.get("usage") or self.usage
-            self.extension = event.get("vip_llava") or self.extension
+            self._usage = event.get("usage") or self._usage
+            self._extension = event.get("vip_llava") or self._extension
             for choice in event.get("choices", ()):
-                self.finish_reason = choice.get("finish_reason") or self.finish_reason
-                piece = str(choice.get("delta", {}).get("content") or "")
-                self.text += piece
-                return piece
+                self._finish_reason = choice.get("finish_reason") or self._finish_reason
+                text = str(choice.get("delta", {}).get("content") or "")
+                self._text += text
+                return text
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServingError("the server's answer can't be read") from error
+            raise ServingError("the model server sent a malformed answer") from error
         return ""
 
-    def told(self, ask: Ask, seconds: float) -> Told:
-        """The whole answer; ServingError where it was cut off."""
-        if self.finish_reason is None:
+    def reply(self, seconds: float) -> Reply:
+        """The complete answer; ServingError if the stream ended early."""
+        if self._finish_reason is None:
             raise ServingError("the answer was cut off; try again")
-        images = self.extension.get("images") or [{}]
-        address = images[0].get("image")
+        images = self._extension.get("images") or [{}]
+        url = images[0].get("image")
         try:
-            image = open_image(address) if address else None
+            image = open_image(url) if url else None
         except ImageError as error:
-            raise ServingError("the server's image can't be read") from error
-        return Told(
-            # As a whole answer has it: without white space at both ends.
-            text=self.text.strip(),
+            raise ServingError("the model server sent an invalid image") from error
+        return Reply(
+            text=self._text.strip(),  # as in an answer that is not streamed
             image=image,
             regions=tuple(images[0].get("regions", ())),
-            prompt=str(self.extension.get("prompt", "")),
-            notes=tuple(map(str, self.extension.get("notes", ()))),
-            finish_reason=self.finish_reason,
-            seed=self.extension.get("seed"),
-            prompt_tokens=int(self.usage.get("prompt_tokens", 0)),
-            completion_tokens=int(self.usage.get("completion_tokens", 0)),
+            prompt=str(self._extension.get("prompt", "")),
+            notes=tuple(map(str, self._extension.get("notes", ()))),
+            finish_reason=self._finish_reason,
+            seed=self._extension.get("seed"),
+            prompt_tokens=int(self._usage.get("prompt_tokens", 0)),
+            completion_tokens=int(self._usage.get("completion_tokens", 0)),
             seconds=seconds,
         )
 
 
 def _message(body: bytes, status: int) -> str:
-    """What a server says is wrong."""
+    """The message of an error response."""
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return f"the server that answers refused with {status}"
+        return f"the model server refused with status {status}"

@@ -1,6 +1,7 @@
-"""From what a visitor did to turns: asking one model or two, streaming, stopping, voting.
+"""`Conversations`: what visitors do - ask one model or two, stop, vote - applied to transcripts.
 
-Between the browser's values, which may be anything, and an `Asker`. Knows no Gradio and no HTML.
+It validates the browser's values, which may be anything, and calls a `ChatClient`. It does not
+know Gradio or HTML.
 """
 
 from __future__ import annotations
@@ -19,52 +20,56 @@ from vip_llava.images import image_hash
 from vip_llava.regions import Region, regions_from_json, resolve
 from vip_llava.regions.phrases import expand
 from vip_llava.serving.settings import Limits
-from vip_llava.serving.web.asking import Ask, Asker, Told
-from vip_llava.serving.web.image_store import Held, Shelf
-from vip_llava.serving.web.share import shared
-from vip_llava.serving.web.transcript import Column, Talk, Turn
+from vip_llava.serving.web.asking import ChatClient, Question, Reply
+from vip_llava.serving.web.image_store import ImageStore, StoredImage
+from vip_llava.serving.web.share import share_texts
+from vip_llava.serving.web.transcript import Exchange, ModelAnswer, Transcript
 from vip_llava.serving.web.votes import VoteFile
 
 __all__ = ["Conversations"]
 
-_SHOW_SECONDS = 0.05
-_FAILED = "the server failed to answer; its log says more"
-_UNWRITTEN = "the vote could not be written down"
-_VISITORS = 1000
+_UPDATE_SECONDS = 0.05
+_FAILED = "internal error; the server's log has details"
+_VOTE_FAILED = "the vote could not be saved"
+_MAX_VISITORS = 1000
 log = logging.getLogger("vip_llava.serving")
 
 
 class Conversations:
-    """What all visitors of a page share. Every method belongs to the server's loop."""
+    """The conversations of all visitors; for the server's event loop only."""
 
     def __init__(
-        self, asker: Asker, shelf: Shelf, limits: Limits, votes: VoteFile | None = None
+        self, client: ChatClient, images: ImageStore, limits: Limits, votes: VoteFile | None = None
     ) -> None:
-        self.asker = asker
+        self.client = client
         self.votes = votes
-        self._shelf = shelf
+        self._images = images
         self._limits = limits
         self._stops: dict[str, asyncio.Event] = {}
-        self._talks: OrderedDict[str, Talk] = OrderedDict()
+        self._transcripts: OrderedDict[str, Transcript] = OrderedDict()
 
-    def talk(self, visitor: str) -> Talk:
-        """The visitor's conversation; those of visitors who are long gone are forgotten."""
-        found = self._talks.pop(visitor, None) or Talk()
-        self._talks[visitor] = found
-        while len(self._talks) > _VISITORS:
-            self._talks.popitem(last=False)
+    def transcript(self, visitor: str) -> Transcript:
+        """The visitor's transcript; those of the least recent visitors are discarded."""
+        found = self._transcripts.pop(visitor, None) or Transcript()
+        self._transcripts[visitor] = found
+        while len(self._transcripts) > _MAX_VISITORS:
+            self._transcripts.popitem(last=False)
         return found
 
-    def clear(self, visitor: str) -> Talk:
-        """End what is being said, and begin anew."""
-        self.stop(visitor)
-        self._talks.pop(visitor, None)
-        return self.talk(visitor)
+    def clear(self, visitor: str) -> Transcript:
+        """Stop the visitor's answers and start a new conversation."""
+        self.leave(visitor)
+        return self.transcript(visitor)
 
     def leave(self, visitor: str) -> None:
-        """The visitor has gone."""
+        """Stop the visitor's answers and discard the transcript."""
         self.stop(visitor)
-        self._talks.pop(visitor, None)
+        self._transcripts.pop(visitor, None)
+
+    def stop(self, visitor: str) -> None:
+        """Stop the visitor's answers; their text so far is kept."""
+        if visitor in self._stops:
+            self._stops[visitor].set()
 
     async def ask(
         self,
@@ -75,190 +80,190 @@ class Conversations:
         sampling: Mapping[str, Any],
         *,
         again: bool = False,
-    ) -> AsyncGenerator[Talk]:
-        """Ask; gives the conversation each time there is something new to show.
+    ) -> AsyncGenerator[Transcript]:
+        """Ask a question; yields the transcript whenever it has changed.
 
-        canvas: {"image": id or None, "regions": [...]} from the browser. What is wrong with it
-        becomes a notice, and what goes wrong with one model the error of its column.
-        again: ask the last question anew, in the place of the last turn.
+        An invalid question becomes a notice, and the error of a model part of its answer.
+
+        Args:
+            canvas: {"image": id or None, "regions": [...]} from the browser.
+            again: ask the last question again, in place of the last exchange.
         """
-        talk = self.talk(visitor)
-        talk.notice = ""
+        transcript = self.transcript(visitor)
+        transcript.notice = ""
         if visitor in self._stops:
-            talk.notice = "The last question is still being answered."
-            yield talk
+            transcript.notice = "The last question is still being answered."
+            yield transcript
             return
-        last = talk.turns[-1:] if again else []
+        last = transcript.exchanges[-1:] if again else []
         question = last[0].question if last else question
-        earlier = Talk(talk.turns[: len(talk.turns) - len(last)])
+        earlier = Transcript(transcript.exchanges[: len(transcript.exchanges) - len(last)])
         try:
-            asks, turn, new = await self._understood(earlier, canvas, question, models, sampling)
+            questions, exchange, new = await self._parse(
+                earlier, canvas, question, models, sampling
+            )
         except VipLlavaError as error:
-            talk.notice = str(error)
-            yield talk
+            transcript.notice = str(error)
+            yield transcript
             return
-        talk.turns, talk.notice = [*new.turns, turn], new.notice
+        transcript.exchanges, transcript.notice = [*new.exchanges, exchange], new.notice
         stop = self._stops[visitor] = asyncio.Event()
         try:
-            async with contextlib.aclosing(self._answered(turn, asks, stop)) as news:
-                async for _ in news:
-                    yield talk
+            async with contextlib.aclosing(self._run(exchange, questions, stop)) as updates:
+                async for _ in updates:
+                    yield transcript
         finally:
             self._stops.pop(visitor, None)
 
-    def stop(self, visitor: str) -> None:
-        """End the visitor's answers; what they have said so far stays."""
-        if visitor in self._stops:
-            self._stops[visitor].set()
-
-    def vote(self, visitor: str, number: object, index: object, vote: object) -> Talk:
-        """Vote on an answer; a notice where there is none such, or where nobody may vote."""
-        talk = self.talk(visitor)
+    def vote(self, visitor: str, number: object, index: object, vote: object) -> Transcript:
+        """Vote on an answer; an invalid vote becomes a notice."""
+        transcript = self.transcript(visitor)
         try:
-            self._vote(talk, number, index, vote)
-            talk.notice = ""
+            self._vote(transcript, number, index, vote)
+            transcript.notice = ""
         except (VipLlavaError, OSError) as error:
-            talk.notice = str(error) if isinstance(error, VipLlavaError) else _UNWRITTEN
-        return talk
+            transcript.notice = str(error) if isinstance(error, VipLlavaError) else _VOTE_FAILED
+        return transcript
 
-    def _vote(self, talk: Talk, number: object, index: object, vote: object) -> None:
+    def _vote(self, transcript: Transcript, number: object, index: object, vote: object) -> None:
         if self.votes is None:
-            raise RequestError("votes are not kept on this page")
-        turn = next((each for each in talk.turns if each.number == number), None)
-        if turn is None or not isinstance(index, int) or not 0 <= index < len(turn.columns):
-            raise RequestError("there is no such answer")
-        column = turn.columns[index]
-        held = self._shelf.get(turn.image)
-        about = {
-            "model": column.model,
-            "question": turn.question,
-            "regions": list(turn.regions),
-            "answer": column.text,
-            "image": image_hash(held.image) if held else None,
-            "seed": column.told.seed if column.told else None,
+            raise RequestError("this page has no voting")
+        exchange = next((each for each in transcript.exchanges if each.number == number), None)
+        count = len(exchange.answers) if exchange else 0
+        if exchange is None or not isinstance(index, int) or not 0 <= index < count:
+            raise RequestError("no such answer")
+        answer = exchange.answers[index]
+        stored = self._images.get(exchange.image)
+        record = {
+            "model": answer.model,
+            "question": exchange.question,
+            "regions": list(exchange.regions),
+            "answer": answer.text,
+            "image": image_hash(stored.image) if stored else None,
+            "seed": answer.reply.seed if answer.reply else None,
         }
-        self.votes.write(str(vote), about)
-        column.vote = str(vote)
+        self.votes.write(str(vote), record)
+        answer.vote = str(vote)
 
-    async def _understood(
+    async def _parse(
         self,
-        talk: Talk,
+        transcript: Transcript,
         canvas: object,
-        question: str,
+        text: str,
         models: Sequence[str],
         sampling: Mapping[str, Any],
-    ) -> tuple[list[Ask], Turn, Talk]:
-        """What to ask, as a new turn of this talk, or of a new one where the photo is another."""
-        if not question.strip():
+    ) -> tuple[list[Question], Exchange, Transcript]:
+        """The questions, as a new exchange of this transcript, or of a new one for a new image."""
+        if not text.strip():
             raise RequestError("Type a question first.")
-        if len(question) > self._limits.text_chars:
+        if len(text) > self._limits.text_chars:
             raise RequestError(f"the question is longer than {self._limits.text_chars} characters")
-        known = await self.asker.models()
-        unknown = [name for name in models if name not in known]
-        if unknown or not models:
-            raise RequestError("choose a model first" if not models else "there is no such model")
-        held, regions = self._drawn(canvas)
-        image = held.id if held else None
-        if talk.turns and talk.turns[-1].image != image:
-            talk = Talk(notice="Another photo: this is a new conversation.")
-        if len(talk.turns) >= self._limits.messages:
-            raise RequestError(f"after {self._limits.messages} questions, begin a new conversation")
-        worded = expand(question, regions)
-        asks = [
-            Ask(
+        known = await self.client.models()
+        if not models or any(name not in known for name in models):
+            raise RequestError("unknown model" if models else "choose a model first")
+        stored, regions = self._parse_canvas(canvas)
+        image_id = stored.id if stored else None
+        if transcript.exchanges and transcript.exchanges[-1].image != image_id:
+            transcript = Transcript(notice="Another photo: this is a new conversation.")
+        if len(transcript.exchanges) >= self._limits.messages:
+            raise RequestError(f"start a new conversation after {self._limits.messages} questions")
+        worded = expand(text, regions)
+        questions = [
+            Question(
                 model=model,
-                question=worded,
-                image=held.image if held else None,
+                text=worded,
+                image=stored.image if stored else None,
                 regions=regions,
-                history=talk.history(index),
+                history=transcript.history(index),
                 sampling=sampling,
             )
             for index, model in enumerate(models)
         ]
-        number = talk.turns[-1].number + 1 if talk.turns else 1
-        turn = Turn(
-            number=number,
-            question=question,
+        exchange = Exchange(
+            number=transcript.exchanges[-1].number + 1 if transcript.exchanges else 1,
+            question=text,
             worded=worded,
-            image=image,
+            image=image_id,
             regions=tuple(region.to_json() for region in regions),
-            columns=[Column(model) for model in models],
-            share=dict(shared(asks[0])),
+            answers=[ModelAnswer(model) for model in models],
+            share=dict(share_texts(questions[0])),
         )
-        return asks, turn, talk
+        return questions, exchange, transcript
 
-    def _drawn(self, canvas: object) -> tuple[Held | None, tuple[Region, ...]]:
-        """The image and the regions of a canvas, checked as if anybody had written them."""
+    def _parse_canvas(self, canvas: object) -> tuple[StoredImage | None, tuple[Region, ...]]:
+        """The image and the resolved regions of a canvas, fully validated."""
         given = canvas if isinstance(canvas, dict) else {}
-        marks = given.get("regions") or []
-        if not isinstance(marks, list) or len(marks) > self._limits.regions:
-            raise RequestError(f"at most {self._limits.regions} marks can be on an image")
-        regions = regions_from_json(marks)
-        name = given.get("image")
-        if name is None:
+        values = given.get("regions") or []
+        if not isinstance(values, list) or len(values) > self._limits.regions:
+            raise RequestError(f"an image can have at most {self._limits.regions} marks")
+        regions = regions_from_json(values)
+        image_id = given.get("image")
+        if image_id is None:
             if regions:
                 raise RequestError("there are marks but no image")
             return None, ()
-        held = self._shelf.get(name)
-        if held is None:
-            raise RequestError("the image is not here any more; choose it again")
-        return held, resolve(regions, held.image.size).regions
+        stored = self._images.get(image_id)
+        if stored is None:
+            raise RequestError("the image has expired; choose it again")
+        return stored, resolve(regions, stored.image.size).regions
 
-    async def _answered(
-        self, turn: Turn, asks: Sequence[Ask], stop: asyncio.Event
+    async def _run(
+        self, exchange: Exchange, questions: Sequence[Question], stop: asyncio.Event
     ) -> AsyncGenerator[None]:
-        """Run all columns at once; gives whenever there is something new, but not too often."""
-        news = asyncio.Event()
-        columns = list(zip(turn.columns, asks, strict=True))
-        tasks = [asyncio.create_task(self._column(*each, news)) for each in columns]
+        """Run all models concurrently; yields after changes, at most every `_UPDATE_SECONDS`."""
+        changed = asyncio.Event()
+        pairs = zip(exchange.answers, questions, strict=True)
+        tasks = [asyncio.create_task(self._ask_model(*pair, changed)) for pair in pairs]
         stopped = asyncio.create_task(stop.wait())
-        shown = 0.0
+        updated = 0.0
         try:
             yield
             while not all(task.done() for task in tasks):
-                changed = asyncio.create_task(news.wait())
+                change = asyncio.create_task(changed.wait())
                 await asyncio.wait(
-                    [changed, stopped, *(task for task in tasks if not task.done())],
+                    [change, stopped, *(task for task in tasks if not task.done())],
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                changed.cancel()
+                change.cancel()
                 if stop.is_set():
                     break
-                await asyncio.sleep(max(0.0, shown + _SHOW_SECONDS - time.monotonic()))
-                news.clear()
-                shown = time.monotonic()
+                await asyncio.sleep(max(0.0, updated + _UPDATE_SECONDS - time.monotonic()))
+                changed.clear()
+                updated = time.monotonic()
                 yield
         finally:
             for task in (*tasks, stopped):
                 task.cancel()
             await asyncio.gather(*tasks, stopped, return_exceptions=True)
-            for column in turn.columns:
-                if column.state in ("waiting", "answering"):
-                    column.state = "stopped"
+            for answer in exchange.answers:
+                if answer.running:
+                    answer.state = "stopped"
         yield
 
-    async def _column(self, column: Column, ask: Ask, news: asyncio.Event) -> None:
+    async def _ask_model(
+        self, answer: ModelAnswer, question: Question, changed: asyncio.Event
+    ) -> None:
         try:
-            async with contextlib.aclosing(self.asker.ask(ask)) as parts:
+            async with contextlib.aclosing(self.client.ask(question)) as parts:
                 async for part in parts:
-                    if isinstance(part, Told):
-                        await self._end(column, part)
+                    if isinstance(part, Reply):
+                        await self._finish(answer, part)
                     else:
-                        column.text += part
-                        column.state = "answering"
-                    news.set()
+                        answer.text += part
+                        answer.state = "answering"
+                    changed.set()
         except VipLlavaError as error:
-            column.state, column.error = "wrong", str(error)
+            answer.state, answer.error = "failed", str(error)
         except Exception as error:
-            # Only its kind: the text of an error may quote a question.
+            # The type only: the message of an error may quote a question.
             log.error("an answer failed: %s", type(error).__name__)
-            column.state, column.error = "wrong", _FAILED
-        news.set()
+            answer.state, answer.error = "failed", _FAILED
+        changed.set()
 
-    async def _end(self, column: Column, told: Told) -> None:
-        if told.image is not None:
-            image = told.image
-            held = await asyncio.to_thread(lambda: self._shelf.put(image, lossless=True))
-            column.drawn = f"page/images/{held.id}"
-        column.text, column.state = told.text, "done"
-        column.told = replace(told, image=None)  # the shelf holds it, and lets it go in time
+    async def _finish(self, answer: ModelAnswer, reply: Reply) -> None:
+        if reply.image is not None:
+            image = reply.image
+            stored = await asyncio.to_thread(lambda: self._images.put(image, lossless=True))
+            answer.drawn = f"page/images/{stored.id}"
+        answer.text, answer.state = reply.text, "done"
+        answer.reply = replace(reply, image=None)  # the store holds and evicts it

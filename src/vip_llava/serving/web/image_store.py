@@ -1,7 +1,7 @@
-"""Images that a page shows, held in memory under names that can't be guessed.
+"""`ImageStore`: the page's images in memory, under ids that can't be guessed.
 
-Bounded by count, bytes and age; the oldest go first. Nothing is written to a disk. Knows no
-conversations and no HTTP.
+It is bounded by count, bytes and age, evicts the least recently used image first, and writes
+nothing to disk. It does not know conversations or HTTP.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-__all__ = ["Held", "Shelf", "as_png"]
+__all__ = ["ImageStore", "StoredImage", "as_png"]
 
 _LOSSLESS_PIXELS = 2_000_000
 
 
 def as_png(image: Image.Image) -> bytes:
-    """An image as a PNG file, quickly made."""
+    """An image as a PNG file with fast compression."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """One image. `content` is what a browser is sent, of the type `media_type`."""
+class StoredImage:
+    """One image, and the file that a browser receives: `content` of the type `media_type`."""
 
     id: str
     image: Image.Image
@@ -39,12 +39,12 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes, about."""
+        """Approximate memory use."""
         return len(self.content) + 3 * self.image.width * self.image.height
 
 
-class Shelf:
-    """The images of all visitors. May be used from several threads."""
+class ImageStore:
+    """The images of all visitors; thread-safe."""
 
     def __init__(
         self,
@@ -54,49 +54,49 @@ class Shelf:
         seconds: float = 3600,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """At most `count` images of `total_bytes` together, each `seconds` after its last use."""
-        self._limits = count, total_bytes, seconds
+        """Hold at most `count` images of `total_bytes`, each for `seconds` after its last use."""
+        self._count, self._total_bytes, self._seconds = count, total_bytes, seconds
         self._clock = clock
-        self._held: OrderedDict[str, tuple[Held, float]] = OrderedDict()
+        # id -> (image, time of last use), least recently used first
+        self._images: OrderedDict[str, tuple[StoredImage, float]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def put(self, image: Image.Image, *, lossless: bool | None = None) -> Held:
-        """Hold an RGB image. `lossless`: whether browsers get its exact pixels whatever its size."""
+    def put(self, image: Image.Image, *, lossless: bool | None = None) -> StoredImage:
+        """Store an RGB image. `lossless`: PNG at any size; by default large images become JPEG."""
         exact = image.width * image.height <= _LOSSLESS_PIXELS if lossless is None else lossless
         if exact:
-            content, kind = as_png(image), "image/png"
+            content, media_type = as_png(image), "image/png"
         else:
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=92, subsampling=0)
-            content, kind = buffer.getvalue(), "image/jpeg"
-        held = Held(secrets.token_urlsafe(16), image, content, kind)
+            content, media_type = buffer.getvalue(), "image/jpeg"
+        stored = StoredImage(secrets.token_urlsafe(16), image, content, media_type)
         with self._lock:
-            self._held[held.id] = held, self._clock()
-            self._bytes += held.bytes
-            self._tidy()
-        return held
+            self._images[stored.id] = stored, self._clock()
+            self._bytes += stored.bytes
+            self._evict()
+        return stored
 
-    def get(self, name: object) -> Held | None:
-        """The image of a name, or None where there is none (any more)."""
-        if not isinstance(name, str):
+    def get(self, image_id: object) -> StoredImage | None:
+        """The image with this id, or None."""
+        if not isinstance(image_id, str):
             return None
         with self._lock:
-            self._tidy()
-            found = self._held.pop(name, None)
+            self._evict()
+            found = self._images.pop(image_id, None)
             if found is None:
                 return None
-            self._held[name] = found[0], self._clock()
+            self._images[image_id] = found[0], self._clock()
             return found[0]
 
-    def _tidy(self) -> None:
-        count, total_bytes, seconds = self._limits
-        oldest = self._clock() - seconds
-        while self._held:
-            held, used = next(iter(self._held.values()))
-            full = len(self._held) > count or self._bytes > total_bytes
-            # The one that was just put there stays, however large: it is needed now.
-            if not (used < oldest or (full and len(self._held) > 1)):
+    def _evict(self) -> None:
+        oldest = self._clock() - self._seconds
+        while self._images:
+            stored, used = next(iter(self._images.values()))
+            full = len(self._images) > self._count or self._bytes > self._total_bytes
+            # The newest image stays even if it exceeds the limit: it is needed now.
+            if not (used < oldest or (full and len(self._images) > 1)):
                 return
-            del self._held[held.id]
-            self._bytes -= held.bytes
+            del self._images[stored.id]
+            self._bytes -= stored.bytes

@@ -1,7 +1,7 @@
-"""Which of Gradio's many routes are open, and what browsers are told about every answer.
+"""`RouteAllowList`: the ASGI layer that exposes only the Gradio routes that the page needs.
 
-Gradio serves files, uploads, proxies and more; the page needs none of them, so they are not there.
-A plain ASGI layer around the whole application.
+Gradio has routes for files, uploads, proxies and more, which this layer hides. It also sets the
+security headers of every response.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vip_llava.serving.middleware.errors import ApiError
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Doors"]
+__all__ = ["RouteAllowList"]
 
-#: What the page's scripts ask for; everything else of Gradio answers 404.
-_OPEN = re.compile(
+#: The paths that the page's scripts request; every other path gets 404.
+_ALLOWED = re.compile(
     r"/(?:$|config$|theme\.css$|favicon\.ico$|manifest\.json$|health$|ready$|metrics$"
     r"|page/|assets/|static/|svelte/"
     r"|gradio_api/(?:info|app_id|startup-events|queue/(?:join|data)|run/predict|heartbeat/[\w-]+|cancel|reset)$)"
 )
-# Gradio's templates are functions made of text, so scripts may be made of text; but all of them,
-# and everything else, come from here.
+# Gradio compiles templates to functions, hence 'unsafe-eval'; all content comes from this server.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -36,76 +37,73 @@ _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
 )
-
-
 _HEARTBEAT = "/gradio_api/heartbeat/"
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
-class Doors:
-    """The layer around one application. `stopping()` tells whether the server is being stopped."""
+class RouteAllowList:
+    """The layer around one application. `stopping()` tells whether the server is stopping."""
 
     def __init__(self, app: ASGIApp, *, stopping: Callable[[], bool]) -> None:
         self._app = app
         self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def guarded(message: Message) -> None:
+        async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 known = {name.lower() for name, _ in _HEADERS}
                 kept = [each for each in message.get("headers", []) if each[0].lower() not in known]
                 message = {**message, "headers": [*kept, *_HEADERS]}
             await send(message)
 
-        if not _OPEN.match(scope["path"]):
-            body = b'{"error": {"message": "there is nothing at this path", "type": "not_found_error", '
-            body += b'"param": null, "code": "not_found"}}'
+        if not _ALLOWED.match(scope["path"]):
             headers = [(b"content-type", b"application/json")]
             start: Message = {"type": "http.response.start", "status": 404, "headers": headers}
-            await guarded(start)
-            await guarded({"type": "http.response.body", "body": body})
-            return
-        if scope["path"].startswith(_HEARTBEAT):
-            await self._beat(scope, receive, guarded)
+            await send_secured(start)
+            body = ApiError(404, "no such path", code="not_found").body()
+            await send_secured({"type": "http.response.body", "body": body})
+        elif scope["path"].startswith(_HEARTBEAT):
+            await self._heartbeat(scope, receive, send_secured)
         else:
-            await self._app(_linked(scope), receive, guarded)
+            await self._app(_as_same_site(scope), receive, send_secured)
 
-    async def _beat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gradio's sign of life to a visitor never ends; here it ends when the server is stopped."""
-        open_answer = False
+    async def _heartbeat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio's heartbeat stream never ends by itself; end it when the server stops."""
+        open_response = False
 
-        async def watched(message: Message) -> None:
-            nonlocal open_answer
-            open_answer = message["type"] == "http.response.start" or bool(message.get("more_body"))
+        async def tracked_send(message: Message) -> None:
+            nonlocal open_response
+            started = message["type"] == "http.response.start"
+            open_response = started or bool(message.get("more_body"))
             await send(message)
 
-        async def until_stopped() -> Message:
-            coming = asyncio.ensure_future(receive())
+        async def receive_until_stop() -> Message:
+            pending = asyncio.ensure_future(receive())
             try:
-                while not coming.done() and not self._stopping():
-                    await asyncio.wait({coming}, timeout=_LOOK_SECONDS)
-                return coming.result() if coming.done() else {"type": "http.disconnect"}
+                while not pending.done() and not self._stopping():
+                    await asyncio.wait({pending}, timeout=_POLL_SECONDS)
+                return pending.result() if pending.done() else {"type": "http.disconnect"}
             finally:
-                coming.cancel()
+                pending.cancel()
 
-        await self._app(scope, until_stopped, watched)
-        if open_answer and self._stopping():
+        await self._app(scope, receive_until_stop, tracked_send)
+        if open_response and self._stopping():
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _linked(scope: Scope) -> Scope:
-    """Following a link to the page is no request of the other site's scripts."""
-    fields = dict(scope["headers"])
+def _as_same_site(scope: Scope) -> Scope:
+    """Let a visitor follow a link from another site to the page; its scripts remain refused."""
+    headers = dict(scope["headers"])
     if (
         scope["method"] == "GET"
         and scope["path"] == "/"
-        and fields.get(b"sec-fetch-mode") == b"navigate"
-        and fields.get(b"sec-fetch-dest") == b"document"
+        and headers.get(b"sec-fetch-mode") == b"navigate"
+        and headers.get(b"sec-fetch-dest") == b"document"
     ):
         kept = [each for each in scope["headers"] if each[0] != b"sec-fetch-site"]
         return {**scope, "headers": kept}

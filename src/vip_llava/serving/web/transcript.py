@@ -1,6 +1,6 @@
-"""A conversation on the page: its turns, the columns of each, and the JSON that the browser is sent.
+"""`Transcript`: a conversation on the page - its exchanges, and the JSON that the browser receives.
 
-Plain values. Text of people and of models stays text here; the browser shows it as such.
+Plain values. Texts of visitors and models are never interpreted as markup, here or in the browser.
 """
 
 from __future__ import annotations
@@ -8,34 +8,39 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vip_llava.serving.web.asking import Told
+from vip_llava.serving.web.asking import Reply
 
-__all__ = ["Column", "Talk", "Turn"]
+__all__ = ["Exchange", "ModelAnswer", "Transcript"]
 
-State = Literal["waiting", "answering", "done", "stopped", "wrong"]
+State = Literal["waiting", "answering", "done", "stopped", "failed"]
 
 
 @dataclass(slots=True)
-class Column:
-    """What one model says to one question."""
+class ModelAnswer:
+    """The answer of one model to one question."""
 
     model: str
     text: str = ""
     state: State = "waiting"
     error: str = ""
-    told: Told | None = None
+    reply: Reply | None = None
     drawn: str | None = None
-    """Address of the image as the model saw it."""
+    """URL of the image as the model saw it."""
     vote: str | None = None
 
     @property
-    def said(self) -> bool:
-        """Whether it is part of what was said, so that later questions may follow on it."""
+    def in_history(self) -> bool:
+        """Whether later questions include it as history."""
         return bool(self.text) and self.state in ("done", "stopped")
+
+    @property
+    def running(self) -> bool:
+        """Whether the model has not finished."""
+        return self.state in ("waiting", "answering")
 
     def to_json(self) -> dict[str, Any]:
         """For the browser."""
-        told = self.told
+        reply = self.reply
         return {
             "model": self.model,
             "text": self.text,
@@ -43,38 +48,45 @@ class Column:
             "error": self.error,
             "drawn": self.drawn,
             "vote": self.vote,
-            "notes": list(told.notes) if told else [],
-            "about": _about(told) if told else "",
-            "prompt": told.prompt if told else "",
+            "notes": list(reply.notes) if reply else [],
+            "about": _summary(reply) if reply else "",
+            "prompt": reply.prompt if reply else "",
         }
 
 
-def _about(told: Told) -> str:
+def _summary(reply: Reply) -> str:
+    tokens = reply.completion_tokens
     parts = [
-        f"{told.completion_tokens} token{'s' * (told.completion_tokens != 1)} in {told.seconds:.1f} s",
-        f"prompt {told.prompt_tokens} tokens",
+        f"{tokens} token{'s' * (tokens != 1)} in {reply.seconds:.1f} s",
+        f"prompt {reply.prompt_tokens} tokens",
     ]
-    if told.finish_reason == "length":
-        parts.append("ended at the limit of tokens")
-    if told.seed is not None:
-        parts.append(f"seed {told.seed}")
+    if reply.finish_reason == "length":
+        parts.append("token limit reached")
+    if reply.seed is not None:
+        parts.append(f"seed {reply.seed}")
     return " · ".join(parts)
 
 
 @dataclass(slots=True)
-class Turn:
-    """A question, and one column for each model asked."""
+class Exchange:
+    """A question, and one answer of each model."""
 
     number: int
     question: str
-    """As it was typed, with <region:ID>."""
+    """As typed, with <region:ID>."""
     worded: str
     """As the model reads it."""
     image: str | None
+    """Id of the image in the store."""
     regions: tuple[dict[str, Any], ...]
-    columns: list[Column]
+    answers: list[ModelAnswer]
     share: dict[str, str] = field(default_factory=dict)
-    """The request as texts to copy, by kind."""
+    """The request as texts to copy, by format."""
+
+    @property
+    def running(self) -> bool:
+        """Whether any model has not finished."""
+        return any(answer.running for answer in self.answers)
 
     def to_json(self) -> dict[str, Any]:
         """For the browser."""
@@ -85,31 +97,36 @@ class Turn:
             "regions": [
                 {key: each[key] for key in ("id", "shape", "color")} for each in self.regions
             ],
-            "columns": [column.to_json() for column in self.columns],
+            "answers": [answer.to_json() for answer in self.answers],
             "share": self.share,
         }
 
 
 @dataclass(slots=True)
-class Talk:
-    """All turns so far."""
+class Transcript:
+    """All exchanges of a conversation."""
 
-    turns: list[Turn] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
     notice: str = ""
-    """Something that the person has to know, most often why nothing was asked."""
+    """A message to the visitor, mostly why a question was not sent."""
+
+    @property
+    def running(self) -> bool:
+        """Whether any answer is not finished."""
+        return any(exchange.running for exchange in self.exchanges)
 
     def history(self, index: int) -> tuple[tuple[str, str], ...]:
-        """What was said in a column, as (role, text); questions without an answer are left out."""
-        said: list[tuple[str, str]] = []
-        for turn in self.turns:
-            if index < len(turn.columns) and turn.columns[index].said:
-                said += [("user", turn.worded), ("assistant", turn.columns[index].text)]
-        return tuple(said)
+        """The conversation with the model at `index`, as (role, text), without failed answers."""
+        turns: list[tuple[str, str]] = []
+        for exchange in self.exchanges:
+            if index < len(exchange.answers) and exchange.answers[index].in_history:
+                turns += [("user", exchange.worded), ("assistant", exchange.answers[index].text)]
+        return tuple(turns)
 
     def to_json(self, *, votes: bool) -> dict[str, Any]:
-        """For the browser. votes: whether answers may be voted on."""
+        """For the browser. votes: whether answers can be voted on."""
         return {
-            "turns": [turn.to_json() for turn in self.turns],
+            "exchanges": [exchange.to_json() for exchange in self.exchanges],
             "notice": self.notice,
             "votes": votes,
         }

@@ -1,7 +1,7 @@
-"""Votes on answers, written to a file of the operator's if one was named, and nowhere else.
+"""`VoteFile`: votes on answers, appended to a file that the operator names.
 
-A line is a JSON object: time, vote, model, question, marks, answer, parameters, and the image's
-hash. The image, the visitor and the visitor's address are not part of it.
+A line is a JSON object: time, vote, model, question, regions, answer, seed, and the image's hash.
+It contains neither the image nor anything about the visitor.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ VOTES = ("up", "down", "flag")
 
 
 class VoteFile:
-    """The file, opened for each line, so that it may be moved away at any time."""
+    """The file, opened for each vote, so that it can be rotated at any time."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError now where the file can't be written, and not at the first vote."""
+        """Raises OSError if the file can't be written, before the first vote."""
         self._path = path
         self._lock = threading.Lock()
         with path.open("a", encoding="utf-8"):
             pass
 
-    def write(self, vote: str, about: Mapping[str, Any]) -> None:
-        """Add a line. RequestError for a vote of another kind."""
+    def write(self, vote: str, record: Mapping[str, Any]) -> None:
+        """Append a vote. RequestError if it is not one of `VOTES`."""
         if vote not in VOTES:
-            raise RequestError(f"a vote is one of {', '.join(VOTES)}")
+            raise RequestError(f"a vote must be one of {', '.join(VOTES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        line = json.dumps({"time": now, "vote": vote, **about}, ensure_ascii=False)
+        line = json.dumps({"time": now, "vote": vote, **record}, ensure_ascii=False)
         with self._lock, self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
