@@ -69,8 +69,8 @@ def test_check_prints_the_settings(program: Program) -> None:
     [
         (["controller"], "--secret-file"),
         (["controller", "--check", "--dispatch-method", "fastest"], "shortest_queue, lottery"),
-        (["controller", "--check", "--allow-worker", "10.1"], "no address, network or host"),
-        (["controller", "--check", "--expiry", "0"], "above 0"),
+        (["controller", "--check", "--allow-worker", "10.1"], "must be a network, an address"),
+        (["controller", "--check", "--expiry", "0"], "must be a positive number"),
         (["controller", "--check", "--host", "0.0.0.0"], "API key"),
         (["worker"], "--secret-file"),
         (["worker", "--check", "--models", "a", "--model", "b"], "leave out --model"),

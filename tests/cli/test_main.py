@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import vip_llava
 from vip_llava.cli import main as program_module
-from vip_llava.cli.main import VERBS, app
+from vip_llava.cli.main import PANELS, VERBS, app
 from vip_llava.errors import CheckpointError, DownloadError, ImageError, MissingExtraError
 
 Program = Callable[..., Any]
@@ -41,8 +41,28 @@ def test_help_lists_every_shape_and_flag(verb: str) -> None:
     wanted = "box ellipse triangle point arrow scribble contour mask regions unit color alpha width"
     legacy = "image-file bbox seg shape rgb"
     if verb != "draw":
-        legacy += " model-path model-base temperature max-new-tokens load-4bit load-8bit device"
+        legacy += " model base temperature max-new-tokens load-4bit load-8bit device"
     assert [name for name in f"{wanted} {legacy}".split() if f"--{name}" not in shown] == []
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_help_fits_80_columns(verb: str) -> None:
+    """No option name is cut off, and no example is broken into two lines."""
+    environment = {"COLUMNS": "80", "NO_COLOR": "1"}
+    lines = CliRunner(env=environment).invoke(app, [*verb.split(), "--help"]).stdout.splitlines()
+    examples = [line.strip() for line in VERBS[verb][1].splitlines() if "vip-llava" in line]
+    shown = [line.strip() for line in lines]
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if "\N{HORIZONTAL ELLIPSIS}" in line] == []
+    assert [example for example in examples if example not in shown] == []
+
+
+def test_help_groups_the_verbs() -> None:
+    shown = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, ["--help"]).stdout
+    names = [name for names in PANELS.values() for name in names]
+    places = [shown.index(f"─ {panel} ─") for panel in PANELS]
+    assert places == sorted(places)
+    assert sorted(names) == sorted({verb.split()[0] for verb in VERBS})
 
 
 def test_no_arguments_show_the_help(program: Program) -> None:

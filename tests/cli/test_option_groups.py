@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 from hypothesis import given
@@ -22,14 +22,16 @@ class Group:
     flag: Annotated[bool, typer.Option("--flag")] = False
 
 
-def run(*argv: str) -> tuple[tuple[TypedOption, ...], Group, str | None]:
+def run(
+    *argv: str, command: type[OrderedCommand] = OrderedCommand
+) -> tuple[tuple[TypedOption, ...], Group, str | None]:
     seen: list[tuple[tuple[TypedOption, ...], Group, str | None]] = []
     app = typer.Typer()
 
     def verb(ctx: typer.Context, *, group: Group, name: str | None = None) -> None:
         seen.append((typed_options(ctx), group, name))
 
-    app.command(cls=OrderedCommand)(grouped(verb))
+    app.command(cls=command)(grouped(verb))
     shown = CliRunner().invoke(app, list(argv))
     assert shown.exit_code == 0, shown.output
     return seen[0]
@@ -45,9 +47,22 @@ def test_a_group_has_its_defaults() -> None:
     assert run() == ((), Group(), None)
 
 
+def test_an_alias_is_replaced_by_its_option() -> None:
+    class Command(OrderedCommand):
+        aliases: ClassVar = {"--uno": "--one"}
+
+    typed, group, _ = run("--uno", "a", "--uno=--uno", command=Command)
+    assert group.one == ["a", "--uno"]
+    assert typed == (TypedOption("one", "a"), TypedOption("one", "--uno"))
+
+
 def test_values_that_look_like_options() -> None:
     typed, _, _ = run("--two=--one", "--one", "-5,-5", "--two", "x=y")
-    assert typed == (TypedOption("two", "--one"), TypedOption("one", "-5,-5"), TypedOption("two", "x=y"))
+    assert typed == (
+        TypedOption("two", "--one"),
+        TypedOption("one", "-5,-5"),
+        TypedOption("two", "x=y"),
+    )
 
 
 @given(

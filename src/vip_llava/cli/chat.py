@@ -36,7 +36,7 @@ EPILOG = """Examples
 
   vip-llava chat photo.jpg --box 100,80,260,300 --temperature 0.7 --seed 1
 
-  printf 'What is this?\\n/point 40,60\\nWhat is <region:1>?\\n' | vip-llava chat photo.jpg
+  printf '/point 40,60\\nWhat is <region:1>?\\n' | vip-llava chat photo.jpg
 
 Commands: /box 10,20,200,150 and the other shapes, /regions, /save OUT.png, /undo, /help, /quit.
 """

@@ -23,7 +23,7 @@ EPILOG = """Examples
 
   vip-llava controller --secret-file my.secret --dispatch-method lottery --check
 
-  vip-llava controller --host 10.1.0.1 --allow-worker 10.1.0.0/16 --open-to-all --check
+  vip-llava controller --allow-worker 10.1.0.0/16 --expiry 60 --check
 
 Without --check it runs until Ctrl-C. Start workers with vip-llava worker.
 """
