@@ -1,7 +1,7 @@
-"""Adapters from the first step to the exported model: saved, loaded, gone on with, merged.
+"""Adapters from the first step to the exported model: saved, loaded, continued, merged.
 
-The whole way is made once for each kind of base: full, 8 and 4 bits of this project, 4 bits of
-bitsandbytes (on the CPU too) where it is installed.
+Each test runs for each kind of base: full weights, 8 and 4 bits of this project, and 4 bits of
+bitsandbytes (also on a CPU) if it is installed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def adapted(folder: Path, kind: str, **changes: Any) -> Any:
     library: Any = "bitsandbytes" if kind.endswith("bitsandbytes") else "torch"
     if library == "bitsandbytes":
         pytest.importorskip("bitsandbytes")
-    # peft draws the start of the adapter
+    # peft initializes the adapter at random
     torch.manual_seed(3)
     return add_adapter(base(folder), settings(kind, **changes), library=library)
 
@@ -81,7 +81,7 @@ def learn(model: Any, steps: int = 3, seed: int = 1) -> list[float]:
 
 
 def quantized(model: Any, kind: str) -> Any:
-    """A plain loaded model with the bits of `kind` below its adapters."""
+    """A loaded model, quantized as `kind` says below its adapters."""
     if kind != "lora":
         _, bits, *rest = kind.split("-")
         chosen: Any = Quantization(int(bits), "bitsandbytes" if rest else "torch")  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def quantized(model: Any, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_adapter_and_projector_learn(tiny_model_folder: Path, kind: str) -> None:
+def test_only_adapter_and_projector_are_trained(tiny_model_folder: Path, kind: str) -> None:
     model = adapted(tiny_model_folder, kind)
     before = {n: t.clone() for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
     start = logits(model)
@@ -108,24 +108,26 @@ def test_only_adapter_and_projector_learn(tiny_model_folder: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_loaded_gone_on_merged(tiny_model_folder: Path, tmp_path: Path, kind: str) -> None:
+def test_saved_loaded_continued_and_merged(
+    tiny_model_folder: Path, tmp_path: Path, kind: str
+) -> None:
     model = adapted(tiny_model_folder, kind)
     learn(model)
     want = logits(model)
     folder = save_adapter(model, tmp_path / "adapter", base=str(tiny_model_folder))
 
-    # loaded by the door that everyone uses, adapters kept, the base with the same bits
+    # loaded with the adapter as peft layers, on a base of the same bits
     kept = load_weights(folder, base=tiny_model_folder, device="cpu", merge_adapter=False)
     assert torch.allclose(logits(quantized(kept, kind)), want, atol=1e-5)
 
-    # loaded to go on: the same next steps as without the interruption
+    # loaded to continue: the same next steps as without the interruption
     again = load_adapter(adapted(tiny_model_folder, kind), folder)
     assert torch.equal(logits(again), want)
     further = learn(model, seed=2)
     assert learn(again, seed=2) == further
     assert torch.equal(logits(again), logits(model))
 
-    # merged, by the door and in place
+    # merged by load_weights, and in place
     merged: Any = load_weights(folder, base=tiny_model_folder, device="cpu")
     assert not any("lora" in name for name, _ in merged.named_parameters())
     full = load_weights(folder, base=tiny_model_folder, device="cpu", merge_adapter=False)
@@ -134,22 +136,22 @@ def test_saved_loaded_gone_on_merged(tiny_model_folder: Path, tmp_path: Path, ki
         fresh = load_adapter(adapted(tiny_model_folder, kind), folder)
         assert torch.allclose(logits(merge_adapter(fresh)), want, atol=1e-4)
     else:
-        with pytest.raises(CheckpointError, match="few bits"):
+        with pytest.raises(CheckpointError, match="quantized base"):
             merge_adapter(model)
 
-    # whole again on the disk
+    # saved as a whole model
     merged.save_pretrained(tmp_path / "whole")
     assert torch.equal(logits(base(tmp_path / "whole")), logits(merged))
 
 
-def test_the_base_has_few_bits(tiny_model_folder: Path) -> None:
+def test_the_base_is_quantized(tiny_model_folder: Path) -> None:
     for kind, layer in (("qlora-4", Int4Linear), ("qlora-8", Int8Linear)):
         model = adapted(tiny_model_folder, kind)
         assert sum(isinstance(m, layer) for m in model.modules()) == 14
         assert isinstance(model.lm_head, torch.nn.Linear)
 
 
-def test_what_is_written(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_the_saved_files(tiny_model_folder: Path, tmp_path: Path) -> None:
     model = adapted(tiny_model_folder, "lora")
     folder = save_adapter(model, tmp_path / "adapter", base="owner/base")
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -165,7 +167,7 @@ def test_what_is_written(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert sum("multi_modal_projector" in name for name in names) == 6
     with pytest.raises(CheckpointError, match="owner/base"):
         load_weights(folder, device="cpu")
-    with pytest.raises(CheckpointError, match="no adapter to write"):
+    with pytest.raises(CheckpointError, match="no adapter to save"):
         save_adapter(base(tiny_model_folder), tmp_path / "none", base=None)
 
 
@@ -178,9 +180,9 @@ def test_without_the_projector(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert torch.allclose(logits(merged), logits(model), atol=1e-4)
 
 
-def test_another_adapter_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_a_different_adapter_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
     folder = save_adapter(adapted(tiny_model_folder, "lora"), tmp_path / "adapter", base=None)
-    with pytest.raises(CheckpointError, match="with r 4, the recipe says 8"):
+    with pytest.raises(CheckpointError, match="has r 4, the recipe says 8"):
         load_adapter(adapted(tiny_model_folder, "lora", rank=8), folder)
     with pytest.raises(CheckpointError, match=r"lora_alpha 8\.0, the recipe says 9"):
         load_adapter(adapted(tiny_model_folder, "lora", alpha=9), folder)
@@ -189,10 +191,10 @@ def test_another_adapter_is_refused(tiny_model_folder: Path, tmp_path: Path) -> 
         load_adapter(lean, folder)
 
 
-def test_weights_that_are_not_finite_do_not_merge(tiny_model_folder: Path) -> None:
+def test_weights_that_are_not_finite_are_not_merged(tiny_model_folder: Path) -> None:
     model = adapted(tiny_model_folder, "lora")
     name = next(n for n, _ in model.named_parameters() if ".lora_B." in n)
     with torch.no_grad():
         model.get_parameter(name).fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="can't be merged"):
+    with pytest.raises(CheckpointError, match="cannot be merged"):
         merge_adapter(model)

@@ -1,4 +1,4 @@
-"""Stage 1 with the encoder's outputs stored once: the same training, without the encoder."""
+"""Stage 1 with cached image features: the same training without the tower."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def losses(out: Path) -> list[float]:
     return [m["loss"] for m in read_metrics(out / "training" / "metrics.jsonl") if "loss" in m]
 
 
-def test_stored_features_train_the_same_projector(
+def test_cached_features_train_the_same_projector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(recipe(), tmp_path / "usual")
@@ -49,14 +49,14 @@ def test_stored_features_train_the_same_projector(
     )
     run(
         recipe(data__feature_cache=True),
-        tmp_path / "stored",
+        tmp_path / "cached",
         progress=lambda *each: stages.append(each),
     )
-    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "usual"), abs=1e-5)
-    assert any("encoder's outputs" in stage for stage, *_ in stages)
-    shards = list((tmp_path / "stored" / "training" / "features").glob("*.safetensors"))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "usual"), abs=1e-5)
+    assert any("caching image features" in stage for stage, *_ in stages)
+    shards = list((tmp_path / "cached" / "training" / "features").glob("*.safetensors"))
     assert shards
-    # The encoder ran for the store alone: never in a step.
+    # The tower runs for the cache and never in a step.
     from safetensors import safe_open
 
     with safe_open(shards[0], "pt") as file:
@@ -64,14 +64,14 @@ def test_stored_features_train_the_same_projector(
     assert len(calls) <= 4
 
 
-def test_a_store_belongs_to_its_rows(tmp_path: Path) -> None:
+def test_a_cache_belongs_to_its_rows(tmp_path: Path) -> None:
     made = recipe(data__feature_cache=True, steps=1)
     run(made, tmp_path / "one")
     features = tmp_path / "one" / "training" / "features"
     again = tmp_path / "two" / "training"
     again.mkdir(parents=True)
     features.rename(again / "features")
-    run(made, tmp_path / "two")  # found done
+    run(made, tmp_path / "two")  # reuses the cache
     third = tmp_path / "three" / "training"
     third.mkdir(parents=True)
     (again / "features").rename(third / "features")
@@ -79,7 +79,7 @@ def test_a_store_belongs_to_its_rows(tmp_path: Path) -> None:
         run(recipe(data__feature_cache=True, steps=1, data__max_length=150), tmp_path / "three")
 
 
-def test_what_does_not_go_with_stored_features() -> None:
+def test_settings_that_exclude_the_feature_cache() -> None:
     for changes in ({"train__parts": "[projector, language]"}, {"parallel": "fsdp2"}):
         with pytest.raises(DataError, match="feature_cache"):
             recipe(data__feature_cache=True, **changes)

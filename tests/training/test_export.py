@@ -51,7 +51,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def stir(model: Any) -> None:
-    """Change everything that learns."""
+    """Change all trainable weights."""
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -139,7 +139,7 @@ def test_stages_hand_on_a_projector(split: dict[str, Path], tmp_path: Path, feat
 def test_a_projector_alone_needs_its_tower(split: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.tower"):
         start(tmp_path / "run", new_on(split, tower=None))
-    (split["tower"] / "config.json").write_text("{}")
+    (split["base"] / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no hidden_size"):
         start(tmp_path / "run", new_on(split))
 
@@ -161,7 +161,7 @@ def test_adapter_to_merged_model(tmp_path: Path, layout: Any, kind: str) -> None
     assert torch.equal(logits(loaded), logits(by_door))
     if kind == "lora":
         assert torch.allclose(logits(loaded), logits(model), atol=1e-4)
-    with pytest.raises(CheckpointError, match="holds no adapter"):
+    with pytest.raises(CheckpointError, match="is not an adapter"):
         export.merge_folder(base, base, tmp_path / "other")
 
 
@@ -188,38 +188,38 @@ def test_an_adapter_on_a_language_model(split: dict[str, Path], tmp_path: Path) 
     assert torch.equal(logits(load_weights(merged, device="cpu")), logits(loaded))
 
 
-def outcome(result: str = "model") -> RunSummary:
+def summary(result: str = "model") -> RunSummary:
     return RunSummary(
         result,
         steps=1200,
         rows=153600,
         loss=0.8125,
-        learned={"projector": 1000},
+        trainable={"projector": 1000},
         failures={"failed": 3, "reasons": {"the image is missing": 3}},
         versions={"torch": "2.13"},
     )
 
 
-def test_a_card_says_what_is_known() -> None:
-    card = model_card(recipe(), outcome(), "owner/model")
+def test_the_model_card_says_what_is_known() -> None:
+    card = model_card(recipe(), summary(), "owner/model")
     header, _, text = card.removeprefix("---\n").partition("---\n")
     assert "license: other" in header and "base_model" not in header
     assert 'load("owner/model")' in text and "a small random model" in text
-    for word in ("`rows.jsonl`", "153,600 rows", "not be used: 3", "3 x the image", "0.001",
-                 "| 1,200 |", "0.8125", "numbers learned, projector | 1,000", "torch | 2.13"):  # fmt: skip
+    for word in ("`rows.jsonl`", "153,600 rows", "Bad rows: 3", "3 x the image", "0.001",
+                 "| 1,200 |", "0.8125", "trainable parameters, projector | 1,000", "torch | 2.13"):  # fmt: skip
         assert word in text, word
     adapted = recipe(
         model={"start": "mucai/vip-llava-7b", "tower": "owner/tower"},
         train={"parts": ["projector"], "adapter": {"kind": "qlora"}},
     )
-    card = model_card(adapted, outcome("adapter"), "me/mine")
+    card = model_card(adapted, summary("adapter"), "me/mine")
     assert "base_model: mucai/vip-llava-7b" in card and "license: llama2" in card
     assert 'base="mucai/vip-llava-7b", vision_tower="owner/tower")' in card
-    assert "rank 128, alpha 256 on a base of 4 bits" in card and "- lora" in card
-    assert "start of stage 2" in model_card(adapted, outcome("projector"), "x")
+    assert "rank 128, alpha 256, on a 4-bit base" in card and "- lora" in card
+    assert "input of stage 2" in model_card(adapted, summary("projector"), "x")
 
 
-def test_only_whole_folders_are_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_complete_folders_are_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     calls: list[dict[str, Any]] = []
@@ -238,7 +238,7 @@ def test_only_whole_folders_are_pushed(tmp_path: Path, monkeypatch: pytest.Monke
     assert export.missing_files(target) == ["README.md (the model card)"]
     with pytest.raises(CheckpointError, match=r"lacks README\.md"):
         export.push_to_hub(target, "me/mine")
-    (target / "README.md").write_text(model_card(recipe(), outcome(), "me/mine"))
+    (target / "README.md").write_text(model_card(recipe(), summary(), "me/mine"))
     assert export.missing_files(target) == [] and not calls
     (target / "old.bin").touch()
     with pytest.raises(CheckpointError, match=r"old\.bin: only safetensors"):

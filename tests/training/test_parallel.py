@@ -1,4 +1,4 @@
-"""Several processes: the same steps as one, exact resume, checkpoints that move (tests 41 and 47)."""
+"""Several processes: the same steps as one, exact resuming, portable checkpoints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "parallel"
 
 
 def pair(out: Path, *, fails: bool = False, **settings: Any) -> Path:
-    """Two processes that train in `out`, without accumulation; returns their last checkpoint."""
+    """Train in `out` with two processes, without accumulation; returns the last checkpoint."""
     options = {"out": str(out), "gradient_accumulation_steps": 1, "save_total_limit": 9, **settings}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
     command = [sys.executable, *launch, json.dumps(options)]
@@ -44,7 +44,7 @@ def taken_over(old: Path, step: int, out: Path) -> Path:
 
 
 def assert_close(one: Path, other: Path) -> None:
-    """The same run but for the order of sums."""
+    """The same run except for the order of sums."""
     for name in ("model.safetensors", "optimizer.safetensors"):
         first, second = load_file(one / name), load_file(other / name)
         assert first.keys() == second.keys()
@@ -58,7 +58,7 @@ def assert_close(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_moves_between_one_process_ddp_and_fsdp2(tmp_path: Path) -> None:
-    """One process to step 3, DDP to 6, FSDP2 to 9, one again to 10: as one process all the way."""
+    """One process to step 3, DDP to 6, FSDP2 to 9, one to 10: the same as one process throughout."""
     whole = tmp_path / "whole"
     trainer(whole, save_total_limit=9, bad=(7,), limit=2).train()
     common = {"bad": [7], "limit": 2, "resume": True}
@@ -74,7 +74,7 @@ def test_a_run_moves_between_one_process_ddp_and_fsdp2(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_two_processes_resume_exactly(tmp_path: Path, parallel: str) -> None:
-    """Killed at step 5, gone on from step 3, with drop-out: every bit as without."""
+    """Killed at step 5 and resumed from step 3, with dropout: bit for bit the same run."""
     common = {"parallel": parallel, "dropout": 0.2}
     whole = pair(tmp_path / "whole", **common)
     pair(tmp_path / "cut", kill=5, fails=True, **common)
@@ -91,7 +91,7 @@ def test_two_processes_resume_exactly(tmp_path: Path, parallel: str) -> None:
 
 @pytest.mark.slow
 def test_projector_alone_in_two_processes(tmp_path: Path) -> None:
-    """Stage 1, where one process may have images in its batch and the other none."""
+    """Stage 1, in which one process may have images in its batch and the other none."""
     whole = tmp_path / "whole"
     trainer(whole, parts=("projector",)).train()
     for parallel in ("ddp", "fsdp2"):
@@ -100,7 +100,7 @@ def test_projector_alone_in_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zero2", "zero3", "zero3-offload"])
-def test_files_for_zero_say_the_same(kind: str) -> None:
+def test_the_files_for_zero_are_up_to_date(kind: str) -> None:
     assert json.loads((RECIPES / f"{kind}.json").read_text()) == zero_config(kind)
     assert zero_config(kind)["zero_optimization"]["stage"] == int(kind[4])
     if importlib.util.find_spec("deepspeed") is None:
@@ -108,23 +108,23 @@ def test_files_for_zero_say_the_same(kind: str) -> None:
             parallel_arguments(kind)
 
 
-def test_files_for_fsdp2_say_the_same() -> None:
+def test_the_files_for_fsdp2_are_up_to_date() -> None:
     assert json.loads((RECIPES / "fsdp2.json").read_text()) == fsdp_config()
     offload = json.loads((RECIPES / "fsdp2-offload.json").read_text())
     assert offload == fsdp_config(offload=True)
     assert fsdp_config()["version"] == 2
 
 
-def test_every_file_is_one_of_these() -> None:
+def test_every_file_is_a_strategy() -> None:
     assert {path.stem for path in RECIPES.iterdir()} == set(STRATEGIES) - {"ddp"}
 
 
-def test_an_unknown_way_is_refused() -> None:
+def test_an_unknown_strategy_is_refused() -> None:
     with pytest.raises(RequestError, match="'dp'"):
         parallel_arguments("dp")
 
 
-def test_layers_are_found(tiny_vip: Any) -> None:
+def test_layer_classes_are_found(tiny_vip: Any) -> None:
     assert layer_class_names(tiny_vip) == ["CLIPEncoderLayer", "LlamaDecoderLayer"]
 
 

@@ -1,4 +1,4 @@
-"""Recipes on rows: every shipped one is right, mistakes are named, the global batch is kept."""
+"""Recipes: the shipped ones have the published values, mistakes are named, batches are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vip_llava.training.recipes.recipe import Recipe
 from vip_llava.training.recipes.recipe_files import is_rows, load_recipe, load_values
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-PARTIAL = {"stages", "parallel"}  # not runs by themselves
+PARTIAL = {"stages", "parallel"}  # not recipes of whole runs
 SHIPPED = sorted(p for p in RECIPES.glob("*/*.yaml") if p.parent.name not in PARTIAL)
 MODELS = {p.parent.name for p in SHIPPED}
 
@@ -62,7 +62,7 @@ def test_a_shipped_recipe_has_the_published_numbers(path: Path) -> None:
         assert rows * rounds * world == recipe.batch.size and rows <= recipe.batch.per_device
 
 
-def test_stages_follow_one_another() -> None:
+def test_each_stage_starts_from_the_one_before() -> None:
     for model in ("vicuna-7b", "vicuna-13b", "llama-3-8b", "phi-3-mini"):
         one, two, three = (load_recipe(RECIPES / model / f"stage{n}.yaml") for n in (1, 2, 3))
         assert one.model.projector == "new" and two.model.projector == one.out
@@ -71,7 +71,7 @@ def test_stages_follow_one_another() -> None:
 
 
 @pytest.mark.parametrize("model", ["llava-1.5-7b", "llava-1.5-llama-3-8b"])
-def test_the_baseline_reads_one_layer(model: str) -> None:
+def test_the_baseline_reads_one_hidden_state(model: str) -> None:
     assert load_recipe(RECIPES / model / "stage1.yaml").model.features == -2
 
 
@@ -88,7 +88,7 @@ def written(folder: Path, text: str, name: str = "run.yaml") -> Path:
     return path
 
 
-def test_overrides_are_read_as_in_the_file(tmp_path: Path) -> None:
+def test_overrides_are_parsed_as_yaml(tmp_path: Path) -> None:
     path = written(tmp_path, minimal())
     changes = {
         "optimizer.lr": "5e-4",
@@ -103,7 +103,7 @@ def test_overrides_are_read_as_in_the_file(tmp_path: Path) -> None:
     assert recipe.log.to == ("tensorboard",) and recipe.data.files == ("rows.jsonl",)
 
 
-def test_one_recipe_builds_on_another(tmp_path: Path) -> None:
+def test_a_recipe_inherits_from_another(tmp_path: Path) -> None:
     written(tmp_path, minimal(), "first.yaml")
     path = written(tmp_path, "like: first.yaml\noptimizer: {clip: 2}\nbatch: {size: 4}\n")
     recipe = load_recipe(path)
@@ -114,7 +114,7 @@ def test_one_recipe_builds_on_another(tmp_path: Path) -> None:
         load_recipe(loop)
 
 
-def test_the_default_models_recipes_are_told_apart() -> None:
+def test_recipes_of_the_default_model_are_distinguished() -> None:
     assert not is_rows(RECIPES / "default-model.yaml")
     assert not is_rows(RECIPES / "default-model-2.yaml")
 
@@ -127,16 +127,16 @@ def test_the_default_models_recipes_are_told_apart() -> None:
         ({"model": "{base: x, projector: y, features: []}"}, "features must"),
         ({"optimizer.rate": "1"}, "optimizer.rate: no such key"),
         ({"optimizer.lr": "fast"}, "optimizer.lr"),
-        ({"optimizer.lr.x": "1"}, "lr is a value"),
+        ({"optimizer.lr.x": "1"}, "lr is a value, not a section"),
         ({"train.parts": "[]"}, "train.parts"),
         ({"train": "{parts: [language], adapter: {kind: lora}}"}, "not both"),
         ({"train.parts": "[projector, projector]"}, "named twice"),
         ({"train.parts": "[tower]", "data.feature_cache": "true"}, "feature_cache needs"),
-        ({"model.adapter": "x"}, "train.adapter must say how"),
-        ({"log.samples": "1", "parallel": "fsdp2"}, "can't be had with parallel fsdp2"),
+        ({"model.adapter": "x"}, "model.adapter needs train.adapter"),
+        ({"log.samples": "1", "parallel": "fsdp2"}, "does not work with parallel fsdp2"),
         ({"train.adapter": "{kind: qlora}", "parallel": "zero3"}, "use ddp"),
-        ({"optimizer.lr": "[1"}, "--set optimizer.lr can't be read"),
-        ({"model.tiny": "{width: 30}"}, "can't be divided"),
+        ({"optimizer.lr": "[1"}, "--set optimizer.lr can't be parsed"),
+        ({"model.tiny": "{width: 30}"}, "must be divisible by"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, change: dict[str, str], message: str) -> None:
@@ -146,9 +146,9 @@ def test_a_mistake_is_named(tmp_path: Path, change: dict[str, str], message: str
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1\n", "must hold keys"), ("a: [\n", "can't be read"), ("like: 3\n", "names one file")],
+    [("- 1\n", "must contain keys"), ("a: [\n", "can't be parsed"), ("like: 3\n", "must name one file")],
 )
-def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_recipe(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_recipe(written(tmp_path, text))
     with pytest.raises(DataError, match=r"none\.yaml can't be read"):
@@ -163,7 +163,7 @@ def test_the_global_batch_is_kept_or_refused(tmp_path: Path) -> None:
         recipe.accumulation(3)
 
 
-def test_every_choice_is_described() -> None:
+def test_every_key_has_a_description() -> None:
     from pydantic import BaseModel
 
     def undescribed(model: type[BaseModel], place: str) -> list[str]:

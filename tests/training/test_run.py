@@ -1,4 +1,4 @@
-"""Whole runs by recipes, on a tiny model and the rows of the tutorial: what they leave behind."""
+"""Whole runs by recipes, on a tiny model and the rows of the tutorial, and their results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from transformers import TrainerCallback
 from vip_llava.data.reading import RowFile
 from vip_llava.errors import DataError, MissingExtraError, RequestError
 from vip_llava.models.loading import load_model
-from vip_llava.training.data_module import Rows, build_data_module, open_rows, row_texts
+from vip_llava.training.data_module import (
+    ConcatRows,
+    build_data_module,
+    open_rows,
+    row_texts,
+)
 from vip_llava.training.metrics import read_metrics
 from vip_llava.training.recipes.recipe import Recipe
 from vip_llava.training.recipes.recipe_files import load_recipe
@@ -45,13 +50,13 @@ def losses(out: Path) -> list[float]:
     return [m["loss"] for m in read_metrics(out / "training" / "metrics.jsonl") if "loss" in m]
 
 
-def test_a_run_lowers_the_loss_and_leaves_a_model(tmp_path: Path) -> None:
+def test_a_run_lowers_the_loss_and_exports_a_model(tmp_path: Path) -> None:
     out = tmp_path / "out"
     told: list[dict[str, Any]] = []
     made = recipe(steps=12, log__samples=2, log__samples_every=6, optimizer__lr=8e-3)
     stages: list[tuple[str, int, int]] = []
-    result = run(made, out, report=told.append, progress=lambda *each: stages.append(each))
-    assert result.outcome.result == "model" and result.outcome.rows == 51
+    summary = run(made, out, report=told.append, progress=lambda *each: stages.append(each))
+    assert summary.result == "model" and summary.rows == 51
     first, *_, last = losses(out)
     assert last < first - 1 and len(told) == 13
     assert stages[-1][1:] == (12, 12) and "loss" in stages[-1][0]
@@ -69,14 +74,14 @@ def test_a_run_lowers_the_loss_and_leaves_a_model(tmp_path: Path) -> None:
     ]
     assert answers[0]["wanted"] == "The left eye of the cat."
     facts = json.loads((out / "training" / "run.json").read_text())
-    assert facts["precision"] == "float32" and facts["learns"].keys() == {
+    assert facts["precision"] == "float32" and facts["trainable"].keys() == {
         "projector", "language", "tower",
     }  # fmt: skip
     assert not (out / "training" / "result").exists()
 
 
 class Stop(TrainerCallback):
-    """Ends the run as an error would, after some step."""
+    """Interrupts the run after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -87,7 +92,7 @@ class Stop(TrainerCallback):
 
 
 @pytest.mark.parametrize("kind", ["whole", "lora"])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, kind: str) -> None:
+def test_an_interrupted_run_resumes_exactly(tmp_path: Path, kind: str) -> None:
     lora = {"train": "{parts: [projector], adapter: {kind: lora, rank: 4, alpha: 8}}"}
     made = recipe(steps=5, save__every=2, **(lora if kind == "lora" else {}))
     run(made, tmp_path / "straight")
@@ -95,7 +100,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, kind: str) 
         run(made, tmp_path / "stopped", callbacks=[Stop(3)])
     found = latest_checkpoint(tmp_path / "stopped" / "training")
     assert found is not None and found.name == "checkpoint-2"
-    with pytest.raises(RequestError, match=r"did not end \(checkpoint-2\)"):
+    with pytest.raises(RequestError, match=r"unfinished run \(checkpoint-2\)"):
         run(made, tmp_path / "stopped")
     run(made, tmp_path / "stopped", resume=True)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
@@ -106,19 +111,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, kind: str) 
         run(made, tmp_path / "stopped", resume=True)
 
 
-def test_resume_with_nothing_there_begins(tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
     run(recipe(steps=1), tmp_path / "out", resume=True)
     assert (tmp_path / "out" / "README.md").is_file()
 
 
-def test_a_later_run_goes_on_with_an_adapter(tmp_path: Path) -> None:
+def test_a_run_continues_an_adapter(tmp_path: Path) -> None:
     train = "{parts: [projector], adapter: {kind: lora, rank: 4, alpha: 8, dropout: 0}}"
     run(recipe(train=train, steps=2), tmp_path / "one")
     model = {"start": str(tmp_path / "one" / "training" / "tiny"), "template": "llava_v1"}
     further = {**model, "aspect": "pad", "adapter": str(tmp_path / "one")}
     second = recipe(train=train, steps=2, model=further, seed=1)
-    result = run(second, tmp_path / "two")
-    assert result.outcome.result == "adapter"
+    summary = run(second, tmp_path / "two")
+    assert summary.result == "adapter"
     assert losses(tmp_path / "two")[0] < losses(tmp_path / "one")[0]
 
 
@@ -130,23 +135,23 @@ def test_other_orders_of_rows(tmp_path: Path, how: str) -> None:
     run(made, tmp_path / "out")
     assert len(losses(tmp_path / "out")) == 3
     plain = run(recipe(), tmp_path / "plain")
-    assert plain.outcome.steps == 3
-    # The same start: the first loss is near, whatever rows come first.
+    assert plain.steps == 3
+    # The same initial model: the first losses are close, whichever rows come first.
     first = losses(tmp_path / "out")[0], losses(tmp_path / "plain")[0]
     assert first[0] == pytest.approx(first[1], abs=0.3)
 
 
-def test_packing_keeps_the_batch_on_average(tmp_path: Path) -> None:
+def test_packing_keeps_the_average_batch_size(tmp_path: Path) -> None:
     made = recipe(data__packing=True, data__packed_tokens=300, batch__size=20)
     rows = open_rows(made)
 
     from vip_llava.training.recipes.model_init import load_initial_model
 
-    start = load_initial_model(made, tmp_path, dtype=torch.float32, row_texts=row_texts(rows))
+    initial = load_initial_model(made, tmp_path, dtype=torch.float32, row_texts=row_texts(rows))
     for world in (1, 2):
-        feed = build_data_module(made, rows, start.processor, world)
-        assert feed.rows_a_step == pytest.approx(20, rel=0.35)
-        packs = feed.batches.batches(0)
+        data = build_data_module(made, rows, initial.processor, world)
+        assert data.rows_per_step == pytest.approx(20, rel=0.35)
+        packs = data.batches.batches(0)
         assert sorted(row for each in packs for row in each) == list(range(51))
 
 
@@ -158,7 +163,7 @@ def bad_file(folder: Path) -> Path:
     return folder
 
 
-def data(folder: Path, **changes: Any) -> dict[str, Any]:
+def data_of(folder: Path, **changes: Any) -> dict[str, Any]:
     images = os.path.relpath(ROOT / "examples" / "photos", folder)
     values = {"root": str(folder), "files": "rows.jsonl", "images": images, "workers": 0}
     return {**values, **changes}
@@ -167,29 +172,29 @@ def data(folder: Path, **changes: Any) -> dict[str, Any]:
 def test_bad_rows_stop_the_run_or_are_counted(tmp_path: Path) -> None:
     folder = bad_file(tmp_path)
     with pytest.raises(DataError, match=r"row 4 \('tutorial-4'\)"):
-        run(recipe(data=data(folder, max_failures=0)), tmp_path / "one")
-    result = run(recipe(data=data(folder, max_failures=10), steps=1), tmp_path / "two")
-    assert result.outcome.failures["failed"] == 1
-    assert "could not be used: 1." in (tmp_path / "two" / "README.md").read_text()
+        run(recipe(data=data_of(folder, max_failures=0)), tmp_path / "one")
+    summary = run(recipe(data=data_of(folder, max_failures=10), steps=1), tmp_path / "two")
+    assert summary.failures["failed"] == 1
+    assert "Bad rows: 1." in (tmp_path / "two" / "README.md").read_text()
     told = (tmp_path / "two" / "training" / "failures.jsonl").read_text()
     assert json.loads(told.splitlines()[0])["id"] == "tutorial-4"
 
 
-def test_rows_of_several_files_are_one(tmp_path: Path) -> None:
+def test_rows_of_several_files_are_concatenated(tmp_path: Path) -> None:
     lines = (TUTORIAL.parent / "rows.jsonl").read_text().splitlines()
     for name, part in (("a.jsonl", lines[:3]), ("b.jsonl", lines[3:5])):
         (tmp_path / name).write_text("\n".join(part))
-    rows = Rows([RowFile.open(tmp_path / "a.jsonl"), RowFile.open(tmp_path / "b.jsonl")])
+    rows = ConcatRows([RowFile.open(tmp_path / "a.jsonl"), RowFile.open(tmp_path / "b.jsonl")])
     assert [row.id for row in rows[:]] == [f"tutorial-{n}" for n in range(1, 6)]
     assert rows[-1].id == "tutorial-5" and rows.raw(3)["id"] == "tutorial-4"
     assert rows.where(3).endswith("b.jsonl: row 1")
-    with pytest.raises(IndexError, match="5 rows and no row 5"):
+    with pytest.raises(IndexError, match="row 5 of 5 rows"):
         rows[5]
 
 
-def test_what_a_run_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused: list[tuple[Recipe, type[Exception], str]] = [
-        (recipe(data=data(tmp_path)), DataError, r"rows\.jsonl is not there"),
+        (recipe(data=data_of(tmp_path)), DataError, r"rows\.jsonl does not exist"),
     ]
     for made, kind, message in refused:
         with pytest.raises(kind, match=message):
@@ -201,8 +206,8 @@ def test_what_a_run_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         run(recipe(log__to="tensorboard"), tmp_path / "out")
 
 
-def test_the_stages_one_after_the_other(split: dict[str, Path], tmp_path: Path) -> None:
-    """The published recipes' own stage files, on a small start: 1, 2, 3 and LoRA."""
+def test_the_stages_in_sequence(split: dict[str, Path], tmp_path: Path) -> None:
+    """The stage files of the published recipes on a small model: 1, 2, LoRA and 3."""
     captions = [
         {
             "id": str(n),
@@ -226,35 +231,35 @@ def test_the_stages_one_after_the_other(split: dict[str, Path], tmp_path: Path) 
 
     one = stage(
         "stage1",
-        data=data(tmp_path, files="captions.json"),
+        data=data_of(tmp_path, files="captions.json"),
         **{f"model.{k}": str(v) for k, v in split.items()},
     )
-    assert run(one, tmp_path / "one").outcome.result == "projector"
+    assert run(one, tmp_path / "one").result == "projector"
     start = {
         **{k: str(v) for k, v in split.items()},
         "projector": str(tmp_path / "one"),
         "template": "llava_v1",
     }
-    rows = data(TUTORIAL.parent)
+    rows = data_of(TUTORIAL.parent)
     on = {f"model.{k}": v for k, v in start.items()}
-    assert run(stage("stage2", data=rows, **on), tmp_path / "two").outcome.result == "model"
+    assert run(stage("stage2", data=rows, **on), tmp_path / "two").result == "model"
     lora = run(stage("stage2-lora", data=rows, **on), tmp_path / "lora")
-    assert lora.outcome.result == "adapter"
+    assert lora.result == "adapter"
     load_model(tmp_path / "lora", base=start["base"], vision_tower=start["tower"], device="cpu")
     third = stage("stage3", data=rows, **{"model.start": str(tmp_path / "two")})
     run(third, tmp_path / "three")
     two, three = (load_file(tmp_path / n / "model.safetensors") for n in ("two", "three"))
     name = "language_model.model.layers.0.mlp.up_proj.weight"
     change = (three[name] - two[name]).abs().max()
-    assert 0 < change < 1e-5, "a rate of 2e-7 moves weights by about that much a step"
+    assert 0 < change < 1e-5, "a learning rate of 2e-7 moves weights by about that much per step"
     tower = [n for n in two if "vision_tower" in n]
     assert tower and all(torch.equal(two[n], three[n]) for n in tower)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2-lora"])
-def test_two_processes_make_the_same_model(tmp_path: Path, kind: str) -> None:
-    """Started by torchrun as a user would; the exported weights are those of one process."""
+def test_two_processes_train_the_same_model(tmp_path: Path, kind: str) -> None:
+    """Started by torchrun; the exported weights are those of a single process."""
     parallel, _, lora = kind.partition("-")
     changes = {"batch.size": 8, "batch.per_device": 4, "parallel": parallel}
     if lora:

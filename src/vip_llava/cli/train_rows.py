@@ -1,7 +1,7 @@
-"""`vip-llava train` with a recipe on rows: the plan, the run, and handing the result on.
+"""`vip-llava train` for recipes on rows: the dry-run plan, the run, and the upload.
 
-Reads what was typed and tells what happens; everything else is `training`. With several processes
-(torchrun) only the first one speaks.
+Turns options into calls of `training` and shows its reports. With several processes (torchrun) only
+rank 0 writes to the terminal.
 """
 
 from __future__ import annotations
@@ -33,42 +33,45 @@ def train_rows(
     device: str | None,
     dry_run: bool,
 ) -> None:
-    """Plan or run a recipe on rows. `overrides`: texts by dotted keys."""
-    from vip_llava.training.recipes.recipe_files import read
+    """Plan or run a recipe on rows. `overrides`: values of the recipe by dotted keys."""
+    from vip_llava.training.recipes.recipe_files import load_recipe
 
-    recipe, devices = read(path, overrides), options.devices
+    recipe, devices = load_recipe(path, overrides), options.devices
     if dry_run:
-        _plan(recipe, devices or int(os.environ.get("WORLD_SIZE", "1")))
+        _print_plan(recipe, devices or int(os.environ.get("WORLD_SIZE", "1")))
         return
     if devices is not None:
         raise RequestError(
-            f"--devices is for --dry-run; to train on {devices} devices start as many processes: "
+            f"--devices is for --dry-run; to train on {devices} devices start that many processes: "
             f"torchrun --nproc-per-node {devices} -m vip_llava train ..."
         )
     folder = out or (Path(recipe.out) if recipe.out is not None else None)
     if folder is None:
-        raise RequestError("--out is missing, and the recipe names no folder as `out`")
-    from vip_llava.training import dist_utils as together
+        raise RequestError("--out is missing, and the recipe has no key `out`")
+    from vip_llava.training import dist_utils
     from vip_llava.training.run import run
 
+    folder = folder.expanduser()
     first = os.environ.get("RANK", "0") == "0"
     with _progress(recipe, first) as progress:
-        result = run(
+        summary = run(
             recipe,
-            folder.expanduser(),
+            folder,
             resume=options.resume,
             device=device,
             progress=progress,
-            report=_report if first else None,
+            report=_print_report if first else None,
         )
-    together.leave()
-    if first:
-        note(f"written: {result.folder} ({result.outcome.result})")
-        _tell_failures(result.outcome.failures)
-        if options.push is not None:
-            from vip_llava.training.results.export import push_to_hub
+    dist_utils.destroy_process_group()
+    if not first:
+        return
+    note(f"written: {folder} ({summary.result})")
+    if failed := summary.failures.get("failed"):
+        note(f"{failed} bad rows were skipped: see training/failures.jsonl")
+    if options.push is not None:
+        from vip_llava.training.results.export import push_to_hub
 
-            note(f"uploaded: {push_to_hub(result.folder, options.push)}")
+        note(f"uploaded: {push_to_hub(folder, options.push)}")
 
 
 @contextlib.contextmanager
@@ -77,40 +80,35 @@ def _progress(recipe: Recipe, first: bool) -> Iterator[Callable[[str, int, int],
         yield None
         return
     with loading(recipe.about or "training") as progress:
-        # Where nobody watches, each new stage is a line; the loss in it would make thousands.
-        watched = sys.stderr.isatty()
+        # Without a terminal each new stage is a line; the loss in its name would make thousands.
+        terminal = sys.stderr.isatty()
 
-        def tell(stage: str, done: int, total: int) -> None:
-            progress(stage if watched else stage.partition(",")[0], done, total)
+        def show(stage: str, done: int, total: int) -> None:
+            progress(stage if terminal else stage.partition(",")[0], done, total)
 
-        yield tell
+        yield show
 
 
-def _plan(recipe: Recipe, world: int) -> None:
-    """The plan as JSON on stdout, its gist on stderr."""
+def _print_plan(recipe: Recipe, world_size: int) -> None:
+    """Print the plan as JSON on stdout, and a summary on stderr."""
     from vip_llava.training.recipes.plan import make_plan
 
-    plan = make_plan(recipe, world)
+    plan = make_plan(recipe, world_size)
     sys.stdout.write(json.dumps(plan, indent=2) + "\n")
     batch, steps = plan["batch"], plan["steps"]
-    learns = ", ".join(f"{part} {count / 1e6:,.1f}M" for part, count in plan["learns"].items())
-    memory = plan["memory on each device (GB, estimated)"]["together"]
+    trainable = ", ".join(f"{part} {n / 1e6:,.1f}M" for part, n in plan["trainable"].items())
+    memory = plan["memory per device (GB, estimated)"]["total"]
     note(
-        f"{batch['rows at once on a device']} rows x {world} devices x {batch['rounds a step']} "
-        f"rounds = {batch['rows a step']} rows a step; "
-        + (f"{steps:,} steps" if steps is not None else "steps unknown without the files")
+        f"{batch['rows per device']} rows x {world_size} devices x {batch['accumulation steps']} "
+        f"accumulation steps = {batch['rows per step']} rows per step; "
+        + (f"{steps:,} steps" if steps is not None else "number of steps unknown without the files")
     )
-    note(f"learns: {learns}; about {memory:.1f} GB on each device")
-    for name in plan["files that are absent"]:
-        note(f"{name} is not there")
+    note(f"trainable: {trainable}; about {memory:.1f} GB per device")
+    for name in plan["missing files"]:
+        note(f"{name} does not exist")
 
 
-def _report(values: dict[str, Any]) -> None:
+def _print_report(values: dict[str, Any]) -> None:
     shown = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
     sys.stdout.write(json.dumps(shown) + "\n")
     sys.stdout.flush()
-
-
-def _tell_failures(failures: Mapping[str, Any]) -> None:
-    if failures.get("failed"):
-        note(f"{failures['failed']} rows could not be used: see training/failures.jsonl")

@@ -24,8 +24,8 @@ from vip_llava.models.checkpoints import (
     detect_layout,
     open_checkpoint,
 )
-from vip_llava.models.hub import DEFAULT_NAME, Progress, resolve_folder
 from vip_llava.models.convert import require_original_layout
+from vip_llava.models.hub import DEFAULT_NAME, Progress, resolve_folder
 from vip_llava.models.image_token import allow_image_token
 from vip_llava.models.loading import load_model
 from vip_llava.models.placement import Placement

@@ -229,8 +229,8 @@ def estimate_memory(
 ) -> dict[str, float]:
     """An estimate of the memory of one device in GB (10^9 bytes), by purpose.
 
-    Weights, gradients and AdamW's state are exact. Activations are estimated for `rows` rows of 832
-    tokens; workspace of kernels and the allocator is not included.
+    Weights, gradients and AdamW's state are exact. Activations are estimated for `rows` rows of
+    256 text tokens and one image; workspace of kernels and the allocator is not included.
     """
     trainable_bytes = 4 if "float32" in (recipe.train.weights, recipe.precision) else 2
     frozen_bytes = 4 if recipe.precision == "float32" else 2
