@@ -74,7 +74,7 @@ def beside(runs: int) -> list[tuple[float, float]]:
         began = time.perf_counter()
         answer = ours.ask(PHOTO, QUESTION, Box(*BOX), max_new_tokens=TOKENS)
         middle = time.perf_counter()
-        ours.engine.forget()  # nothing is kept from one run to the next
+        ours.engine.clear_cache()  # nothing is kept from one run to the next
         count = answer.usage.completion_tokens + (answer.finish_reason == "stop")
         began_plain = time.perf_counter()
         inputs = processor([plain.prepare(request).turns])

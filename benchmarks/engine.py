@@ -2,9 +2,9 @@
 
     python benchmarks/engine.py [--random tiny|7b] [--all] [--write NAME_OF_HARDWARE] [options of bench]
 
-Without `--random` the default model is measured. `--all`: small weights and compiled transformers too,
-about three minutes for a 7B on an H200. Results go to `benchmarks/results` only when `--write` names
-the hardware.
+Without `--random` the default model is measured. `--all` adds quantized weights and compiled
+transformers, about three minutes for a 7B on an H200. Results go to `benchmarks/results` only when
+`--write` names the hardware.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from vip_llava.cli.main import main
 
 RESULTS = Path(__file__).parent / "results"
-# What takes longest last: the results so far are filed after each.
-ALL = ["decode", "small", "first-token", "second-turn", "many", "compiled"]
+# The slowest last: the results so far are written after each.
+ALL = ["decode", "quantized", "first-token", "second-turn", "concurrent", "compiled"]
 
 
 def arguments(given: list[str]) -> list[str]:
-    """Those of `vip-llava bench`: the name of the hardware becomes the name of a file."""
+    """The arguments of `vip-llava bench`: the name of the hardware becomes a file name."""
     words = list(given)
     if "--write" in words:
         at = words.index("--write") + 1

@@ -29,8 +29,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vip_llava.assistant import Assistant
 from vip_llava.backends.native import NativeBackend
-from vip_llava.bench.bench_model import random_subject
-from vip_llava.engine import EngineSettings
+from vip_llava.bench.bench_model import random_model
+from vip_llava.engine import EngineConfig
 from vip_llava.evaluation.benchmarks import open_benchmark
 from vip_llava.evaluation.items import Benchmark
 from vip_llava.evaluation.run import items_of, run
@@ -64,7 +64,7 @@ def write_rows(folder: Path, count: int) -> None:
 
 def random_assistant(size: str, device: str, batch_size: int) -> Assistant:
     """A model of random weights with a tokenizer trained on the spot (vocabulary 400)."""
-    subject = random_subject(size, device)
+    subject = random_model(size, device)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -83,9 +83,9 @@ def random_assistant(size: str, device: str, batch_size: int) -> Assistant:
     template = get_template("vicuna_v1")
     image, per_view = subject.image_token_id, subject.tokens_per_view
     processor = Processor(tokenizer, geometry, template, image, per_view)
-    settings = EngineSettings(max_running=batch_size, kv_tokens=1024 * batch_size)
+    config = EngineConfig(max_num_seqs=batch_size, kv_cache_tokens=1024 * batch_size)
     return Assistant(
-        NativeBackend(subject.model, processor, name=f"random {size}", settings=settings)
+        NativeBackend(subject.model, processor, name=f"random {size}", config=config)
     )
 
 

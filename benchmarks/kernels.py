@@ -1,9 +1,9 @@
-"""The kernels of `vip_llava.kernels` at the shapes of a 7B Llama, beside what torch has.
+"""The kernels of `vip_llava.kernels` at the shapes of a 7B Llama, beside torch.
 
-Every time is the median over replays of a CUDA graph that goes through several sets of weights, more
-of them than the L2 cache holds. GB/s counts what has to be read once; the copy above counts bytes
-read and written. The error is relative to float32. A layer is a whole layer of one step, as the
-engine calls it, over four layers in turn.
+Every time is the median over replays of a CUDA graph that cycles through several sets of weights,
+more than the L2 cache holds. GB/s counts bytes that must be read once; the copy counts bytes read and
+written. The error is relative to float32. A layer is a whole layer of a decode step, as the engine
+calls it, over four layers in turn.
 
     python benchmarks/kernels.py [--rows 1,8,64] [--bits 16,8,4] [--only products,attention,layers]
     python benchmarks/kernels.py --tiny              # on a CPU, by Triton's interpreter
@@ -22,26 +22,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-if "--tiny" in sys.argv:  # Triton decides when it is imported
+if "--tiny" in sys.argv:  # Triton reads it when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import triton
 from torch import Tensor
 
-from vip_llava.kernels import Dense, Int4, Int8, Matrix, Norm, fused
-from vip_llava.kernels import reference as plain
+from vip_llava.kernels import DecodeBatch, Dense, Int4, Int8, Matrix, Norm, fused, reference
 
 
 @dataclass(frozen=True)
 class Size:
-    """Widths of a model, lengths of its requests, and bytes that no cache holds."""
+    """Widths of a model, length of its sequences, and more bytes than a cache holds."""
 
     width: int = 4096
     inner: int = 11008
     words: int = 32064
     heads: int = 32
-    held: int = 32
+    kv_heads: int = 32
     length: int = 704
     cold: int = 600 << 20
     device: str = "cuda"
@@ -79,7 +78,7 @@ def bytes_of(*matrices: Matrix) -> int:
 
 
 def microseconds(size: Size, calls: Sequence[Callable[[], Any]], repeats: int = 15) -> float:
-    """Of one call: all of them in turn are one graph."""
+    """Of one call; all calls in turn are one graph."""
     for call in calls[:2]:
         call()
     if size.device == "cpu":
@@ -105,7 +104,7 @@ def microseconds(size: Size, calls: Sequence[Callable[[], Any]], repeats: int = 
 
 @dataclass(frozen=True)
 class Product:
-    """A product of a layer: its matrices' outputs, its inputs, and what is done on the way."""
+    """A product of a layer: outputs of its matrices, inputs, and what is fused into it."""
 
     name: str
     outputs: tuple[int, ...]
@@ -119,16 +118,16 @@ class Product:
     ) -> Tensor:
         normed = norm if self.norm else None
         if self.gated:
-            found: Tensor = kernels.gated_rows(x, *weights, norm=normed)
+            found: Tensor = kernels.swiglu(x, *weights, norm=normed)
             return found
-        sums: Tensor = kernels.rows(x, weights, more if self.residual else None, normed)
+        sums: Tensor = kernels.linear(x, weights, more if self.residual else None, normed)
         return sums
 
 
 def products(size: Size) -> list[Product]:
-    width, held = size.width, size.held * size.head
+    width, kv = size.width, size.kv_heads * size.head
     return [
-        Product("qkv", (width, held, held), width, norm=True),
+        Product("qkv", (width, kv, kv), width, norm=True),
         Product("out", (width,), width, residual=True),
         Product("gate-up", (size.inner, size.inner), width, norm=True, gated=True),
         Product("down", (width,), size.inner, residual=True),
@@ -137,7 +136,7 @@ def products(size: Size) -> list[Product]:
 
 
 class Case:
-    """A product with enough weights that none is in the cache when it is used again."""
+    """A product with so many sets of weights that none is cached when it is used again."""
 
     def __init__(self, size: Size, product: Product, bits: int, rows: int) -> None:
         self.size, self.product, self.bits, self.rows = size, product, bits, rows
@@ -165,7 +164,7 @@ class Case:
         found = self.run(fused, self.sets[0])
         wide: list[Matrix] = [in_float32(one) for one in self.sets[0]]
         norm = Norm(self.norm.weight.float(), self.norm.eps)
-        wanted = self.product.call(plain, self.x.float(), wide, norm, self.more.float())
+        wanted = self.product.call(reference, self.x.float(), wide, norm, self.more.float())
         return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
@@ -173,8 +172,8 @@ def in_float32(one: Matrix) -> Dense:
     if isinstance(one, Dense):
         return Dense(one.weight.float())
     if isinstance(one, Int8):
-        return Dense(plain.dequantized(replace(one, scale=one.scale.float())))
-    return Dense(plain.dequantized(replace(one, scale=one.scale.float(), low=one.low.float())))
+        return Dense(reference.dequantized(replace(one, scale=one.scale.float())))
+    return Dense(reference.dequantized(replace(one, scale=one.scale.float(), low=one.low.float())))
 
 
 def show_products(size: Size, bits: list[int], rows: list[int]) -> Iterator[str]:
@@ -183,67 +182,67 @@ def show_products(size: Size, bits: list[int], rows: list[int]) -> Iterator[str]
         if product.name == "head" and bit != 16:
             continue
         case = Case(size, product, bit, row)
-        ours, theirs = case.time(fused), case.time(plain)
+        ours, theirs = case.time(fused), case.time(reference)
         rate = case.bytes / ours / 1e3
         yield (
             f"{product.name:9} {bit:4} {row:4} {ours:8.1f} {rate:6.0f} {theirs:9.1f} {case.error():8.1e}"
         )
 
 
-class Requests:
-    """A memory full of requests of one length, and a layer's states for their next tokens."""
+class Sequences:
+    """A KV cache full of sequences of one length, for the decode of their next tokens."""
 
     def __init__(self, size: Size, count: int, layers: int) -> None:
-        device, held, head = size.device, size.held, size.head
+        device, kv_heads, head = size.device, size.kv_heads, size.head
         blocks = size.length // 16 + 1
         order = torch.randperm(count * blocks, device=device).to(torch.int32)
-        self.table = order.view(count, blocks)
-        self.lengths = torch.full((count,), size.length, dtype=torch.int32, device=device)
-        last = self.table[:, (size.length - 1) // 16]
-        self.places = last * 16 + (size.length - 1) % 16
-        self.memory = [
+        table = order.view(count, blocks)
+        lengths = torch.full((count,), size.length, dtype=torch.int32, device=device)
+        slots = table[:, (size.length - 1) // 16] * 16 + (size.length - 1) % 16
+        self.batch = DecodeBatch(slots, table, lengths)
+        self.cache = [
             (
-                random(size, count * blocks * 16, held, head),
-                random(size, count * blocks * 16, held, head),
+                random(size, count * blocks * 16, kv_heads, head),
+                random(size, count * blocks * 16, kv_heads, head),
             )
             for _ in range(layers)
         ]
-        self.cos, self.sin = random(size, count, head), random(size, count, head)
+        self.rotary = random(size, count, head), random(size, count, head)
         self.size, self.count = size, count
-        self.bytes = 2 * count * size.length * held * head * size.dtype.itemsize
+        self.bytes = 2 * count * size.length * kv_heads * head * size.dtype.itemsize
 
     def step(self, kernels: Any, layer: int, qkv: Tensor) -> Tensor:
         size, shape = self.size, (self.count, -1, self.size.head)
-        width, held = size.width, size.held * size.head
-        q, k, v = (part.view(shape) for part in qkv.split([width, held, held], dim=1))
-        found: Tensor = kernels.paged_step(
-            q, k, v, self.cos, self.sin, *self.memory[layer], self.places, self.table, self.lengths,
-            size.head**-0.5,
-        )  # fmt: skip
+        width, kv = size.width, size.kv_heads * size.head
+        states = tuple(part.view(shape) for part in qkv.split([width, kv, kv], dim=1))
+        scale = size.head**-0.5
+        found: Tensor = kernels.decode_attention(
+            states, self.rotary, self.cache[layer], self.batch, scale
+        )
         return found
 
 
 def show_attention(size: Size, rows: list[int]) -> Iterator[str]:
     yield f"{'attention':9} rows {'us':>8} {'GB/s':>6} {'error':>8}"
     for row in rows:
-        one = row * size.length * size.held * size.head * 2 * size.dtype.itemsize
+        one = row * size.length * size.kv_heads * size.head * 2 * size.dtype.itemsize
         layers = min(16, 1 + size.cold // one)
-        requests = Requests(size, row, layers)
-        qkv = random(size, row, (size.heads + 2 * size.held) * size.head)
+        sequences = Sequences(size, row, layers)
+        qkv = random(size, row, (size.heads + 2 * size.kv_heads) * size.head)
         order = [at % layers for at in range(max(12, layers))]
-        took = microseconds(size, [partial(requests.step, fused, at, qkv) for at in order])
-        found, wanted = (requests.step(kernels, 0, qkv).double() for kernels in (fused, plain))
+        took = microseconds(size, [partial(sequences.step, fused, at, qkv) for at in order])
+        found, wanted = (sequences.step(kernels, 0, qkv).double() for kernels in (fused, reference))
         error = float((found - wanted).norm() / wanted.norm())
-        yield f"{'paged':9} {row:4} {took:8.1f} {requests.bytes / took / 1e3:6.0f} {error:8.1e}"
+        yield f"{'paged':9} {row:4} {took:8.1f} {sequences.bytes / took / 1e3:6.0f} {error:8.1e}"
 
 
 class Layers:
-    """A few whole layers, and requests in the middle of their answers."""
+    """A few whole layers, and sequences in the middle of their decode."""
 
     def __init__(self, size: Size, bits: int, rows: int, count: int) -> None:
         self.norm = Norm(random(size, size.width), 1e-5)
         self.hidden = random(size, rows, size.width)
-        self.requests = Requests(size, rows, count)
+        self.sequences = Sequences(size, rows, count)
         self.weights = [
             {
                 one.name: [matrix(size, bits, out, one.inputs) for out in one.outputs]
@@ -252,15 +251,15 @@ class Layers:
             for _ in range(count)
         ]
         read = bytes_of(*(one for part in self.weights[0].values() for one in part))
-        self.bytes = read + self.requests.bytes
+        self.bytes = read + self.sequences.bytes
 
     def run(self, at: int) -> Tensor:
         mine, norm = self.weights[at % len(self.weights)], self.norm
-        qkv = fused.rows(self.hidden, mine["qkv"], norm=norm)
-        found = self.requests.step(fused, at % len(self.weights), qkv).flatten(1)
-        after = fused.rows(found, mine["out"], self.hidden)
-        inner = fused.gated_rows(after, *mine["gate-up"], norm=norm)
-        return fused.rows(inner, mine["down"], after)
+        qkv = fused.linear(self.hidden, mine["qkv"], norm=norm)
+        found = self.sequences.step(fused, at % len(self.weights), qkv).flatten(1)
+        after = fused.linear(found, mine["out"], self.hidden)
+        inner = fused.swiglu(after, *mine["gate-up"], norm=norm)
+        return fused.linear(inner, mine["down"], after)
 
 
 def show_layers(size: Size, bits: list[int], rows: list[int]) -> Iterator[str]:

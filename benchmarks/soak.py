@@ -1,11 +1,11 @@
-"""A long run against a real server: does memory stay flat, does anything hang or fail?
+"""A long run against a real server: memory must stay flat and no request may hang or fail.
 
     python benchmarks/soak.py [--minutes 10] [--clients 8] [--random tiny] [--write HARDWARE]
 
-Clients ask with and without images, stream, leave early, upload and delete, and send what is
-refused. Every half minute the server's memory, threads and open files are read. It ends with an
-error if one of them grows, a request hangs, or an answer is not what it should be. At most 60
-minutes; everything stays on this machine.
+Clients send requests with and without images, stream, disconnect early, upload and delete, and send
+invalid requests. Every half minute the server's memory, threads and open files are sampled. The exit
+code is 1 if one of them grows, a request hangs, or an answer is wrong. At most 60 minutes; only local
+connections are used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Soak:
-    """The clients and what they saw."""
+    """The clients and their observations."""
 
     def __init__(self, client: httpx.AsyncClient, pid: int, end: float) -> None:
         self.client = client
@@ -43,10 +43,10 @@ class Soak:
         self.wrong: list[str] = []
         self.samples: list[tuple[float, float, int, int]] = []
 
-    async def one(self, seed: int) -> None:
-        """A client: one action after the other, until the time is over."""
+    async def client_loop(self, seed: int) -> None:
+        """A client: random actions, one after the other, until the end."""
         rng = random.Random(seed)
-        actions = [self.whole, self.stream, self.leave, self.words, self.upload, self.refused]
+        actions = [self.whole, self.stream, self.disconnect, self.text, self.upload, self.refused]
         while time.monotonic() < self.end:
             action = rng.choice(actions)
             try:
@@ -57,7 +57,7 @@ class Soak:
                 self.wrong.append(f"{action.__name__}: {type(error).__name__} {error}"[:200])
 
     async def whole(self, rng: random.Random) -> None:
-        """An image with a region, answered at once."""
+        """An image with a region, without streaming."""
         body = {**question(rng.randrange(10_000), 8), "stream": False}
         answer = await self.client.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text
@@ -69,23 +69,23 @@ class Soak:
         answer = await self.client.post("/v1/chat/completions", json=body)
         assert answer.text.endswith("data: [DONE]\n\n"), answer.text[-200:]
 
-    async def leave(self, rng: random.Random) -> None:
-        """Gone after the first pieces."""
+    async def disconnect(self, rng: random.Random) -> None:
+        """Disconnect after the first pieces."""
         body = question(rng.randrange(10_000), 200)
         async with self.client.stream("POST", "/v1/chat/completions", json=body) as answer:
             async for _ in answer.aiter_lines():
                 if rng.random() < 0.3:
                     break
 
-    async def words(self, rng: random.Random) -> None:
-        """No image, sampled."""
+    async def text(self, rng: random.Random) -> None:
+        """Text only, sampled."""
         message = {"role": "user", "content": f"Say {rng.randrange(10**9)}."}
         body = {"model": "m", "messages": [message], "max_tokens": 8, "temperature": 1.0}
         answer = await self.client.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text
 
     async def upload(self, rng: random.Random) -> None:
-        """Left, used, deleted."""
+        """Upload an image, use it, delete it."""
         data = (PHOTOS / "cat.jpg").read_bytes()
         kind = {"content-type": "image/jpeg"}
         left = (await self.client.post("/v1/uploads", content=data, headers=kind)).json()["id"]
@@ -97,7 +97,7 @@ class Soak:
         assert gone.status_code == 200, gone.text
 
     async def refused(self, rng: random.Random) -> None:
-        """What no server should answer."""
+        """An image that the server must reject."""
         body: dict[str, Any] = question(rng.randrange(10_000), 4)
         part = body["messages"][0]["content"][0]
         noise = base64.b64encode(rng.randbytes(5000)).decode()
@@ -105,8 +105,8 @@ class Soak:
         answer = await self.client.post("/v1/chat/completions", json=body)
         assert answer.status_code == 422, answer.text
 
-    async def watch(self) -> None:
-        """Memory, threads and files of the server, every half minute."""
+    async def sample(self) -> None:
+        """Memory, threads and open files of the server, every half minute."""
         while time.monotonic() < self.end:
             memory = self.server.memory_info().rss / 2**20
             left = (self.end - time.monotonic()) / 60
@@ -119,7 +119,7 @@ class Soak:
             await asyncio.sleep(min(30, max(0.1, self.end - time.monotonic())))
 
     def verdict(self) -> list[str]:
-        """What did not hold. The first third of the time is for warming up."""
+        """What failed. The first third of the samples is warm-up."""
         found = list(self.wrong[:5])
         rest = self.samples[len(self.samples) // 3 :]
         half = len(rest) // 2
@@ -136,14 +136,14 @@ class Soak:
 
 
 async def soak(address: str, pid: int, minutes: float, clients: int) -> Soak:
-    """All clients at once, for so long."""
+    """Run all clients for the given minutes."""
     async with httpx.AsyncClient(base_url=address, timeout=HANG_SECONDS) as client:
         run = Soak(client, pid, time.monotonic() + 60 * minutes)
-        await asyncio.gather(run.watch(), *[run.one(seed) for seed in range(clients)])
+        await asyncio.gather(run.sample(), *[run.client_loop(seed) for seed in range(clients)])
         await asyncio.sleep(0.5)
         metrics = (await client.get("/metrics")).text
         if "vip_llava_answers_open 0.0" not in metrics:
-            run.wrong.append("answers are open though nobody asks")
+            run.wrong.append("answers are still open after all clients ended")
     return run
 
 

@@ -1,7 +1,7 @@
-"""A warm `ask` of exactly so many tokens with the default model, beside an older checkout of this project.
+"""A warm `ask` with the default model, beside an older checkout of this project.
 
-A new photo each time, and the next question about the same one; stop tokens end nothing, so that
-both say as many tokens. Both are run by turns in processes of their own, three times each.
+A new photo each time, and the next question about the same one. Stop ids are disabled, so that both
+generate the same number of tokens. Both run in turn in processes of their own, three times each.
 
     git worktree add /tmp/before COMMIT
     python benchmarks/warm_ask.py --against /tmp/before [--runs 5] [--tokens 20]
@@ -29,16 +29,18 @@ WARM_UPS = 2
 
 
 def endless(answerer: Any) -> None:
-    """No token ends an answer, in this checkout and in old ones."""
-    engine = getattr(answerer, "engine", None)
-    if engine is not None:
+    """Disable stop ids, in this checkout and in old ones."""
+    engine = getattr(getattr(answerer, "backend", answerer), "engine", None)
+    if hasattr(engine, "_core"):
+        engine._core.stop_ids = frozenset()
+    elif engine is not None:
         engine._stop_ids = frozenset()
     else:
         type(answerer.processor).stop_ids = property(lambda self: frozenset())
 
 
 def measure(runs: int, tokens: int) -> dict[str, float]:
-    """Medians in seconds of what is imported as vip_llava here."""
+    """Median seconds of the checkout that is imported as vip_llava."""
     from PIL import Image
 
     from vip_llava import Box, load
@@ -60,7 +62,7 @@ def measure(runs: int, tokens: int) -> dict[str, float]:
 
 
 def elsewhere(checkout: Path, options: argparse.Namespace) -> dict[str, float]:
-    """The same in a process of its own, with another checkout's code."""
+    """`measure` in a process of its own, with the code of a checkout."""
     # -P: `kernels.py` beside this file is not the package that transformers looks for.
     command = [sys.executable, "-P", __file__, "--runs", str(options.runs)]
     done = subprocess.run(

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vip_llava.assistant import Answer, Assistant, load
 from vip_llava.backends.native import NativeBackend
-from vip_llava.engine import EngineSettings
+from vip_llava.engine import EngineConfig
+from vip_llava.engine.model_runner import ModelRunner
 from vip_llava.errors import RequestError
 from vip_llava.regions import Box
 
@@ -38,7 +39,7 @@ def questions(photos: list[Image.Image], count: int) -> list[dict[str, Any]]:
 
 
 def fill(assistant: Assistant) -> int:
-    return assistant.backend.engine.stats().kv_tokens_used
+    return assistant.backend.engine.stats().kv_cache_tokens_used
 
 
 def test_a_second_turn_of_a_chat_reads_only_what_is_new(
@@ -49,7 +50,7 @@ def test_a_second_turn_of_a_chat_reads_only_what_is_new(
     before = assistant.backend.engine.stats()
     second = chat.ask("And beside it?", max_new_tokens=8)
     after = assistant.backend.engine.stats()
-    assert before.vision_misses == after.vision_misses == 1
+    assert before.encoder_cache_misses == after.encoder_cache_misses == 1
     shared = after.cached_tokens - before.cached_tokens
     assert second.usage.prompt_tokens * 0.6 < shared < second.usage.prompt_tokens
     fresh = Assistant(NativeBackend(assistant.backend.model, assistant.backend.processor))
@@ -62,7 +63,7 @@ def test_another_mark_is_another_image(assistant: Assistant, photos: list[Image.
         assistant.ask(photos[0], "What is <region:1>?", Box(*box, color="red"), max_new_tokens=9)
         for box in ((10, 10, 40, 30), (30, 20, 70, 50))
     ]
-    assert assistant.backend.engine.stats().vision_misses == 2
+    assert assistant.backend.engine.stats().encoder_cache_misses == 2
     assert answers[0].prompt == answers[1].prompt
     assert answers[0].text != answers[1].text
 
@@ -71,14 +72,14 @@ def test_the_next_begins_as_one_ends(
     assistant: Assistant, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 0
-    step = assistant.backend.engine._runner
+    execute = ModelRunner.execute
 
-    def run(chosen: Any) -> Any:
+    def run(self: ModelRunner, batch: Any) -> Any:
         nonlocal most
-        most = max(most, len(chosen))
-        return step(chosen)
+        most = max(most, len(batch))
+        return execute(self, batch)
 
-    monkeypatch.setattr(assistant.backend.engine, "_runner", run)
+    monkeypatch.setattr(ModelRunner, "execute", run)
     asked = questions(photos, 7)
     for index, one in enumerate(asked):
         one["max_new_tokens"] = 3 + 4 * index
@@ -97,16 +98,16 @@ def test_more_than_the_memory_holds_waits(
     tiny_model_folder: Path, photos: list[Image.Image]
 ) -> None:
     whole = load(tiny_model_folder, device="cpu")
-    backend, settings = whole.backend, EngineSettings(kv_tokens=256, max_running=4)
-    small = Assistant(NativeBackend(backend.model, backend.processor, settings=settings))
+    backend, config = whole.backend, EngineConfig(kv_cache_tokens=256, max_num_seqs=4)
+    small = Assistant(NativeBackend(backend.model, backend.processor, config=config))
     asked = questions(photos, 6)
     texts = [answer.text for answer in small.ask_many(asked, max_new_tokens=40)]
     assert texts == [whole.ask(**one, max_new_tokens=40).text for one in asked]
-    assert small.backend.engine.stats().kv_tokens == 256
+    assert small.backend.engine.stats().kv_cache_tokens == 256
     cut = small.ask(None, "Hello " + "dog " * 60, max_new_tokens=400)
     assert cut.usage.total == 256
     assert "no more room" in cut.notes[0]
-    with pytest.raises(RequestError, match=r"request 1: .*KV memory holds 256"):
+    with pytest.raises(RequestError, match=r"request 1: .*KV cache holds 256"):
         small.ask_many([asked[0], {"question": "word " * 200}])
 
 

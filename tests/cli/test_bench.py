@@ -1,4 +1,4 @@
-"""`vip-llava bench`: tables and JSON with both ways, files only when asked, errors in words."""
+"""`vip-llava bench`: tables and JSON of both implementations, files on request, error messages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from vip_llava.bench.workloads import WORKLOADS, Figure
+from vip_llava.bench.workloads import WORKLOADS, Measurement
 
 Program = Callable[..., Any]
-SMALL = ("--random", "tiny", "--runs", 1, "--new-tokens", 3, "--text-tokens", 6, "--askers", 2)
+SMALL = ("--random", "tiny", "--runs", 1, "--new-tokens", 3, "--text-tokens", 6, "--concurrency", 2)
 
 
-def test_a_table_of_both_ways(program: Program, tmp_path: Path) -> None:
+def test_a_table_of_both_implementations(program: Program, tmp_path: Path) -> None:
     target = tmp_path / "speed.md"
     ran = program("bench", *SMALL, "--workload", "decode", "--write", target)
     assert ran.code == 0, ran.err
@@ -29,32 +29,32 @@ def test_a_table_of_both_ways(program: Program, tmp_path: Path) -> None:
     assert target.read_text() == ran.out
 
 
-def test_json_has_every_figure(program: Program) -> None:
+def test_json_has_every_measurement(program: Program) -> None:
     ran = program("bench", *SMALL, "--json")
     told = json.loads(ran.out)
-    assert {row["workload"] for row in told["figures"]} == {
-        "decode, one asker",
+    assert {row["workload"] for row in told["measurements"]} == {
+        "decode, one request",
         "first token, new image",
-        "2 askers",
-        "2 askers, first token",
-        "2 askers, whole answer",
+        "2 requests at once",
+        "2 requests at once, first token",
+        "2 requests at once, whole answer",
         "first token, second turn",
     }
     assert told["peak_bytes"] > 0
     assert told["model"] == "random tiny"
 
 
-def test_small_weights_can_be_measured(program: Program) -> None:
+def test_quantized_weights_can_be_measured(program: Program) -> None:
     ran = program("bench", *SMALL, "--workload", "first-token", "--quantization", "int8")
     assert ran.code == 0, ran.err
     assert "# Speed of random tiny, 8-bit weights, torch" in ran.out
     assert "TFLOP/s in products" in ran.out
 
 
-def test_what_fails_costs_nothing_else(
+def test_a_failed_workload_does_not_stop_the_others(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> list[Figure]:
+    def refuse(*_: Any) -> list[Measurement]:
         raise RuntimeError("made up")
 
     monkeypatch.setitem(WORKLOADS, "decode", refuse)
@@ -66,11 +66,11 @@ def test_what_fails_costs_nothing_else(
     assert "| first token, new image | engine |" in target.read_text()
 
 
-def test_after_some_time_nothing_more_begins(program: Program) -> None:
+def test_no_workload_starts_after_the_time_limit(program: Program) -> None:
     words = ("--workload", "first-token", "--workload", "decode", "--seconds", 0.0001)
     ran = program("bench", *SMALL, *words)
     assert ran.code == 1
-    assert "Not measured: decode: TimeoutError: the time was over" in ran.out
+    assert "Not measured: decode: TimeoutError: not started, --seconds" in ran.out
 
 
 def test_a_model_can_be_measured(
@@ -85,20 +85,20 @@ def test_a_model_can_be_measured(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--random", "huge"), "--random huge: known are tiny, 7b"),
-        ((*SMALL, "--workload", "all"), "--workload all: known are decode"),
-        ((*SMALL, "--model", "x"), "can't go with --model"),
+        (("--random", "huge"), "--random huge: must be one of tiny, 7b"),
+        ((*SMALL, "--workload", "all"), "--workload all: must be one of decode"),
+        ((*SMALL, "--model", "x"), "cannot be combined with --model"),
         ((*SMALL, "--dtype", "float5"), "--dtype float5"),
         ((*SMALL, "--write", "nowhere/at/all.md"), "there is no folder"),
     ],
 )
-def test_what_cannot_be_is_told(program: Program, words: tuple[Any, ...], message: str) -> None:
+def test_bad_options_are_reported(program: Program, words: tuple[Any, ...], message: str) -> None:
     ran = program("bench", *words)
     assert ran.code == 2
     assert message in ran.err
 
 
-def test_the_script_names_its_result_by_hardware() -> None:
+def test_the_script_names_results_by_hardware() -> None:
     path = Path(__file__).parents[2] / "benchmarks" / "engine.py"
     spec = importlib.util.spec_from_file_location("engine_script", path)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""Tiny random models and hand-made batches for the engine, without a tokenizer or a processor."""
+"""Tiny random models and hand-made prompts for the engine, without a tokenizer or a processor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.engine import Engine, EngineSettings
-from vip_llava.engine.graph_pool import Recorder, Recording
+from vip_llava.engine import Engine, EngineConfig
+from vip_llava.engine.graph_pool import Graph, GraphPool
 from vip_llava.errors import RequestError
 from vip_llava.sampling_params import SamplingParams
 
@@ -54,11 +54,11 @@ def _vision() -> CLIPVisionConfig:
     )
 
 
-def _randomised(model: PreTrainedModel) -> PreTrainedModel:
+def _randomized(model: PreTrainedModel) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Every one that starts at random, the class row of the tower (one dimension) too.
+            # Every parameter with random initial values; the class embedding has one dimension.
             if parameter.dim() > 1 or name.endswith("class_embedding"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval()
@@ -67,7 +67,7 @@ def _randomised(model: PreTrainedModel) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def vip_model() -> PreTrainedModel:
     """A five-layer VipLlava: vocabulary 100, `<image>` is 99, a view is 4 tokens, 96 positions."""
-    return _randomised(
+    return _randomized(
         VipLlavaForConditionalGeneration(
             VipLlavaConfig(vision_config=_vision(), text_config=_text(), image_token_index=IMAGE)
         )
@@ -77,7 +77,7 @@ def vip_model() -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def llava_model() -> PreTrainedModel:
     """A one-layer Llava of the same sizes."""
-    return _randomised(
+    return _randomized(
         LlavaForConditionalGeneration(
             LlavaConfig(vision_config=_vision(), text_config=_text(), image_token_index=IMAGE)
         )
@@ -92,7 +92,7 @@ class Ask:
     pixels: Tensor | None
 
     def batch(self) -> dict[str, Tensor]:
-        """As transformers wants it."""
+        """Arguments for transformers."""
         ids = torch.tensor([self.ids])
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return batch if self.pixels is None else {**batch, "pixel_values": self.pixels}
@@ -114,23 +114,23 @@ def make_ask() -> Callable[..., Ask]:
 
 @pytest.fixture
 def make_engine() -> Callable[..., Engine]:
-    """`make_engine(model, kv_tokens=..., decode=...)`: settings and arguments by their names."""
+    """`make_engine(model, kv_cache_tokens=..., decode=...)`: config fields and arguments by name."""
 
     def make(model: PreTrainedModel, **given: Any) -> Engine:
-        names = {field.name for field in fields(EngineSettings)}
-        settings = {name: given.pop(name) for name in list(given) if name in names}
-        # A random model would choose the image's placeholder now and then; no real one may.
+        names = {field.name for field in fields(EngineConfig)}
+        config = {name: given.pop(name) for name in list(given) if name in names}
+        # A random model would sample the image token now and then.
         given = {"image_token_id": IMAGE, "suppress_ids": [IMAGE], **given}
-        return Engine(model, settings=EngineSettings(**settings), **given)
+        return Engine(model, config=EngineConfig(**config), **given)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def plain_greedy() -> Callable[..., list[int]]:
-    """`plain_greedy(model, ask, count)`: the tokens of transformers' own generate, by itself."""
+    """`plain_greedy(model, ask, count)`: the tokens of transformers' `generate`."""
     known: dict[tuple[int, int, int, tuple[int, ...]], list[int]] = {}
-    asked: list[Ask] = []  # no other may get the address of one
+    asked: list[Ask] = []  # kept alive, so that ids are not reused
 
     def run(model: Any, ask: Ask, count: int) -> list[int]:
         key = (id(model), id(ask), count, tuple(ask.ids))
@@ -151,33 +151,33 @@ def plain_greedy() -> Callable[..., list[int]]:
 
 
 @pytest.fixture(scope="module")
-def forgetful_recordings() -> Iterator[None]:
-    """As on a GPU: results of a recorder's recordings lie in one memory and are soon written over."""
+def overwritten_results() -> Iterator[None]:
+    """As on a GPU: a graph overwrites the result of the graph of its pool that ran before."""
     patch = pytest.MonkeyPatch()
-    record = Recorder.record
+    capture = GraphPool.capture
 
-    def run(self: Recorder, work: Callable[[], Tensor]) -> Recording:
-        made = record(self, work)
+    def run(self: GraphPool, work: Callable[[], Tensor]) -> Graph:
+        graph = capture(self, work)
 
-        def again() -> Tensor:
+        def replay() -> Tensor:
             before: Tensor | None = getattr(self, "last", None)
-            result = made()
+            result = graph()
             if before is not None:
                 before.fill_(torch.nan)
             self.last = result  # type: ignore[attr-defined]
             return result
 
-        return Recording(again)
+        return replay
 
-    patch.setattr(Recorder, "record", run)
+    patch.setattr(GraphPool, "capture", run)
     yield
     patch.undo()
 
 
 @pytest.fixture(scope="session")
 def cancel_storm() -> Callable[..., None]:
-    """`cancel_storm(engine, asks, expected, data, most)`: eight requests, of which some are given up
-    at any time, with up to `most` steps before each; the others must say what is expected."""
+    """`cancel_storm(engine, asks, expected, data, most)`: eight requests, of which some are cancelled
+    at any time, with up to `most` steps before each; the others must return what is expected."""
 
     def run(
         engine: Engine, asks: list[Ask], expected: list[list[int]], data: st.DataObject, most: int
@@ -195,14 +195,15 @@ def cancel_storm() -> Callable[..., None]:
                 cancelled.add(number)
             handle.cancel()
             assert handle.done
-            holding = engine._scheduler.running
-            assert engine.stats().kv_tokens_used <= 16 * sum(len(row.blocks) for row in holding)
+            running = engine._core.scheduler.running
+            used = engine.stats().kv_cache_tokens_used
+            assert used <= 16 * sum(len(seq.block_table) for seq in running)
         for number, (which, handle) in enumerate(given):
             if number in cancelled:
                 with pytest.raises(RequestError, match="cancelled"):
                     handle.result()
             else:
                 assert list(handle.result().tokens) == expected[which]
-        assert engine.stats().kv_tokens_used == 0
+        assert engine.stats().kv_cache_tokens_used == 0
 
     return run

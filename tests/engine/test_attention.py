@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.engine.attention import PAGED_ATTENTION, Piece, paged, paged_attention, plan
-from vip_llava.engine.block_manager import KVMemory, StepCache
+from vip_llava.engine.attention import PAGED_ATTENTION, Chunk, paged, paged_attention, plan_step
+from vip_llava.engine.kv_cache import KVCache, StepCache
 
-HEADS, HELD, WIDTH, PLACES = 4, 2, 8, 256
+HEADS, KV_HEADS, WIDTH, SLOTS = 4, 2, 8, 256
 
 
-def plain(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+def expected_attention(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
     """The definition, written out: query [Q, C, D] are the last of keys [H, L, D]."""
-    keys, values = (t.repeat_interleave(HEADS // HELD, dim=0) for t in (keys, values))
+    keys, values = (t.repeat_interleave(HEADS // KV_HEADS, dim=0) for t in (keys, values))
     scores = query @ keys.transpose(1, 2) * 0.3
     length, count = keys.shape[1], query.shape[1]
     distance = torch.arange(length - count, length)[:, None] - torch.arange(length)[None]
@@ -27,7 +27,7 @@ def plain(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Te
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize(
-    "pieces",
+    "chunks",
     [
         [(0, 7)],
         [(9, 1)],
@@ -37,37 +37,37 @@ def plain(query: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Te
     ],
 )
 @pytest.mark.parametrize("in_order", [True, False])
-def test_every_piece_is_attended_to_as_if_alone(
-    pieces: list[tuple[int, int]], window: int | None, in_order: bool
+def test_each_chunk_attends_as_if_alone(
+    chunks: list[tuple[int, int]], window: int | None, in_order: bool
 ) -> None:
-    generator = torch.Generator().manual_seed(len(pieces))
+    generator = torch.Generator().manual_seed(len(chunks))
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    order = torch.arange(PLACES) if in_order else torch.randperm(PLACES, generator=generator)
-    memory = KVMemory(blocks=PLACES // 16)
-    memory.reach(PLACES)
-    # What other requests left behind must not matter, not even what is no number.
-    junk = torch.full((PLACES, HELD, WIDTH), torch.nan)
-    memory.write(0, torch.arange(PLACES), junk, junk)
-    made, texts, taken = [], [], 0
-    for start, count in pieces:
-        places = order[taken : taken + start + count]
+    order = torch.arange(SLOTS) if in_order else torch.randperm(SLOTS, generator=generator)
+    cache = KVCache(SLOTS // 16)
+    cache.reserve(SLOTS)
+    # What other sequences left behind must not matter, not even NaN.
+    junk = torch.full((SLOTS, KV_HEADS, WIDTH), torch.nan)
+    cache.write(0, torch.arange(SLOTS), junk, junk)
+    made, states, taken = [], [], 0
+    for start, count in chunks:
+        slots = order[taken : taken + start + count]
         taken += start + count
-        first = int(places[0]) if in_order else None
-        keys, values = draw(HELD, start + count, WIDTH), draw(HELD, start + count, WIDTH)
+        first = int(slots[0]) if in_order else None
+        keys, values = draw(KV_HEADS, start + count, WIDTH), draw(KV_HEADS, start + count, WIDTH)
         before = (states[:, :start].transpose(0, 1) for states in (keys, values))
-        memory.write(0, places[:start], *before)
-        made.append(Piece(start, count, places, first))
-        texts.append((keys, values, draw(HEADS, count, WIDTH)))
-    step = plan(memory, made, torch.device("cpu"))
+        cache.write(0, slots[:start], *before)
+        made.append(Chunk(start, count, slots, first))
+        states.append((keys, values, draw(HEADS, count, WIDTH)))
+    step = plan_step(cache, made, torch.device("cpu"))
     key, value = (
-        torch.cat([text[i][:, -piece.count :] for text, piece in zip(texts, made, strict=True)], 1)
+        torch.cat([one[i][:, -chunk.count :] for one, chunk in zip(states, made, strict=True)], 1)
         for i in (0, 1)
     )
-    query = torch.cat([text[2] for text in texts], dim=1)
-    StepCache(memory, step.places).update(key[None], value[None], 0)
+    query = torch.cat([one[2] for one in states], dim=1)
+    StepCache(cache, step.slot_mapping).update(key[None], value[None], 0)
     module: Any = SimpleNamespace(layer_idx=0)
     out, weights = paged_attention(
         module,
@@ -79,14 +79,14 @@ def test_every_piece_is_attended_to_as_if_alone(
         sliding_window=window,
         step_plan=step,
     )
-    expected = torch.cat([plain(q, k, v, window) for k, v, q in texts])
+    expected = torch.cat([expected_attention(q, k, v, window) for k, v, q in states])
     assert weights is None
     torch.testing.assert_close(out[0], expected, atol=1e-5, rtol=0)
-    positions = [torch.arange(start, start + count) for start, count in pieces]
+    positions = [torch.arange(start, start + count) for start, count in chunks]
     assert torch.equal(step.positions[0], torch.cat(positions))
 
 
-def test_the_model_attends_as_before_afterwards(vip_model: Any) -> None:
+def test_the_attention_implementation_is_restored(vip_model: Any) -> None:
     decoder = vip_model.get_decoder()
     before = decoder.config._attn_implementation
     vision = vip_model.config.vision_config._attn_implementation

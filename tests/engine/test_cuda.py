@@ -1,4 +1,4 @@
-"""On a GPU: what is captured says what the ordinary way says, for small and for real widths."""
+"""On a GPU: graphs give what ordinary steps give, for small and for real widths."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.engine import Engine, EngineSettings, Generated
-from vip_llava.engine.digests import view_digests
-from vip_llava.engine.encoder_cache import VisionCache
-from vip_llava.engine.prefill_graphs import PromptStep
+from vip_llava.engine import Engine, EngineConfig, RequestOutput
+from vip_llava.engine.encoder_cache import EncoderCache, view_digests
+from vip_llava.engine.prefill_graphs import PrefillGraphs
 from vip_llava.models.quantize import Quantization, quantize_model
 from vip_llava.sampling_params import SamplingParams
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 COUNT = 12
 LENGTHS = (30, 1, 200, 7, 65, 90)
 
 
-def llava(width: int, heads: int, held: int, inner: int, rows: int, kind: torch.dtype) -> Any:
+def llava(width: int, heads: int, kv_heads: int, inner: int, rows: int, kind: torch.dtype) -> Any:
     """A random model of two layers; the image's token is the last one."""
     tower = CLIPVisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=11, num_attention_heads=4,
@@ -38,14 +37,14 @@ def llava(width: int, heads: int, held: int, inner: int, rows: int, kind: torch.
     )  # fmt: skip
     text = LlamaConfig(
         hidden_size=width, intermediate_size=inner, num_hidden_layers=2, vocab_size=rows,
-        num_attention_heads=heads, num_key_value_heads=held, max_position_embeddings=512,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=512,
     )  # fmt: skip
     torch.manual_seed(0)
     config = VipLlavaConfig(vision_config=tower, text_config=text, image_token_index=rows - 1)
     with torch.device("cuda"):
         model: Any = VipLlavaForConditionalGeneration(config)
     with torch.no_grad():
-        # Larger than usual, so that the most probable token is so by far.
+        # Larger than usual, so that the most probable token is clearly so.
         model.lm_head.weight.mul_(6)
     return model.to(kind).eval()
 
@@ -60,18 +59,18 @@ def wide() -> Any:
     return llava(4096, 32, 32, 11008, 32064, torch.bfloat16)
 
 
-def engine_of(model: Any, captured: bool | None = None, **given: Any) -> Engine:
+def engine_of(model: Any, cuda_graphs: bool | None = None, **given: Any) -> Engine:
     rows = len(model.get_input_embeddings().weight)
     return Engine(
         model,
         image_token_id=rows - 1,
         suppress_ids=[rows - 1],
-        settings=EngineSettings(captured=captured, **given),
+        config=EngineConfig(cuda_graphs=cuda_graphs, **given),
     )
 
 
 def prompt(model: Any, length: int, seed: int = 0) -> tuple[list[int], torch.Tensor | None]:
-    """Random ids; those of ten and more have an image in them."""
+    """Random ids; prompts of ten and more tokens contain an image."""
     rows = len(model.get_input_embeddings().weight)
     generator = torch.Generator().manual_seed(1000 * seed + length)
     ids = torch.randint(1, rows - 2, (length,), generator=generator).tolist()
@@ -80,13 +79,13 @@ def prompt(model: Any, length: int, seed: int = 0) -> tuple[list[int], torch.Ten
     return [*ids[:5], *[rows - 1] * 16, *ids[5:]], torch.randn(1, 3, 56, 56, generator=generator)
 
 
-def answers(engine: Engine, asks: list[Any], **params: Any) -> list[Generated]:
+def answers(engine: Engine, asks: list[Any], **params: Any) -> list[RequestOutput]:
     sampling = SamplingParams(max_new_tokens=COUNT, **params)
     return [handle.result() for handle in [engine.submit(*ask, sampling) for ask in asks]]
 
 
-def same(mine: list[Generated], theirs: list[Generated], near: float) -> None:
-    """Equal tokens with probabilities alike, up to where two tokens are about as probable."""
+def same(mine: list[RequestOutput], theirs: list[RequestOutput], near: float) -> None:
+    """Equal tokens with similar logprobs, up to where two tokens are about equally probable."""
     agreed = 0
     for one, other in zip(mine, theirs, strict=True):
         assert one.logprobs and other.logprobs
@@ -104,46 +103,46 @@ def same(mine: list[Generated], theirs: list[Generated], near: float) -> None:
     ("name", "bits", "near"),
     [("tiny", None, 1e-3), ("wide", None, 0.6), ("wide", 8, 0.6), ("wide", 4, 0.6)],
 )
-def test_captured_says_what_the_ordinary_way_says(
+def test_graphs_give_what_ordinary_steps_give(
     name: str, bits: Any, near: float, request: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed: list[int] = []
-    call = PromptStep.__call__
+    call = PrefillGraphs.__call__
 
-    def run(self: PromptStep, row: Any, count: int) -> Any:
+    def run(self: PrefillGraphs, seq: Any, count: int) -> Any:
         fed.append(count)
-        return call(self, row, count)
+        return call(self, seq, count)
 
-    monkeypatch.setattr(PromptStep, "__call__", run)
+    monkeypatch.setattr(PrefillGraphs, "__call__", run)
     model = request.getfixturevalue(name)
     if bits:
         model = copy.deepcopy(model)
         quantize_model(model, Quantization(bits))
-    # Each number of rows of small weights has kernels of its own to compile: few of them do.
+    # With quantized weights each number of rows compiles kernels of its own: use few.
     asks = [prompt(model, length) for length in (LENGTHS[2:5] if bits else LENGTHS)]
     ordinary = answers(engine_of(model, False), asks, logprobs=5)
-    engine = engine_of(model, max_running=2 if bits else 4, step_tokens=70)
+    engine = engine_of(model, max_num_seqs=2 if bits else 4, max_batched_tokens=70)
     if not bits:
         engine.warm_up()
     same(answers(engine, asks, logprobs=5), ordinary, near)
-    assert len(fed) >= (2 if bits else 7)  # the longest in several pieces, after each other
+    assert len(fed) >= (2 if bits else 7)  # the longest in several chunks
     stats = engine.stats()
-    assert (stats.captured_steps > COUNT, stats.closed) == (True, "")
+    assert (stats.graph_steps > COUNT, stats.fallback) == (True, "")
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 5}])
-def test_what_runs_ahead_says_the_same(wide: Any, params: dict[str, Any]) -> None:
-    """The same steps, once read one by one and once one late, again and again."""
+def test_steps_launched_ahead_give_the_same(wide: Any, params: dict[str, Any]) -> None:
+    """The same steps, read one by one and read one late, repeatedly."""
     asks = [prompt(wide, length) for length in LENGTHS]
-    engine = engine_of(wide, prefix_tokens=0)
+    engine = engine_of(wide, prefix_cache_tokens=0)
     engine.warm_up()
-    with torch.inference_mode():  # so that they are read the same way each time
-        prompts: Any = engine._paths.prompts
-        prompts.warm_up(len(ids) for ids, _ in asks)
+    with torch.inference_mode():  # so that prompts are computed the same way each time
+        graphs: Any = engine._core.runner.prefill_graphs
+        graphs.warm_up(len(ids) for ids, _ in asks)
     calm = [answer.tokens for answer in answers(engine, asks, logprobs=0, **params)]
     for _ in range(3):
         assert [answer.tokens for answer in answers(engine, asks, **params)] == calm
-    assert engine.stats().closed == ""
+    assert engine.stats().fallback == ""
 
 
 def test_tokens_of_transformers(tiny: Any) -> None:
@@ -165,11 +164,13 @@ def test_tokens_of_transformers(tiny: Any) -> None:
         assert list(answer.tokens) == theirs[0, len(ids) :].tolist()
 
 
-def test_comings_and_goings_change_nothing(tiny: Any) -> None:
-    """Little memory, cancels, stops, others coming late, one thread driving and one asking."""
+def test_arrivals_and_cancellations_change_no_answer(tiny: Any) -> None:
+    """Little memory, cancellations, late arrivals, a thread that drives and one that submits."""
     asks = [prompt(tiny, length) for length in LENGTHS]
     alone = [answers(engine_of(tiny), [ask])[0].tokens for ask in asks]
-    engine = engine_of(tiny, kv_tokens=400, max_running=4, prefix_tokens=0, step_tokens=100)
+    engine = engine_of(
+        tiny, kv_cache_tokens=400, max_num_seqs=4, prefix_cache_tokens=0, max_batched_tokens=100
+    )
     sampling = SamplingParams(max_new_tokens=COUNT)
     engine.start()
     try:
@@ -183,56 +184,55 @@ def test_comings_and_goings_change_nothing(tiny: Any) -> None:
                     assert handle.result().tokens == alone[number]
     finally:
         engine.stop()
-    assert engine.stats().kv_tokens_used == 0
+    assert engine.stats().kv_cache_tokens_used == 0
 
 
-def test_memory_that_grows_is_recorded_anew(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_kv_cache_is_captured_anew(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [answers(engine_of(tiny), [prompt(tiny, n)])[0].tokens for n in LENGTHS]
-    # As if the GPU had no room for the whole budget at once.
+    # As if the GPU had no room for the whole KV cache at once.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 1))
-    engine = engine_of(tiny, kv_tokens=8192, prefix_tokens=0)
+    engine = engine_of(tiny, kv_cache_tokens=8192, prefix_cache_tokens=0)
     asks = [prompt(tiny, length) for length in LENGTHS]
     first = engine.submit(*asks[0], SamplingParams(max_new_tokens=COUNT))
     for _ in range(5):
         engine.step()
-    small = engine.stats().kv_bytes
+    small = engine.stats().kv_cache_bytes
     more = [answer.tokens for answer in answers(engine, asks * 4)]
     assert more == alone * 4
     assert first.result().tokens == alone[0]
-    assert engine.stats().kv_bytes > small
-    assert engine.stats().closed == ""
+    assert engine.stats().kv_cache_bytes > small
+    assert engine.stats().fallback == ""
 
 
-def test_garbage_of_another_engine_spoils_no_recording(tiny: Any) -> None:
-    """Its graphs, events and pinned memory are in circles, and found by the collector any time."""
+def test_garbage_of_another_engine_breaks_no_capture(tiny: Any) -> None:
+    """Its graphs, events and pinned memory are in cycles, which the collector may find any time."""
     often = gc.get_threshold()
     for _ in range(3):
         answers(engine_of(tiny), [prompt(tiny, 30)])
         gc.set_threshold(1, 1, 1)
         try:
-            engine = engine_of(tiny, max_running=4)
+            engine = engine_of(tiny, max_num_seqs=4)
             engine.warm_up()
         finally:
             gc.set_threshold(*often)
-        assert (engine.stats().recordings > 3, engine.stats().closed) == (True, "")
+        assert (engine.stats().graphs > 3, engine.stats().fallback) == (True, "")
         assert gc.isenabled()
 
 
-def test_recorded_encodings_equal_the_tower(wide: Any) -> None:
-    cache = VisionCache(wide, 0, captured=True)
-    plain = VisionCache(wide, 0)
+def test_captured_encodings_equal_the_tower(wide: Any) -> None:
+    cache = EncoderCache(wide, 0, cuda_graphs=True)
+    plain = EncoderCache(wide, 0)
     with torch.inference_mode():
-        cache.look()
         for count in (1, 7, 7, 1):
             views = torch.randn(count, 3, 56, 56)
             wanted = [(view_digests(views), views)]
             [mine], [theirs] = cache.features(wanted), plain.features(wanted)
             assert (mine - theirs).norm() < 0.02 * theirs.norm()
-    assert cache.recorder.count == 2
+    assert cache.pool.num_captured == 2
 
 
-def test_others_may_use_the_gpu_meanwhile(tiny: Any) -> None:
-    """Another thread allocates and waits while steps are captured."""
+def test_other_threads_may_use_the_gpu_during_capture(tiny: Any) -> None:
+    """Another thread allocates and synchronizes during captures."""
     over = threading.Event()
     failed: list[BaseException] = []
 
@@ -251,10 +251,10 @@ def test_others_may_use_the_gpu_meanwhile(tiny: Any) -> None:
     thread.start()
     try:
         for _ in range(3):
-            engine = engine_of(tiny, max_running=4)
+            engine = engine_of(tiny, max_num_seqs=4)
             engine.warm_up()
-            # 1, 2 and 4 requests; 1, 2 and 4 views; 16, 32, 64, 128 and 192 tokens of prompts.
-            assert (engine.stats().recordings, engine.stats().closed) == (3 + 3 + 5, "")
+            # 1, 2 and 4 sequences; 1, 2 and 4 views; 16, 32, 64, 128 and 192 tokens of prompts.
+            assert (engine.stats().graphs, engine.stats().fallback) == (3 + 3 + 5, "")
     finally:
         over.set()
         thread.join()

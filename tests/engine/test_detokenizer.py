@@ -1,4 +1,4 @@
-"""Pieces joined are the whole text; no half characters, no beginnings of a stop text."""
+"""Joined pieces are the whole text; no incomplete characters, no beginnings of a stop string."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ def test_pieces_join_to_the_text(text: str) -> None:
 
 
 @given(st.text("ab .", max_size=60), st.lists(st.text("ab .", min_size=1, max_size=4), max_size=3))
-def test_the_earliest_stop_text_ends_it(text: str, stops: list[str]) -> None:
+def test_the_earliest_stop_string_ends_the_text(text: str, stops: list[str]) -> None:
     pieces, stream = pieces_of(text, stops)
-    said = "".join(pieces)
-    # The text ends as soon as any stop text is complete, and begins before that one.
+    released = "".join(pieces)
+    # The text ends as soon as any stop string is complete, before that string.
     ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
     assert stream.stopped == bool(ends)
-    assert text.startswith(said)
+    assert text.startswith(released)
     if ends:
         seen = text[: min(ends)]
-        assert said == seen[: min(seen.find(stop) for stop in stops if stop in seen)]
+        assert released == seen[: min(seen.find(stop) for stop in stops if stop in seen)]
     else:
-        assert said == text
+        assert released == text
 
 
-def test_a_half_character_waits() -> None:
+def test_an_incomplete_character_is_held_back() -> None:
     stream = TextStream(from_bytes)
     assert [stream.push(byte) for byte in "né!".encode()] == ["n", "", "é", "!"]
 
 
-def test_an_unfinished_character_is_left_out_at_the_end() -> None:
+def test_an_incomplete_character_at_the_end_is_dropped() -> None:
     stream = TextStream(from_bytes)
     assert [stream.push(byte) for byte in "a€".encode()[:-1]] == ["a", "", ""]
     assert stream.finish() == ""
     assert stream.text == "a"
 
 
-def test_a_possible_stop_waits_and_comes_when_it_was_none() -> None:
+def test_a_possible_stop_string_is_held_back() -> None:
     stream = TextStream(from_bytes, ["</s>"])
     assert [stream.push(byte) for byte in b"a</i"] == ["a", "", "", "</i"]
     assert [stream.push(byte) for byte in b"<"] == [""]
@@ -75,17 +75,17 @@ def test_a_possible_stop_waits_and_comes_when_it_was_none() -> None:
 def test_no_token_may_follow_a_stop() -> None:
     stream = TextStream(from_bytes, ["."])
     stream.push(ord("."))
-    with pytest.raises(RuntimeError, match="stop text"):
+    with pytest.raises(RuntimeError, match="stop string"):
         stream.push(ord("a"))
 
 
-def test_white_space_at_the_end_waits() -> None:
+def test_trailing_white_space_is_held_back() -> None:
     stream = TextStream(from_bytes, trim=True)
     assert [stream.push(byte) for byte in b"  a b "] == ["", "", "a", "", " b", ""]
     assert stream.finish() == ""
 
 
-def test_only_new_tokens_are_decoded() -> None:
+def test_only_recent_tokens_are_decoded() -> None:
     longest = 0
 
     def decode(ids: Sequence[int]) -> str:
@@ -100,7 +100,7 @@ def test_only_new_tokens_are_decoded() -> None:
     assert stream.text == "word " * 200
 
 
-def test_equals_the_decoding_in_one_go_of_a_real_tokenizer(tiny_model_folder: Path) -> None:
+def test_equals_a_real_tokenizer_decoding_all_at_once(tiny_model_folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)

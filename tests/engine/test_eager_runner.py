@@ -1,4 +1,4 @@
-"""Llama's layers called directly: equal to transformers' own call, and only where that is sure."""
+"""Llama's layers called directly equal transformers' own call; other models are refused."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, MistralConfig, MistralModel
 
-from vip_llava.engine.attention import Piece, StepPlan, plan
-from vip_llava.engine.block_manager import KVMemory
-from vip_llava.engine.eager_runner import LeanLlama
-from vip_llava.engine.model_runner import Runner
+from vip_llava.engine.attention import Chunk, StepPlan, plan_step
+from vip_llava.engine.eager_runner import EagerLlama
+from vip_llava.engine.kv_cache import KVCache
+from vip_llava.engine.model_runner import ModelRunner
 
 SIZES = {
     "hidden_size": 48,
@@ -44,54 +44,57 @@ def llama(**options: Any) -> Any:
     return model
 
 
-def step(memory: KVMemory, starts_counts: list[tuple[int, int]]) -> StepPlan:
-    """A step of requests that have twenty places each."""
-    pieces = []
+def step(memory: KVCache, starts_counts: list[tuple[int, int]]) -> StepPlan:
+    """A step of sequences that have twenty slots each."""
+    chunks = []
     for number, (start, count) in enumerate(starts_counts):
         first = 20 * number
-        pieces.append(Piece(start, count, torch.arange(first, first + start + count), first))
-    return plan(memory, pieces, torch.device("cpu"))
+        chunks.append(Chunk(start, count, torch.arange(first, first + start + count), first))
+    return plan_step(memory, chunks, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rope", list(ROPES))
 @pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
-def test_equal_to_the_ordinary_call(rope: str, bias: bool) -> None:
+def test_equals_the_forward_method(rope: str, bias: bool) -> None:
     model = llama(rope_parameters=ROPES[rope], attention_bias=bias, mlp_bias=bias)
-    assert LeanLlama.fits(model)
-    memories = [KVMemory(8), KVMemory(8)]
-    owner: Any = type("Owner", (), {"get_decoder": lambda self: model})()
+    assert EagerLlama.supports(model)
+    memories = [KVCache(8), KVCache(8)]
+    owner: Any = type(
+        "Owner", (), {"get_decoder": lambda self: model, "device": torch.device("cpu")}
+    )()
     for starts_counts in ([(0, 1), (0, 7), (0, 4)], [(1, 1), (7, 2), (4, 1)]):
         embeds = torch.randn(1, sum(count for _, count in starts_counts), 48)
         plans = [step(memory, starts_counts) for memory in memories]
-        lean = LeanLlama(model)(embeds, plans[0])
+        direct = EagerLlama(model)(embeds, plans[0])
         hook = model.register_forward_pre_hook(lambda *_: None)
-        assert not LeanLlama.fits(model)
-        ordinary = Runner(owner, memories[1])._decode(embeds, plans[1])
+        assert not EagerLlama.supports(model)
+        runner = ModelRunner(owner, memories[1], cuda_graphs=False, max_num_seqs=4)
+        ordinary = runner._forward(embeds, plans[1])
         hook.remove()
-        torch.testing.assert_close(lean, ordinary, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(direct, ordinary, atol=2e-5, rtol=1e-5)
         for layer in range(3):
             for mine, theirs in zip(*(m.layer(layer) for m in memories), strict=True):
-                places = plans[0].places
-                torch.testing.assert_close(mine[places], theirs[places], atol=2e-5, rtol=1e-5)
+                slots = plans[0].slot_mapping
+                torch.testing.assert_close(mine[slots], theirs[slots], atol=2e-5, rtol=1e-5)
 
 
-def test_what_is_not_quite_a_llama_goes_the_ordinary_way() -> None:
-    assert not LeanLlama.fits(MistralModel(MistralConfig(**SIZES)))
-    assert not LeanLlama.fits(llama(hidden_act="gelu"))
+def test_other_models_are_not_supported() -> None:
+    assert not EagerLlama.supports(MistralModel(MistralConfig(**SIZES)))
+    assert not EagerLlama.supports(llama(hidden_act="gelu"))
     model = llama()
     model.layers[1].mlp.register_forward_hook(lambda *_: None)
-    assert not LeanLlama.fits(model)
+    assert not EagerLlama.supports(model)
     model = llama()
     model.layers[2].mlp.forward = model.layers[1].mlp.forward
-    assert not LeanLlama.fits(model)
+    assert not EagerLlama.supports(model)
     model = llama()
     model.layers[2].post_attention_layernorm = nn.LayerNorm(48)
-    assert not LeanLlama.fits(model)
+    assert not EagerLlama.supports(model)
 
 
-def test_hooks_that_only_look_on_do_not_count() -> None:
+def test_hooks_of_transformers_are_ignored() -> None:
     model = llama()
     model(torch.tensor([[1, 2]]), output_hidden_states=True)
     assert any(layer._forward_hooks for layer in model.layers)
-    assert LeanLlama.fits(model)
+    assert EagerLlama.supports(model)

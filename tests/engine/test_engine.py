@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.engine import Engine, EngineSettings, TokenEvent, check_room
+from vip_llava.engine import Engine, EngineConfig, TokenEvent
+from vip_llava.engine.model_runner import ModelRunner
 from vip_llava.errors import RequestError, VipLlavaError
 from vip_llava.sampling_params import SamplingParams
 
@@ -37,18 +38,19 @@ def letters(ids: Any) -> str:
     return "".join(chr(32 + int(token) % 95) for token in ids)
 
 
-def spied(engine: Engine) -> dict[int, list[Tensor]]:
-    """From now on the logits of every request's steps, by its number."""
+@pytest.fixture
+def logits_of(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
+    """The logits of every sequence's steps, by its id."""
     seen: dict[int, list[Tensor]] = {}
-    runner = engine._runner
+    execute = ModelRunner.execute
 
-    def run(chosen: Any) -> Any:
-        ready, logits = runner(chosen)
-        for row, values in zip(ready, logits, strict=True):
-            seen.setdefault(row.number, []).append(values.clone())
+    def run(self: ModelRunner, batch: Any) -> Any:
+        ready, logits = execute(self, batch)
+        for seq, values in zip(ready, logits, strict=True):
+            seen.setdefault(seq.seq_id, []).append(values.clone())
         return ready, logits
 
-    engine._runner = run  # type: ignore[assignment]
+    monkeypatch.setattr(ModelRunner, "execute", run)
     return seen
 
 
@@ -56,7 +58,7 @@ def test_together_equals_the_generate_of_transformers(
     model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any
 ) -> None:
     engine = make_engine(model)
-    # Different limits, so that requests leave at different steps.
+    # Different limits, so that requests finish at different steps.
     counts = (12, 3, 7, 20, 1)
     handles = [submit(engine, ask, count) for ask, count in zip(asks, counts, strict=True)]
     for ask, count, handle in zip(asks, counts, handles, strict=True):
@@ -67,20 +69,23 @@ def test_together_equals_the_generate_of_transformers(
     assert engine.stats().steps == 20
 
 
-@pytest.mark.parametrize("step_tokens", [3, 7, 1024])
+@pytest.mark.parametrize("max_batched_tokens", [3, 7, 1024])
 def test_logits_equal_the_full_forward(
-    model: Any, asks: list[Any], make_engine: Any, step_tokens: int
+    model: Any,
+    asks: list[Any],
+    make_engine: Any,
+    logits_of: dict[int, list[Tensor]],
+    max_batched_tokens: int,
 ) -> None:
-    """Whatever the pieces in which prompts are read."""
-    engine = make_engine(model, step_tokens=step_tokens, max_running=2)
-    logits = spied(engine)
+    """For any chunks of the prompts."""
+    engine = make_engine(model, max_batched_tokens=max_batched_tokens, max_num_seqs=2)
     handles = [submit(engine, ask) for ask in asks]
     for number, (ask, handle) in enumerate(zip(asks, handles, strict=True)):
         tokens = handle.result().tokens
         ids = torch.tensor([[*ask.ids, *tokens[:-1]]])
         with torch.inference_mode():
             full = model(input_ids=ids, pixel_values=ask.pixels).logits[0, -10:]
-        torch.testing.assert_close(torch.stack(logits[number]), full, atol=5e-5, rtol=0)
+        torch.testing.assert_close(torch.stack(logits_of[number]), full, atol=5e-5, rtol=0)
 
 
 def test_the_image_matters(model: Any, make_ask: Any, make_engine: Any) -> None:
@@ -90,7 +95,7 @@ def test_the_image_matters(model: Any, make_ask: Any, make_engine: Any) -> None:
     assert submit(engine, one).result().tokens != submit(engine, other).result().tokens
 
 
-def test_one_row_without_padding_and_logits_where_needed(
+def test_a_step_has_no_padding_and_logits_only_where_needed(
     vip_model: Any, asks: list[Any], make_engine: Any
 ) -> None:
     fed: list[int] = []
@@ -124,10 +129,10 @@ SAMPLED = [
 ]
 
 
-def test_what_is_drawn_does_not_depend_on_neighbours(
+def test_samples_do_not_depend_on_other_requests(
     vip_model: Any, asks: list[Any], make_engine: Any
 ) -> None:
-    engine = make_engine(vip_model, step_tokens=9, max_running=4)
+    engine = make_engine(vip_model, max_batched_tokens=9, max_num_seqs=4)
     together = [submit(engine, ask, **given) for ask, given in zip(asks, SAMPLED, strict=True)]
     for ask, given, handle in zip(asks, SAMPLED, together, strict=True):
         alone = submit(make_engine(vip_model), ask, **given).result()
@@ -148,7 +153,7 @@ def test_a_seed_repeats_and_another_does_not(
     assert run(None).seed != fresh.seed
 
 
-def test_a_stop_id_ends_a_request_and_is_left_out(
+def test_a_stop_id_ends_a_request_and_is_not_in_it(
     vip_model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any
 ) -> None:
     free = plain_greedy(vip_model, asks[0], 10)
@@ -158,7 +163,7 @@ def test_a_stop_id_ends_a_request_and_is_left_out(
     assert ended.finish_reason == "stop"
 
 
-def test_a_stop_text_ends_a_request_and_is_left_out(
+def test_a_stop_string_ends_a_request_and_is_not_in_it(
     vip_model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any
 ) -> None:
     free = letters(plain_greedy(vip_model, asks[0], 10))
@@ -191,7 +196,9 @@ def test_events_carry_every_token_and_the_text(
     assert tuple(event.token for event in told) == first.result().tokens
 
 
-def test_suppressed_ids_never_come(vip_model: Any, asks: list[Any], make_engine: Any) -> None:
+def test_suppressed_ids_are_never_sampled(
+    vip_model: Any, asks: list[Any], make_engine: Any
+) -> None:
     first = submit(make_engine(vip_model), asks[0]).result().tokens[0]
     engine = make_engine(vip_model, suppress_ids={first, 99_999})
     assert first not in submit(engine, asks[0]).result().tokens
@@ -206,10 +213,10 @@ def test_positions_and_memory_limit_an_answer(
     assert result.finish_reason == "length"
     with pytest.raises(RequestError, match=r"96 tokens.*96 positions.*at least 1 tokens"):
         submit(engine, make_ask(92, 1))
-    assert check_room(vip_model, 95) == 1
-    small = make_engine(vip_model, kv_tokens=32)
+    assert engine.room(95) == 1
+    small = make_engine(vip_model, kv_cache_tokens=32)
     assert len(submit(small, make_ask(30), 50).result().tokens) == 2
-    with pytest.raises(RequestError, match=r"32 tokens.*KV memory holds 32"):
+    with pytest.raises(RequestError, match=r"32 tokens.*KV cache holds 32"):
         submit(small, make_ask(32))
 
 
@@ -224,7 +231,7 @@ def test_positions_and_memory_limit_an_answer(
         ([1, -1], 0, "token id -1"),
     ],
 )
-def test_a_bad_prompt_is_refused(
+def test_a_bad_prompt_is_rejected(
     vip_model: Any, make_engine: Any, ids: list[int], views: int, message: str
 ) -> None:
     pixels = torch.zeros(views, 3, 28, 28) if views else None
@@ -240,8 +247,8 @@ def test_a_failure_stays_with_its_request(
             raise UnicodeError("no such letter")
         return letters(ids)
 
-    def refuse(event: TokenEvent) -> None:
-        raise ConnectionError("the reader has gone")
+    def fail(event: TokenEvent) -> None:
+        raise ConnectionError("the client disconnected")
 
     broken = plain_greedy(vip_model, asks[0], 10)[2]
     good = [ask for ask in asks if broken not in plain_greedy(vip_model, ask, 10)]
@@ -250,10 +257,10 @@ def test_a_failure_stays_with_its_request(
     params = SamplingParams(max_new_tokens=10)
     failing = [
         (submit(engine, asks[0]), UnicodeError, "no such letter"),
-        (engine.submit([5, 99, 7], torch.zeros(1, 3, 28, 28)), RequestError, "makes 4"),
+        (engine.submit([5, 99, 7], torch.zeros(1, 3, 28, 28)), RequestError, "model has 4"),
         (engine.submit([5, 99, 7], torch.zeros(1, 3, 30, 29)), ValueError, "28"),
         (engine.submit(asks[3].ids, asks[3].pixels * torch.nan), VipLlavaError, "not finite"),
-        (engine.submit([5], None, params, on_event=refuse), ConnectionError, "gone"),
+        (engine.submit([5], None, params, on_event=fail), ConnectionError, "disconnected"),
     ]
     fine = [submit(engine, ask) for ask in good]
     for ask, handle in zip(good, fine, strict=True):
@@ -262,20 +269,20 @@ def test_a_failure_stays_with_its_request(
         with pytest.raises(kind, match=message):
             handle.result()
         assert handle.done
-    assert engine.stats().kv_tokens_used == 0
+    assert engine.stats().kv_cache_tokens_used == 0
 
 
-def test_too_little_memory_for_a_step_splits_it(
+def test_a_step_that_does_not_fit_is_split(
     vip_model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any
 ) -> None:
-    """What does not fit together is run one by one; what does not fit alone fails in the end."""
+    """Requests that do not fit together run one by one; one that does not fit alone fails."""
 
     def full(module: Any, args: Any, kwargs: Any) -> None:
         if kwargs["inputs_embeds"].shape[1] > 26:
             raise torch.OutOfMemoryError("made up")
 
-    engine = make_engine(vip_model)
     hook = vip_model.get_decoder().register_forward_pre_hook(full, with_kwargs=True)
+    engine = make_engine(vip_model)
     try:
         handles = [submit(engine, ask) for ask in asks]
         with pytest.raises(torch.OutOfMemoryError):
@@ -288,19 +295,20 @@ def test_too_little_memory_for_a_step_splits_it(
     assert engine.stats().preemptions > 0
 
 
-def test_a_device_that_is_full_puts_off_whom_it_cannot_serve(
+def test_a_full_device_preempts_requests(
     vip_model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any
 ) -> None:
-    """The memory can't grow while two are running; what was kept is given up first."""
+    """The KV cache cannot grow while two requests run; caches are cleared first."""
     engine = make_engine(vip_model)
-    reach = engine._memory.reach
+    cache = engine._core.runner.kv_cache
+    reserve = cache.reserve
 
     def full(count: int) -> None:
         if count > 48:
             raise torch.OutOfMemoryError("made up")
-        reach(count)
+        reserve(count)
 
-    engine._memory.reach = full
+    cache.reserve = full
     for _ in range(2):
         handles = [submit(engine, asks[which]) for which in (1, 3, 0)]
         for which, handle in zip((1, 3, 0), handles, strict=True):
@@ -308,11 +316,11 @@ def test_a_device_that_is_full_puts_off_whom_it_cannot_serve(
     assert engine.stats().preemptions > 0
     with pytest.raises(torch.OutOfMemoryError):
         submit(engine, asks[4], 40).result()
-    assert engine.stats().kv_tokens_used == 0
+    assert engine.stats().kv_cache_tokens_used == 0
 
 
-def test_a_sliding_window_is_kept(make_vip: Any, make_ask: Any, make_engine: Any) -> None:
-    """As Phi-3 has one: a token sees only so many before it, in prompts, pieces and answers."""
+def test_a_sliding_window_is_respected(make_vip: Any, make_ask: Any, make_engine: Any) -> None:
+    """As in Phi-3: a token sees a limited number before it, in prompts, chunks and decode."""
     model = make_vip("phi3", window=8).eval()
     ask = make_ask(30, 1)
     with torch.inference_mode():
@@ -326,27 +334,50 @@ def test_a_sliding_window_is_kept(make_vip: Any, make_ask: Any, make_engine: Any
             eos_token_id=None,
             suppress_tokens=[99],
         )[0, len(ask.ids) :].tolist()
-    for step_tokens in (7, 1024):
-        engine = make_engine(model, step_tokens=step_tokens, max_running=4)
+    for max_batched_tokens in (7, 1024):
+        engine = make_engine(model, max_batched_tokens=max_batched_tokens, max_num_seqs=4)
         assert list(submit(engine, ask, 12).result().tokens) == theirs
     whole = make_vip("phi3", window=None).eval()
     assert list(submit(make_engine(whole), ask, 12).result().tokens) != theirs
 
 
-def test_changed_weights_are_noticed(vip_model: Any, asks: list[Any], make_engine: Any) -> None:
+def test_invalidate_makes_changed_weights_effective(
+    vip_model: Any, asks: list[Any], make_engine: Any
+) -> None:
     model = copy.deepcopy(vip_model)
     engine = make_engine(model)
     before = submit(engine, asks[1]).result()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
+    engine.invalidate()
     after = submit(engine, asks[1]).result()
     assert after.cached_tokens == 0
     assert after.tokens == submit(make_engine(model), asks[1]).result().tokens != before.tokens
-    assert engine.stats().vision_misses == 4
+    assert engine.stats().encoder_cache_misses == 4
 
 
-def test_no_mode_is_left_on(vip_model: Any, asks: list[Any], make_engine: Any) -> None:
+def test_given_digests_are_used_instead_of_hashes(
+    vip_model: Any, asks: list[Any], make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(vip_model)
+    expected = submit(engine, asks[1]).result().tokens
+
+    def refuse(_: Tensor) -> list[bytes]:
+        raise AssertionError("hashed")
+
+    monkeypatch.setattr("vip_llava.engine.engine.digests_of", refuse)
+    for cached in (0, 16):
+        params = SamplingParams(max_new_tokens=10)
+        digests = [b"first", b"second"]
+        handle = engine.submit(asks[1].ids, asks[1].pixels, params, view_digests=digests)
+        assert (handle.result().tokens, handle.result().cached_tokens) == (expected, cached)
+    assert engine.stats().encoder_cache_misses == 4
+
+
+def test_inference_mode_is_left_between_tokens(
+    vip_model: Any, asks: list[Any], make_engine: Any
+) -> None:
     for _ in submit(make_engine(vip_model), asks[0]):
         assert not torch.is_inference_mode_enabled()
 
@@ -358,10 +389,10 @@ def test_half_precision_runs(vip_model: Any, asks: list[Any], make_engine: Any) 
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_many_threads_ask_at_once(
+def test_many_threads_submit_at_once(
     vip_model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any, background: bool
 ) -> None:
-    engine = make_engine(vip_model, max_running=3, kv_tokens=192)
+    engine = make_engine(vip_model, max_num_seqs=3, kv_cache_tokens=192)
     expected = [plain_greedy(vip_model, ask, 10) for ask in asks]
     got: dict[int, list[int]] = {}
 
@@ -379,10 +410,10 @@ def test_many_threads_ask_at_once(
         assert not thread.is_alive()
     engine.stop()
     assert got == {number: expected[number % 5] for number in range(20)}
-    assert engine.stats().kv_tokens_used == 0
+    assert engine.stats().kv_cache_tokens_used == 0
 
 
-def test_a_stopped_engine_is_driven_by_whoever_waits(
+def test_a_waiting_caller_drives_a_stopped_engine(
     vip_model: Any, asks: list[Any], make_engine: Any, plain_greedy: Any
 ) -> None:
     engine = make_engine(vip_model)
@@ -394,15 +425,15 @@ def test_a_stopped_engine_is_driven_by_whoever_waits(
     engine.stop()
 
 
-def test_programming_mistakes_are_refused(
-    vip_model: Any, asks: list[Any], make_engine: Any
-) -> None:
+def test_misuse_raises_value_errors(vip_model: Any, asks: list[Any], make_engine: Any) -> None:
     with pytest.raises(ValueError, match="decode"):
         submit(make_engine(vip_model), asks[0], stop="x")
     with pytest.raises(ValueError, match="decode"):
         make_engine(vip_model, stop_strings=["x"])
-    with pytest.raises(ValueError, match="5 tokens a step"):
-        make_engine(vip_model, step_tokens=5, max_running=5)
+    with pytest.raises(ValueError, match="max_batched_tokens is 5"):
+        make_engine(vip_model, max_batched_tokens=5, max_num_seqs=5)
+    with pytest.raises(ValueError, match="1 digests for 0 views"):
+        make_engine(vip_model).submit([1, 2], view_digests=[b"one"])
     vip_model.train()
     try:
         with pytest.raises(ValueError, match="training mode"):
@@ -411,32 +442,32 @@ def test_programming_mistakes_are_refused(
         vip_model.eval()
 
 
-def test_on_a_cpu_prompts_are_read_one_after_the_other(
+def test_on_a_cpu_prompts_are_prefilled_one_after_the_other(
     vip_model: Any, make_ask: Any, make_engine: Any
 ) -> None:
-    """So the first is answered before the last is read."""
-    engine = make_engine(vip_model, kv_tokens=2048)
+    """So that the first is answered before the last is prefilled."""
+    engine = make_engine(vip_model, kv_cache_tokens=2048)
     handles = [submit(engine, make_ask(80, 0, seed), 4) for seed in range(8)]
     assert engine.step()
-    assert [bool(handle._row.tokens) for handle in handles] == [True] * 3 + [False] * 5
+    assert [bool(handle._sequence.output_ids) for handle in handles] == [True] * 3 + [False] * 5
     assert engine.stats().running == 4
-    settings = EngineSettings()
-    assert (settings.step("cpu"), settings.step("cuda")) == ((256, 256), (1024, 4096))
-    assert EngineSettings(max_running=300).step("cpu") == (301, 301)
-    assert EngineSettings(step_tokens=70).step("cuda") == (70, 70)
+    config = EngineConfig()
+    assert (config.token_budgets("cpu"), config.token_budgets("cuda")) == ((256, 256), (1024, 4096))
+    assert EngineConfig(max_num_seqs=300).token_budgets("cpu") == (301, 301)
+    assert EngineConfig(max_batched_tokens=70).token_budgets("cuda") == (70, 70)
 
 
-def test_a_request_taken_in_by_a_cancelling_thread_runs(
+def test_a_request_drained_by_a_cancelling_thread_runs(
     vip_model: Any, make_ask: Any, make_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine's thread sleeps, and another thread empties the inbox while it cancels."""
+    """The engine's thread sleeps, and another thread drains the queue while it cancels."""
     engine = make_engine(vip_model)
     engine.start()
     try:
         first = submit(engine, make_ask(6, 1), 2)
         first.result()
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "_tell", lambda: None)
+            patch.setattr(engine, "_notify", lambda: None)
             second = submit(engine, make_ask(7, 1), 2)
         first.cancel()
         waiting = threading.Thread(target=second.result, daemon=True)

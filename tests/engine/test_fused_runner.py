@@ -1,4 +1,4 @@
-"""Llama's layers by the kernels: equal to the layers called one by one, and only where known."""
+"""Llama's layers by the kernels equal the layers called one by one; others are refused."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from vip_llava.engine.attention import Piece, plan
-from vip_llava.engine.block_manager import KVMemory
-from vip_llava.engine.eager_runner import LeanLlama
-from vip_llava.engine.fused_runner import Answers, FusedLlama, Prompt
-from vip_llava.kernels import reference as plain
+from vip_llava.engine.attention import Chunk, plan_step
+from vip_llava.engine.eager_runner import EagerLlama
+from vip_llava.engine.fused_runner import FusedLlama
+from vip_llava.engine.kv_cache import KVCache
+from vip_llava.kernels import DecodeBatch, PrefillChunk, reference
 from vip_llava.models.quantize import Quantization, quantize_model
 
 SIZES: dict[str, Any] = {
@@ -64,58 +64,58 @@ def llava(**options: Any) -> Any:
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("options", KINDS)
 @torch.inference_mode()
-def test_equal_to_the_layers_called_one_by_one(options: dict[str, Any], bits: Any) -> None:
+def test_equals_the_layers_called_one_by_one(options: dict[str, Any], bits: Any) -> None:
     if bits == 4:
         options = {**options, "hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}
         options |= {"num_key_value_heads": 2}
     model = llava(**options)
     if bits:
         quantize_model(model, Quantization(bits))
-    assert FusedLlama.fits(model)
-    memories = [KVMemory(8), KVMemory(8)]
-    fused, lean = FusedLlama(model, plain, memories[0], 64), LeanLlama(model.get_decoder())
-    places = torch.stack([torch.arange(32) + 32 * request for request in (2, 0, 3, 1)])
+    assert FusedLlama.supports(model)
+    memories = [KVCache(8), KVCache(8)]
+    fused, eager = FusedLlama(model, reference, memories[0], 64), EagerLlama(model.get_decoder())
+    slots = torch.stack([torch.arange(32) + 32 * number for number in (2, 0, 3, 1)])
     for counts in ([(0, 5), (0, 19), (0, 1), (0, 7)], [(5, 1), (19, 6), (1, 4), (7, 2)]):
-        pieces = [Piece(*one, places[at]) for at, one in enumerate(counts)]
+        chunks = [Chunk(*one, slots[at][: sum(one)]) for at, one in enumerate(counts)]
         embeds = torch.randn(
             1, sum(count for _, count in counts), model.config.text_config.hidden_size
         )
-        steps = [plan(memory, pieces, torch.device("cpu")) for memory in memories]
+        steps = [plan_step(memory, chunks, torch.device("cpu")) for memory in memories]
         torch.testing.assert_close(
-            fused(embeds, steps[0]), lean(embeds, steps[1]), atol=2e-5, rtol=1e-4
+            fused(embeds, steps[0]), eager(embeds, steps[1]), atol=2e-5, rtol=1e-4
         )
     lengths = torch.tensor([6, 25, 5, 9])
-    pieces = [Piece(int(n), 1, places[at]) for at, n in enumerate(lengths)]
+    chunks = [Chunk(int(n), 1, slots[at][: n + 1]) for at, n in enumerate(lengths)]
     embeds = torch.randn(4, model.config.text_config.hidden_size)
-    step = plan(memories[1], pieces, torch.device("cpu"))
-    expected = model.get_output_embeddings()(lean(embeds.unsqueeze(0), step))
-    answers = Answers(
-        positions=lengths.int(),
-        places=step.places.int(),
-        table=(places[:, ::16] // 16).int(),
+    step = plan_step(memories[1], chunks, torch.device("cpu"))
+    expected = model.get_output_embeddings()(eager(embeds.unsqueeze(0), step))
+    batch = DecodeBatch(
+        slot_mapping=step.slot_mapping.int(),
+        block_tables=(slots[:, ::16] // 16).int(),
         lengths=(lengths + 1).int(),
     )
-    torch.testing.assert_close(fused.answers(embeds, answers), expected, atol=2e-5, rtol=1e-4)
+    found = fused.decode(embeds, lengths.int(), batch)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("options", KINDS)
 @torch.inference_mode()
-def test_a_prompt_filled_up_equals_the_layers_called_one_by_one(
+def test_a_padded_prompt_equals_the_layers_called_one_by_one(
     options: dict[str, Any], bits: Any
 ) -> None:
-    """The whole of a text, then more of it; nothing is stored of what fills up."""
+    """The beginning of a sequence, then more of it; nothing of the padding is stored."""
     if bits == 4:
         options = {**options, "hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}
         options |= {"num_key_value_heads": 2}
     model = llava(**options)
     if bits:
         quantize_model(model, Quantization(bits))
-    memories = [KVMemory(8), KVMemory(8)]
-    fused, lean = FusedLlama(model, plain, memories[0], 64), LeanLlama(model.get_decoder())
+    memories = [KVCache(8), KVCache(8)]
+    fused, eager = FusedLlama(model, reference, memories[0], 64), EagerLlama(model.get_decoder())
     for memory in memories:
-        memory.reach(memory.places)
-    fused.lay_out()
+        memory.reserve(memory.num_slots)
+    fused.allocate_kv_cache()
     for keys, values in memories[0]._layers.values():
         keys.fill_(7.0)
         values.fill_(7.0)
@@ -123,15 +123,18 @@ def test_a_prompt_filled_up_equals_the_layers_called_one_by_one(
     at = torch.cat((torch.arange(80, 96), torch.arange(32, 48)))
     for start, count, size in ((0, 19, 32), (19, 7, 16)):
         embeds = torch.randn(size, model.config.text_config.hidden_size)
-        step = plan(memories[1], [Piece(start, count, at)], torch.device("cpu"))
-        hidden = lean(embeds[:count].unsqueeze(0), step)[-1:]
-        filled = torch.zeros(2, size, dtype=torch.int32)
-        filled[1] = -1
-        filled[0, :count] = torch.arange(start, start + count)
-        filled[1, :count] = at[start : start + count]
+        step = plan_step(
+            memories[1], [Chunk(start, count, at[: start + count])], torch.device("cpu")
+        )
+        hidden = eager(embeds[:count].unsqueeze(0), step)[-1:]
+        padded = torch.zeros(2, size, dtype=torch.int32)
+        padded[1] = -1
+        padded[0, :count] = torch.arange(start, start + count)
+        padded[1, :count] = at[start : start + count]
         span = torch.tensor([start, start + count], dtype=torch.int32)
         last = torch.tensor([count - 1], dtype=torch.int32)
-        found = fused.prompt(embeds, Prompt(filled[0], filled[1], table, span, last))
+        chunk = PrefillChunk(padded[1], table, span)
+        found = fused.prefill(embeds, padded[0], chunk, last)
         torch.testing.assert_close(
             found, model.get_output_embeddings()(hidden), atol=2e-5, rtol=1e-4
         )
@@ -140,39 +143,20 @@ def test_a_prompt_filled_up_equals_the_layers_called_one_by_one(
     assert bool((memories[0].layer(1)[0][others] == 7).all())
 
 
-def test_only_what_is_known_part_for_part_fits() -> None:
-    assert FusedLlama.fits(llava())
+def test_only_models_of_known_parts_are_supported() -> None:
+    assert FusedLlama.supports(llava())
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert not FusedLlama.fits(llava(rope_parameters=dynamic))
-    assert not FusedLlama.fits(llava(hidden_act="gelu"))
+    assert not FusedLlama.supports(llava(rope_parameters=dynamic))
+    assert not FusedLlama.supports(llava(hidden_act="gelu"))
     model = llava()
     model.get_decoder().layers[2].self_attn.o_proj.register_forward_pre_hook(lambda *_: None)
-    assert not FusedLlama.fits(model)
+    assert not FusedLlama.supports(model)
     model = llava()
     model.get_decoder().layers[1].mlp.down_proj = nn.Bilinear(2, 2, 2)
-    assert not FusedLlama.fits(model)
+    assert not FusedLlama.supports(model)
     model = llava()
     model.lm_head.to(torch.float64)
-    assert not FusedLlama.fits(model)
+    assert not FusedLlama.supports(model)
     model = llava()
     model.get_decoder().layers[0].self_attn.q_proj.to("meta")
-    assert not FusedLlama.fits(model)
-
-
-def test_an_identity_is_of_everything_that_is_read() -> None:
-    model = llava()
-    known = {FusedLlama.identity(model)}
-    layer = model.get_decoder().layers[1]
-    for tensor in (
-        layer.mlp.up_proj.weight,
-        layer.input_layernorm.weight,
-        model.get_decoder().norm.weight,
-        model.get_input_embeddings().weight,
-        model.lm_head.weight,
-    ):
-        tensor.data = tensor.data.clone()
-        known.add(FusedLlama.identity(model))
-    assert len(known) == 6
-    with torch.no_grad():
-        model.lm_head.weight.mul_(2)
-    assert FusedLlama.identity(model) in known
+    assert not FusedLlama.supports(model)

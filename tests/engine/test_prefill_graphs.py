@@ -1,26 +1,25 @@
-"""Recorded prompts: which go that way, and that nothing but their speed is changed by it."""
+"""Which prompts use prefill graphs, and that they change no answer."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 
-from vip_llava.engine import Engine, EngineSettings
+from vip_llava.engine import Engine, EngineConfig
 from vip_llava.engine import prefill_graphs as module
-from vip_llava.engine.prefill_graphs import PromptStep, size_for
+from vip_llava.engine.prefill_graphs import PrefillGraphs, padded_size
 from vip_llava.sampling_params import SamplingParams
 
 COUNT = 4
 
-pytestmark = pytest.mark.usefixtures("forgetful_recordings")
+pytestmark = pytest.mark.usefixtures("overwritten_results")
 
 
-def engine_of(model: Any, captured: bool = True, **given: Any) -> Engine:
-    settings = EngineSettings(captured=captured, **given)
-    return Engine(model, image_token_id=99, suppress_ids=[99], settings=settings)
+def engine_of(model: Any, cuda_graphs: bool = True, **given: Any) -> Engine:
+    config = EngineConfig(cuda_graphs=cuda_graphs, **given)
+    return Engine(model, image_token_id=99, suppress_ids=[99], config=config)
 
 
 def submit(engine: Engine, ask: Any, count: int = COUNT, **params: Any) -> Any:
@@ -29,21 +28,21 @@ def submit(engine: Engine, ask: Any, count: int = COUNT, **params: Any) -> Any:
 
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """From now on of every recorded prompt: tokens before it in the text, and new ones."""
+    """Of every prefill graph from now on: tokens computed before, and new ones."""
     seen: list[tuple[int, int]] = []
-    call = PromptStep.__call__
+    call = PrefillGraphs.__call__
 
-    def run(self: PromptStep, row: Any, count: int) -> Any:
-        seen.append((row.stored, count))
-        return call(self, row, count)
+    def run(self: PrefillGraphs, seq: Any, count: int) -> Any:
+        seen.append((seq.num_computed, count))
+        return call(self, seq, count)
 
-    monkeypatch.setattr(PromptStep, "__call__", run)
+    monkeypatch.setattr(PrefillGraphs, "__call__", run)
     return seen
 
 
 def test_sizes() -> None:
     counts = [1, 16, 17, 32, 33, 64, 65, 640, 641]
-    assert [size_for(count) for count in counts] == [16, 16, 32, 32, 64, 64, 128, 640, 704]
+    assert [padded_size(count) for count in counts] == [16, 16, 32, 32, 64, 64, 128, 640, 704]
 
 
 @pytest.mark.parametrize("name", ["vip_model", "llava_model"])
@@ -57,22 +56,11 @@ def test_prompts_equal_the_generate_of_transformers(
         ask = make_ask(length, views)
         assert list(submit(engine, ask).result().tokens) == plain_greedy(model, ask, COUNT)
     assert fed == [(0, 30), (0, 32), (0, 49), (0, 64), (0, 52)]
-    # 1, 2, 4 and 6 views; 1 to 64 requests; 16, 32, 64 and 128 new tokens.
-    assert engine.stats().recordings == 4 + 9 + 4
+    # 1, 2, 4 and 6 views; 1 to 64 sequences; 16, 32, 64 and 128 new tokens.
+    assert engine.stats().graphs == 4 + 9 + 4
 
 
-def test_nobody_is_fed_twice_for_hooks_that_transformers_leaves(
-    vip_model: Any, make_ask: Any, fed: list[tuple[int, int]]
-) -> None:
-    model = type(vip_model)(copy.deepcopy(vip_model.config)).eval()
-    engine = engine_of(model, prefix_tokens=0)
-    for length in (28, 27, 26, 25):
-        submit(engine, make_ask(length, 1)).result()
-    assert fed == [(0, 31), (0, 30), (0, 29)]
-    assert engine.stats().preemptions == 0
-
-
-def test_the_second_turn_reads_what_is_new(
+def test_a_second_turn_computes_what_is_new(
     vip_model: Any, make_ask: Any, plain_greedy: Any, fed: list[tuple[int, int]]
 ) -> None:
     engine = engine_of(vip_model)
@@ -84,41 +72,41 @@ def test_the_second_turn_reads_what_is_new(
     assert fed == [(0, 37), (32, 29)]
 
 
-def test_pieces_of_a_long_prompt(
+def test_chunks_of_a_long_prompt(
     vip_model: Any, make_ask: Any, plain_greedy: Any, fed: list[tuple[int, int]]
 ) -> None:
-    """Beside answers, with images across the pieces; other sizes are recorded when they return."""
-    engine = engine_of(vip_model, step_tokens=24, max_running=3, prefix_tokens=0)
+    """Beside decode, with images across the chunks; other sizes are captured when they recur."""
+    engine = engine_of(vip_model, max_batched_tokens=24, max_num_seqs=3, prefix_cache_tokens=0)
     asks = [make_ask(3), make_ask(50, 4), make_ask(60, 4)]
     handles = [submit(engine, ask) for ask in asks]
     for ask, handle in zip(asks, handles, strict=True):
         assert list(handle.result().tokens) == plain_greedy(vip_model, ask, COUNT)
     assert len(fed) > 3 and all(count <= 24 for _, count in fed)
-    assert {size_for(count) for _, count in fed} == {16, 32}
+    assert {padded_size(count) for _, count in fed} == {16, 32}
 
 
-def test_a_size_is_recorded_when_it_returns_and_the_oldest_goes(
+def test_a_size_is_captured_when_it_recurs_and_the_oldest_is_dropped(
     vip_model: Any, make_ask: Any, fed: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_RECORDINGS", 2)
-    engine = engine_of(vip_model, prefix_tokens=0)
+    monkeypatch.setattr(module, "_MAX_GRAPHS", 2)
+    engine = engine_of(vip_model, prefix_cache_tokens=0)
 
     def made(length: int) -> int:
-        before = engine.stats().recordings
+        before = engine.stats().graphs
         submit(engine, make_ask(length)).result()
-        return engine.stats().recordings - before
+        return engine.stats().graphs - before
 
-    assert made(10) == 1  # of answers
+    assert made(10) == 1  # of decode
     assert [made(length) for length in (20, 40, 20, 40, 12)] == [0, 0, 1, 1, 1]
-    # 16 took the place of 32 and is followed by it.
+    # 16 replaced 32, which then replaces it.
     assert [made(length) for length in (14, 33, 20, 14, 33)] == [0, 0, 1, 1, 1]
     assert [count for _, count in fed] == [20, 40, 12, 14, 33, 20, 14, 33]
 
 
-def test_few_tokens_of_many_go_together(
+def test_few_tokens_of_many_requests_are_computed_together(
     vip_model: Any, make_ask: Any, fed: list[tuple[int, int]], plain_greedy: Any
 ) -> None:
-    engine = engine_of(vip_model, prefix_tokens=0)
+    engine = engine_of(vip_model, prefix_cache_tokens=0)
     engine.warm_up()
     for number, alone in ((4, 4), (5, 0)):
         fed.clear()
@@ -129,14 +117,14 @@ def test_few_tokens_of_many_go_together(
         assert len(fed) == alone
 
 
-def test_probabilities_and_draws_are_of_each_ones_own_logits(
+def test_logprobs_and_samples_are_of_each_requests_own_logits(
     vip_model: Any, make_ask: Any, fed: list[tuple[int, int]]
 ) -> None:
     asks = [make_ask(20 + at, at) for at in range(4)]
     params: list[dict[str, Any]] = [
         {"logprobs": 3}, {"temperature": 1.0, "seed": 3, "logprobs": 1}, {}, {"logprobs": 2},
     ]  # fmt: skip
-    engine, ordinary = engine_of(vip_model), engine_of(vip_model, captured=False)
+    engine, ordinary = engine_of(vip_model), engine_of(vip_model, cuda_graphs=False)
     engine.warm_up()
     handles = [submit(engine, ask, **given) for ask, given in zip(asks, params, strict=True)]
     for ask, given, handle in zip(asks, params, handles, strict=True):
@@ -147,13 +135,13 @@ def test_probabilities_and_draws_are_of_each_ones_own_logits(
     assert len(fed) == 4
 
 
-def test_answers_that_go_on_beside_prompts_keep_their_probabilities(
+def test_decode_beside_prefill_keeps_its_logprobs(
     vip_model: Any, make_ask: Any, fed: list[tuple[int, int]]
 ) -> None:
     first, second = make_ask(20), make_ask(30, 1)
     told = []
-    for captured in (False, True):
-        engine = engine_of(vip_model, captured, prefix_tokens=0)
+    for cuda_graphs in (False, True):
+        engine = engine_of(vip_model, cuda_graphs, prefix_cache_tokens=0)
         engine.warm_up()
         early = submit(engine, first, 8, logprobs=2)
         for _ in range(3):
@@ -164,26 +152,27 @@ def test_answers_that_go_on_beside_prompts_keep_their_probabilities(
     assert told[1] == pytest.approx(told[0], abs=1e-4)
 
 
-def test_memory_may_grow_under_recordings(
+def test_the_kv_cache_may_grow_under_graphs(
     vip_model: Any, make_ask: Any, plain_greedy: Any, fed: list[tuple[int, int]]
 ) -> None:
-    engine = engine_of(vip_model, kv_tokens=4096, prefix_tokens=0)
+    engine = engine_of(vip_model, kv_cache_tokens=4096, prefix_cache_tokens=0)
     engine.warm_up()
-    moves = engine._memory.moves
+    cache = engine._core.runner.kv_cache
+    generation = cache.generation
     asks = [make_ask(60, 0, seed) for seed in range(24)]
     handles = [submit(engine, ask, 30) for ask in asks]
     for ask, handle in zip(asks, handles, strict=True):
         assert list(handle.result().tokens) == plain_greedy(vip_model, ask, 30)
-    assert engine._memory.moves > moves
+    assert cache.generation > generation
     fed.clear()
     assert list(submit(engine, asks[3]).result().tokens) == plain_greedy(vip_model, asks[3], COUNT)
     assert fed == [(0, 60)]
 
 
-def test_what_cannot_be_recorded_goes_the_ordinary_way(
+def test_prompts_that_cannot_be_captured_run_without_graphs(
     vip_model: Any, make_ask: Any, plain_greedy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Full memory may be free again when somebody comes anew; anything else would fail again."""
+    """Memory may be free again at the next request; any other error would occur again."""
     ask = make_ask(30)
 
     for again in (True, False):
@@ -191,20 +180,18 @@ def test_what_cannot_be_recorded_goes_the_ordinary_way(
         def refuse(*_: Any, again: bool = again) -> None:
             raise torch.OutOfMemoryError("made up") if again else ValueError("odd")
 
-        engine = engine_of(vip_model, prefix_tokens=0)
+        engine = engine_of(vip_model, prefix_cache_tokens=0)
         submit(engine, ask).result()
         with monkeypatch.context() as patch:
-            patch.setattr(PromptStep, "_work", refuse)
+            patch.setattr(PrefillGraphs, "_step", refuse)
             handle = submit(engine, ask)
             if again:
                 found = handle.result()
             else:
-                with pytest.warns(UserWarning, match="prompts are read without .*: odd"):
+                with pytest.warns(UserWarning, match="prefill goes on without .*: odd"):
                     found = handle.result()
         assert list(found.tokens) == plain_greedy(vip_model, ask, COUNT)
-        assert (engine._paths.prompts is None) == (not again or not engine._paths.looked)
+        assert engine._core.runner.prefill_graphs is None
         submit(engine, ask).result()
-        assert (engine._paths.prompts is not None, bool(engine.stats().closed)) == (
-            again,
-            not again,
-        )
+        graphs, fallback = engine._core.runner.prefill_graphs, engine.stats().fallback
+        assert (graphs is not None, bool(fallback)) == (again, not again)

@@ -1,4 +1,4 @@
-"""Parameters are checked with the field named; what is drawn follows the stated distribution."""
+"""Parameters are checked with the field named; samples follow the stated distribution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -5.0])
 
 
 def frequencies(logits: Tensor = LOGITS, draws: int = 4000, **params: Any) -> Tensor:
-    """How often each token is drawn, one generator going on over all draws."""
+    """How often each token is drawn, by one generator over all draws."""
     sampler, states = Sampler(CPU), [SamplingState(SamplingParams(seed=0, **params), [])]
     counts = torch.zeros(len(logits))
     for _ in range(draws):
@@ -95,7 +95,7 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     assert frequencies(temperature=1.0, top_p=1e-6, draws=50)[0] == 1
 
 
-def test_min_p_keeps_what_is_near_the_best() -> None:
+def test_min_p_keeps_tokens_near_the_best() -> None:
     # exp(-1) = .37 and exp(-1.5) = .22 of the best.
     assert (frequencies(temperature=1.0, min_p=0.3, draws=500) > 0).sum() == 2
     assert (frequencies(temperature=1.0, min_p=0.2, draws=500) > 0).sum() == 3
@@ -107,22 +107,22 @@ def test_the_repetition_penalty_sees_prompt_and_answer() -> None:
     sampler = Sampler(CPU)
     states = [SamplingState(params, [0, 99]), SamplingState(SamplingParams(), [])]
     logits = LOGITS.repeat(2, 1)
-    # Row 0: 2.0 / 3 < 1.0 because the prompt holds token 0; then token 1 falls to 1/3 as well.
+    # Sequence 0: 2.0 / 3 < 1.0 because the prompt holds token 0; then token 1 falls to 1/3 as well.
     assert [sampler(logits, states) for _ in range(3)] == [[1, 0], [0, 0], [0, 0]]
-    # What was seen stays with the request when others come and go.
+    # What was seen stays with the request in any batch.
     assert sampler(logits[:1], [SamplingState(params, [0])]) == [1]
     assert sampler(logits, states[::-1]) == [0, 0]
     assert sampler(torch.tensor([[-1.0, -2.0]]), [SamplingState(params, [0])]) == [1]
 
 
-def test_logits_are_left_as_they_are() -> None:
+def test_logits_are_not_changed() -> None:
     logits = LOGITS.unsqueeze(0).clone()
     params = SamplingParams(temperature=0.7, top_k=3, min_p=0.1, repetition_penalty=2.0, seed=1)
     Sampler(CPU, suppress_ids={2})(logits, [SamplingState(params, [0, 1])])
     assert torch.equal(logits[0], LOGITS)
 
 
-def test_a_request_draws_the_same_in_any_company() -> None:
+def test_a_request_draws_the_same_in_any_batch() -> None:
     many = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     params = [
         SamplingParams(temperature=1.5, seed=seed, repetition_penalty=1.1) for seed in range(3)
@@ -135,7 +135,7 @@ def test_a_request_draws_the_same_in_any_company() -> None:
     assert mine == theirs
 
 
-def test_outputs_that_are_no_numbers_are_told_row_by_row() -> None:
+def test_logits_that_are_not_finite_give_none_for_their_row() -> None:
     logits = torch.stack([LOGITS, LOGITS * math.nan, LOGITS])
     states = [SamplingState(SamplingParams(temperature=t, seed=0), []) for t in (0.0, 1.0, 0.0)]
     assert Sampler(CPU)(logits, states) == [0, None, 0]
@@ -147,7 +147,7 @@ def test_extreme_logits_stay_in_the_vocabulary() -> None:
     assert found[0] == found[2] == 0
 
 
-def test_log_probabilities_are_the_models_own() -> None:
+def test_logprobs_are_of_the_models_own_distribution() -> None:
     logits = torch.tensor([[0.5, 2.0, -1.0, 1.0], [1.0, 0.0, 0.0, 0.0], [3.0, 0.0, 1.0, 2.0]])
     asked = [
         SamplingParams(temperature=1.5, top_k=1, logprobs=2),

@@ -1,9 +1,9 @@
-"""Compiles every fused kernel for a GPU that is not there, as the host's side would launch it.
+"""Compiles every fused kernel for a GPU that is not present, as the host side would launch it.
 
     python compiling.py 90 bfloat16
 
-Run by `test_compiles.py` in a process of its own, because Triton's interpreter can't compile.
-Launches are not made: each is compiled for the types, sizes and flags it was asked for with.
+`test_compiles.py` runs it in a process of its own, because Triton's interpreter cannot compile.
+Nothing is launched: each kernel is compiled for the types, sizes and flags of its launch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile  # Triton's
 from triton.runtime.jit import JITFunction
 
-from vip_llava.kernels import Dense, Int4, Int8, Matrix, Norm, fused
-from vip_llava.kernels.fused import context as setting
+from vip_llava.kernels import (
+    DecodeBatch,
+    Dense,
+    Int4,
+    Int8,
+    Matrix,
+    Norm,
+    PrefillChunk,
+    fused,
+)
+from vip_llava.kernels.fused import launch, matmul, paged_decode, paged_prefill
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 NAMES |= {torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64"}
@@ -36,7 +45,7 @@ def type_of(value: Any) -> str:
 
 
 class Compiler:
-    """Takes the place of launching."""
+    """Compiles kernels instead of launching them."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -63,8 +72,8 @@ class Compiler:
             self.done.add(str((source.hash(), options)))
             built = compile(source, target=GPUTarget("cuda", self.capability, 32), options=options)
             assert built.metadata.shared <= MOST_SHARED[self.capability], (kernel, constants)
-            if kernel.__name__ == "vector_words" and types["x"] != "*fp32" and constants["BG"] > 64:
-                # Threads keep to their groups: only sums are exchanged.
+            if kernel.__name__ == "int_gemv" and types["x"] != "*fp32" and constants["BG"] > 64:
+                # Threads exchange only sums.
                 most = 4 * constants["BN"] * options["num_warps"] * (1 + constants["GATED"])
                 assert built.metadata.shared <= most, (built.metadata.shared, constants)
 
@@ -89,41 +98,37 @@ def products(dtype: torch.dtype) -> None:
             x, residual = torch.empty(rows, inputs, dtype=dtype), torch.empty(rows, 48, dtype=dtype)
             norm = Norm(torch.empty(inputs, dtype=dtype), 1e-5)
             three = [matrix(bits, 16, inputs, dtype, bias=True) for _ in range(3)]
-            plain = matrix(bits, 48, inputs, dtype, bias=False)
+            single = matrix(bits, 48, inputs, dtype, bias=False)
             if inputs != 11008:
-                fused.rows(x, three, norm=norm)
-                fused.gated_rows(x, plain, plain, norm)
+                fused.linear(x, three, norm=norm)
+                fused.swiglu(x, single, single, norm)
             if rows < 64:
-                fused.rows(x, [plain], residual)
+                fused.linear(x, [single], residual)
 
 
 def attention(dtype: torch.dtype) -> None:
-    for heads, held, width, rows in ((32, 32, 128, 1), (32, 32, 128, 64), (9, 3, 64, 2)):
+    for heads, kv_heads, width, rows in ((32, 32, 128, 1), (32, 32, 128, 64), (9, 3, 64, 2)):
         q = torch.empty(rows, heads, width, dtype=dtype)
-        k, v = torch.empty(2, rows, held, width, dtype=dtype)
-        keys, values = torch.empty(2, 64, held, width, dtype=dtype)
+        k, v = torch.empty(2, rows, kv_heads, width, dtype=dtype)
+        keys, values = torch.empty(2, 64, kv_heads, width, dtype=dtype)
         table = torch.zeros(rows, 48, dtype=torch.int32)
-        lengths, places = torch.zeros(2, rows, dtype=torch.int32)
+        lengths, slots = torch.zeros(2, rows, dtype=torch.int32)
         cos, sin = torch.empty(2, rows, width, dtype=dtype)
-        new = (q, k, v, cos, sin, keys, values, places)
-        fused.paged_step(*new, table, lengths, 0.1)
-        fused.paged_step(*new[:-1], places.long(), table, lengths, 0.1, 64)
-        fused.rotate_and_store(*new)
+        qkv, rotary, cache = (q, k, v), (cos, sin), (keys, values)
+        fused.decode_attention(qkv, rotary, cache, DecodeBatch(slots, table, lengths), 0.1)
+        fused.decode_attention(qkv, rotary, cache, DecodeBatch(slots.long(), table, lengths), 0.1)
+        fused.rope_and_cache(qkv, rotary, cache, slots)
         span = torch.zeros(2, dtype=torch.int32)
-        fused.paged_prompt(q, keys, values, table[0], span, 0.1)
-        fused.paged_prompt(q, keys, values, table[0], span, 0.1, 64)
-        if rows < 64:
-            fused.paged_decode(q, keys, values, table, lengths, 0.1)
+        fused.prefill_attention(q, cache, PrefillChunk(slots, table[0], span), 0.1)
 
 
 def main() -> None:
     capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
     compiler: Any = Compiler(capability)
     JITFunction.__getitem__ = lambda kernel, grid: compiler(kernel, grid)  # type: ignore[method-assign]
-    setting.overlapping = lambda device: capability >= 90  # type: ignore[assignment]
-    sys.modules["vip_llava.kernels.fused.products"].overlapping = setting.overlapping  # type: ignore[attr-defined]
-    for name in ("attention", "products", "prompts"):  # as many as the layouts were chosen for
-        sys.modules[f"vip_llava.kernels.fused.{name}"].processors = lambda device: 132  # type: ignore[attr-defined]
+    for module in (launch, matmul, paged_decode, paged_prefill):
+        module.supports_overlap = lambda device: capability >= 90
+        module.num_processors = lambda device: 132  # of the GPU that layouts are tuned for
     with torch.inference_mode():
         x = torch.empty(2, 192, dtype=dtype)
         fused.rms_norm(x, x[0], 1e-5)

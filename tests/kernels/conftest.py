@@ -1,4 +1,4 @@
-"""Where the fused kernels are tried out: on a GPU, or by Triton's interpreter on the CPU."""
+"""The fused kernels run on a GPU, or by Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.kernels import Dense, Int4, Int8, Matrix
-from vip_llava.kernels import reference as plain
+from vip_llava.kernels import Dense, Int4, Int8, Matrix, reference
 
 
 @pytest.fixture(scope="session")
 def fused() -> ModuleType:
     pytest.importorskip("triton", reason="Triton is not installed")
     from vip_llava.kernels import fused
-    from vip_llava.kernels.fused import context as setting
+    from vip_llava.kernels.fused import launch
 
-    if not setting.INTERPRETED and not torch.cuda.is_available():
+    if not launch.INTERPRETED and not torch.cuda.is_available():
         pytest.skip("needs a GPU or TRITON_INTERPRET=1")
     return fused
 
 
 class Maker:
-    """Random tensors and weights, always the same ones, on the device of the tests."""
+    """Random tensors and weights from a fixed seed, on the device of the tests."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,7 +38,7 @@ class Maker:
     def matrix(
         self, bits: int, outputs: int, inputs: int, dtype: torch.dtype, bias: bool = False
     ) -> Matrix:
-        """Weights of about a tenth: bits 16 stand for `dtype`."""
+        """Weights of magnitude 0.1; 16 bits stand for `dtype`."""
         more = self.randn(outputs, dtype=dtype) if bias else None
         weight = self.randn(outputs, inputs) * 0.1
         if bits == 16:
@@ -48,7 +47,7 @@ class Maker:
             scale = weight.abs().amax(1) / 127
             whole = torch.round(weight / scale[:, None]).to(torch.int8)
             return Int8(whole, scale.to(dtype), more)
-        packed = plain.packed_levels(self.levels(outputs, inputs // 32, 32))
+        packed = reference.packed_levels(self.levels(outputs, inputs // 32, 32))
         scale = self.randn(outputs, inputs // 32, 1, dtype=dtype) * 0.01
         low = self.randn(outputs, inputs // 32, 1, dtype=dtype) * 0.1
         return Int4(packed.to(self.device), scale, low, more)

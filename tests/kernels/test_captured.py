@@ -1,4 +1,4 @@
-"""A layer made of the fused kernels as a CUDA graph: the same numbers, however kernels overlap."""
+"""A layer of fused kernels as a CUDA graph: the same numbers, however kernels overlap."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vip_llava.kernels import Dense, Int4, Int8, Norm
-from vip_llava.kernels import reference as plain
+from vip_llava.kernels import DecodeBatch, Dense, Int4, Int8, Norm, reference
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 WIDTH, INNER, HEADS, LENGTH = 1024, 2816, 8, 200
 BF16 = torch.bfloat16
-# Attention to many places at once: to a single one, a rounded query is a coin thrown for both ways.
+# A small scale spreads attention over many tokens; on a single one, rounding decides which.
 SCALE = 0.01
 
 
 class Layer:
-    """A layer, and requests in the middle of their answers."""
+    """A layer, and sequences in the middle of their decode."""
 
     def __init__(self, make: Any, bits: int, rows: int) -> None:
         self.norm = Norm(make.randn(WIDTH, dtype=BF16), 1e-5)
@@ -32,34 +31,33 @@ class Layer:
         self.down = make.matrix(bits, WIDTH, INNER, BF16)
         blocks = LENGTH // 16 + 1
         order = torch.randperm(rows * blocks, generator=make.generator)
-        self.table = order.view(rows, blocks).to("cuda", torch.int32)
-        self.lengths = torch.arange(LENGTH, LENGTH - rows, -1, device="cuda", dtype=torch.int32)
-        at = (self.lengths - 1).long()
-        self.places = self.table.gather(1, (at // 16).unsqueeze(1)).squeeze(1) * 16 + at % 16
+        table = order.view(rows, blocks).to("cuda", torch.int32)
+        lengths = torch.arange(LENGTH, LENGTH - rows, -1, device="cuda", dtype=torch.int32)
+        at = (lengths - 1).long()
+        slots = table.gather(1, (at // 16).unsqueeze(1)).squeeze(1) * 16 + at % 16
+        self.batch = DecodeBatch(slots, table, lengths)
         head = WIDTH // HEADS
         shape = (rows * blocks * 16, HEADS, head)
-        self.memory = make.randn(*shape, dtype=BF16), make.randn(*shape, dtype=BF16)
-        self.turns = make.randn(rows, head, dtype=BF16), make.randn(rows, head, dtype=BF16)
+        self.cache = make.randn(*shape, dtype=BF16), make.randn(*shape, dtype=BF16)
+        self.rotary = make.randn(rows, head, dtype=BF16), make.randn(rows, head, dtype=BF16)
 
     def run(self, kernels: Any, hidden: Tensor) -> Tensor:
-        qkv = kernels.rows(hidden, self.qkv, norm=self.norm)
-        q, k, v = (part.view(len(hidden), HEADS, -1) for part in qkv.chunk(3, dim=1))
-        found = kernels.paged_step(
-            q, k, v, *self.turns, *self.memory, self.places, self.table, self.lengths, SCALE
-        )
-        after = kernels.rows(found.flatten(1), [self.out], hidden)
-        inner = kernels.gated_rows(after, self.gate, self.up, self.norm)
-        result: Tensor = kernels.rows(inner, [self.down], after)
+        qkv = kernels.linear(hidden, self.qkv, norm=self.norm)
+        states = tuple(part.view(len(hidden), HEADS, -1) for part in qkv.chunk(3, dim=1))
+        found = kernels.decode_attention(states, self.rotary, self.cache, self.batch, SCALE)
+        after = kernels.linear(found.flatten(1), [self.out], hidden)
+        inner = kernels.swiglu(after, self.gate, self.up, self.norm)
+        result: Tensor = kernels.linear(inner, [self.down], after)
         return result
 
 
 def in_float32(thing: Any) -> Any:
-    """The same numbers in float32; small weights as what they stand for."""
+    """The same numbers in float32, quantized weights dequantized."""
     if isinstance(thing, Int8):
-        return Dense(plain.dequantized(replace(thing, scale=thing.scale.float())))
+        return Dense(reference.dequantized(replace(thing, scale=thing.scale.float())))
     if isinstance(thing, Int4):
         wide = replace(thing, scale=thing.scale.float(), low=thing.low.float())
-        return Dense(plain.dequantized(wide))
+        return Dense(reference.dequantized(wide))
     if isinstance(thing, Dense | Norm):
         return replace(thing, weight=thing.weight.float())
     if isinstance(thing, list | tuple):
@@ -68,7 +66,7 @@ def in_float32(thing: Any) -> Any:
 
 
 def exactly(layer: Layer) -> Layer:
-    """One that computes in float32: what bfloat16 makes of widened weights is coarser."""
+    """The layer in float32, since bfloat16 would round the dequantized weights."""
     wide = copy.copy(layer)
     vars(wide).update({name: in_float32(thing) for name, thing in vars(layer).items()})
     return wide
@@ -76,23 +74,23 @@ def exactly(layer: Layer) -> Layer:
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 100])
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_a_recorded_layer(
+def test_a_captured_layer(
     fused: Any, make: Any, monkeypatch: pytest.MonkeyPatch, bits: int, rows: int
 ) -> None:
-    from vip_llava.kernels.fused import context as setting
+    from vip_llava.kernels.fused import launch
 
     layer = Layer(make, bits, rows)
     hidden = make.randn(rows, WIDTH, dtype=BF16)
-    # Four times the same layer: many kernels after each other that need each other's results.
-    monkeypatch.setattr(setting, "OVERLAP", False)
+    # The same layer four times: many kernels that each need the result of the one before.
+    monkeypatch.setattr(launch, "OVERLAP", False)
     wanted = hidden
     for _ in range(4):
         wanted = layer.run(fused, wanted)
-    near = exactly(layer).run(plain, hidden.float())
-    ours, theirs = ((layer.run(kernels, hidden) - near).norm() for kernels in (fused, plain))
-    # torch's own kernels round too, in as many places or more.
+    near = exactly(layer).run(reference, hidden.float())
+    ours, theirs = ((layer.run(kernels, hidden) - near).norm() for kernels in (fused, reference))
+    # torch's own kernels round at least as often.
     assert float(ours / near.norm()) < max(2e-2, float(theirs / near.norm()))
-    monkeypatch.setattr(setting, "OVERLAP", True)
+    monkeypatch.setattr(launch, "OVERLAP", True)
     layer.run(fused, hidden)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

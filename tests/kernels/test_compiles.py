@@ -1,4 +1,4 @@
-"""Every fused kernel compiles for GPUs that are not here: the interpreter checks no types."""
+"""Every fused kernel compiles for GPUs that are not present; the interpreter checks no types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain kernels against transformers' own modules and against plain words."""
+"""The reference kernels against transformers' modules and written-out definitions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from vip_llava.kernels import Dense, Norm, for_device
-from vip_llava.kernels import reference as plain
+from vip_llava.kernels import DecodeBatch, Dense, Norm, for_device, reference
 
 
 @pytest.fixture
@@ -22,8 +21,8 @@ def rotary(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return torch.cat((angles, angles), dim=1).cos(), torch.cat((angles, angles), dim=1).sin()
 
 
-def test_a_cpu_gets_the_plain_ones() -> None:
-    assert for_device(torch.device("cpu")) is plain
+def test_a_cpu_gets_the_reference() -> None:
+    assert for_device(torch.device("cpu")) is reference
     assert not for_device(torch.device("cpu")).CAPTURABLE
 
 
@@ -31,7 +30,7 @@ def test_norm_is_that_of_transformers(generator: torch.Generator) -> None:
     x, residual = torch.randn(2, 3, 32, generator=generator)
     norm = LlamaRMSNorm(32, eps=1e-5)
     torch.nn.init.normal_(norm.weight, generator=generator)
-    normed, total = plain.add_rms_norm(x, residual, norm.weight, 1e-5)
+    normed, total = reference.add_rms_norm(x, residual, norm.weight, 1e-5)
     assert torch.equal(total, x + residual)
     torch.testing.assert_close(normed, norm(total))
 
@@ -44,7 +43,7 @@ def test_products_stand_side_by_side(generator: torch.Generator) -> None:
     )
     bias = torch.randn(8, generator=generator)
     norm = Norm(torch.randn(32, generator=generator), 1e-5)
-    found = plain.rows(x, [Dense(first), Dense(second, bias)], residual, norm)
+    found = reference.linear(x, [Dense(first), Dense(second, bias)], residual, norm)
     normed = F.rms_norm(x, (32,), norm.weight, norm.eps)
     wanted = torch.cat((normed @ first.T, normed @ second.T + bias), dim=1) + residual
     torch.testing.assert_close(found, wanted)
@@ -53,45 +52,44 @@ def test_products_stand_side_by_side(generator: torch.Generator) -> None:
 def test_gate_and_up(generator: torch.Generator) -> None:
     x = torch.randn(3, 32, generator=generator)
     gate, up = torch.randn(2, 16, 32, generator=generator)
-    found = plain.gated_rows(x, Dense(gate), Dense(up))
+    found = reference.swiglu(x, Dense(gate), Dense(up))
     torch.testing.assert_close(found, F.silu(x @ gate.T) * (x @ up.T))
-    torch.testing.assert_close(plain.silu_and_mul(x @ torch.cat((gate, up)).T), found)
+    torch.testing.assert_close(reference.silu_and_mul(x @ torch.cat((gate, up)).T), found)
 
 
-def test_rotation_and_storing(generator: torch.Generator) -> None:
+def test_rope_and_cache(generator: torch.Generator) -> None:
     fused = torch.randn(3, (4 + 2 + 2) * 8, generator=generator)
     q, k, v = (part.view(3, -1, 8) for part in fused.split([32, 16, 16], dim=1))
     cos, sin = rotary(torch.tensor([5, 0, 9]), 8)
     keys, values = torch.randn(2, 40, 2, 8, generator=generator)
-    before = keys.clone()
-    turned = plain.rotate_and_store(q, k, v, cos, sin, keys, values, torch.tensor([33, -1, 2]))
+    before, slots = keys.clone(), torch.tensor([33, -1, 2])
+    rotated = reference.rope_and_cache((q, k, v), (cos, sin), (keys, values), slots)
     wanted_q, wanted_k = apply_rotary_pos_emb(q, k, cos, sin)
-    torch.testing.assert_close(turned, wanted_q)
+    torch.testing.assert_close(rotated, wanted_q)
     torch.testing.assert_close(keys[[33, 2]], wanted_k[[0, 2]])
     torch.testing.assert_close(values[[33, 2]], v[[0, 2]])
-    others = [place for place in range(40) if place not in (2, 33)]
+    others = [slot for slot in range(40) if slot not in (2, 33)]
     assert torch.equal(keys[others], before[others])
 
 
-@pytest.mark.parametrize("window", [None, 1, 7, 100])
-def test_attention_over_own_places_only(generator: torch.Generator, window: int | None) -> None:
+def test_attention_over_own_slots_only(generator: torch.Generator) -> None:
     lengths = torch.tensor([1, 37, 0, 16], dtype=torch.int32)
     table = torch.tensor([[5, 0, 0], [3, 7, 1], [0, 0, 0], [6, 2, 2]], dtype=torch.int32)
     query = torch.randn(4, 6, 8, generator=generator)
     keys, values = torch.full((2, 8 * 16, 2, 8), float("nan"))
     for row, length in enumerate(lengths.tolist()):
         for at in range(length):
-            place = int(table[row, at // 16]) * 16 + at % 16
-            keys[place] = torch.randn(2, 8, generator=generator)
-            values[place] = torch.randn(2, 8, generator=generator)
-    found = plain.paged_decode(query, keys, values, table, lengths, 0.3, window)
+            slot = int(table[row, at // 16]) * 16 + at % 16
+            keys[slot] = torch.randn(2, 8, generator=generator)
+            values[slot] = torch.randn(2, 8, generator=generator)
+    batch = DecodeBatch(torch.empty(0), table, lengths)
+    found = reference.paged_attention(query, (keys, values), batch, 0.3)
     assert torch.equal(found[2], torch.zeros(6, 8))
     for row, length in enumerate(lengths.tolist()):
         if not length:
             continue
-        first = max(0, length - (window or length))
-        places = [int(table[row, at // 16]) * 16 + at % 16 for at in range(first, length)]
+        slots = [int(table[row, at // 16]) * 16 + at % 16 for at in range(length)]
         for head in range(6):
-            scores = keys[places, head // 3] @ query[row, head] * 0.3
-            wanted = scores.softmax(0) @ values[places, head // 3]
+            scores = keys[slots, head // 3] @ query[row, head] * 0.3
+            wanted = scores.softmax(0) @ values[slots, head // 3]
             torch.testing.assert_close(found[row, head], wanted)

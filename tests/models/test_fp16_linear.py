@@ -20,7 +20,8 @@ from vip_llava.models.fp16_linear import (
 )
 
 pytestmark = pytest.mark.skipif(
-    not supports_fp16_linear(torch.device("cpu")), reason="this torch has no float16 product for this CPU"
+    not supports_fp16_linear(torch.device("cpu")),
+    reason="this torch has no float16 product for this CPU",
 )
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vip_llava.backends.base import Backend, Completion, ModelInfo, TokenLogprob
-from vip_llava.engine import Engine, EngineSettings
+from vip_llava.engine import Engine, EngineConfig
 from vip_llava.errors import RequestError
 from vip_llava.prompting.prepare import Prepared, Request, prepare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vip_llava.engine import Generated, Handle, TokenEvent
+    from vip_llava.engine import RequestOutput, Handle, TokenEvent
     from vip_llava.prompting.processor import Processor
     from vip_llava.sampling_params import SamplingParams
 
@@ -33,9 +33,9 @@ class NativeBackend:
         processor: Processor,
         *,
         name: str = "",
-        settings: EngineSettings | None = None,
+        config: EngineConfig | None = None,
     ) -> None:
-        """`settings`: the limits of the engine (KV cache, batch size)."""
+        """`config`: the limits of the engine (KV cache, batch size)."""
         self.model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
         self.processor = processor
         text = model.config.get_text_config()
@@ -59,7 +59,7 @@ class NativeBackend:
             trim=True,
             # The model can't show an image, so it must not generate the token that stands for one.
             suppress_ids={processor.image_token_id},
-            settings=settings,
+            config=config,
         )
 
     def prepare(self, request: Request, sampling: SamplingParams) -> Prepared:
@@ -125,7 +125,7 @@ class NativeCompletion:
             notes=self._shortened(generated),
         )
 
-    def _logprobs(self, generated: Generated) -> tuple[TokenLogprob, ...] | None:
+    def _logprobs(self, generated: RequestOutput) -> tuple[TokenLogprob, ...] | None:
         if generated.logprobs is None:
             return None
         found = []
@@ -136,7 +136,7 @@ class NativeCompletion:
             found.append(TokenLogprob(token, self._decode(token), logprobs.chosen, best))
         return tuple(found)
 
-    def _shortened(self, generated: Generated) -> tuple[str, ...]:
+    def _shortened(self, generated: RequestOutput) -> tuple[str, ...]:
         """A note where the answer ended before the requested limit."""
         limit = generated.max_new_tokens
         if generated.finish_reason != "length" or limit >= self._max_new_tokens:

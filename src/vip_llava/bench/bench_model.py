@@ -1,42 +1,47 @@
-"""What is measured: a model, prompts for it, and transformers' own way to answer them.
+"""The model that is measured, prompts for it, and how transformers answers them.
 
-Prompts are random ids about images of random pixels: what is said does not matter for how long it
-takes, so random weights of the published sizes do as well as the published ones.
+Prompts are random ids with images of random pixels, and weights may be random: the contents do not
+matter for the time an answer takes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vip_llava.engine.config import EngineSettings
-from vip_llava.engine.engine import Engine
+from vip_llava.engine import Engine, EngineConfig
 
-__all__ = ["Stopwatch", "Subject", "random_subject"]
+__all__ = ["BenchModel", "Prompt", "TokenTimer", "random_model"]
+
+Prompt = tuple[list[int], Tensor]
+"""Ids and pixel values, the first arguments of `Engine.submit`."""
 
 
-class Stopwatch:
-    """Looks at the time whenever transformers hands out a token; it waits for the device then."""
+@dataclass(slots=True)
+class TokenTimer:
+    """A streamer for transformers that records when the prompt and each token are handed out.
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    transformers synchronizes with the device before it calls `put`.
+    """
+
+    times: list[float] = field(default_factory=list)
 
     def put(self, value: Tensor) -> None:
-        """Called with the prompt and with each token, on the CPU."""
+        """Record the time."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Called at the end."""
+        """Nothing; transformers calls it at the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class BenchModel:
     """A model to measure, and what it takes to make prompts for it."""
 
     model: PreTrainedModel
@@ -45,35 +50,35 @@ class Subject:
     side: int
     """Of a view, in pixels."""
 
-    def prompt(self, seed: int, text_tokens: int) -> tuple[list[int], Tensor]:
-        """Random ids with one random view behind the first."""
+    def prompt(self, seed: int, text_tokens: int) -> Prompt:
+        """Random ids with one random view after the first id."""
         generator = torch.Generator().manual_seed(seed)
-        rows = self.model.get_input_embeddings().get_parameter("weight").shape[0]
-        most = min(rows, self.image_token_id) if self.image_token_id else rows
-        text = torch.randint(1, most, (text_tokens,), generator=generator).tolist()
+        vocabulary = self.model.get_input_embeddings().get_parameter("weight").shape[0]
+        end = min(vocabulary, self.image_token_id) if self.image_token_id else vocabulary
+        text = torch.randint(1, end, (text_tokens,), generator=generator).tolist()
         pixels = torch.randn(1, 3, self.side, self.side, generator=generator)
         return [text[0], *[self.image_token_id] * self.tokens_per_view, *text[1:]], pixels
 
-    def engine(self, **settings: Any) -> Engine:
-        """A fresh engine that says as many tokens as it may."""
+    def engine(self, **config: Any) -> Engine:
+        """A new engine without stop ids. `config`: fields of `EngineConfig`."""
         return Engine(
             self.model,
             image_token_id=self.image_token_id,
             suppress_ids=[self.image_token_id],
-            settings=EngineSettings(**settings),
+            config=EngineConfig(**config),
         )
 
     def generate(
         self,
-        prompts: Sequence[tuple[list[int], Tensor]],
+        prompts: Sequence[Prompt],
         count: int,
-        streamer: Stopwatch | None = None,
+        streamer: TokenTimer | None = None,
         *,
-        static: bool = False,
+        static_cache: bool = False,
     ) -> Tensor:
-        """transformers' way, greedy: new ids [B, count] for prompts of equal length.
+        """Greedy `generate` of transformers: new ids [B, count] for prompts of equal length.
 
-        static: with a cache of fixed size, for which transformers compiles its steps on CUDA.
+        static_cache: use a cache of fixed size, for which transformers compiles its steps on CUDA.
         """
         model: Any = self.model
         ids = torch.tensor([ids for ids, _ in prompts], device=model.device)
@@ -89,17 +94,17 @@ class Subject:
                 eos_token_id=None,
                 suppress_tokens=[self.image_token_id],
                 streamer=streamer,
-                cache_implementation="static" if static else None,
+                cache_implementation="static" if static_cache else None,
             )
         return found[:, ids.shape[1] :]
 
 
-def random_subject(
+def random_model(
     size: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> Subject:
-    """A model with random weights: "tiny" for trying out, "7b" for the published sizes.
+) -> BenchModel:
+    """A VipLlava with random weights: "tiny" for trials, "7b" for the published sizes.
 
-    `dtype`: float32 on a CPU, bfloat16 elsewhere, if not given.
+    dtype: float32 on a CPU and bfloat16 elsewhere by default.
     """
     from transformers import (
         CLIPVisionConfig,
@@ -110,31 +115,26 @@ def random_subject(
 
     device = torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    patch = 14
     if size == "7b":
-        side, patch = 336, 14
+        side = 336
         vision = CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=side,
-            patch_size=patch,
-            projection_dim=768,
-        )
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+            num_attention_heads=16, image_size=side, patch_size=patch, projection_dim=768,
+        )  # fmt: skip
         text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096)
     else:
+        side = 56
         small: dict[str, Any] = {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_attention_heads": 4,
-        }
-        side, patch = 56, 14
+            "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+        }  # fmt: skip
         vision = CLIPVisionConfig(**small, num_hidden_layers=12, image_size=side, patch_size=patch)
         text = LlamaConfig(
             **small, vocab_size=512, num_hidden_layers=2, max_position_embeddings=1024
         )
+    image_token_id = text.vocab_size - 1
     config = VipLlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=text.vocab_size - 1
+        vision_config=vision, text_config=text, image_token_index=image_token_id
     )
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -143,4 +143,4 @@ def random_subject(
             model: Any = VipLlavaForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    return Subject(model.eval(), text.vocab_size - 1, (side // patch) ** 2, side)
+    return BenchModel(model.eval(), image_token_id, (side // patch) ** 2, side)

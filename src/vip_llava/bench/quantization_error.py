@@ -1,9 +1,6 @@
-"""How far the logits of small weights are from those of whole ones, token by token.
+"""How far the logits of quantized weights are from those of full weights, token by token.
 
-Answers are made one token at a time, by kernels that are used for nothing else, so that is how the
-logits compared here are made too.
-
-This module runs models and knows no engine.
+Decode uses kernels of its own, so the logits are computed one token at a time, as in decode.
 """
 
 from __future__ import annotations
@@ -15,48 +12,48 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vip_llava.engine.block_manager import BLOCK_TOKENS, KVMemory
-from vip_llava.engine.device_transfer import on
-from vip_llava.engine.fused_runner import Answers, FusedLlama
-from vip_llava.kernels import for_device
+from vip_llava.engine.device_transfer import current_device
+from vip_llava.engine.fused_runner import FusedLlama
+from vip_llava.engine.kv_cache import KVCache
+from vip_llava.kernels import BLOCK_SIZE, DecodeBatch, for_device
 
-__all__ = ["Distance", "distance", "step_logits"]
+__all__ = ["LogitsError", "decode_logits", "logits_error"]
 
 
-class Distance(NamedTuple):
-    """Of two sets of logits."""
+class LogitsError(NamedTuple):
+    """The difference between two sets of logits."""
 
-    error: float
-    """The norm of their difference over the norm of the ones that are right."""
+    relative: float
+    """The norm of the difference over the norm of the expected logits."""
     agreement: float
-    """Share of places with the same most probable token."""
+    """Share of positions with the same most probable token."""
 
 
-def step_logits(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
-    """Logits [N, V] after each of N tokens, fed one at a time where the engine's steps can be used."""
+def decode_logits(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """Logits [N, V] after each of N tokens, decoded one by one if the engine's kernels support it."""
     device = model.device
-    with torch.inference_mode(), on(device):
-        if not FusedLlama.fits(model):
+    with torch.inference_mode(), current_device(device):
+        if not FusedLlama.supports(model):
             found: Tensor = model(input_ids=torch.tensor([list(ids)], device=device)).logits[0]
             return found.float()
-        blocks = -(-len(ids) // BLOCK_TOKENS)
-        memory = KVMemory(blocks)
-        llama = FusedLlama(model, for_device(device), memory, blocks * BLOCK_TOKENS)
-        memory.reach(memory.places)
-        llama.lay_out()
-        table = torch.arange(blocks, dtype=torch.int32, device=device).unsqueeze(0)
-        numbers = torch.arange(len(ids) + 1, dtype=torch.int32, device=device)
-        tokens = torch.tensor(list(ids), device=device)
+        blocks = -(-len(ids) // BLOCK_SIZE)
+        kv_cache = KVCache(blocks)
+        llama = FusedLlama(model, for_device(device), kv_cache, kv_cache.num_slots)
+        kv_cache.reserve(kv_cache.num_slots)
+        llama.allocate_kv_cache()
+        tables = torch.arange(blocks, dtype=torch.int32, device=device).unsqueeze(0)
+        positions = torch.arange(len(ids) + 1, dtype=torch.int32, device=device)
+        embeds = llama.embed(torch.tensor(list(ids), device=device))
         parts = []
         for at in range(len(ids)):
-            here = numbers[at : at + 1]
-            step = Answers(here, here, table, numbers[at + 1 : at + 2])
-            parts.append(llama.answers(llama.embed(tokens[at : at + 1]), step).float())
+            here, length = positions[at : at + 1], positions[at + 1 : at + 2]
+            batch = DecodeBatch(here, tables, length)
+            parts.append(llama.decode(embeds[at : at + 1], here, batch).float())
         return torch.cat(parts)
 
 
-def distance(found: Tensor, wanted: Tensor) -> Distance:
-    """Of logits [N, V] from the right ones."""
-    error = (found - wanted).norm() / wanted.norm()
-    same = (found.argmax(dim=-1) == wanted.argmax(dim=-1)).float().mean()
-    return Distance(float(error), float(same))
+def logits_error(found: Tensor, expected: Tensor) -> LogitsError:
+    """The error of logits [N, V]."""
+    relative = (found - expected).norm() / expected.norm()
+    same = (found.argmax(dim=-1) == expected.argmax(dim=-1)).float().mean()
+    return LogitsError(float(relative), float(same))

@@ -1,10 +1,9 @@
-"""How fast the engine is beside transformers' own `generate`, in one process on one model.
+"""The engine beside the `generate` of transformers, in one process on one model.
 
-Each workload gives figures of both ways, so that every comparison is of one run. Images are random
-pixels and prompts random ids: what is said does not matter, only how long it takes. Nothing is kept
-from one measurement to the next unless the workload is about that.
+Each workload measures both, so that every comparison is of one run. Nothing is cached from one
+measurement to the next unless the workload is about that.
 
-This module measures; it knows no command line and writes nothing.
+This module knows no command line and writes no files.
 """
 
 from __future__ import annotations
@@ -16,247 +15,234 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor
-
-from vip_llava.bench.bench_model import Stopwatch, Subject
-from vip_llava.bench.quantization_error import distance, step_logits
-from vip_llava.bench.roofline import finished, forget_peak, held_bytes, peak_bytes, step_bytes
-from vip_llava.engine.config import Generated
-from vip_llava.engine.engine import Engine, Handle
+from vip_llava.bench.bench_model import BenchModel, Prompt, TokenTimer
+from vip_llava.bench.quantization_error import decode_logits, logits_error
+from vip_llava.bench.roofline import (
+    allocated_bytes,
+    decode_bytes,
+    peak_bytes,
+    reset_peak,
+    synchronize,
+)
+from vip_llava.engine import Engine, Handle, RequestOutput
 from vip_llava.models.quantize import Quantization, quantize_model
 from vip_llava.sampling_params import SamplingParams
 
-__all__ = [
-    "USUAL",
-    "WORKLOADS",
-    "Figure",
-    "Load",
-    "measure",
-]
+__all__ = ["DEFAULT_WORKLOADS", "WORKLOADS", "Load", "Measurement"]
 
-PLAIN, ENGINE = "transformers", "engine"
-SMALL_BITS: tuple[Literal[8, 4], ...] = (8, 4)
-_DECODE = "decode, one asker", "tokens/s"
+TRANSFORMERS, ENGINE = "transformers", "engine"
+DECODE = "decode, one request"
+TTFT = "first token, new image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How much is asked. The defaults are the workloads that the project's targets speak of."""
+    """How much is asked. The defaults are those of the published figures."""
 
     text_tokens: int = 64
     new_tokens: int = 100
-    askers: int = 64
+    concurrency: int = 64
     batch: int = 32
-    """Requests that transformers answers together in its better way for many askers."""
+    """Requests that transformers answers together in its faster way for many requests."""
     runs: int = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One thing measured in one way."""
+class Measurement:
+    """One quantity measured in one implementation."""
 
     workload: str
-    way: str
+    implementation: str
     unit: str
     value: float
-    """The middle of the runs."""
+    """The median of the runs."""
     p95: float
-    """The bad end: 95 in 100 runs were at least as good (the worst one where runs are few)."""
-    higher_is_better: bool
+    """95 % of the runs were at least as good; with few runs, the worst."""
+    higher_is_better: bool = True
 
-    def better_than(self, other: Figure) -> float:
+    def better_than(self, other: Measurement) -> float:
         """How many times better this is."""
         ratio = self.value / other.value
         return ratio if self.higher_is_better else 1 / ratio
 
 
-def measure(subject: Subject, load: Load, workload: str) -> list[Figure]:
-    """The figures of a workload, by its name in `WORKLOADS`."""
-    return WORKLOADS[workload](subject, load)
-
-
-def _decode(subject: Subject, load: Load) -> list[Figure]:
-    """One asker, tokens a second after the first one."""
-    engine = subject.engine(max_running=1)
-    engine.warm_up()
+def _decode(model: BenchModel, load: Load) -> list[Measurement]:
+    """One request, tokens a second after the first one."""
+    engine = model.engine(max_num_seqs=1)
     return _both(
-        *_DECODE, True, load,
-        lambda seed: _plain_rate(subject, load, seed),
-        lambda seed: _rate(subject, load, engine, seed),
+        DECODE, "tokens/s", True, load, engine,
+        lambda seed: _generate_rate(model, load, seed),
+        lambda seed: _engine_rate(model, load, engine, seed),
     )  # fmt: skip
 
 
-def _compiled(subject: Subject, load: Load) -> list[Figure]:
-    """The same by transformers with a cache of fixed size, for which it compiles its steps on CUDA;
-    that takes minutes to begin with."""
-    rates = [_plain_rate(subject, load, seed, static=True) for seed in range(load.runs + 2)][2:]
-    name, unit = _DECODE
-    return [_figure(name, f"{PLAIN}, static and compiled", unit, rates, True)]
+def _compiled(model: BenchModel, load: Load) -> list[Measurement]:
+    """The same by transformers with a static cache, for which it compiles its steps on CUDA.
+
+    Compilation takes minutes.
+    """
+    seeds = range(load.runs + 2)
+    rates = [_generate_rate(model, load, seed, static_cache=True) for seed in seeds][2:]
+    return [_median(DECODE, f"{TRANSFORMERS}, static and compiled", "tokens/s", rates, True)]
 
 
-def _small(subject: Subject, load: Load) -> list[Figure]:
-    """One asker with small weights: how fast, in how much memory, how far from whole weights."""
-    ids = [token for token in subject.prompt(3, 128)[0] if token != subject.image_token_id]
-    wanted = step_logits(subject.model, ids)
+def _quantized(model: BenchModel, load: Load) -> list[Measurement]:
+    """One request with quantized weights: speed, memory, and error of the logits."""
+    ids = [token for token in model.prompt(3, 128)[0] if token != model.image_token_id]
+    expected = decode_logits(model.model, ids)
     found = []
-    for bits in SMALL_BITS:
-        held = held_bytes(subject.model.device)
-        found += _of_bits(subject, load, bits, held)
-        held_bytes(subject.model.device)  # nothing of it is left for the next one's count
-        small = _quantized(subject, bits)
-        apart = distance(step_logits(small.model, ids), wanted)
+    bits: Literal[8, 4]
+    for bits in (8, 4):
+        name = f"{ENGINE}, {bits}-bit weights"
+        before = allocated_bytes(model.model.device)
+        small = replace(model, model=copy.deepcopy(model.model))
+        quantize_model(small.model, Quantization(bits))
+        found += _quantized_decode(small, load, name, before)
+        error = logits_error(decode_logits(small.model, ids), expected)
+        relative, same = 100 * error.relative, 100 * error.agreement
+        found.append(Measurement("error of logits", name, "%", relative, relative, False))
+        found.append(Measurement("same most probable token", name, "%", same, same))
         del small
-        way = f"{ENGINE}, {bits}-bit weights"
-        error, same = 100 * apart.error, 100 * apart.agreement
-        found.append(Figure("error of logits", way, "%", error, error, False))
-        found.append(Figure("same most probable token", way, "%", same, same, True))
     return found
 
 
-def _quantized(subject: Subject, bits: Literal[8, 4]) -> Subject:
-    small = replace(subject, model=copy.deepcopy(subject.model))
-    quantize_model(small.model, Quantization(bits))
-    return small
-
-
-def _of_bits(subject: Subject, load: Load, bits: Literal[8, 4], held: int) -> list[Figure]:
-    """Speed and memory; `held`: bytes in use before this model is made."""
-    small, device = _quantized(subject, bits), subject.model.device
-    held_bytes(device)
-    forget_peak(device)
-    way = f"{ENGINE}, {bits}-bit weights"
-    tokens = load.text_tokens + small.tokens_per_view + load.new_tokens
-    engine = small.engine(max_running=1, kv_tokens=tokens + 16)
+def _quantized_decode(
+    model: BenchModel, load: Load, name: str, allocated: int
+) -> list[Measurement]:
+    """Speed and memory; `allocated`: bytes in use before this model was made."""
+    device = model.model.device
+    allocated_bytes(device)
+    reset_peak(device)
+    tokens = load.text_tokens + model.tokens_per_view + load.new_tokens
+    engine = model.engine(max_num_seqs=1, kv_cache_tokens=tokens + 16)
     engine.warm_up()
-    rates = [_rate(small, load, engine, seed) for seed in range(load.runs + 1)][1:]
-    speed = _figure(*_DECODE[:1], way, _DECODE[1], rates, True)
-    read = step_bytes(small.model) * speed.value / 1e9
-    found = [speed, Figure("weights read in it", way, "GB/s", read, read, True)]
+    rates = [_engine_rate(model, load, engine, seed) for seed in range(load.runs + 1)][1:]
+    speed = _median(DECODE, name, "tokens/s", rates, True)
+    read = decode_bytes(model.model) * speed.value / 1e9
+    found = [speed, Measurement("weights read in it", name, "GB/s", read, read)]
     if device.type == "cuda":
-        memory = (peak_bytes(device) - held) / 1e9
-        found.append(Figure("model with one image's cache", way, "GB", memory, memory, False))
+        memory = (peak_bytes(device) - allocated) / 1e9
+        what = "model with one image's cache"
+        found.append(Measurement(what, name, "GB", memory, memory, False))
     return found
 
 
-def _plain_rate(subject: Subject, load: Load, seed: int, static: bool = False) -> float:
-    watch = Stopwatch()
-    prompt = subject.prompt(seed, load.text_tokens)
-    subject.generate([prompt], load.new_tokens, watch, static=static)
-    _, first, *_, last = watch.times  # the prompt comes before the first token
+def _generate_rate(model: BenchModel, load: Load, seed: int, static_cache: bool = False) -> float:
+    timer = TokenTimer()
+    prompt = model.prompt(seed, load.text_tokens)
+    model.generate([prompt], load.new_tokens, timer, static_cache=static_cache)
+    _, first, *_, last = timer.times  # the prompt comes before the first token
     return (load.new_tokens - 1) / (last - first)
 
 
-def _rate(subject: Subject, load: Load, engine: Engine, seed: int) -> float:
-    result = _submit(engine, subject.prompt(seed, load.text_tokens), load.new_tokens).result()
-    return (load.new_tokens - 1) / max(result.decode_seconds, 1e-9)
+def _engine_rate(model: BenchModel, load: Load, engine: Engine, seed: int) -> float:
+    output = _submit(engine, model.prompt(seed, load.text_tokens), load.new_tokens).result()
+    return (load.new_tokens - 1) / max(output.decode_seconds, 1e-9)
 
 
-def _first_token(subject: Subject, load: Load) -> list[Figure]:
+def _first_token(model: BenchModel, load: Load) -> list[Measurement]:
     """A new image and its question, to the first token."""
-    engine = subject.engine(max_running=1)
-    engine.warm_up()
+    engine = model.engine(max_num_seqs=1)
 
-    def plain(seed: int) -> float:
-        prompt = [subject.prompt(seed, load.text_tokens)]
-        return 1e3 * _seconds(subject, lambda: subject.generate(prompt, 1))
+    def of_transformers(seed: int) -> float:
+        prompt = model.prompt(seed, load.text_tokens)
+        return 1e3 * _seconds(model, lambda: model.generate([prompt], 1))
 
-    def ours(seed: int) -> float:
-        prompt = subject.prompt(seed, load.text_tokens)
-        return 1e3 * _seconds(subject, lambda: _submit(engine, prompt, 1).result())
+    def of_engine(seed: int) -> float:
+        prompt = model.prompt(seed, load.text_tokens)
+        return 1e3 * _seconds(model, lambda: _submit(engine, prompt, 1).result())
 
-    return _both("first token, new image", "ms", False, load, plain, ours)
+    return _both(TTFT, "ms", False, load, engine, of_transformers, of_engine)
 
 
-def _many(subject: Subject, load: Load) -> list[Figure]:
-    """Many askers at once, each with an image of its own; how long each waits, with the engine."""
-    made = [subject.prompt(seed, load.text_tokens) for seed in range(load.askers)]
+def _concurrent(model: BenchModel, load: Load) -> list[Measurement]:
+    """Many requests at once, each with its own image; with the engine, also how long each takes."""
+    prompts = [model.prompt(seed, load.text_tokens) for seed in range(load.concurrency)]
 
-    def plainly(batch: int) -> float:
-        # Of those who are answered one by one a few tell enough.
-        asked = made[: 4 if batch == 1 else None]
+    def transformers_rate(batch: int) -> float:
+        # One by one a few are enough to measure.
+        asked = prompts[: 4 if batch == 1 else None]
 
         def run() -> None:
             for start in range(0, len(asked), batch):
-                subject.generate(asked[start : start + batch], load.new_tokens)
+                model.generate(asked[start : start + batch], load.new_tokens)
 
-        return len(asked) / _seconds(subject, run)
+        return len(asked) / _seconds(model, run)
 
-    tokens = load.text_tokens + subject.tokens_per_view + load.new_tokens
-    engine = subject.engine(kv_tokens=load.askers * (tokens + 32), max_running=load.askers)
-    answers: list[Generated] = []
+    tokens = load.text_tokens + model.tokens_per_view + load.new_tokens
+    engine = model.engine(
+        kv_cache_tokens=load.concurrency * (tokens + 32), max_num_seqs=load.concurrency
+    )
+    outputs: list[RequestOutput] = []
 
     def run() -> None:
-        handles = [_submit(engine, prompt, load.new_tokens) for prompt in made]
-        answers.extend(handle.result() for handle in handles)
+        handles = [_submit(engine, prompt, load.new_tokens) for prompt in prompts]
+        outputs.extend(handle.result() for handle in handles)
 
     engine.warm_up()
-    _seconds(subject, lambda: _submit(engine, subject.prompt(-1, 8), 2).result())
-    name = f"{load.askers} askers"
-    ways = [(f"{PLAIN}, one by one", 1), (f"{PLAIN}, {load.batch} together", load.batch)]
-    rates = {way: plainly(batch) for way, batch in ways}
-    rates[ENGINE] = load.askers / _seconds(subject, run)
-    figures = [Figure(name, way, "requests/s", rate, rate, True) for way, rate in rates.items()]
-    first = [1e3 * one.prefill_seconds for one in answers]
-    whole = [1e3 * (one.prefill_seconds + one.decode_seconds) for one in answers]
-    figures.append(_figure(f"{name}, first token", ENGINE, "ms", first, False))
-    figures.append(_figure(f"{name}, whole answer", ENGINE, "ms", whole, False))
-    return [*figures, *_recordings(engine)]
-
-
-def _recordings(engine: Engine) -> list[Figure]:
-    """What it cost to record all steps, where that is done."""
+    _seconds(model, lambda: _submit(engine, model.prompt(-1, 8), 2).result())
+    name = f"{load.concurrency} requests at once"
+    rates = {
+        f"{TRANSFORMERS}, one by one": transformers_rate(1),
+        f"{TRANSFORMERS}, {load.batch} together": transformers_rate(load.batch),
+        ENGINE: load.concurrency / _seconds(model, run),
+    }
+    found = [Measurement(name, way, "requests/s", rate, rate) for way, rate in rates.items()]
+    first = [1e3 * one.prefill_seconds for one in outputs]
+    whole = [1e3 * (one.prefill_seconds + one.decode_seconds) for one in outputs]
+    found.append(_median(f"{name}, first token", ENGINE, "ms", first, False))
+    found.append(_median(f"{name}, whole answer", ENGINE, "ms", whole, False))
     stats = engine.stats()
-    if not stats.recordings:
-        return []
-    seconds = stats.recording_seconds
-    return [Figure(f"{stats.recordings} recordings made", ENGINE, "s", seconds, seconds, False)]
+    if stats.graphs:
+        seconds = stats.graph_capture_seconds
+        what = f"{stats.graphs} graphs captured"
+        found.append(Measurement(what, ENGINE, "s", seconds, seconds, False))
+    return found
 
 
-def _second_turn(subject: Subject, load: Load) -> list[Figure]:
-    """The next question about the same image, to its first token; the engine's first beside."""
-    engine = subject.engine(max_running=1)
-    engine.warm_up()
-    first: list[float] = []
+def _second_turn(model: BenchModel, load: Load) -> list[Measurement]:
+    """The next question about the same image, to its first token; beside the engine's first turn."""
+    engine = model.engine(max_num_seqs=1)
+    first_turns: list[float] = []
     name = "first token, second turn"
 
-    def turns(seed: int) -> tuple[list[int], Tensor]:
-        ids, pixels = subject.prompt(seed, load.text_tokens)
+    def second_prompt(seed: int) -> Prompt:
+        ids, pixels = model.prompt(seed, load.text_tokens)
         began = time.perf_counter()
         answer = _submit(engine, (ids, pixels), 8)
         next(answer)
-        first.append(1e3 * (time.perf_counter() - began))
-        more, _ = subject.prompt(seed + 1, 16)
-        asked = [token for token in more if token != subject.image_token_id]
-        return [*ids, *answer.result().tokens, *asked], pixels
+        first_turns.append(1e3 * (time.perf_counter() - began))
+        more, _ = model.prompt(seed + 1, 16)
+        question = [token for token in more if token != model.image_token_id]
+        return [*ids, *answer.result().tokens, *question], pixels
 
-    def plain(seed: int) -> float:
-        prompt = [turns(seed)]
-        return 1e3 * _seconds(subject, lambda: subject.generate(prompt, 1))
+    def of_transformers(seed: int) -> float:
+        prompt = second_prompt(seed)
+        return 1e3 * _seconds(model, lambda: model.generate([prompt], 1))
 
-    def ours(seed: int) -> float:
-        engine.forget()
-        prompt = turns(seed)
-        return 1e3 * _seconds(subject, lambda: _submit(engine, prompt, 1).result())
+    def of_engine(seed: int) -> float:
+        engine.clear_cache()
+        prompt = second_prompt(seed)
+        return 1e3 * _seconds(model, lambda: _submit(engine, prompt, 1).result())
 
-    figures = _both(name, "ms", False, load, plain, ours)
-    return [*figures, _figure(name, "engine, first turn", "ms", first[-load.runs :], False)]
+    found = _both(name, "ms", False, load, engine, of_transformers, of_engine)
+    return [*found, _median(name, "engine, first turn", "ms", first_turns[-load.runs :], False)]
 
 
-WORKLOADS: dict[str, Callable[[Subject, Load], list[Figure]]] = {
+WORKLOADS: dict[str, Callable[[BenchModel, Load], list[Measurement]]] = {
     "decode": _decode,
     "first-token": _first_token,
-    "many": _many,
+    "concurrent": _concurrent,
     "second-turn": _second_turn,
-    "small": _small,
+    "quantized": _quantized,
     "compiled": _compiled,
 }
-"""What can be measured, by name."""
+"""The workloads by name."""
 
-USUAL = tuple(WORKLOADS)[:4]
-"""What is measured where nothing is chosen."""
+DEFAULT_WORKLOADS = tuple(WORKLOADS)[:4]
 
 
-def _submit(engine: Engine, prompt: tuple[list[int], Tensor], count: int) -> Handle:
+def _submit(engine: Engine, prompt: Prompt, count: int) -> Handle:
     return engine.submit(*prompt, SamplingParams(max_new_tokens=count))
 
 
@@ -265,33 +251,32 @@ def _both(
     unit: str,
     higher: bool,
     load: Load,
-    plain: Callable[[int], float],
-    ours: Callable[[int], float],
-) -> list[Figure]:
-    """Both ways by turns, each with an image of its own, after one of each to warm up."""
-    found: dict[str, list[float]] = {PLAIN: [], ENGINE: []}
+    engine: Engine,
+    of_transformers: Callable[[int], float],
+    of_engine: Callable[[int], float],
+) -> list[Measurement]:
+    """Both implementations in turn, each run with its own seed, after a run of each to warm up."""
+    engine.warm_up()
+    found: dict[str, list[float]] = {TRANSFORMERS: [], ENGINE: []}
     for run in range(load.runs + 1):
-        for offset, (way, once) in enumerate(((PLAIN, plain), (ENGINE, ours))):
+        for offset, once in enumerate((of_transformers, of_engine)):
             value = once(1000 * run + 10 * offset)
             if run:
-                found[way].append(value)
-    return [_figure(workload, way, unit, values, higher) for way, values in found.items()]
+                found[ENGINE if offset else TRANSFORMERS].append(value)
+    return [_median(workload, name, unit, values, higher) for name, values in found.items()]
 
 
-def _figure(workload: str, way: str, unit: str, values: Sequence[float], higher: bool) -> Figure:
-    middle = statistics.median(values)
-    return Figure(workload, way, unit, middle, _bad_end(values, higher), higher)
-
-
-def _bad_end(values: Sequence[float], higher: bool) -> float:
-    """The value that 95 in 100 reach or better."""
+def _median(
+    workload: str, name: str, unit: str, values: Sequence[float], higher: bool
+) -> Measurement:
     ordered = sorted(values, reverse=higher)
-    return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    return Measurement(workload, name, unit, statistics.median(values), p95, higher)
 
 
-def _seconds(subject: Subject, work: Callable[[], object]) -> float:
-    finished(subject.model.device)
+def _seconds(model: BenchModel, work: Callable[[], object]) -> float:
+    synchronize(model.model.device)
     began = time.perf_counter()
     work()
-    finished(subject.model.device)
+    synchronize(model.model.device)
     return time.perf_counter() - began

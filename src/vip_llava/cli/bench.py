@@ -1,4 +1,4 @@
-"""`vip-llava bench`: how fast a model answers here, beside transformers' own way in the same run."""
+"""`vip-llava bench`: how fast a model answers on this machine, beside transformers in the same run."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vip_llava.backends.native import as_native
 from vip_llava.cli.inputs import open_assistant
 from vip_llava.cli.model_options import DebugFlag, ModelOptions, option_name
 from vip_llava.cli.terminal import note
 from vip_llava.errors import RequestError
 
 if TYPE_CHECKING:
-    from vip_llava.bench.bench_model import Subject
-    from vip_llava.bench.roofline import Ceilings
-    from vip_llava.bench.workloads import Figure, Load
+    from vip_llava.bench.bench_model import BenchModel
+    from vip_llava.bench.roofline import Roofline
+    from vip_llava.bench.workloads import Load, Measurement
 
 __all__ = ["EPILOG", "bench", "report"]
 
 EPILOG = """Examples
 
-  vip-llava bench --random tiny --askers 2 --new-tokens 4 --runs 1
+  vip-llava bench --random tiny --concurrency 2 --new-tokens 4 --runs 1
 
   vip-llava bench --random tiny --workload decode --runs 2 --new-tokens 4 --json
 """
@@ -50,8 +49,8 @@ def bench(
         typer.Option(
             "--workload",
             metavar="NAME",
-            help="decode, first-token, many, second-turn, small (8- and 4-bit weights) or compiled "
-            "(repeatable; the first four if not given).",
+            help="decode, first-token, concurrent, second-turn, quantized (8- and 4-bit weights) or "
+            "compiled (transformers with torch.compile; slow). Repeatable; default: the first four.",
         ),
     ] = None,
     runs: Annotated[
@@ -63,18 +62,13 @@ def bench(
     text_tokens: Annotated[
         int, typer.Option("--text-tokens", metavar="N", min=1, help="Tokens of a question.")
     ] = 64,
-    askers: Annotated[
-        int, typer.Option("--askers", metavar="N", min=1, help="Askers at once in `many`.")
+    concurrency: Annotated[
+        int,
+        typer.Option("--concurrency", metavar="N", min=1, help="Requests at once in `concurrent`."),
     ] = 64,
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compiled", help="As --workload compiled: a static cache and torch.compile (slow)."
-        ),
-    ] = False,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", metavar="S", help="Begin nothing more after so many seconds."),
+        typer.Option("--seconds", metavar="S", help="Start no workload after this time."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     write: Annotated[
@@ -85,103 +79,104 @@ def bench(
 ) -> None:
     """Measure how fast a model answers on this machine.
 
-    Every workload is run by this project's engine and by the generate method of transformers, by
-    turns in one process, so that the ratio is of one run. The table is on stdout.
+    Every workload runs by this project's engine and by the generate method of transformers, in turn
+    in one process, so that the ratio is of one run. The table is on stdout.
     """
-    from vip_llava.bench.roofline import ceilings, held_bytes, peak_bytes
-    from vip_llava.bench.workloads import USUAL, WORKLOADS, Load, measure
+    from vip_llava.bench.roofline import allocated_bytes, measure_roofline, peak_bytes
+    from vip_llava.bench.workloads import DEFAULT_WORKLOADS, WORKLOADS, Load
 
     unknown = [name for name in workload or () if name not in WORKLOADS]
     if unknown:
-        raise RequestError(f"--workload {unknown[0]}: known are {', '.join(WORKLOADS)}")
+        raise RequestError(f"--workload {unknown[0]}: must be one of {', '.join(WORKLOADS)}")
     if write is not None and not write.absolute().parent.is_dir():
-        raise RequestError(f"{write}: there is no folder {write.absolute().parent}")
-    name, subject = _subject(random, model)
-    load = Load(text_tokens=text_tokens, new_tokens=new_tokens, askers=askers, runs=runs)
-    device = subject.model.device
-    best = ceilings(device, subject.model.dtype)
-    figures: list[Figure] = []
+        raise RequestError(f"--write {write}: there is no folder {write.absolute().parent}")
+    name, measured = _bench_model(random, model)
+    load = Load(text_tokens=text_tokens, new_tokens=new_tokens, concurrency=concurrency, runs=runs)
+    device = measured.model.device
+    roofline = measure_roofline(device, measured.model.dtype)
+    found: list[Measurement] = []
     failed: list[str] = []
     peak, start = 0, time.perf_counter()
-    for each in [*(workload or USUAL), *["compiled"] * compiled]:
+    for each in workload or DEFAULT_WORKLOADS:
         began = time.perf_counter()
         try:
             if seconds is not None and began - start > seconds:
-                raise TimeoutError("the time was over")
-            figures += measure(subject, load, each)
-            note(f"measured: {each}, {time.perf_counter() - began:.0f} s")
-        except Exception as error:  # the others still tell something
+                raise TimeoutError(f"not started, --seconds {seconds:g} have passed")
+            found += WORKLOADS[each](measured, load)
+            note(f"measured {each} in {time.perf_counter() - began:.0f} s")
+        except Exception as error:  # the other workloads are still measured
             failed.append(f"{each}: {type(error).__name__}: {error}")
             note(f"failed: {failed[-1]}")
         peak = max(peak, peak_bytes(device))
-        held_bytes(device)  # what the last one left behind is given back
-        text = report(name, subject, load, figures, best, peak, failed)
+        allocated_bytes(device)  # frees the memory of the workload
+        text = report(name, measured, load, found, roofline, peak, failed)
         if write is not None:
             write.write_text(text, encoding="utf-8")
     if write is not None:
         note(f"written: {write}")
     if as_json:
-        found_json = [asdict(each) for each in figures]
-        whole = {"model": name, "figures": found_json, **asdict(best), "peak_bytes": peak}
-        whole |= {"failed": failed}
+        whole = {"model": name, "measurements": [asdict(each) for each in found]}
+        whole |= {**asdict(roofline), "peak_bytes": peak, "failed": failed}
         text = f"{json.dumps(whole, indent=1)}\n"
     sys.stdout.write(text)
     if failed:
         raise typer.Exit(1)
 
 
-def _subject(random: str | None, options: ModelOptions) -> tuple[str, Subject]:
-    """What is measured, with its name."""
-    from vip_llava.bench.bench_model import Subject, random_subject
+def _bench_model(random: str | None, options: ModelOptions) -> tuple[str, BenchModel]:
+    """The name of the model to measure, and the model."""
+    from vip_llava.backends.native import as_native
+    from vip_llava.bench.bench_model import BenchModel, random_model
 
     if random is None:
         assistant = open_assistant(options, {})
-        processor = as_native(assistant.backend).processor
-        return assistant.info.name, Subject(
-            as_native(assistant.backend).model,
+        native = as_native(assistant.backend)
+        processor = native.processor
+        return assistant.info.name, BenchModel(
+            native.model,
             processor.image_token_id,
             processor.tokens_per_view,
             processor.geometry.size,
         )
     if random not in RANDOM_SIZES:
-        raise RequestError(f"--random {random}: known are {', '.join(RANDOM_SIZES)}")
+        raise RequestError(f"--random {random}: must be one of {', '.join(RANDOM_SIZES)}")
     import torch
 
-    chosen = options.keywords()
-    known = {"device", "dtype", "quantization"}
-    refused = sorted(chosen.keys() - known) + ["model"] * (options.model is not None)
+    given = options.keywords()
+    refused = sorted(given.keys() - {"device", "dtype", "quantization"})
+    refused += ["model"] * (options.model is not None)
     if refused:
-        raise RequestError(f"--random can't go with {option_name(refused[0])}")
-    dtype: Any = getattr(torch, chosen["dtype"], None) if "dtype" in chosen else None
-    if "dtype" in chosen and not isinstance(dtype, torch.dtype):
-        raise RequestError(f"--dtype {chosen['dtype']}: no such type of numbers")
-    device = chosen.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    subject, small = random_subject(random, device, dtype), chosen.get("quantization")
-    if small is None:
-        return f"random {random}", subject
+        raise RequestError(f"--random cannot be combined with {option_name(refused[0])}")
+    dtype: Any = getattr(torch, given["dtype"], None) if "dtype" in given else None
+    if "dtype" in given and not isinstance(dtype, torch.dtype):
+        raise RequestError(f"--dtype {given['dtype']}: torch has no such dtype")
+    device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+    measured = random_model(random, device, dtype)
+    if "quantization" not in given:
+        return f"random {random}", measured
     from vip_llava.models.quantize import parse_quantization, quantize_model
 
-    quantization = parse_quantization(small, subject.model.device)
+    quantization = parse_quantization(given["quantization"], measured.model.device)
     assert quantization is not None
-    quantize_model(subject.model, quantization)
-    way = f"{quantization.bits}-bit weights, {quantization.library}"
-    return f"random {random}, {way}", subject
+    quantize_model(measured.model, quantization)
+    what = f"{quantization.bits}-bit weights, {quantization.library}"
+    return f"random {random}, {what}", measured
 
 
 def report(
     name: str,
-    subject: Subject,
+    measured: BenchModel,
     load: Load,
-    figures: Sequence[Figure],
-    best: Ceilings,
+    measurements: Sequence[Measurement],
+    roofline: Roofline,
     peak: int,
     failed: Sequence[str] = (),
 ) -> str:
-    """The figures as a page in Markdown; each way beside the best of transformers."""
+    """The measurements as a page in Markdown, with their ratios to the best of transformers."""
     import torch
     import transformers
 
-    model: Any = subject.model
+    model: Any = measured.model
     device = model.device
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     lines = [
@@ -190,47 +185,47 @@ def report(
         f"{what or device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, {str(model.dtype).removeprefix('torch.')}.",
-        f"One image of {subject.tokens_per_view} tokens and {load.text_tokens} of text in, "
-        f"{load.new_tokens} out; middle of {load.runs} runs (`many`: one).",
-        f"A copy moves {best.copy_gigabytes:.1f} GB/s, a large product does "
-        f"{best.product_teraflops:.2f} TFLOP/s; most memory held: {peak / 1e9:.2f} GB.",
+        f"One image of {measured.tokens_per_view} tokens and {load.text_tokens} of text in, "
+        f"{load.new_tokens} out; median of {load.runs} runs (`concurrent`: one).",
+        f"A copy moves {roofline.copy_gigabytes:.1f} GB/s, a large product does "
+        f"{roofline.matmul_teraflops:.2f} TFLOP/s; peak memory: {peak / 1e9:.2f} GB.",
         "",
-        "| workload | way | middle | 95 in 100 | unit | times transformers |",
+        "| workload | implementation | median | p95 | unit | times transformers |",
         "|---|---|---|---|---|---|",
     ]
-    for each in figures:
-        plain = [
-            other
-            for other in figures
-            if other.workload == each.workload and other.way.startswith("transformers")
-        ]
-        ratio = min((each.better_than(other) for other in plain), default=None)
+    for each in measurements:
+        peers = [one for one in measurements if one.workload == each.workload]
+        theirs = [one for one in peers if one.implementation.startswith("transformers")]
+        ratio = min((each.better_than(one) for one in theirs), default=None)
         lines.append(
-            f"| {each.workload} | {each.way} | {each.value:.4g} | {each.p95:.4g} | {each.unit} "
-            f"| {'' if ratio is None else f'{ratio:.2f}'} |"
+            f"| {each.workload} | {each.implementation} | {each.value:.4g} | {each.p95:.4g} | "
+            f"{each.unit} | {'' if ratio is None else f'{ratio:.2f}'} |"
         )
-        told = _share(each, subject, load, best)
-        if told:
-            lines.append(f"| | | | | | {told} |")
+        share = _share_of_roofline(each, measured, load, roofline)
+        if share:
+            lines.append(f"| | | | | | {share} |")
     lines += [f"\nNot measured: {each}" for each in failed]
     return "\n".join(lines) + "\n"
 
 
-def _share(figure: Figure, subject: Subject, load: Load, best: Ceilings) -> str:
-    """How much of what the device can do a figure of the engine is, where that is simple to say."""
-    from vip_llava.bench.roofline import first_token_work, step_bytes
+def _share_of_roofline(
+    each: Measurement, measured: BenchModel, load: Load, roofline: Roofline
+) -> str:
+    """The share of the device's peak rate that a measurement of the engine is, if that is simple."""
+    from vip_llava.bench.roofline import decode_bytes, prefill_flops
+    from vip_llava.bench.workloads import DECODE, ENGINE, TTFT
 
-    if figure.workload.startswith("weights read"):
-        return f"{100 * figure.value / best.copy_gigabytes:.0f} % of the copy"
-    if figure.way != "engine":
+    if each.unit == "GB/s":
+        return f"{100 * each.value / roofline.copy_gigabytes:.0f} % of the copy"
+    if each.implementation != ENGINE:
         return ""
-    if figure.workload.startswith("decode"):
-        rate = step_bytes(subject.model) * figure.value / 1e9
-        share = 100 * rate / best.copy_gigabytes
+    if each.workload == DECODE:
+        rate = decode_bytes(measured.model) * each.value / 1e9
+        share = 100 * rate / roofline.copy_gigabytes
         return f"weights read at {rate:.1f} GB/s, {share:.0f} % of the copy"
-    if figure.workload == "first token, new image":
-        tokens = load.text_tokens + subject.tokens_per_view
-        rate = first_token_work(subject.model, tokens, subject.tokens_per_view) / figure.value / 1e9
-        share = 100 * rate / best.product_teraflops
+    if each.workload == TTFT:
+        tokens = load.text_tokens + measured.tokens_per_view
+        rate = prefill_flops(measured.model, tokens, measured.tokens_per_view) / each.value / 1e9
+        share = 100 * rate / roofline.matmul_teraflops
         return f"{rate:.2f} TFLOP/s in products, {share:.0f} % of the large one"
     return ""

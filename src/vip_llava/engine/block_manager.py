@@ -1,185 +1,207 @@
-"""KV memory: handed out in blocks, within a budget, shared where requests begin alike.
+"""Blocks of the KV cache: which sequence has which, and which can be found by their contents.
 
-`Blocks` does the accounting: who has which block, which are free. `KVMemory` holds the keys and
-values of all layers, one place for each token; `StepCache` is what transformers' models write
-through during one step. Requests join and leave by taking and returning block numbers; nothing is
-copied.
+`BlockPool` counts users of blocks and remembers what idle blocks hold (the prefix cache).
+`BlockManager` allocates blocks of the pool to sequences. The hash of a block covers its token ids,
+the images among them and the hash of the block before, so equal hashes mean equal contents.
 
-This module knows neither requests nor models; it sees shapes when a layer first writes.
-Shape letters: P places (blocks x tokens of a block), N tokens of a step, H key/value heads, D width
-of a head.
+This module does accounting. It knows no tensors of the cache and no model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-from collections.abc import Sequence
-from typing import Any
+from array import array
+from collections import OrderedDict, abc
 
-import torch
-from torch import Tensor
-from transformers import Cache
+from vip_llava.engine.sequence import Sequence
+from vip_llava.kernels import BLOCK_SIZE
 
-from vip_llava.engine.prefix_cache import PrefixIndex
-
-__all__ = ["BLOCK_TOKENS", "Blocks", "KVMemory", "StepCache"]
-
-BLOCK_TOKENS = 16
-"""Tokens of a block: small enough to waste little, large enough to be found by one hash."""
-
-_FIRST_PLACES = 1024
+__all__ = ["BlockManager", "BlockPool", "block_hash"]
 
 
-class Blocks:
-    """Block numbers 0 to `count` - 1 with their users. Not thread-safe; the engine holds a lock."""
+def block_hash(previous: bytes, ids: abc.Sequence[int], images: abc.Sequence[bytes] = ()) -> bytes:
+    """The hash of a block of token ids after the block `previous` (b"" at the start).
 
-    def __init__(self, count: int, prefix_blocks: int | None = None) -> None:
-        """`prefix_blocks`: at most so many unused blocks are remembered (default: all)."""
-        self.count = count
-        self.index = PrefixIndex(count if prefix_blocks is None else prefix_blocks)
-        # The lowest first, so that memory which was never needed is never touched.
-        self._free = list(range(count))
-        self._users = [0] * count
+    `images`: digests of the views that the block's image tokens stand for.
+    """
+    count = len(ids).to_bytes(4, "little")
+    content = b"".join((previous, count, array("q", ids).tobytes(), *images))
+    return hashlib.blake2b(content, digest_size=32).digest()
+
+
+class BlockPool:
+    """Blocks 0 to `num_blocks` - 1, each free, used by sequences, or idle.
+
+    An idle block has no user, but its contents can be found by their hash until the block is
+    needed. Idle blocks are evicted in the order in which they lost their last user. Not
+    thread-safe.
+    """
+
+    def __init__(self, num_blocks: int, max_idle: int | None = None) -> None:
+        """`max_idle`: limit of idle blocks (None: all blocks). 0 disables the prefix cache."""
+        self.num_blocks = num_blocks
+        self.max_idle = num_blocks if max_idle is None else max_idle
+        # A heap, so that the lowest blocks come first and unneeded memory is never touched.
+        self._free = list(range(num_blocks))
+        self._users = [0] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
-    def available(self) -> int:
-        """Blocks that `take` could hand out now."""
-        return len(self._free) + self.index.idle
+    def num_available(self) -> int:
+        """Blocks that `take` can return: free and idle ones."""
+        return len(self._free) + len(self._idle)
 
     @property
-    def used(self) -> int:
+    def num_used(self) -> int:
         """Blocks that have a user."""
-        return self.count - self.available
+        return self.num_blocks - self.num_available
+
+    @property
+    def num_idle(self) -> int:
+        """Blocks without a user that can be found by their contents."""
+        return len(self._idle)
 
     def take(self) -> int | None:
-        """A block for one user, at the cost of a remembered one if need be; None if all are used."""
-        block = heapq.heappop(self._free) if self._free else self.index.evict()
-        if block is not None:
-            self._users[block] = 1
+        """A block for one user, evicting an idle one if none is free; None if all are used."""
+        if not self._free and not self._idle:
+            return None
+        block = heapq.heappop(self._free) if self._free else self._evict()
+        self._users[block] = 1
         return block
 
-    def share(self, blocks: Sequence[int]) -> None:
-        """One more user for each of these blocks, which were found in the index."""
+    def cache(self, block: int, contents: bytes) -> None:
+        """Make a used block findable by its hash, unless another block with it is already."""
+        if self.max_idle and contents not in self._block_of and block not in self._hash_of:
+            self._block_of[contents] = block
+            self._hash_of[block] = contents
+
+    def find(self, hashes: abc.Iterable[bytes]) -> list[int]:
+        """The blocks of the longest known prefix of a chain of hashes."""
+        found = []
+        for contents in hashes:
+            block = self._block_of.get(contents)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def count_idle(self, blocks: abc.Iterable[int]) -> int:
+        """How many of these blocks are idle."""
+        return sum(block in self._idle for block in blocks)
+
+    def share(self, blocks: abc.Iterable[int]) -> None:
+        """Add a user to each of these blocks, which `find` returned."""
         for block in blocks:
             self._users[block] += 1
-            self.index.use(block)
+            self._idle.pop(block, None)
 
-    def release(self, blocks: Sequence[int]) -> None:
-        """A user leaves these blocks, given in the order of the text.
+    def release(self, blocks: abc.Sequence[int]) -> None:
+        """Remove a user from each of these blocks, given in the order of the sequence.
 
-        The end is left first: should room be needed, the beginning, which more requests may have
-        in common, is forgotten last.
+        The last block becomes idle first and is thus evicted first: the beginning is what other
+        sequences more likely share.
         """
         for block in reversed(blocks):
             self._users[block] -= 1
-            if self._users[block] == 0:
-                for freed in self.index.leave(block):
-                    heapq.heappush(self._free, freed)
+            if self._users[block]:
+                continue
+            if block in self._hash_of:
+                self._idle[block] = None
+                while len(self._idle) > self.max_idle:
+                    heapq.heappush(self._free, self._evict())
+            else:
+                heapq.heappush(self._free, block)
 
-    def forget(self) -> None:
-        """Forget all contents: nothing that is there now is found again."""
-        for freed in self.index.clear():
-            heapq.heappush(self._free, freed)
+    def clear(self) -> None:
+        """Forget all contents. Used blocks stay with their users and are not found again."""
+        for block in self._idle:
+            heapq.heappush(self._free, block)
+        self._idle.clear()
+        self._block_of.clear()
+        self._hash_of.clear()
+
+    def _evict(self) -> int:
+        block, _ = self._idle.popitem(last=False)
+        del self._block_of[self._hash_of.pop(block)]
+        return block
 
 
-class KVMemory:
-    """Keys and values [P, H, D] of every layer, laid out as far as places are in use.
+class BlockManager:
+    """Allocates the blocks of its pool to sequences. Not thread-safe; the engine holds a lock."""
 
-    It grows by doubling up to its budget, so that a small machine that answers one request does not
-    pay for many. Each layer's memory lies where the layer computes, so a model may be spread over
-    devices.
-    """
+    def __init__(self, num_blocks: int, max_idle: int | None = None) -> None:
+        """See `BlockPool`."""
+        self.pool = BlockPool(num_blocks, max_idle)
 
-    def __init__(self, blocks: int, block_tokens: int = BLOCK_TOKENS) -> None:
-        self.places = blocks * block_tokens
-        """The budget."""
-        self.moves = 0
-        """How often memory was laid out (anew): where it lies has changed then."""
-        self._size = 0
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+    def find_prefix(self, seq: Sequence) -> list[int] | None:
+        """Cached blocks that a waiting sequence can start from; None if it does not fit now.
 
-    @property
-    def bytes(self) -> int:
-        """What has been laid out so far."""
-        return sum(t.numel() * t.element_size() for pair in self._layers.values() for t in pair)
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer that has written before."""
-        return self._layers[index]
-
-    def reach(self, count: int) -> None:
-        """Make sure that the first `count` places are there; what is stored stays."""
-        if count > self._size:
-            size = min(self.places, max(count, 2 * self._size, _FIRST_PLACES))
-            # Layer by layer, so that only one is there twice; if memory ends, nothing is lost.
-            for index, (keys, values) in self._layers.items():
-                self.moves += 1
-                self._layers[index] = (_grown(keys, size), _grown(values, size))
-            self._size = size
-
-    def claim(self, bytes_per_place: int, device: torch.device) -> None:
-        """On CUDA take the whole budget at once, if half of what is free there is enough.
-
-        Growing later would cost every recorded step, because those know where the memory lies.
+        It fits if all its tokens and one more do.
         """
-        if device.type != "cuda" or self._layers:
-            return
-        free, _ = torch.cuda.mem_get_info(device)
-        if self.places * bytes_per_place <= free // 2:
-            self._size = self.places
+        cached: list[int] = []
+        if self.pool.max_idle:
+            # One token at least is left to compute: the next one is sampled from its logits.
+            full = (seq.num_tokens - 1) // BLOCK_SIZE
+            self._extend_hashes(seq, full)
+            cached = self.pool.find(seq.block_hashes[:full])
+        needed = -(-(seq.num_tokens + 1) // BLOCK_SIZE) - len(cached)
+        fits = needed <= self.pool.num_available - self.pool.count_idle(cached)
+        return cached if fits else None
 
-    def write(self, index: int, places: Tensor, key: Tensor, value: Tensor) -> None:
-        """Store `key`, `value` [N, H, D] at `places` [N] of a layer, which must be there."""
-        _, heads, width = key.shape
-        self.lay_out(index, heads, width, key.dtype, key.device)
-        for memory, states in zip(self._layers[index], (key, value), strict=True):
-            memory.index_copy_(0, places, states)
+    def allocate(self, seq: Sequence, cached: list[int]) -> None:
+        """Give a waiting sequence the blocks that `find_prefix` returned, and all others it needs."""
+        self.pool.share(cached)
+        seq.block_table = cached
+        seq.num_computed = len(cached) * BLOCK_SIZE
+        if not seq.output_ids:
+            seq.num_cached = seq.num_computed
+        self.grow(seq, seq.num_pending + 1)
 
-    def lay_out(
-        self, index: int, heads: int, width: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        """Have the memory of a layer there, as large as that of the others."""
-        if index in self._layers:
-            return
-        shape = (self._size, heads, width)
-        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        self._layers[index] = (keys, values)
-        self.moves += 1
+    def missing(self, seq: Sequence, count: int) -> int:
+        """How many blocks a sequence lacks for `count` more tokens."""
+        return max(0, -(-(seq.num_computed + count) // BLOCK_SIZE) - len(seq.block_table))
 
+    def grow(self, seq: Sequence, count: int) -> bool:
+        """Add blocks for `count` more tokens, as far as there are any; whether it has all now."""
+        for _ in range(self.missing(seq, count)):
+            block = self.pool.take()
+            if block is None:
+                return False
+            seq.block_table.append(block)
+        return True
 
-def _grown(memory: Tensor, size: int) -> Tensor:
-    if memory.shape[0] >= size:  # from an attempt that failed at a later layer
-        return memory
-    larger = torch.empty((size, *memory.shape[1:]), dtype=memory.dtype, device=memory.device)
-    larger[: memory.shape[0]] = memory
-    return larger
+    def advance(self, seq: Sequence, count: int) -> None:
+        """`count` more tokens of a sequence are in the KV cache; cache the blocks they filled."""
+        before = seq.num_computed // BLOCK_SIZE
+        seq.num_computed += count
+        full = seq.num_computed // BLOCK_SIZE
+        if self.pool.max_idle and full > before:
+            self._extend_hashes(seq, full)
+            for at in range(before, full):
+                self.pool.cache(seq.block_table[at], seq.block_hashes[at])
 
+    def free(self, seq: Sequence) -> None:
+        """Take all blocks from a sequence."""
+        self.pool.release(seq.block_table)
+        seq.block_table = []
+        seq.num_computed = 0
+        seq.image_features = None
 
-class StepCache(Cache):
-    """The transformers cache of one step: new keys and values go to their places in the memory.
-
-    What a token attends to is not handed back here but read by `attention.paged_attention`, since
-    only that knows which tokens belong together.
-    """
-
-    def __init__(self, memory: KVMemory, places: Tensor) -> None:
-        """`places` [N]: where the tokens of this step go."""
-        super().__init__(layers=[])
-        self._memory = memory
-        self._places = {places.device: places}
-        self._first = places
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store [1, H, N, D] of a layer; returns them as they are."""
-        device = key_states.device
-        if device not in self._places:
-            self._places[device] = self._first.to(device)
-        key, value = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
-        self._memory.write(layer_idx, self._places[device], key, value)
-        return key_states, value_states
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: a step has no common past; each token brings its own position."""
-        return 0
+    @staticmethod
+    def _extend_hashes(seq: Sequence, count: int) -> None:
+        """Compute the hashes of the first `count` blocks, which must be full."""
+        begin = len(seq.block_hashes) * BLOCK_SIZE
+        ids = seq.ids(begin, count * BLOCK_SIZE)
+        previous = seq.block_hashes[-1] if seq.block_hashes else b""
+        for start in range(begin, count * BLOCK_SIZE, BLOCK_SIZE):
+            images: list[bytes] = []
+            first, last = seq.image_range(start, start + BLOCK_SIZE)
+            if last > first:
+                per_view = len(seq.image_positions) // len(seq.view_digests)
+                images = seq.view_digests[first // per_view : (last - 1) // per_view + 1]
+            block = ids[start - begin : start - begin + BLOCK_SIZE]
+            previous = block_hash(previous, block, images)
+            seq.block_hashes.append(previous)

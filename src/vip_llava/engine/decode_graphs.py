@@ -1,19 +1,18 @@
-"""One recorded step for requests that are being answered: a token in, a token out of each.
+"""Decode steps as graphs: one token in and one token out of each sequence.
 
-The number of requests is rounded up to a bucket, and each bucket has a recording of the whole step
-(embedding, layers, logits, the most probable token) over buffers that stay where they
-are. What changes from step to step is a few whole numbers a request, sent in one copy. A step may
-take its tokens from the step before it while they are still on the device, so it can be started
-before anybody has read those.
+The number of sequences is rounded up to a bucket, and each bucket has a graph of the whole step
+(embedding, layers, logits, the most probable token) over buffers that stay in place. What changes
+from step to step is a few integers a sequence, sent in one copy. A step can take its tokens from the
+step before while they are still on the device, so it can be launched before the host reads those.
 
-This module knows rows and places; it decides nothing, and knows no text.
-Shape letters: R requests of a bucket, W blocks of the longest text, V vocabulary.
+This module does not decide which sequences run.
+Shape letters: R sequences of a bucket, W blocks of the longest sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections import abc
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,225 +21,223 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vip_llava.engine.block_manager import BLOCK_TOKENS, KVMemory
-from vip_llava.engine.fused_runner import Answers, FusedLlama
-from vip_llava.engine.graph_pool import Recorder, Recording, Recordings
+from vip_llava.engine.fused_runner import FusedLlama
+from vip_llava.engine.graph_pool import Graph, GraphCache, GraphPool
+from vip_llava.engine.kv_cache import KVCache
 from vip_llava.engine.sampler import Sampler
-from vip_llava.engine.scheduler import Row
+from vip_llava.engine.sequence import Sequence
+from vip_llava.kernels import BLOCK_SIZE, DecodeBatch
 
-__all__ = ["DecodeStep", "Flight", "buckets"]
+__all__ = ["DecodeGraphs", "InFlightStep", "bucket_sizes", "step_views"]
 
-_FIELDS = 5  # token, where the token is taken from, position, place, length
-_ALIGNED = 4  # numbers; kernels are made once for all addresses that are multiples of 16 bytes
-
-
-def buckets(most: int) -> list[int]:
-    """Numbers of requests that steps are recorded for; `most` fits the last."""
-    found = [1, 2, 4, 8, 16, 24, 32, 48, 64]
-    while found[-1] < most:
-        found.append(found[-1] + 32)
-    return [*(size for size in found if size < most), next(s for s in found if s >= most)]
+_FIELDS = 5  # token, where the token is taken from, position, slot, length
+_ALIGNMENT = 4  # integers; kernels are compiled once for all addresses that are multiples of 16
 
 
-@dataclass(slots=True, eq=False)
-class Flight:
-    """A step that was started; its tokens are read by `tokens`."""
-
-    step: DecodeStep
-    rows: list[Row]
-    logits: Tensor
-    """[R, V] of its rows, until the next step of the same kind is started."""
-    slot: _Slot
-
-    @property
-    def told(self) -> bool:
-        """Whether anything but its tokens is asked for."""
-        return any(row.sampling.params.logprobs is not None for row in self.rows)
-
-    def tokens(self) -> list[int | None]:
-        """The token of each row; None where the outputs are not finite numbers."""
-        found = self.slot.read(len(self.rows))
-        return [None if token < 0 else token for token in found]
+def bucket_sizes(max_num_seqs: int) -> list[int]:
+    """Numbers of sequences that have a graph, up to the first that fits `max_num_seqs`."""
+    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64]
+    while sizes[-1] < max_num_seqs:
+        sizes.append(sizes[-1] + 32)
+    return sizes[: next(at for at, size in enumerate(sizes) if size >= max_num_seqs) + 1]
 
 
-class DecodeStep:
-    """The recordings of one model over one memory."""
+def step_views(numbers: Any, size: int, width: int) -> tuple[Any, Any, int]:
+    """Fields [5, size] and block tables [size, width] of a step's integers, and where they end.
 
-    def __init__(
-        self,
-        llama: FusedLlama,
-        memory: KVMemory,
-        recorder: Recorder,
-        *,
-        most: int,
-        positions: int,
-        banned: Collection[int],
-    ) -> None:
-        """most: requests at the same time. positions: no text gets longer."""
-        self._llama, self._memory, self._recorder = llama, memory, recorder
-        self.buckets = buckets(most)
-        self._top = max(self.buckets[-1], _ALIGNED)
-        self._width = -(-positions // BLOCK_TOKENS)
-        device, size = recorder.device, self._top * (_FIELDS + self._width)
-        # The tokens of the step before, then what the host sends: a token is taken from either.
-        self._numbers = torch.zeros(self._top + size, dtype=torch.int32, device=device)
-        self._told = torch.zeros(self._top, dtype=torch.int32, device=device)
-        ids = sorted({token for token in banned if 0 <= token < llama.vocabulary})
-        self._banned = torch.tensor(ids, dtype=torch.long, device=device)
-        self._sampler = Sampler(device, banned)
-        self._slots = [_Slot(size, self._width, self._top, device) for _ in range(2)]
-        self._recordings = Recordings()
-
-    def launch(self, rows: Sequence[Row], before: Flight | None = None) -> Flight:
-        """Start a step for rows with one token each to feed; nothing is waited for.
-
-        before: a step of these rows (or more) that is not read yet; theirs feed what it gives.
-        """
-        size = next(size for size in self.buckets if size >= len(rows))
-        starts = [row.stored + (before is not None) for row in rows]
-        places = [_place(row, at) for row, at in zip(rows, starts, strict=True)]
-        self._memory.reach(max(places) + 1)
-        recording = self._recording(size)
-        slot = self._slots.pop(0)
-        self._slots.append(slot)
-        count = slot.fill(rows, starts, size, self._top, before.rows if before else None)
-        self._numbers[self._top : self._top + count].copy_(slot.sent[:count], non_blocking=True)
-        logits = recording()
-        if not all(_plain(row) for row in rows):
-            self._choose(logits, rows)
-        slot.receive(self._told, len(rows))
-        return Flight(self, list(rows), logits[: len(rows)], slot)
-
-    def warm_up(self) -> None:
-        """Record every bucket now, the largest first, so that the others find its memory."""
-        self._memory.reach(1)
-        for size in reversed(self.buckets):
-            self._recording(size)
-
-    def _choose(self, logits: Tensor, rows: Sequence[Row]) -> None:
-        """Put other tokens in the place of the most probable ones."""
-        states = [row.sampling for row in rows]
-        tokens, fine = self._sampler.choose(logits[: len(rows)], states)
-        self._numbers[: len(rows)] = tokens
-        self._told[: len(rows)] = torch.where(fine > 0, tokens, -1)
-
-    def _recording(self, size: int) -> Recording:
-        self._llama.lay_out()
-        return self._recordings.of(size, self._memory.moves, lambda: self._made(size))
-
-    def _made(self, size: int) -> Recording:
-        before = self._numbers.clone()
-        # Recording makes the step a few times: for requests of no tokens, which write nothing.
-        idle = _parted(self._numbers[self._top :], size, self._width)[0]
-        idle.zero_()
-        idle[3] = -1
-        recording = self._recorder.record(lambda: self._work(size))
-        self._numbers.copy_(before)
-        return recording
-
-    def _work(self, size: int) -> Tensor:
-        """The step itself: logits [R, V], and the tokens where the next step and the host look."""
-        fields, table, _ = _parted(self._numbers[self._top :], size, self._width)
-        _, source, positions, places, lengths = fields
-        embeds = self._llama.embed(self._numbers.index_select(0, source))
-        logits = self._llama.answers(embeds, Answers(positions, places, table, lengths))
-        scores = logits.float()
-        if self._banned.numel():
-            scores = scores.index_fill(1, self._banned, -math.inf)
-        best, tokens = scores.max(dim=-1)
-        self._numbers[:size] = tokens
-        self._told[:size] = torch.where(best.isfinite(), tokens, -1)
-        return logits
-
-
-class _Slot:
-    """Host memory of one step: the numbers that are sent, the tokens that come back."""
-
-    def __init__(self, size: int, width: int, most: int, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self._width = width
-        self.sent = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
-        self._numbers = self.sent.numpy()
-        self._back = torch.zeros(most, dtype=torch.int32, pin_memory=pinned)
-        self._arrived: Any = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-        self._tables: list[tuple[list[int], int]] = []
-        self._size = 0
-
-    def fill(
-        self,
-        rows: Sequence[Row],
-        starts: Sequence[int],
-        size: int,
-        top: int,
-        before: Sequence[Row] | None,
-    ) -> int:
-        """Put down what a step of `size` has to know; says how many numbers that are."""
-        if self._arrived is not None:
-            self._arrived.synchronize()  # a step that nobody read may still be on its way
-        count = len(rows)
-        fields, table, end = _parted(self._numbers, size, self._width)
-        token, source, position, place, length = fields
-        token[:] = position[:] = length[:] = 0
-        place[:] = -1
-        source[:] = np.arange(top, top + size)
-        if before is None:
-            token[:count] = [row.ids(at, at + 1)[0] for row, at in zip(rows, starts, strict=True)]
-        else:
-            seats = {id(row): seat for seat, row in enumerate(before)}
-            source[:count] = [seats[id(row)] for row in rows]
-        position[:count] = starts
-        length[:count] = position[:count] + 1
-        place[:count] = [_place(row, at) for row, at in zip(rows, starts, strict=True)]
-        self._fill_tables(rows, table)
-        return end
-
-    def _fill_tables(self, rows: Sequence[Row], table: npt.NDArray[np.int32]) -> None:
-        """The blocks of each row, where they are not there from the last time."""
-        if len(table) != self._size:
-            self._tables, self._size = [], len(table)
-        known = self._tables
-        del known[len(rows) :]
-        for seat, row in enumerate(rows):
-            count = len(row.blocks)
-            if seat == len(known):
-                known.append(([], 0))
-            # A request that was put off has another list.
-            blocks, had = known[seat]
-            if blocks is not row.blocks:
-                had = 0
-            if count > had:
-                table[seat, had:count] = row.blocks[had:]
-            known[seat] = (row.blocks, count)
-
-    def receive(self, told: Tensor, count: int) -> None:
-        """Have the tokens of a step come back when it is done."""
-        self._back[:count].copy_(told[:count], non_blocking=True)
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def read(self, count: int) -> list[int]:
-        """The tokens that came back, waiting for them."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        found: list[int] = self._back[:count].tolist()
-        return found
-
-
-def _parted(numbers: Any, size: int, width: int) -> tuple[Any, Any, int]:
-    """Fields [5, size] and blocks [size, width] of what a step is sent, and where that ends.
-
-    `numbers`: a tensor or an array; the parts are views of it.
+    `numbers`: a tensor or an array; the results are views of it.
     """
-    room = -(-size // _ALIGNED) * _ALIGNED
+    room = -(-size // _ALIGNMENT) * _ALIGNMENT
     end = _FIELDS * room + size * width
     fields = numbers[: _FIELDS * room].reshape(_FIELDS, room)[:, :size]
     return fields, numbers[_FIELDS * room : end].reshape(size, width), end
 
 
-def _place(row: Row, at: int) -> int:
-    """Where a token of a request lies in the memory."""
-    return row.blocks[at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS
+@dataclass(slots=True, eq=False)
+class InFlightStep:
+    """A launched decode step whose tokens were not read yet."""
+
+    graphs: DecodeGraphs
+    seqs: list[Sequence]
+    logits: Tensor
+    """[R, V] of its sequences, valid until the next launch of the same bucket."""
+    host: _HostBuffers
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether a sequence asks for more than its tokens."""
+        return any(seq.sampling.params.logprobs is not None for seq in self.seqs)
+
+    def tokens(self) -> list[int | None]:
+        """The token of each sequence, waiting for it; None where the logits are not finite."""
+        found = self.host.read(len(self.seqs))
+        return [None if token < 0 else token for token in found]
 
 
-def _plain(row: Row) -> bool:
-    return row.sampling.params.greedy and row.sampling.params.repetition_penalty == 1.0
+class DecodeGraphs:
+    """The decode graphs of one model over one KV cache."""
+
+    def __init__(
+        self,
+        llama: FusedLlama,
+        kv_cache: KVCache,
+        pool: GraphPool,
+        max_num_seqs: int,
+        suppress_ids: abc.Collection[int],
+    ) -> None:
+        self._llama, self._kv_cache, self._pool = llama, kv_cache, pool
+        self._buckets = bucket_sizes(max_num_seqs)
+        self._top = max(self._buckets[-1], _ALIGNMENT)
+        self._width = -(-llama.max_positions // BLOCK_SIZE)
+        device, size = pool.device, self._top * (_FIELDS + self._width)
+        # The tokens of the previous step, then what the host sends: a token comes from either.
+        self._numbers = torch.zeros(self._top + size, dtype=torch.int32, device=device)
+        self._sampled = torch.zeros(self._top, dtype=torch.int32, device=device)
+        ids = sorted({token for token in suppress_ids if 0 <= token < llama.vocab_size})
+        self._suppressed = torch.tensor(ids, dtype=torch.long, device=device)
+        self._sampler = Sampler(device, suppress_ids)
+        # Two, because a step is launched before the one before it is read.
+        self._host = [_HostBuffers(size, self._width, self._top, device) for _ in range(2)]
+        self._graphs = GraphCache()
+
+    def launch(
+        self, seqs: abc.Sequence[Sequence], previous: InFlightStep | None = None
+    ) -> InFlightStep:
+        """Launch a step for sequences with one pending token each, without synchronizing.
+
+        previous: a step of these sequences (or more) that was not read yet; its tokens are the
+            inputs.
+        """
+        size = next(size for size in self._buckets if size >= len(seqs))
+        positions = [seq.num_computed + (previous is not None) for seq in seqs]
+        slots = [seq.slot(at) for seq, at in zip(seqs, positions, strict=True)]
+        self._kv_cache.reserve(max(slots) + 1)
+        graph = self._graph(size)
+        host = self._host.pop(0)
+        self._host.append(host)
+        before = previous.seqs if previous else None
+        count = host.fill(seqs, positions, slots, size, self._top, before)
+        self._numbers[self._top : self._top + count].copy_(host.numbers[:count], non_blocking=True)
+        logits = graph()
+        if not all(seq.sampling.is_argmax for seq in seqs):
+            self._sample(logits, seqs)
+        host.receive(self._sampled, len(seqs))
+        return InFlightStep(self, list(seqs), logits[: len(seqs)], host)
+
+    def warm_up(self) -> None:
+        """Capture every bucket now, the largest first, so that the others reuse its memory."""
+        self._kv_cache.reserve(1)
+        for size in reversed(self._buckets):
+            self._graph(size)
+
+    def _sample(self, logits: Tensor, seqs: abc.Sequence[Sequence]) -> None:
+        """Replace the most probable tokens by sampled ones."""
+        states = [seq.sampling for seq in seqs]
+        tokens, finite = self._sampler.choose(logits[: len(seqs)], states)
+        self._numbers[: len(seqs)] = tokens
+        self._sampled[: len(seqs)] = torch.where(finite > 0, tokens, -1)
+
+    def _graph(self, size: int) -> Graph:
+        self._llama.allocate_kv_cache()
+        generation = self._kv_cache.generation
+        return self._graphs.get(size, generation, lambda: self._capture(size))
+
+    def _capture(self, size: int) -> Graph:
+        before = self._numbers.clone()
+        # Capturing runs the step a few times: with sequences of no tokens, which write nothing.
+        fields, _, _ = step_views(self._numbers[self._top :], size, self._width)
+        fields.zero_()
+        fields[3] = -1
+        graph = self._pool.capture(lambda: self._step(size))
+        self._numbers.copy_(before)
+        return graph
+
+    def _step(self, size: int) -> Tensor:
+        """The captured work: logits [R, V]; stores tokens for the next step and for the host."""
+        fields, tables, _ = step_views(self._numbers[self._top :], size, self._width)
+        _, source, positions, slots, lengths = fields
+        embeds = self._llama.embed(self._numbers.index_select(0, source))
+        logits = self._llama.decode(embeds, positions, DecodeBatch(slots, tables, lengths))
+        scores = logits.float()
+        if self._suppressed.numel():
+            scores = scores.index_fill(1, self._suppressed, -math.inf)
+        best, tokens = scores.max(dim=-1)
+        self._numbers[:size] = tokens
+        self._sampled[:size] = torch.where(best.isfinite(), tokens, -1)
+        return logits
+
+
+class _HostBuffers:
+    """Host memory of one step: the integers that are sent, the tokens that come back."""
+
+    def __init__(self, size: int, width: int, max_num_seqs: int, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self._width = width
+        self.numbers = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
+        self._array = self.numbers.numpy()
+        self._received = torch.zeros(max_num_seqs, dtype=torch.int32, pin_memory=pinned)
+        self._event: Any = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+        self._tables: list[tuple[list[int], int]] = []
+        self._size = 0
+
+    def fill(
+        self,
+        seqs: abc.Sequence[Sequence],
+        positions: abc.Sequence[int],
+        slots: abc.Sequence[int],
+        size: int,
+        top: int,
+        before: abc.Sequence[Sequence] | None,
+    ) -> int:
+        """Write the integers of a step of bucket `size`; returns their number."""
+        if self._event is not None:
+            self._event.synchronize()  # a step that was not read may still use them
+        count = len(seqs)
+        fields, tables, end = step_views(self._array, size, self._width)
+        token, source, position, slot, length = fields
+        token[:] = position[:] = length[:] = 0
+        slot[:] = -1
+        source[:] = np.arange(top, top + size)
+        if before is None:
+            token[:count] = [
+                seq.ids(at, at + 1)[0] for seq, at in zip(seqs, positions, strict=True)
+            ]
+        else:
+            rows = {id(seq): row for row, seq in enumerate(before)}
+            source[:count] = [rows[id(seq)] for seq in seqs]
+        position[:count] = positions
+        length[:count] = position[:count] + 1
+        slot[:count] = slots
+        self._fill_tables(seqs, tables)
+        return end
+
+    def _fill_tables(self, seqs: abc.Sequence[Sequence], tables: npt.NDArray[np.int32]) -> None:
+        """Write the block tables, as far as they are not there from an earlier step."""
+        if len(tables) != self._size:
+            self._tables, self._size = [], len(tables)
+        written = self._tables
+        del written[len(seqs) :]
+        for row, seq in enumerate(seqs):
+            count = len(seq.block_table)
+            if row == len(written):
+                written.append(([], 0))
+            # Another list: of another sequence, or of one that was preempted.
+            table, start = written[row]
+            if table is not seq.block_table:
+                start = 0
+            if count > start:
+                tables[row, start:count] = seq.block_table[start:]
+            written[row] = (seq.block_table, count)
+
+    def receive(self, sampled: Tensor, count: int) -> None:
+        """Queue a copy of the step's tokens to the host."""
+        self._received[:count].copy_(sampled[:count], non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def read(self, count: int) -> list[int]:
+        """Wait for the tokens and return them."""
+        if self._event is not None:
+            self._event.synchronize()
+        found: list[int] = self._received[:count].tolist()
+        return found

@@ -1,8 +1,8 @@
-"""Token ids to text, piece by piece, as they come.
+"""Incremental detokenization: token ids to pieces of text.
 
-A piece is handed out only when nothing that follows can change it: half a UTF-8 character, the
-possible beginning of a stop text, and (with `trim`) white space that may turn out to be the end
-are held back. The pieces joined are the final text, always.
+A piece is released only when no later token can change it: an incomplete UTF-8 character, the
+possible beginning of a stop string, and (with `trim`) white space that may be the end are held back.
+The joined pieces always equal the final text.
 
 This module knows no tokenizer, only a `decode(ids) -> str`, and no model.
 """
@@ -15,81 +15,78 @@ __all__ = ["Decode", "TextStream"]
 
 Decode = Callable[[Sequence[int]], str]
 
-# What a decoder writes for bytes that are no whole character (yet).
+# What a decoder writes for bytes that are not a complete character.
 _BROKEN = "\ufffd"
-# Tokens that stay in front of new ones when decoding, so that spacing comes out as in one go.
+# Tokens decoded again before new ones, so that spacing equals that of decoding all at once.
 _CONTEXT = 8
 _WINDOW = 32
 
 
 class TextStream:
-    """The text of one row. `push` each token, then `finish`; `text` is what was handed out."""
+    """The text of one sequence: `push` each token, then `finish`."""
 
     def __init__(self, decode: Decode, stops: Sequence[str] = (), *, trim: bool = False) -> None:
-        """`trim`: leave out white space at both ends, as people expect of an answer."""
+        """`stops`: strings that end the text. `trim`: strip white space at both ends."""
         self._decode = decode
         self._stops = tuple(stops)
         self._trim = trim
-        self._window: list[int] = []  # the newest tokens: some context and the undecoded ones
-        self._context = ""  # text of the part of the window that has been decoded
-        self._held = ""  # decoded, but what follows may still change its fate
+        self._window: list[int] = []  # the latest tokens: context and undecoded ones
+        self._context = ""  # text of the decoded part of the window
+        self._held = ""  # decoded, but not released yet
         self._pieces: list[str] = []
         self.stopped = False
 
     @property
     def text(self) -> str:
-        """Everything that was handed out so far."""
+        """Everything released so far."""
         return "".join(self._pieces)
 
     def push(self, token: int) -> str:
-        """Take the next token; returns the text that is now certain, often ''."""
+        """Add the next token; returns the text that is final now, often ''."""
         if self.stopped:
-            raise RuntimeError("the text has ended at a stop text; no token may follow")
+            raise RuntimeError("the text ended at a stop string; no token may follow")
         self._window.append(token)
         decoded = self._decode(self._window)
         if decoded.endswith(_BROKEN):
             return ""
         self._held += _after(self._context, decoded)
         self._context = decoded
-        self._shorten_window()
+        self._trim_window()
         return self._release()
 
     def finish(self) -> str:
-        """The answer ends here without a stop text; returns what was held back.
-
-        Bytes of a character that was never completed are no text and are left out.
-        """
+        """End the text; returns what was held back, without an incomplete character at the end."""
         if not self.stopped:
             decoded = self._decode(self._window).rstrip(_BROKEN) if self._window else ""
             self._held += _after(self._context, decoded)
             self._window.clear()
         held = self._held.rstrip() if self._trim else self._held
         self._held = ""
-        return self._hand_out(held)
+        return self._emit(held)
 
-    def _shorten_window(self) -> None:
-        """Decoding the newest tokens only keeps the cost of a token constant."""
+    def _trim_window(self) -> None:
+        """Decode only the latest tokens, so that the cost of a token is constant."""
         if len(self._window) < _WINDOW:
             return
         context = self._decode(self._window[-_CONTEXT:])
-        # A context that is blank or starts inside a character would not decode as in one go.
+        # A blank context, or one that starts inside a character, would decode differently.
         if context.strip() and _BROKEN not in context:
             del self._window[:-_CONTEXT]
             self._context = context
 
     def _release(self) -> str:
-        begin = _first(self._held, self._stops)
+        begin = _find_stop(self._held, self._stops)
         if begin is not None:
             self.stopped = True
             self._held = self._held[:begin]
             return self.finish()
-        certain = len(self._held) - _open_stop(self._held, self._stops)
+        certain = len(self._held) - _partial_stop_length(self._held, self._stops)
         if self._trim:
             certain = len(self._held[:certain].rstrip())
         piece, self._held = self._held[:certain], self._held[certain:]
-        return self._hand_out(piece)
+        return self._emit(piece)
 
-    def _hand_out(self, piece: str) -> str:
+    def _emit(self, piece: str) -> str:
         if self._trim and not self._pieces:
             piece = piece.lstrip()
         if piece:
@@ -98,18 +95,18 @@ class TextStream:
 
 
 def _after(context: str, decoded: str) -> str:
-    """What `decoded` says beyond its beginning `context`."""
+    """`decoded` without its beginning `context`."""
     return decoded[len(context) :]
 
 
-def _first(text: str, stops: Sequence[str]) -> int | None:
-    """Where the earliest stop text begins, or None."""
+def _find_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the earliest stop string begins, or None."""
     found = [begin for begin in (text.find(stop) for stop in stops) if begin >= 0]
     return min(found, default=None)
 
 
-def _open_stop(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of a stop text."""
+def _partial_stop_length(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of a stop string."""
     longest = max((len(stop) for stop in stops), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
         end = text[-length:]

@@ -1,7 +1,4 @@
-"""The device that computes: being on it, and sending it small tensors without waiting for it.
-
-This module knows devices and nothing of what the tensors mean.
-"""
+"""The compute device: making it current, and sending it small tensors asynchronously."""
 
 from __future__ import annotations
 
@@ -10,16 +7,16 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["on", "sent"]
+__all__ = ["current_device", "to_device_async"]
 
 
-def on(device: torch.device) -> AbstractContextManager[object]:
-    """Within, kernels and graphs are started on `device`, also if another GPU is the usual one."""
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one, so that kernels and graphs are launched on it."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`. A plain copy to CUDA would wait for all work before it."""
+def to_device_async(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to `device`. A plain copy to CUDA would wait for all work queued before."""
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

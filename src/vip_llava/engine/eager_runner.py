@@ -1,12 +1,12 @@
-"""Llama's layers called directly: the arithmetic of transformers' without what surrounds it.
+"""The layers of a Llama called directly: the arithmetic of transformers without what surrounds it.
 
-Of a decoded token of a small model on a CPU about a tenth goes into masks that nobody needs, caches
-and wrappers around every layer; the rest is reading weights. Here a step is a loop over the layers
-that calls their own modules (so LoRA, quantized and other linear layers work as they are) and the
-same paged attention. Everything that is not exactly transformers' Llama goes the ordinary way.
+Of the time of a decoded token of a small model on a CPU about a tenth goes into unneeded masks,
+caches and wrappers around every layer. Here a step is a loop over the layers that calls their own
+modules (so LoRA, quantized and other linear layers work) and the same paged attention. A model that
+is not exactly transformers' Llama is called through its own forward method instead.
 
 This module knows transformers' Llama and no requests.
-Shape letters: N tokens of the step, C width, Q query heads, H key/value heads, D width of a head.
+Shape letters: N tokens of the step, C width, H heads, D width of a head.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from transformers.models.llama.modeling_llama import (
 from vip_llava.engine.attention import StepPlan, attend
 from vip_llava.models.fp16_linear import apply_linears
 
-__all__ = ["LeanLlama", "hooked"]
+__all__ = ["EagerLlama", "has_hooks"]
 
 
-class LeanLlama:
+class EagerLlama:
     """The layers of a Llama, with its final norm."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
-        """`decoder`: one that `fits`."""
+        """`decoder`: a model that this class `supports`."""
         self._decoder: Any = decoder
 
     @staticmethod
-    def fits(decoder: PreTrainedModel) -> bool:
-        """Whether this is a Llama, part for part, that nobody hooked into."""
+    def supports(decoder: PreTrainedModel) -> bool:
+        """Whether every part is transformers' own Llama module, without hooks."""
         body: Any = decoder
         if type(body) is not LlamaModel or body.config.hidden_act != "silu":
             return False
@@ -54,11 +54,11 @@ class LeanLlama:
             parts += [(layer.input_layernorm, LlamaRMSNorm)]
             parts += [(layer.post_attention_layernorm, LlamaRMSNorm)]
         # Hooks (accelerate's, for models over several devices) run where a module is called.
-        return all(type(part) is kind and not hooked(part) for part, kind in parts)
+        return all(type(part) is kind and not has_hooks(part) for part, kind in parts)
 
     def __call__(self, embeds: Tensor, step: StepPlan) -> Tensor:
-        """Embeddings [1, N, C] of a step's tokens -> hidden states [N, C] after the last norm."""
-        decoder, memory = self._decoder, step.memory
+        """Embeddings [1, N, C] of a step's tokens -> hidden states [N, C] after the final norm."""
+        decoder, kv_cache = self._decoder, step.kv_cache
         cos, sin = decoder.rotary_emb(embeds, position_ids=step.positions)
         cos, sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # [N, 1, D]
         # The first half of the rotated pair has the opposite sign.
@@ -72,7 +72,7 @@ class LeanLlama:
             query, key, value = (made.view(shape) for made in apply_linears(layers, normed))
             both = _rotated(torch.cat((query, key), dim=1), cos, sin)
             query, key = both[:, : query.shape[1]], both[:, query.shape[1] :]
-            memory.write(index, step.places, key, value)
+            kv_cache.write(index, step.slot_mapping, key, value)
             found = attend(step, index, query, attention.scaling)
             hidden = hidden + attention.o_proj(found.flatten(1))
             normed = _norm(layer.post_attention_layernorm, hidden)
@@ -81,19 +81,19 @@ class LeanLlama:
         return _norm(decoder.norm, hidden)
 
 
-def hooked(part: Any) -> bool:
-    """Whether calling this module does more than its own arithmetic."""
-    if hasattr(part, "_hf_hook") or "forward" in vars(part):
+def has_hooks(module: Any) -> bool:
+    """Whether calling a module does more than its own arithmetic."""
+    if hasattr(module, "_hf_hook") or "forward" in vars(module):
         return True
-    hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-    # Those that transformers leaves behind once it was asked for hidden states only look on.
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    # transformers leaves these behind after a call with `output_hidden_states`; they change nothing.
     return any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks)
 
 
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
     if len(hidden) > 1 or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
-    # torch makes its norm of a dozen small operations on a CPU; of one token four are enough.
+    # On a CPU torch computes its norm by a dozen small operations; for one token four are enough.
     share = 1 / hidden.shape[1]
     root = torch.addmm(_number(norm.variance_epsilon), hidden, hidden.t(), alpha=share).rsqrt_()
     found: Tensor = hidden * norm.weight
@@ -106,6 +106,6 @@ def _number(value: float) -> Tensor:
 
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """States [N, heads, D] turned by their positions; `sin` has the signs in it."""
+    """States [N, H, D] rotated by their positions; `sin` includes the signs."""
     half = states.shape[-1] // 2
     return states * cos + states.roll(half, dims=-1) * sin

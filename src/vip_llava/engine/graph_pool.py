@@ -1,7 +1,7 @@
-"""A function of fixed buffers, recorded once and then repeated without its hundreds of launches.
+"""CUDA graphs: a function over fixed buffers, captured once and replayed without its launches.
 
-On CUDA it becomes a graph. On other devices it is called as it is, so that all that surrounds
-a recording is the same code everywhere and is tested without a GPU.
+On other devices the function is called instead, so that the code around a graph is the same
+everywhere and is tested without a GPU.
 
 This module knows neither models nor requests.
 """
@@ -18,127 +18,121 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vip_llava.engine.device_transfer import on
+from vip_llava.engine.device_transfer import current_device
 
-__all__ = ["Recorder", "Recording", "Recordings"]
+__all__ = ["Graph", "GraphCache", "GraphPool"]
+
+Graph = Callable[[], Tensor]
+"""Repeats the captured work on what the buffers hold now. The result is valid until any graph of
+the same pool is called."""
 
 _WARM_UPS = 2
 
 
-class Recording:
-    """Call it to do the work again, on what the buffers hold now."""
+class GraphCache:
+    """Graphs by size, valid as long as the buffers that they were captured over stay in place."""
 
-    def __init__(self, work: Callable[[], Tensor]) -> None:
-        self._work = work
+    def __init__(self, max_graphs: int | None = None) -> None:
+        """`max_graphs`: the least recently used graph beyond this number is dropped."""
+        self._max_graphs = max_graphs
+        self._graphs: OrderedDict[int, Graph] = OrderedDict()
+        self._generation = -1
 
-    def __call__(self) -> Tensor:
-        """The result; it is good until any recording of the same recorder is called."""
-        return self._work()
+    def get(self, size: int, generation: int, capture: Callable[[], Graph]) -> Graph:
+        """The graph of a size, captured now if there is none.
 
+        `generation`: of the buffers; graphs of another generation are dropped.
+        """
+        if generation != self._generation:
+            self._graphs.clear()
+            self._generation = generation
+        if size not in self._graphs:
+            self._graphs[size] = capture()
+            if self._max_graphs is not None and len(self._graphs) > self._max_graphs:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(size)
+        return self._graphs[size]
 
-class Recordings:
-    """Recordings by size, good as long as the buffers that they were made over stay where they are."""
-
-    def __init__(self, most: int | None = None) -> None:
-        """`most`: so many are kept; of more, the one longest unused goes."""
-        self._most = most
-        self._held: OrderedDict[int, Recording] = OrderedDict()
-        self._moves = -1
-
-    def of(self, size: int, moves: int, make: Callable[[], Recording]) -> Recording:
-        """That of a size, made now if need be. `moves`: how often the buffers have moved so far."""
-        if moves != self._moves:
-            self._held.clear()
-            self._moves = moves
-        if size not in self._held:
-            self._held[size] = make()
-            if self._most is not None and len(self._held) > self._most:
-                self._held.popitem(last=False)
-        self._held.move_to_end(size)
-        return self._held[size]
+    def discard(self, size: int) -> None:
+        """Drop the graph of a size, if there is one."""
+        self._graphs.pop(size, None)
 
 
-class Recorder:
-    """Makes recordings on one device; those on CUDA share one pool of memory.
+class GraphPool:
+    """Captures graphs on one device; those on CUDA share one pool of memory.
 
-    They may share it because they are repeated one after the other on one stream, and what has to
-    outlive the next of them is copied, or lies in buffers that were there before.
+    They can share it because they are replayed one after the other on one stream, and what has to
+    outlive the next replay is copied or in buffers that existed before the capture.
     """
 
-    def __init__(self, device: torch.device, before: Recorder | None = None) -> None:
-        """`before`: one whose counts are carried on."""
+    def __init__(self, device: torch.device, previous: GraphPool | None = None) -> None:
+        """`previous`: a pool whose counts are continued."""
         self.device = device
-        self.count: int = before.count if before else 0
-        """Recordings made."""
-        self.seconds: float = before.seconds if before else 0.0
-        """The time that took, kernels compiled for them included."""
+        self.num_captured: int = previous.num_captured if previous else 0
+        self.seconds: float = previous.seconds if previous else 0.0
+        """Time spent capturing, compilation of kernels included."""
         self.bytes = 0
-        """Memory of a GPU that was reserved for what recordings write on the way; they share it."""
+        """GPU memory reserved for intermediate results."""
         self._pool: Any = None
-        self._side: Any = None
+        self._stream: Any = None
 
-    def record(self, work: Callable[[], Tensor]) -> Recording:
-        """Run `work` a few times and keep it. It must wait for nothing and read no host memory."""
+    def capture(self, work: Callable[[], Tensor]) -> Graph:
+        """Run `work` a few times and capture it. It must not synchronize or read host memory."""
         began = time.perf_counter()
-        made = work
+        graph: Graph = work
         if self.device.type == "cuda":
-            made = self._captured(work)
+            graph = self._captured(work)
         else:
             work()
-        self.count += 1
+        self.num_captured += 1
         self.seconds += time.perf_counter() - began
-        return Recording(made)
+        return graph
 
-    def _captured(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        with on(self.device):
+    def _captured(self, work: Callable[[], Tensor]) -> Graph:
+        with current_device(self.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-                # One for all: memory of the pool belongs to the stream that it was used on.
-                self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+                # One stream for all: memory of the pool belongs to the stream that used it.
+                self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             before = torch.cuda.current_stream()
             try:
-                return self._on_side(work, before)
+                return self._captured_on_stream(work, before)
             finally:
-                # A recording that fails would leave its stream behind as the current one.
+                # A capture that fails leaves its stream behind as the current one.
                 torch.cuda.set_stream(before)
 
-    def _on_side(self, work: Callable[[], Tensor], before: Any) -> Callable[[], Tensor]:
-        # Kernels are compiled and libraries set up before, which can't be recorded.
-        self._side.wait_stream(before)
-        with torch.cuda.stream(self._side):
+    def _captured_on_stream(self, work: Callable[[], Tensor], before: Any) -> Graph:
+        # The first runs compile kernels and initialize libraries, which cannot be captured.
+        self._stream.wait_stream(before)
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
                 work()
-        before.wait_stream(self._side)
+        before.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use CUDA meanwhile, for another model say.
+        # Other threads may use CUDA during the capture.
+        mode = "thread_local"
         with (
-            _no_garbage_collected(),
-            torch.cuda.graph(
-                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
-            ),
+            _no_garbage_collection(),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode),
         ):
             reserved = torch.cuda.memory_reserved(self.device)
             result = work()
             self.bytes += max(0, torch.cuda.memory_reserved(self.device) - reserved)
 
-        def again() -> Tensor:
+        def replay() -> Tensor:
             graph.replay()
             return result
 
-        return again
+        return replay
 
 
 @contextlib.contextmanager
-def _no_garbage_collected() -> Iterator[None]:
-    """Python's collector waits meanwhile.
-
-    It would run in the middle of a recording, on its thread, and what it frees there (another
-    engine's events, graphs and memory) asks CUDA for things that spoil a recording.
-    """
-    collects = gc.isenabled()
+def _no_garbage_collection() -> Iterator[None]:
+    """Disable the collector: destroying another engine's events and graphs would break a capture."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if enabled:
             gc.enable()

@@ -1,10 +1,10 @@
-"""Choosing the next token: what a caller may set, and the arithmetic that follows from it.
+"""Sampling the next token of each request by its own parameters.
 
-Requests in a batch share nothing here: each has its own parameters and its own random generator,
-and every operation is row by row, so that a request draws in any batch what it would draw alone,
-also when it is put off and taken up again. The generators live on the CPU, so that a seed means the same on every device.
+Requests in a batch share nothing: each has its own parameters and random generator, and every
+operation is row by row, so that a request draws in any batch what it would draw alone, also after a
+preemption. The generators are on the CPU, so that a seed means the same on every device.
 
-This module does not know a model, text or a cache: it sees `logits [R, V]` and gives token ids.
+This module knows no model, text or cache: it turns `logits [R, V]` into token ids.
 Shape letters: R requests of this step, V vocabulary.
 """
 
@@ -18,39 +18,41 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from vip_llava.engine.device_transfer import sent
+from vip_llava.engine.device_transfer import to_device_async
 from vip_llava.sampling_params import SamplingParams
 
 __all__ = ["Logprobs", "Sampler", "SamplingState", "logprobs"]
 
 
 class SamplingState:
-    """What choosing remembers of one request: it stays with it, in whatever batch it is."""
+    """Sampling parameters and state of one request; it stays with the request in any batch."""
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         """`prompt`: its ids without padding, for the repetition penalty.
 
-        Ids beyond the vocabulary (an image's placeholder can be one) are left out of account.
+        Ids beyond the vocabulary (an image token can be one) are ignored.
         """
         self.params = params.with_seed()
         assert self.params.seed is not None
+        self.is_argmax = params.greedy and params.repetition_penalty == 1.0
+        """Whether each token is the most probable one of the model's own distribution."""
         self.generator = torch.Generator(device="cpu").manual_seed(self.params.seed)
         self._prompt = prompt if params.repetition_penalty != 1.0 else ()
         self._seen: Tensor | None = None
 
     def seen(self, vocabulary: int, device: torch.device) -> Tensor:
-        """Which tokens [V] the prompt and the answer so far hold."""
+        """Which tokens [V] occur in the prompt and the output so far."""
         if self._seen is None:
             ids = torch.tensor(self._prompt, dtype=torch.long)
             seen = torch.zeros(vocabulary, dtype=torch.bool)
             seen[ids[ids < vocabulary]] = True
-            self._seen = sent(seen, device)
+            self._seen = to_device_async(seen, device)
         return self._seen
 
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """How probable a token was: natural logarithms, of the model's own distribution."""
+    """Natural logarithms of probabilities, of the model's own distribution."""
 
     chosen: float
     best: tuple[tuple[int, float], ...]
@@ -60,7 +62,7 @@ class Logprobs:
 def logprobs(
     logits: Tensor, tokens: Sequence[int | None], states: Sequence[SamplingState]
 ) -> list[Logprobs | None]:
-    """What `logits [R, V]` say of the tokens chosen, for those requests that asked for it."""
+    """Log probabilities of the sampled tokens by `logits [R, V]`, for the requests that want them."""
     asked = [
         row
         for row, (token, state) in enumerate(zip(tokens, states, strict=True))
@@ -82,102 +84,108 @@ def logprobs(
 
 
 class Sampler:
-    """Chooses tokens for any selection of requests, each with its own state."""
+    """Samples tokens for any selection of requests, each with its own state."""
 
     def __init__(self, device: torch.device, suppress_ids: Collection[int] = ()) -> None:
-        """`suppress_ids` are never chosen."""
+        """`suppress_ids` are never sampled."""
         self._device = device
-        # Apple's GPU has no float64; one uniform number against a float32 sum is good enough there.
-        self._fine = torch.float32 if device.type == "mps" else torch.float64
+        # Apple's GPU has no float64; a float32 sum is good enough for one uniform number.
+        self._float = torch.float32 if device.type == "mps" else torch.float64
         self._suppress = sorted(set(suppress_ids))
-        self._banned: Tensor | None = None
+        self._suppressed: Tensor | None = None
         self._states: tuple[SamplingState, ...] = ()
 
-    def _lay_out(self, states: Sequence[SamplingState], vocabulary: int) -> None:
-        """Build the columns of parameters; needed only when other requests are chosen for."""
-        if self._banned is None:
-            banned = [token for token in self._suppress if 0 <= token < vocabulary]
-            self._banned = sent(torch.tensor(banned, dtype=torch.long), self._device)
+    def _prepare(self, states: Sequence[SamplingState], vocabulary: int) -> None:
+        """Build the columns of parameters, unless the requests are those of the last call."""
+        if self._suppressed is None:
+            suppressed = [token for token in self._suppress if 0 <= token < vocabulary]
+            self._suppressed = to_device_async(
+                torch.tensor(suppressed, dtype=torch.long), self._device
+            )
         if len(states) == len(self._states) and all(map(is_, states, self._states)):
             return
         self._states = tuple(states)
         params = [state.params for state in states]
         self._drawn = [row for row, one in enumerate(params) if not one.greedy]
-        self._punished = [row for row, one in enumerate(params) if one.repetition_penalty != 1.0]
-        self._drawn_at = sent(torch.tensor(self._drawn, dtype=torch.long), self._device)
-        self._punished_at = sent(torch.tensor(self._punished, dtype=torch.long), self._device)
+        self._penalized = [row for row, one in enumerate(params) if one.repetition_penalty != 1.0]
+        self._drawn_rows = to_device_async(
+            torch.tensor(self._drawn, dtype=torch.long), self._device
+        )
+        self._penalized_rows = to_device_async(
+            torch.tensor(self._penalized, dtype=torch.long), self._device
+        )
         drawn = [params[row] for row in self._drawn]
         self._temperature = self._column([row.temperature for row in drawn])
         self._top_p = self._column([row.top_p for row in drawn])
         self._top_k = self._column([float(row.top_k or 2**31) for row in drawn])
         self._log_min_p = self._column([_log(row.min_p) for row in drawn])
-        self._penalty = self._column([params[row].repetition_penalty for row in self._punished])
+        self._penalty = self._column([params[row].repetition_penalty for row in self._penalized])
         self._cuts = any(row.top_p < 1 or row.top_k > 0 for row in drawn)
 
     def _column(self, values: Sequence[float]) -> Tensor:
-        return sent(torch.tensor(values, dtype=torch.float32).unsqueeze(1), self._device)
+        return to_device_async(torch.tensor(values, dtype=torch.float32).unsqueeze(1), self._device)
 
     def __call__(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
-        """`logits [R, V]` -> the next token of each request; they are left as they are.
+        """`logits [R, V]` -> the next token of each request. Does not change the logits.
 
-        None where the model's outputs are not finite numbers, so that nothing can be chosen.
+        None where the logits are not finite.
         """
-        # One transfer for both, because each transfer waits for the device.
-        chosen, fine = torch.stack(self.choose(logits, states)).tolist()
-        return [int(token) if good else None for token, good in zip(chosen, fine, strict=True)]
+        # One transfer for both, because each waits for the device.
+        chosen, finite = torch.stack(self.choose(logits, states)).tolist()
+        return [int(token) if good else None for token, good in zip(chosen, finite, strict=True)]
 
     def choose(self, logits: Tensor, states: Sequence[SamplingState]) -> tuple[Tensor, Tensor]:
-        """The same without waiting for the device: tokens [R], and 1 for each that counts, else 0."""
+        """The same without synchronizing: tokens [R], and 1 where the logits are finite, else 0."""
         vocabulary = logits.shape[-1]
-        self._lay_out(states, vocabulary)
-        assert self._banned is not None
+        self._prepare(states, vocabulary)
+        assert self._suppressed is not None
         scores = logits.float()
-        if self._banned.numel():
-            scores = scores.index_fill(1, self._banned, -math.inf)
-        if self._punished:
+        if self._suppressed.numel():
+            scores = scores.index_fill(1, self._suppressed, -math.inf)
+        if self._penalized:
             scores = self._with_penalty(scores, vocabulary)
         best, tokens = scores.max(dim=-1)
         if self._drawn:
-            drawn = self._draw(scores.index_select(0, self._drawn_at))
-            # What is no number may have been drawn behind the last token.
-            tokens[self._drawn_at] = drawn.clamp(max=vocabulary - 1)
-        for row in self._punished:
+            drawn = self._draw(scores.index_select(0, self._drawn_rows))
+            # With logits that are not finite the index may be beyond the vocabulary.
+            tokens[self._drawn_rows] = drawn.clamp(max=vocabulary - 1)
+        for row in self._penalized:
             states[row].seen(vocabulary, self._device).index_fill_(0, tokens[row : row + 1], True)
         return tokens, best.isfinite().long()
 
     def _with_penalty(self, scores: Tensor, vocabulary: int) -> Tensor:
-        rows = self._punished
+        rows = self._penalized
         seen = torch.stack([self._states[row].seen(vocabulary, self._device) for row in rows])
-        mine = scores.index_select(0, self._punished_at)
-        punished = torch.where(mine > 0, mine / self._penalty, mine * self._penalty)
+        mine = scores.index_select(0, self._penalized_rows)
+        penalized = torch.where(mine > 0, mine / self._penalty, mine * self._penalty)
         scores = scores.clone()
-        scores[self._punished_at] = torch.where(seen, punished, mine)
+        scores[self._penalized_rows] = torch.where(seen, penalized, mine)
         return scores
 
     def _draw(self, scores: Tensor) -> Tensor:
-        """One token of each drawn row by inverting its cumulated probabilities at one number.
+        """One token of each row, by inverting its cumulative distribution at one uniform number.
 
-        Cumulating in vocabulary order keeps the choice stable: probabilities that differ by
-        rounding move a boundary by as much, whereas a sort could swap near-equal tokens.
+        Cumulating in the order of the vocabulary is stable: a rounding difference moves a boundary
+        by as much, whereas a sort could swap nearly equal tokens.
         """
         scores = scores / self._temperature
         if self._cuts:
             scores = scores.masked_fill(~self._kept(scores), -math.inf)
         floor = scores.amax(dim=-1, keepdim=True) + self._log_min_p
         scores = scores.masked_fill(scores < floor, -math.inf)
-        reached = scores.to(self._fine).softmax(dim=-1).cumsum(dim=-1)
+        reached = scores.to(self._float).softmax(dim=-1).cumsum(dim=-1)
         total = reached[:, -1:].contiguous()
         numbers = [
             torch.rand(1, generator=self._states[row].generator, dtype=torch.float64)
             for row in self._drawn
         ]
-        target = sent(torch.stack(numbers).to(self._fine), self._device) * total
+        target = to_device_async(torch.stack(numbers).to(self._float), self._device) * total
         drawn = torch.searchsorted(reached, target, right=True)
-        last = torch.searchsorted(reached, total)  # rounding may put the number at the very end
+        last = torch.searchsorted(reached, total)  # rounding may put the number at the end
         return torch.minimum(drawn, last).squeeze(1)
 
     def _kept(self, scores: Tensor) -> Tensor:
-        """Which tokens `top_k` and `top_p` keep, `[R, V]`; the most probable one always is."""
+        """Which tokens [R, V] `top_k` and `top_p` keep; the most probable one always."""
         ordered, order = scores.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(scores.shape[-1], device=scores.device).unsqueeze(0)
         kept = rank < self._top_k

@@ -1,287 +1,158 @@
-"""Who runs in the next step, and with how many tokens.
+"""Which sequences take part in the next step, and with how many tokens.
 
-Requests come in order and keep it: those being answered get one token each, the rest of the step's
-tokens go to prompts, the earliest first, in pieces if need be, so that a long prompt does not stop
-the others. Nobody overtakes when memory is short: the latest request is put off, gives its memory
-back and later reads its text anew. The earliest request can always go on, so every one ends.
+Sequences keep the order of their arrival. Decoding ones get one token each; the rest of the step's
+token budget goes to prefill, earliest first, in chunks if necessary, so that a long prompt does not
+stall the others. When KV cache runs short the latest sequence is preempted: its blocks are freed and
+it is computed anew later. The earliest sequence can always run, so every sequence finishes.
 
-This module does the accounting. It runs no model and knows no text.
+This module does accounting. It runs no model and knows no text.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from bisect import insort
+from collections import abc
 
-import torch
-from torch import Tensor
+from vip_llava.engine.block_manager import BlockManager
+from vip_llava.engine.sequence import Sequence
+from vip_llava.kernels import BLOCK_SIZE
 
-from vip_llava.engine.block_manager import Blocks
-from vip_llava.engine.detokenizer import TextStream
-from vip_llava.engine.prefix_cache import block_key
-from vip_llava.engine.sampler import Logprobs, SamplingState
+__all__ = ["MAX_STALL_SECONDS", "PrefillBudget", "Scheduler"]
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-__all__ = ["FinishReason", "Row", "Scheduler", "TokenEvent"]
-
-FinishReason = Literal["stop", "length"]
+MAX_STALL_SECONDS = 0.1
+"""How long a step with prefill may take while sequences decode, by the measured prefill rate."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """One token of an answer and the text that became certain by it."""
+class PrefillBudget:
+    """Tokens of a step: as many as the device prefills within `MAX_STALL_SECONDS`.
 
-    token: int
-    text: str
-    finish_reason: FinishReason | None = None
-    logprobs: Logprobs | None = None
+    Decoding sequences wait for a step with prefill, and the more tokens it has, the smaller is the
+    share of its overhead.
+    """
 
+    def __init__(self, low: int, high: int) -> None:
+        """`low` tokens are always allowed, `high` only while nothing decodes."""
+        self.low, self.high = low, high
+        self._rate = 0.0
 
-@dataclass(slots=True, eq=False)
-class Row:
-    """One request on its way; what the engine knows of it. Times are of `time.perf_counter`."""
+    def tokens(self, decoding: bool) -> int:
+        """Token budget of the next step; `decoding`: whether a sequence waits for its end."""
+        if not decoding:
+            return self.high
+        return max(self.low, min(self.high, int(self._rate * MAX_STALL_SECONDS)))
 
-    number: int
-    """Its place in the order of arrival."""
-    prompt: list[int]
-    limit: int
-    """Most tokens of the answer."""
-    sampling: SamplingState
-    stream: TextStream | None
-    pixels: Tensor | None
-    views: list[bytes]
-    """A digest of each view."""
-    image_at: list[int]
-    """Where in the prompt image tokens stand."""
-    arrived_at: float
-    on_event: Callable[[TokenEvent], None] | None = None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[Logprobs] = field(default_factory=list)
-    features: Tensor | None = None
-    blocks: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    """Of the full blocks, as far as they were needed."""
-    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    stored: int = 0
-    """Tokens whose keys and values are in the memory."""
-    cached: int = 0
-    """Prompt tokens that were in the memory already when it began."""
-    cancelled: bool = False
-    done: bool = False
-    error: BaseException | None = None
-    finish_reason: FinishReason | None = None
-    first_token_at: float = 0.0
-    finished_at: float = 0.0
-    events: deque[TokenEvent] = field(default_factory=deque)
-    guessed: bool = False
-    """`views` may be wrong: they are those of images that look alike."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt and the answer so far."""
-        return len(self.prompt) + len(self.tokens)
-
-    @property
-    def pending(self) -> int:
-        """Tokens that have to be fed before the next one can be chosen."""
-        return self.length - self.stored
-
-    def ids(self, start: int, end: int) -> list[int]:
-        """Token ids of a part of prompt and answer."""
-        size = len(self.prompt)
-        return self.prompt[start:end] + self.tokens[max(0, start - size) : max(0, end - size)]
-
-    def images(self, start: int, end: int) -> tuple[int, int]:
-        """Which image tokens, counted from the first, stand in a part of the text."""
-        return bisect_left(self.image_at, start), bisect_left(self.image_at, end)
-
-    @property
-    def first_place(self) -> int | None:
-        """The first place, if all places lie one after the other."""
-        first = self.blocks[0]
-        if self.blocks[-1] - first + 1 != len(self.blocks):
-            return None
-        rising = all(block == first + at for at, block in enumerate(self.blocks))
-        return int(self.places[0]) if rising else None
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Record a step that prefilled `tokens` in `seconds`."""
+        # Small steps are mostly overhead, and a single slow one may have compiled kernels.
+        if 2 * tokens > self.low and seconds > 0:
+            self._rate = max(tokens / seconds, 0.9 * self._rate)
 
 
 class Scheduler:
-    """The queue and the running requests. Not thread-safe; the engine holds a lock."""
+    """The waiting and the running sequences. Not thread-safe; the engine holds a lock."""
 
-    def __init__(
-        self, blocks: Blocks, block_tokens: int, max_running: int, step_tokens: int
-    ) -> None:
-        """`step_tokens`: most tokens of a step, more than `max_running`; `plan` may be given more."""
-        if step_tokens <= max_running:
-            raise ValueError(f"{step_tokens} tokens a step do not serve {max_running} requests")
+    def __init__(self, blocks: BlockManager, budget: PrefillBudget, max_num_seqs: int) -> None:
+        if budget.low <= max_num_seqs:
+            raise ValueError(
+                f"max_batched_tokens is {budget.low}; it must exceed max_num_seqs, {max_num_seqs}"
+            )
         self._blocks = blocks
-        self._size = block_tokens
-        self._slots = torch.arange(block_tokens)
-        self._max_running = max_running
-        self._step_tokens = step_tokens
-        self.waiting: list[Row] = []
-        self.running: list[Row] = []
-        self.preemptions = 0
-        self._crowded = False
+        self.budget = budget
+        self._max_num_seqs = max_num_seqs
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self._out_of_memory = False
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits or runs."""
+        """Whether there are no sequences."""
         return not self.waiting and not self.running
 
-    def join(self, row: Row) -> None:
-        """Queue a request at its place in the order of arrival."""
-        insort(self.waiting, row, key=lambda one: one.number)
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence, in the order of arrival."""
+        insort(self.waiting, seq, key=lambda one: one.seq_id)
 
-    def leave(self, row: Row) -> None:
-        """A request is over or given up; its memory is free from now on."""
-        (self.running if row in self.running else self.waiting).remove(row)
-        self._release(row)
-        self._crowded = False
+    def remove(self, seq: Sequence) -> None:
+        """Drop a finished or cancelled sequence and free its blocks."""
+        (self.running if seq in self.running else self.waiting).remove(seq)
+        self._blocks.free(seq)
+        self._out_of_memory = False
 
-    def plan(self, step_tokens: int | None = None, *, whole: bool = False) -> list[tuple[Row, int]]:
-        """The requests of the next step and how many tokens each feeds; memory is set aside.
+    def schedule(self, *, whole_prompts: bool = False) -> list[tuple[Sequence, int]]:
+        """The sequences of the next step with their token counts; their blocks are allocated.
 
-        step_tokens: most of this step. whole: a prompt that does not fit behind another waits for
-        the next step, instead of being cut.
+        whole_prompts: a prompt that does not fit behind another waits for the next step instead of
+            being split.
         """
-        chosen: list[tuple[Row, int]] = []
-        before = self.preemptions
-        room = step_tokens or self._step_tokens
-        room = left = room - sum(row.pending == 1 for row in self.running)
-        for row in list(self.running):
-            if whole and left < min(row.pending, room):
+        scheduled: list[tuple[Sequence, int]] = []
+        preemptions = self.num_preemptions
+        budget = self.budget.tokens(decoding=any(seq.output_ids for seq in self.running))
+        budget = left = budget - sum(seq.num_pending == 1 for seq in self.running)
+        for seq in list(self.running):
+            if whole_prompts and left < min(seq.num_pending, budget):
                 left = 0
-            count = 1 if row.pending == 1 else min(row.pending, left)
-            if row not in self.running or not count or not self._make_room(row, count):
+            count = 1 if seq.num_pending == 1 else min(seq.num_pending, left)
+            if seq not in self.running or not count or not self._grow(seq, count):
                 continue
-            left -= count if row.pending > 1 else 0
-            chosen.append((row, count))
-        # After somebody was put off nobody joins: it would only be put off in turn.
-        while self.preemptions == before and left:
-            if whole and left < room and left < self._news():
+            left -= count if seq.num_pending > 1 else 0
+            scheduled.append((seq, count))
+        # After a preemption no sequence is admitted: it would only be preempted in turn.
+        while self.num_preemptions == preemptions and left:
+            cached = self._next_prefix()
+            if cached is None:
                 break
-            joined = self._admit()
-            if joined is None:
+            seq = self.waiting[0]
+            if whole_prompts and left < min(budget, seq.num_tokens - len(cached) * BLOCK_SIZE):
                 break
-            count = min(joined.pending, left)
+            self._admit(seq, cached)
+            count = min(seq.num_pending, left)
             left -= count
-            chosen.append((joined, count))
-        return chosen
+            scheduled.append((seq, count))
+        return scheduled
 
-    def fed(self, row: Row, count: int) -> None:
-        """`count` tokens of a request are in the memory now; full blocks can be found from now."""
-        full = row.stored // self._size
-        row.stored += count
-        if self._blocks.index.limit:
-            self._extend_keys(row, row.stored // self._size)
-            for at in range(full, row.stored // self._size):
-                self._blocks.index.add(row.blocks[at], row.keys[at])
+    def preempt(self, seq: Sequence) -> None:
+        """Free the blocks of a running sequence and queue it to be computed anew."""
+        self.num_preemptions += 1
+        self.running.remove(seq)
+        self._blocks.free(seq)
+        self.add(seq)
 
-    def crowded(self) -> None:
-        """The machine can't do more than runs now: nobody joins until somebody leaves."""
-        self._crowded = True
-
-    def put_off(self, row: Row) -> None:
-        """A running request gives back its memory and waits to begin anew."""
-        self.preemptions += 1
-        self.running.remove(row)
-        self._release(row)
-        self.join(row)
+    def preempt_for_memory(self, seq: Sequence) -> None:
+        """Preempt a sequence that the device had no memory for; admit none until one finishes."""
+        self.preempt(seq)
+        self._out_of_memory = True
 
     @property
-    def settled(self) -> bool:
-        """Whether nobody could join now."""
-        return not self.waiting or self._known(self.waiting[0]) is None
+    def can_admit(self) -> bool:
+        """Whether a waiting sequence could run now."""
+        return self._next_prefix() is not None
 
-    def ahead(self, rows: Sequence[Row]) -> bool:
-        """Room for one token more than the next of each, if nobody has to give way for it."""
-        short = sum(len(row.blocks) * self._size < row.stored + 2 for row in rows)
-        return short <= self._blocks.available and all(self._make_room(row, 2) for row in rows)
+    def reserve_ahead(self, seqs: abc.Sequence[Sequence]) -> bool:
+        """Allocate blocks for the next two tokens of each, if no preemption is needed for it."""
+        missing = sum(self._blocks.missing(seq, 2) for seq in seqs)
+        fits = missing <= self._blocks.pool.num_available
+        return fits and all(self._blocks.grow(seq, 2) for seq in seqs)
 
-    def _news(self) -> int:
-        """Tokens that the first in the queue would have to read."""
-        known = self._known(self.waiting[0]) if self.waiting else None
-        return 0 if known is None else self.waiting[0].length - len(known) * self._size
-
-    def _admit(self) -> Row | None:
-        """Let the first in the queue run, if there is room for all it has to read."""
-        if not self.waiting:
+    def _next_prefix(self) -> list[int] | None:
+        """Cached blocks of the first waiting sequence; None if none waits or it cannot run now."""
+        full = len(self.running) >= self._max_num_seqs or (self._out_of_memory and self.running)
+        if not self.waiting or full:
             return None
-        row = self.waiting[0]
-        known = self._known(row)
-        if known is None:
-            return None
-        self._blocks.share(known)
-        self._hold(row, known)
-        # All of it at once: what it was let in for must not go to the next in the queue.
-        self._make_room(row, row.length + 1)
-        row.stored = len(known) * self._size
-        if not row.tokens:
-            row.cached = row.stored
-        self.waiting.pop(0)
-        # It may have come before some that run: put off, or slower on its way into the queue.
-        insort(self.running, row, key=lambda one: one.number)
-        return row
+        return self._blocks.find_prefix(self.waiting[0])
 
-    def _known(self, row: Row) -> list[int] | None:
-        """The blocks that a waiting request would find; None where it can't run now."""
-        if len(self.running) >= self._max_running or (self._crowded and self.running):
-            return None
-        known: list[int] = []
-        if self._blocks.index.limit:
-            # At least one token is fed, because the next one is chosen from what that gives.
-            self._extend_keys(row, (row.length - 1) // self._size)
-            known = self._blocks.index.find(row.keys[: (row.length - 1) // self._size])
-        needed = -(-(row.length + 1) // self._size) - len(known)
-        taken = sum(self._blocks.index.is_idle(block) for block in known)
-        return None if needed > self._blocks.available - taken else known
+    def _admit(self, seq: Sequence, cached: list[int]) -> None:
+        # All blocks at once: those it was admitted for must not go to the next one.
+        self._blocks.allocate(seq, cached)
+        self.waiting.remove(seq)
+        # A preempted sequence may have arrived before some that run.
+        insort(self.running, seq, key=lambda one: one.seq_id)
 
-    def _make_room(self, row: Row, count: int) -> bool:
-        """Blocks for `count` more tokens, if need be those of the latest; False: it was itself."""
-        while (missing := -(-(row.stored + count) // self._size) - len(row.blocks)) > 0:
-            taken = [self._blocks.take() for _ in range(min(missing, self._blocks.available))]
-            self._hold(row, [block for block in taken if block is not None])
-            if len(taken) == missing:
-                continue
+    def _grow(self, seq: Sequence, count: int) -> bool:
+        """Blocks for `count` more tokens, preempting later sequences; False: it was preempted."""
+        while not self._blocks.grow(seq, count):
             latest = self.running[-1]
-            self.put_off(latest)
-            if latest is row:
+            self.preempt(latest)
+            if latest is seq:
                 return False
         return True
-
-    def _hold(self, row: Row, blocks: list[int]) -> None:
-        if not len(row.places):
-            most = -(-(len(row.prompt) + row.limit) // self._size) * self._size
-            row.places = torch.empty(most, dtype=torch.long)
-        if blocks:
-            first = torch.tensor(blocks, dtype=torch.long).unsqueeze(1) * self._size
-            places = row.places.view(-1, self._size)
-            torch.add(
-                first, self._slots, out=places[len(row.blocks) : len(row.blocks) + len(blocks)]
-            )
-            row.blocks += blocks
-
-    def _release(self, row: Row) -> None:
-        self._blocks.release(row.blocks)
-        row.blocks = []
-        row.stored = 0
-        row.features = None
-
-    def _extend_keys(self, row: Row, count: int) -> None:
-        """Know the keys of the first `count` blocks, which must be full."""
-        begin, size = len(row.keys) * self._size, self._size
-        ids = row.ids(begin, count * size)
-        previous = row.keys[-1] if row.keys else b""
-        for start in range(begin, count * size, size):
-            images: list[bytes] = []
-            first, last = row.images(start, start + size) if row.image_at else (0, 0)
-            if last > first:
-                per_view = len(row.image_at) // len(row.views)
-                images = row.views[first // per_view : (last - 1) // per_view + 1]
-            previous = block_key(previous, ids[start - begin : start - begin + size], images)
-            row.keys.append(previous)

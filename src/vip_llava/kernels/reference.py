@@ -1,7 +1,7 @@
-"""Every operation in plain torch: for every device, and what the fused kernels are compared with.
+"""Every operation in torch: it runs on any device, and the fused kernels are compared with it.
 
-It is written to be read. `rotate_and_store` looks at places on the host, so a step made of these can't
-be captured as a CUDA graph.
+It is written to be read. `rope_and_cache` reads slots on the host, so a step of these operations
+cannot be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -12,35 +12,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vip_llava.kernels.values import BLOCK_TOKENS, Dense, Int4, Int8, Matrix, Norm
+from vip_llava.kernels.values import (
+    BLOCK_SIZE,
+    DecodeBatch,
+    Dense,
+    Int4,
+    Int8,
+    Matrix,
+    Norm,
+    PrefillChunk,
+)
 
 __all__ = [
     "CAPTURABLE",
     "add_rms_norm",
+    "decode_attention",
     "dequantized",
-    "gated_rows",
+    "linear",
     "packed_levels",
-    "paged_decode",
-    "paged_prompt",
-    "paged_step",
+    "paged_attention",
+    "prefill_attention",
     "rms_norm",
-    "rotate_and_store",
-    "rows",
+    "rope_and_cache",
     "silu_and_mul",
+    "swiglu",
 ]
 
 
 CAPTURABLE = False
-"""Whether a CUDA graph may be made of these."""
+"""Whether a CUDA graph may be captured of these."""
 
 
-def rows(
+def linear(
     x: Tensor,
     matrices: Sequence[Matrix],
     residual: Tensor | None = None,
     norm: Norm | None = None,
 ) -> Tensor:
-    """x [M, K], normed if asked, times each matrix, side by side, plus residual: [M, all N]."""
+    """x [M, K], normed if given, times each matrix, side by side, plus residual: [M, all N]."""
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
     parts = [_product(x, matrix) for matrix in matrices]
@@ -48,15 +57,15 @@ def rows(
     return found if residual is None else residual + found
 
 
-def gated_rows(x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) -> Tensor:
-    """silu(x gate) * (x up): [M, K] -> [M, N]."""
+def swiglu(x: Tensor, gate: Matrix, up: Matrix, norm: Norm | None = None) -> Tensor:
+    """silu(x gate) * (x up), x normed if given: [M, K] -> [M, N]."""
     if norm is not None:
         x = rms_norm(x, norm.weight, norm.eps)
     return F.silu(_product(x, gate)) * _product(x, up)
 
 
 def dequantized(matrix: Int8 | Int4) -> Tensor:
-    """The weights [N, K] that a matrix stands for, in the type of its scales."""
+    """The weights [N, K] that a quantized matrix stands for, in the dtype of its scales."""
     if isinstance(matrix, Int8):
         return matrix.weight.to(matrix.scale.dtype) * matrix.scale[:, None]
     outputs, groups, _ = matrix.scale.shape
@@ -64,7 +73,7 @@ def dequantized(matrix: Int8 | Int4) -> Tensor:
     words = matrix.packed.view(outputs, groups, -1, _word_bytes(size))
     pairs = words.transpose(2, 3).reshape(outputs, -1)
     levels = matrix.scale.new_empty((outputs, pairs.shape[1], 2))
-    # Written where they stay: all of a large matrix is in memory once.
+    # In place, so that a large matrix is in memory only once.
     levels[:, :, 0] = pairs & 15
     levels[:, :, 1] = pairs >> 4
     grouped = levels.view(outputs, groups, size)
@@ -73,7 +82,7 @@ def dequantized(matrix: Int8 | Int4) -> Tensor:
 
 
 def packed_levels(levels: Tensor) -> Tensor:
-    """Levels 0 to 15, uint8 [N, groups, inputs of a group], packed as `Int4` says: [N, K/2]."""
+    """Levels 0 to 15, uint8 [N, groups, inputs of a group], packed as in `Int4`: [N, K/2]."""
     outputs, groups, size = levels.shape
     pairs = levels[:, :, ::2] | (levels[:, :, 1::2] << 4)
     return pairs.view(outputs, groups, _word_bytes(size), -1).transpose(2, 3).reshape(outputs, -1)
@@ -90,7 +99,7 @@ def _product(x: Tensor, matrix: Matrix) -> Tensor:
         return F.linear(x, matrix.weight, bias)
     if isinstance(matrix, Int4):
         return F.linear(x, dequantized(matrix).to(x.dtype), bias)
-    # The scale is applied to the product, which has fewer elements.
+    # The scale is applied to the product, which has fewer elements than the weight.
     y = F.linear(x, matrix.weight.to(x.dtype)) * matrix.scale.to(x.dtype)
     return y if bias is None else y + bias
 
@@ -112,127 +121,98 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def rotate_and_store(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    places: Tensor,
+def rope_and_cache(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    rotary: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor],
+    slot_mapping: Tensor,
 ) -> Tensor:
-    """Turn q [R, Q, D] and k [R, H, D] by their positions; store k and v in the memory.
+    """Rotate q and k by their positions, store k and v in the cache; returns the rotated q.
 
-    q, k, v: may be views of one result whose rows are further apart. cos, sin: [R, D], as
-    transformers makes them. keys, values: [P, H, D], written at places [R]; a negative place is
-    not written, the others are different. Returns the turned q [R, Q, D].
+    qkv: [N, Q, D], [N, H, D] and [N, H, D]; may be views of one product with a wider row.
+    rotary: cos and sin [N, D], as transformers makes them.
+    cache: keys and values [P, H, D], written at slot_mapping [N]; a negative slot is not written,
+        the others are distinct.
     """
-    to, turned = places, _turned(k, cos, sin)
-    wanted = places >= 0
-    if not bool(wanted.all()):
-        to, turned, v = places[wanted], turned[wanted], v[wanted]
-    keys.index_copy_(0, to.long(), turned)
-    values.index_copy_(0, to.long(), v)
-    return _turned(q, cos, sin)
+    q, k, v = qkv
+    slots, k = slot_mapping, _rotated(k, *rotary)
+    stored = slots >= 0
+    if not bool(stored.all()):
+        slots, k, v = slots[stored], k[stored], v[stored]
+    cache[0].index_copy_(0, slots.long(), k)
+    cache[1].index_copy_(0, slots.long(), v)
+    return _rotated(q, *rotary)
 
 
-def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = states.shape[-1] // 2
     crossed = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
     return states * cos.unsqueeze(1) + crossed * sin.unsqueeze(1)
 
 
-def paged_decode(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int | None = None,
+def paged_attention(
+    query: Tensor, cache: tuple[Tensor, Tensor], batch: DecodeBatch, scale: float
 ) -> Tensor:
-    """Attention of one new token of each request over its own places: query [R, Q, D] -> [R, Q, D].
+    """Attention of one token of each sequence over its own slots: query [R, Q, D] -> [R, Q, D].
 
-    keys, values: [P, H, D], with Q a multiple of H. table: int32 [R, W], the numbers of each
-    request's blocks in the order of its text; only those that hold its tokens are looked at.
-    lengths: int32 [R], its tokens, the new one included; 0 gives zeros. window: only so many of
-    the latest tokens are seen.
+    cache: keys and values [P, H, D] with Q a multiple of H; the new tokens are stored already.
+    Only slots of the sequence's tokens are read.
     """
-    requests, heads, width = query.shape
-    held = keys.shape[1]
-    at = torch.arange(table.shape[1] * BLOCK_TOKENS, device=table.device)
-    long = lengths.long().unsqueeze(1)
-    seen = at < long
-    if window is not None:
-        seen = seen & (at >= long - window)
-    blocks = table.long()[:, at // BLOCK_TOKENS]
-    # Places that are not seen are not read either: what is there may not be finite.
-    places = torch.where(seen, blocks * BLOCK_TOKENS + at % BLOCK_TOKENS, 0)
-    hidden = ~seen.view(requests, 1, -1, 1)
-    found_keys = keys[places].transpose(1, 2).masked_fill(hidden, 0)  # [R, H, L, D]
-    found_values = values[places].transpose(1, 2).masked_fill(hidden, 0)
-    asked = query.view(requests, held, heads // held, width)
-    mask = seen.view(requests, 1, 1, -1)
-    # A request without tokens sees its (empty) first place, so that no softmax is over nothing.
-    mask = mask | ((lengths == 0).view(-1, 1, 1, 1) & (at == 0))
+    sequences, heads, width = query.shape
+    kv_heads = cache[0].shape[1]
+    at = torch.arange(batch.block_tables.shape[1] * BLOCK_SIZE, device=query.device)
+    visible = at < batch.lengths.long().unsqueeze(1)
+    blocks = batch.block_tables.long()[:, at // BLOCK_SIZE]
+    slots = torch.where(visible, blocks * BLOCK_SIZE + at % BLOCK_SIZE, 0)
+    # Masking alone would not do: 0 times what is not finite is not 0.
+    hidden = ~visible.view(sequences, 1, -1, 1)
+    keys, values = (part[slots].transpose(1, 2).masked_fill(hidden, 0) for part in cache)
+    # A sequence without tokens attends to one zero, so that no softmax is over nothing.
+    empty = (batch.lengths == 0).view(-1, 1, 1, 1) & (at == 0)
     found = F.scaled_dot_product_attention(
-        asked, found_keys, found_values, attn_mask=mask, scale=scale
-    )
-    return found.reshape(requests, heads, width)
+        query.view(sequences, kv_heads, heads // kv_heads, width), keys, values,
+        attn_mask=visible.view(sequences, 1, 1, -1) | empty, scale=scale,
+    )  # fmt: skip
+    return found.reshape(sequences, heads, width)
 
 
-def paged_prompt(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    span: Tensor,
+def decode_attention(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    rotary: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor],
+    batch: DecodeBatch,
     scale: float,
-    window: int | None = None,
 ) -> Tensor:
-    """Attention of new tokens of one text, whose keys and values are stored: query [N, Q, D].
+    """`rope_and_cache`, then `paged_attention` of the rotated query: [R, Q, D].
 
-    keys, values: [P, H, D]. table: int32 [W], the text's blocks in order. span: int32 [2], tokens
-    before the new ones and all tokens; each sees itself and all before it. Queries beyond the end
-    fill up, and what is found for them means nothing. Returns [N, Q, D].
+    The output of a row with a negative slot is finite and has no meaning.
+    """
+    query = rope_and_cache(qkv, rotary, cache, batch.slot_mapping)
+    return paged_attention(query, cache, batch, scale)
+
+
+def prefill_attention(
+    query: Tensor, cache: tuple[Tensor, Tensor], chunk: PrefillChunk, scale: float
+) -> Tensor:
+    """Causal attention of the new tokens of one sequence: query [N, Q, D] -> [N, Q, D].
+
+    cache: keys and values [P, H, D]; those of the new tokens are stored already. The output of
+    padding has no meaning.
     """
     count, heads, _ = query.shape
-    start, length = span.long()
-    at = torch.arange(len(table) * BLOCK_TOKENS, device=table.device)
-    there = at < length
-    places = torch.where(there, table.long()[at // BLOCK_TOKENS] * BLOCK_TOKENS, 0)
-    places = places + at % BLOCK_TOKENS * there
-    behind = (start + torch.arange(count, device=table.device)).unsqueeze(1) - at
-    seen = (behind >= 0) & there
-    if window is not None:
-        seen &= behind < window
-    shared = heads // keys.shape[1]
-    found_keys, found_values = (
-        memory[places].masked_fill(~there.view(-1, 1, 1), 0).repeat_interleave(shared, dim=1)
-        for memory in (keys, values)
+    start, length = chunk.span.long()
+    at = torch.arange(len(chunk.block_table) * BLOCK_SIZE, device=query.device)
+    stored = at < length
+    slots = torch.where(stored, chunk.block_table.long()[at // BLOCK_SIZE] * BLOCK_SIZE, 0)
+    slots = slots + at % BLOCK_SIZE * stored
+    behind = (start + torch.arange(count, device=query.device)).unsqueeze(1) - at
+    shared = heads // cache[0].shape[1]
+    keys, values = (
+        part[slots].masked_fill(~stored.view(-1, 1, 1), 0).repeat_interleave(shared, dim=1)
+        for part in cache
     )
     found = F.scaled_dot_product_attention(
-        query.transpose(0, 1), found_keys.transpose(0, 1), found_values.transpose(0, 1),
-        attn_mask=seen, scale=scale,
+        query.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1),
+        attn_mask=(behind >= 0) & stored, scale=scale,
     )  # fmt: skip
     return found.transpose(0, 1)
-
-
-def paged_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    places: Tensor,
-    table: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int | None = None,
-) -> Tensor:
-    """`rotate_and_store`, then `paged_decode` with what it gives."""
-    query = rotate_and_store(q, k, v, cos, sin, keys, values, places)
-    return paged_decode(query, keys, values, table, lengths, scale, window)

@@ -1,6 +1,6 @@
-"""Weights as the kernels take them: a matrix in one of three formats, and a norm.
+"""What the kernels take: weights in one of three formats, a norm, and the tokens of a step.
 
-They hold tensors that belong to somebody else, copy nothing and check nothing.
+These are views of tensors that the caller owns. Nothing is copied or checked here.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["BLOCK_TOKENS", "Dense", "Int4", "Int8", "Matrix", "Norm"]
+__all__ = ["BLOCK_SIZE", "DecodeBatch", "Dense", "Int4", "Int8", "Matrix", "Norm", "PrefillChunk"]
 
-BLOCK_TOKENS = 16
-"""Places of a block of the memory: its number times this is its first place."""
+BLOCK_SIZE = 16
+"""Tokens of a block of the KV cache. Block `b` has the slots from `b * BLOCK_SIZE` on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """weight [N, K] in the type of the rows; bias [N]."""
+    """weight [N, K] in the dtype of the activations; bias [N]."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -25,7 +25,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """weight int8 [N, K], times scale [N]; bias [N]."""
+    """weight int8 [N, K], multiplied by scale [N]; bias [N]."""
 
     weight: Tensor
     scale: Tensor
@@ -34,12 +34,12 @@ class Int8:
 
 @dataclass(frozen=True, slots=True)
 class Int4:
-    """Levels 0 to 15 in packed [N, K/2], two in a byte; `plain.packed_levels` makes it.
+    """Levels 0 to 15 in packed [N, K/2], two to a byte; `reference.packed_levels` makes it.
 
-    A weight is low + level * scale; those are [N, K/group, 1]. bias [N]. A byte has an even input
+    A weight is low + level * scale; both are [N, K/group, 1]. bias [N]. A byte has an even input
     in its low half and the next one in its high half. A group of 32 inputs is four words of four
-    bytes; byte b of word i has inputs 8 b + 2 i and the next one. So a thread that has all four
-    words finds inputs that lie side by side at the same bits.
+    bytes; byte b of word i has inputs 8 b + 2 i and the next one. A thread that has all four words
+    thus finds neighbouring inputs at the same bits.
     """
 
     packed: Tensor
@@ -57,3 +57,27 @@ class Norm:
 
     weight: Tensor
     eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBatch:
+    """One new token of each of R sequences."""
+
+    slot_mapping: Tensor
+    """[R]: the slot of the KV cache that each new token is stored in; negative: not stored."""
+    block_tables: Tensor
+    """int32 [R, W]: the blocks of each sequence, in the order of its tokens."""
+    lengths: Tensor
+    """int32 [R]: tokens of each sequence, the new one included; 0 gives zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """N new tokens of one sequence, padded at the end."""
+
+    slot_mapping: Tensor
+    """[N]: the slot that each new token is stored in; negative for padding."""
+    block_table: Tensor
+    """int32 [W]: the blocks of the sequence."""
+    span: Tensor
+    """int32 [2]: tokens before the new ones, and all tokens of the sequence."""

@@ -1,35 +1,26 @@
-"""The operations as Triton kernels, for CUDA. What each means is said by `plain`.
+"""The operations as Triton kernels, for CUDA. `reference` documents what each computes.
 
-Nothing here reads from the device, and launches depend on shapes alone, so graphs can hold them.
+Nothing here synchronizes, and launches depend on shapes alone, so graphs can hold them.
 """
 
 from __future__ import annotations
 
-from vip_llava.kernels.fused.attention import paged_decode, paged_step
-from vip_llava.kernels.fused.elementwise import (
-    add_rms_norm,
-    rms_norm,
-    rotate_and_store,
-    silu_and_mul,
-)
-from vip_llava.kernels.fused.products import (
-    gated_rows,
-    rows,
-)
-from vip_llava.kernels.fused.prompts import paged_prompt
+from vip_llava.kernels.fused.elementwise import add_rms_norm, rms_norm, rope_and_cache, silu_and_mul
+from vip_llava.kernels.fused.matmul import linear, swiglu
+from vip_llava.kernels.fused.paged_decode import decode_attention
+from vip_llava.kernels.fused.paged_prefill import prefill_attention
 
 __all__ = [
     "CAPTURABLE",
     "add_rms_norm",
-    "gated_rows",
-    "paged_decode",
-    "paged_prompt",
-    "paged_step",
+    "decode_attention",
+    "linear",
+    "prefill_attention",
     "rms_norm",
-    "rotate_and_store",
-    "rows",
+    "rope_and_cache",
     "silu_and_mul",
+    "swiglu",
 ]
 
 CAPTURABLE = True
-"""Whether a CUDA graph may be made of these."""
+"""Whether a CUDA graph may be captured of these."""

@@ -1,6 +1,6 @@
-"""Norms, the gate, and turning and storing keys, as Triton kernels: one launch each.
+"""Norms, SiLU, and rotary embedding with storing keys and values, as Triton kernels.
 
-A step for one token needs few of them, because products and attention do most of this on the way.
+A decode step needs few of them, because they are fused into products and attention.
 Shape letters: M rows, C width of a row, I half of a gate's width, R requests, Q query heads,
 H key/value heads, D width of a head.
 """
@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vip_llava.kernels.fused.context import options, power_of_two
 from vip_llava.kernels.fused.lang import release_next, silu, wait_previous
+from vip_llava.kernels.fused.launch import options, power_of_two
 
-__all__ = ["add_rms_norm", "rms_norm", "rotate_and_store", "silu_and_mul"]
+__all__ = ["add_rms_norm", "rms_norm", "rope_and_cache", "silu_and_mul"]
 
 
 @triton.jit
@@ -87,48 +87,47 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _rotate(
-    q, k, v, cos, sin, keys, values, places, out, q_row, k_row, v_row,
+def _rope(
+    q, k, v, cos, sin, keys, values, slots, out, q_row, k_row, v_row,
     Q: tl.constexpr, H: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """A program takes BH heads of a token: it turns those of the query, turns and stores those of
-    the key, or stores those of the value. Both halves of a head are read once."""
+    """A program takes BH heads of a token: it rotates those of the query, rotates and stores those
+    of the key, or stores those of the value. Both halves of a head are read once."""
     release_next(OVERLAP)
     wait_previous(OVERLAP)
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    asked: tl.constexpr = (Q + BH - 1) // BH
-    held: tl.constexpr = (H + BH - 1) // BH
+    query_parts: tl.constexpr = (Q + BH - 1) // BH
+    kv_parts: tl.constexpr = (H + BH - 1) // BH
     b, d = tl.arange(0, BH), tl.arange(0, HALF)
     half: tl.constexpr = D // 2
     inside = d < half
-    if part < asked:
+    if part < query_parts:
         head = part * BH + b
         mask = (head < Q)[:, None] & inside[None, :]
-        low, high = _turned_halves(
+        low, high = _rotated_halves(
             q + row * q_row + head[:, None] * D, cos + row * D, sin + row * D, d, half, mask
         )
         to = out + (row * Q + head[:, None]) * D + d[None, :]
         tl.store(to, low.to(out.dtype.element_ty), mask=mask)
         tl.store(to + half, high.to(out.dtype.element_ty), mask=mask)
     else:
-        place = tl.load(places + row).to(tl.int64)
-        if part < asked + held:
-            head = (part - asked) * BH + b
-            # Not `(...) & (place >= 0)`: an interpreter of Triton 3.9 makes numbers of a block and
-            # a scalar.
-            mask = tl.where(place >= 0, head < H, b < 0)[:, None] & inside[None, :]
-            low, high = _turned_halves(
+        slot = tl.load(slots + row).to(tl.int64)
+        if part < query_parts + kv_parts:
+            head = (part - query_parts) * BH + b
+            # Not `(...) & (slot >= 0)`: the interpreter of Triton 3.9 fails on a block and a scalar.
+            mask = tl.where(slot >= 0, head < H, b < 0)[:, None] & inside[None, :]
+            low, high = _rotated_halves(
                 k + row * k_row + head[:, None] * D, cos + row * D, sin + row * D, d, half, mask
             )
-            to = keys + (place * H + head[:, None]) * D + d[None, :]
+            to = keys + (slot * H + head[:, None]) * D + d[None, :]
             tl.store(to, low.to(keys.dtype.element_ty), mask=mask)
             tl.store(to + half, high.to(keys.dtype.element_ty), mask=mask)
         else:
-            head = (part - asked - held) * BH + b
-            mask = tl.where(place >= 0, head < H, b < 0)[:, None] & inside[None, :]
+            head = (part - query_parts - kv_parts) * BH + b
+            mask = tl.where(slot >= 0, head < H, b < 0)[:, None] & inside[None, :]
             source = v + row * v_row + head[:, None] * D + d[None, :]
-            to = values + (place * H + head[:, None]) * D + d[None, :]
+            to = values + (slot * H + head[:, None]) * D + d[None, :]
             low = tl.load(source, mask=mask, other=0.0).to(tl.float32)
             high = tl.load(source + half, mask=mask, other=0.0).to(tl.float32)
             tl.store(to, low.to(values.dtype.element_ty), mask=mask)
@@ -136,8 +135,8 @@ def _rotate(
 
 
 @triton.jit
-def _turned_halves(states, cos, sin, d, half: tl.constexpr, mask):
-    """Heads at `states` [BH, 1], turned by their positions: both halves, in float32."""
+def _rotated_halves(states, cos, sin, d, half: tl.constexpr, mask):
+    """Heads at `states` [BH, 1], rotated by their positions: both halves, in float32."""
     inside = d < half
     low = tl.load(states + d[None, :], mask=mask, other=0.0).to(tl.float32)
     high = tl.load(states + half + d[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -148,25 +147,22 @@ def _turned_halves(states, cos, sin, d, half: tl.constexpr, mask):
     return low * c - high * s, high * c_high + low * s_high
 
 
-def rotate_and_store(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    places: Tensor,
+def rope_and_cache(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    rotary: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor],
+    slot_mapping: Tensor,
 ) -> Tensor:
-    """Turn q and k by their positions and store k and v at their places; gives the turned q."""
-    requests, heads, width = q.shape
-    held = k.shape[1]
+    """Rotate q and k by their positions and store k and v in the cache; returns the rotated q."""
+    q, k, v = qkv
+    tokens, heads, width = q.shape
+    kv_heads = k.shape[1]
     out = q.new_empty(q.shape)
     together = min(16, power_of_two(heads))
-    parts = triton.cdiv(heads, together) + 2 * triton.cdiv(held, together)
-    _rotate[(requests, parts)](
-        q, k, v, cos, sin, keys, values, places, out, q.stride(0), k.stride(0), v.stride(0),
-        Q=heads, H=held, D=width, HALF=power_of_two(width // 2), BH=together, num_warps=4,
+    parts = triton.cdiv(heads, together) + 2 * triton.cdiv(kv_heads, together)
+    _rope[(tokens, parts)](
+        q, k, v, *rotary, *cache, slot_mapping, out, q.stride(0), k.stride(0), v.stride(0),
+        Q=heads, H=kv_heads, D=width, HALF=power_of_two(width // 2), BH=together, num_warps=4,
         **options(q.device),
     )  # fmt: skip
     return out

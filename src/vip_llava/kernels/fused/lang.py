@@ -1,4 +1,4 @@
-"""Pieces that several Triton kernels are made of."""
+"""Device functions that several Triton kernels use."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vip_llava.kernels.fused.context import INTERPRETED
+from vip_llava.kernels.fused.launch import INTERPRETED
 
 __all__ = [
-    "ahead",
-    "as_type",
-    "choose",
-    "near",
-    "product",
+    "cast",
+    "dot",
+    "locate_tile",
+    "prefetch_columns",
+    "prefetch_rows",
     "release_next",
+    "rotated",
+    "select",
     "silu",
-    "turned",
     "wait_previous",
-    "which",
 ]
 
-EVEN_MORE = tl.constexpr(128.0)
-ODD_MORE = tl.constexpr(2048.0)
-"""By how much `level` is more than the level, for even and for odd places in the word."""
+EVEN_OFFSET = tl.constexpr(128.0)
+ODD_OFFSET = tl.constexpr(2048.0)
+"""What `unpack_level` adds to the level, for even and odd positions in the word."""
 _WIDE = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
 def release_next(OVERLAP: tl.constexpr):
-    """First of all: the next kernel may start (and will wait where it needs this one's results)."""
+    """Let the next kernel start; it waits where it needs results of this one. Call it first."""
     if OVERLAP:
         gdc_launch_dependents()
 
@@ -38,21 +38,20 @@ def release_next(OVERLAP: tl.constexpr):
 def wait_previous(OVERLAP: tl.constexpr):
     """Wait for all kernels before this one. Only what no kernel writes may be read earlier.
 
-    Every program has to come here, or the next kernel would not wait for those before this one.
+    Every program must call it, or the next kernel would not wait for the ones before this one.
     """
     if OVERLAP:
         gdc_wait()
 
 
 @triton.jit
-def ahead(
+def prefetch_columns(
     base, first, outputs, K: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Have the first columns of BN rows of K elements brought near (into the L2 cache).
+    """Prefetch the first columns of BN rows of K elements into the L2 cache.
 
-    Reads nothing into registers, so it may be far ahead. PIECES is a multiple of BN; each of them
-    has a multiple of 16 bytes.
+    It takes no registers. PIECES is a multiple of BN; each piece has a multiple of 16 bytes.
     """
     each: tl.constexpr = PIECES // BN
     size: tl.constexpr = COLUMNS // each
@@ -70,11 +69,11 @@ def ahead(
 
 
 @triton.jit
-def near(base, first, outputs, K: tl.constexpr, BN: tl.constexpr):
-    """Have BN whole rows of K elements brought near, from `first` on, if there are so many.
+def prefetch_rows(base, first, outputs, K: tl.constexpr, BN: tl.constexpr):
+    """Prefetch BN whole rows of K elements from `first` on into the L2 cache, if they all exist.
 
-    One thread asks for all of them: for many addresses the hardware would take turns. Does nothing
-    where that is not a multiple of 16 bytes.
+    One thread requests them all: the hardware would serialize many addresses. Does nothing where
+    the size is not a multiple of 16 bytes.
     """
     size: tl.constexpr = BN * K * (base.dtype.element_ty.primitive_bitwidth // 8)
     if size % 16 == 0:  # noqa: SIM102 (one is decided when this is compiled)
@@ -97,8 +96,8 @@ def near(base, first, outputs, K: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, total):
-    """total + a b, in float32 throughout; for the interpreter, which can't multiply bfloat16."""
+def dot(a, b, total):
+    """total + a b, accumulated in float32. The interpreter cannot multiply bfloat16."""
     if _WIDE:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -106,9 +105,14 @@ def product(a, b, total):
 
 
 @triton.jit
-def which(tile, w0, w1, w2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BN: tl.constexpr):
-    """The matrix of a tile's outputs, of three that stand side by side; N of one that is not there
-    is 0. Gives: which, its outputs N, the first of the tile, those of the matrices before it."""
+def locate_tile(
+    tile, w0, w1, w2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BN: tl.constexpr
+):
+    """The matrix of a tile of outputs, of up to three side by side; N of an absent one is 0.
+
+    Returns its pointer, number and outputs N, the first output of the tile, and the outputs of the
+    matrices before it.
+    """
     tiles0: tl.constexpr = (N0 + BN - 1) // BN
     tiles1: tl.constexpr = (N1 + BN - 1) // BN
     w, number, outputs, before = w0, 0, N0, 0
@@ -123,8 +127,8 @@ def which(tile, w0, w1, w2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr
 
 
 @triton.jit
-def choose(p0, p1, p2, number):
-    """The pointer that belongs to a matrix."""
+def select(p0, p1, p2, number):
+    """The pointer of a matrix, by its number."""
     p = p0
     if number == 1:
         p = p1
@@ -135,13 +139,13 @@ def choose(p0, p1, p2, number):
 
 @triton.jit
 def silu(x):
-    """x times its logistic function, in float32."""
+    """x times its logistic function."""
     return x / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def turned(states, cos, sin, at, d, D: tl.constexpr, inside):
-    """Elements `d` of vectors at `states + at`, turned by their positions; float32."""
+def rotated(states, cos, sin, at, d, D: tl.constexpr, inside):
+    """Elements `d` of vectors at `states + at`, rotated by their positions, in float32."""
     half: tl.constexpr = D // 2
     other = tl.where(d < half, d + half, d - half)
     straight = tl.load(states + at + d, mask=inside, other=0.0).to(tl.float32)
@@ -152,19 +156,19 @@ def turned(states, cos, sin, at, d, D: tl.constexpr, inside):
 
 
 @triton.jit
-def as_type(weight, kind: tl.constexpr):
-    """Weights as numbers of a type; the interpreter can't make bfloat16 of int8."""
+def cast(weight, kind: tl.constexpr):
+    """Weights in another dtype. The interpreter cannot convert int8 to bfloat16."""
     if _WIDE:
         weight = weight.to(tl.float32)
     return weight.to(kind)
 
 
 @triton.jit
-def level(word, j: tl.constexpr):
-    """Four bits of each 32-bit word as float32, more by `EVEN_MORE` or `ODD_MORE`.
+def unpack_level(word, j: tl.constexpr):
+    """Four bits of each 32-bit word as float32, plus `EVEN_OFFSET` or `ODD_OFFSET`.
 
-    The bits become a part of the mantissa of a larger number: one logical operation, a shift for
-    half of the bits, and no conversion, which would take as long as several of them.
+    The bits become part of the mantissa of a larger number: one logical operation and for half of
+    them a shift, instead of a conversion, which takes as long as several operations.
     """
     if j % 2 == 0:
         word = word << (16 - 4 * j) if j < 4 else word >> (4 * j - 16)
@@ -178,7 +182,7 @@ def _in_mantissa(word, MASK: tl.constexpr, NUMBER: tl.constexpr):
     if _WIDE:
         bits = (word & MASK) | NUMBER
     else:
-        # The compiler would make two operations of it.
+        # The compiler would use two operations.
         bits = tl.inline_asm_elementwise(
             "lop3.b32 $0, $1, $2, $3, 0xEA;",
             "=r,r,r,r",

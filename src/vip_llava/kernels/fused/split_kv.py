@@ -1,6 +1,6 @@
-"""Parts of a text that several programs attend to: where they lie, and how they become one.
+"""Split-KV attention: the tokens of a sequence split over several programs, then combined.
 
-Shape letters: R requests, Q query heads, H key/value heads, D width of a head, S parts.
+Shape letters: R sequences, Q query heads, H key/value heads, D width of a head, S splits.
 """
 
 from __future__ import annotations
@@ -10,69 +10,65 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vip_llava.kernels.fused.context import power_of_two
+from vip_llava.kernels.fused.launch import power_of_two
 
-__all__ = ["EVER", "NEVER", "combine", "counters", "last", "part_of", "tile"]
+__all__ = ["NEVER", "combine_splits", "counters", "is_last_split", "load_tile", "split_range"]
 
 NEVER = tl.constexpr(-1.0e30)
 """Stands for minus infinity: differences of it are numbers."""
-EVER = 1 << 30
-"""Tokens of a window that nothing falls out of."""
 
 
 @triton.jit
-def part_of(lengths, row, part, S: tl.constexpr, BL: tl.constexpr, window):
-    """Length of a request, the first token it sees, and where one of its parts begins and ends."""
+def split_range(lengths, row, split, S: tl.constexpr, BL: tl.constexpr):
+    """Length of a sequence, and the first token and the end of one of its splits."""
     length = tl.load(lengths + row)
-    first = tl.maximum(length - window, 0)
-    # Whole tiles for a part; the beginning is rounded down, so that tiles lie on blocks.
-    start = first // BL * BL
-    size = ((length - start + S * BL - 1) // (S * BL)) * BL
-    begin = start + part * size
-    return length, first, begin, tl.minimum(begin + size, length)
+    # Whole tiles for each split, so that tiles are aligned to blocks.
+    size = ((length + S * BL - 1) // (S * BL)) * BL
+    begin = split * size
+    return length, begin, tl.minimum(begin + size, length)
 
 
 @triton.jit
-def tile(
-    keys, values, table, head, at, first, end, d, slot,
-    H: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr,
+def load_tile(
+    keys, values, table, head, begin, end, d, offset,
+    H: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values [BL, DP] of the tokens from `at`, and which of them count."""
-    token = at + slot
-    seen = (token >= first) & (token < end)
-    block = tl.load(table + token // TOKENS, mask=seen, other=0)
-    place = block.to(tl.int64) * TOKENS + token % TOKENS
-    where = (place[:, None] * H + head) * D + d[None, :]
+    """Keys and values [BL, DP] of the tokens from `begin`, and which of them are before `end`."""
+    token = begin + offset
+    seen = token < end
+    block = tl.load(table + token // BLOCK, mask=seen, other=0)
+    slot = block.to(tl.int64) * BLOCK + token % BLOCK
+    at = (slot[:, None] * H + head) * D + d[None, :]
     mask = seen[:, None] & (d < D)[None, :]
-    key = tl.load(keys + where, mask=mask, other=0.0)
-    value = tl.load(values + where, mask=mask, other=0.0)
+    key = tl.load(keys + at, mask=mask, other=0.0)
+    value = tl.load(values + at, mask=mask, other=0.0)
     return key, value, seen
 
 
 @triton.jit
-def last(done, S: tl.constexpr):
-    """Whether all S parts are stored now that this one is; true for one program, which clears up."""
+def is_last_split(counter, S: tl.constexpr):
+    """Whether all S splits are stored now; true for one program, which resets the counter."""
     tl.debug_barrier()
-    mine = tl.atomic_add(done, 1) == S - 1
-    if mine:
-        tl.store(done, 0)
+    last = tl.atomic_add(counter, 1) == S - 1
+    if last:
+        tl.store(counter, 0)
     tl.debug_barrier()
-    return mine
+    return last
 
 
 @triton.jit
-def combine(
-    parts, most, weight, out, index, D: tl.constexpr, DP: tl.constexpr, S: tl.constexpr
+def combine_splits(
+    partial, peaks, totals, out, index, D: tl.constexpr, DP: tl.constexpr, S: tl.constexpr
 ):  # fmt: skip
-    """The parts [S, D] of one head of one request, weighed; S is a power of two."""
+    """The weighted sum of the splits [S, D] of one head of one sequence; S is a power of two."""
     s, d = tl.arange(0, S), tl.arange(0, DP)
-    # Other processors wrote them: what is cached near this one may be older.
-    high = tl.load(most + index * S + s, cache_modifier=".cg")
-    fade = tl.exp(high - tl.max(high, axis=0))
-    total = tl.sum(tl.load(weight + index * S + s, cache_modifier=".cg") * fade, axis=0)
-    where = (index * S + s)[:, None] * D + d[None, :]
-    found = tl.load(parts + where, mask=(d < D)[None, :], other=0.0, cache_modifier=".cg")
-    result = tl.sum(found * fade[:, None], axis=0) / tl.where(total > 0, total, 1.0)
+    # Other multiprocessors wrote them: the L1 cache of this one may be stale.
+    peak = tl.load(peaks + index * S + s, cache_modifier=".cg")
+    decay = tl.exp(peak - tl.max(peak, axis=0))
+    total = tl.sum(tl.load(totals + index * S + s, cache_modifier=".cg") * decay, axis=0)
+    at = (index * S + s)[:, None] * D + d[None, :]
+    acc = tl.load(partial + at, mask=(d < D)[None, :], other=0.0, cache_modifier=".cg")
+    result = tl.sum(acc * decay[:, None], axis=0) / tl.where(total > 0, total, 1.0)
     tl.store(out + index * D + d, result.to(out.dtype.element_ty), mask=d < D)
 
 
@@ -80,10 +76,10 @@ _zeros: dict[tuple[int, torch.device, int], Tensor] = {}
 
 
 def counters(count: int, device: torch.device) -> Tensor:
-    """Zeros for `last`, which every kernel leaves as zeros.
+    """Zeros for `is_last_split`; every kernel leaves them zero.
 
-    Kernels of other streams, which may run at the same time, have others. Graphs keep the address,
-    so they stay for good.
+    Kernels on other streams, which may run at the same time, get others. They are never freed,
+    since graphs keep their address.
     """
     if device.type != "cuda":
         return torch.zeros(count, dtype=torch.int32, device=device)
@@ -91,6 +87,6 @@ def counters(count: int, device: torch.device) -> Tensor:
     if key not in _zeros:
         made = torch.zeros(key[0], dtype=torch.int32, device=device)
         if torch.cuda.is_current_stream_capturing():
-            return made  # a part of the graph, which clears it each time
+            return made  # its zeroing is captured too
         _zeros[key] = made
     return _zeros[key]

@@ -1,13 +1,12 @@
-"""Products of one row with weights: each weight is read once, multiplied and forgotten.
+"""GEMV: the product of one row with weights of 16 or 32 bits, bound by reading them.
 
-The time is that of reading weights, so nothing else may wait for memory: a program has its first
-weights on the way before it waits for the kernel before it, and its next ones before it multiplies
-what has come. The norm before a product
-is done on the way (its sum of squares is ready when the product is), as are the gate, the bias and
-the sum after it. All sums are in float32 and in a fixed order.
+Nothing else may wait for memory: a program requests its first weights before it waits for the
+kernel before it, and its next ones before it multiplies those that arrived. The norm before the
+product (its sum of squares is ready when the product is), the gate, the bias and the residual are
+fused. All sums are in float32 and in a fixed order.
 
 Shape letters: K inputs, N outputs (N0, N1, N2 of up to three matrices side by side), BN outputs of
-a program, BK inputs that it reads at a time.
+a program, BK inputs read at a time.
 """
 
 from __future__ import annotations
@@ -16,20 +15,19 @@ import triton
 import triton.language as tl
 
 from vip_llava.kernels.fused.lang import (
-    ahead,
-    choose,
+    locate_tile,
     release_next,
+    select,
     silu,
     wait_previous,
-    which,
 )
 
-__all__ = ["finish", "scaled", "vector"]
+__all__ = ["gemv", "scale_and_bias", "store_result"]
 
 
 @triton.jit
-def scaled(total, s, at, b, BITS: tl.constexpr, BIAS: tl.constexpr):
-    """Sums of products [BN] or [BN, BM] with the scale and the bias of their outputs `at` [BN]."""
+def scale_and_bias(total, s, at, b, BITS: tl.constexpr, BIAS: tl.constexpr):
+    """Sums of products [BN] or [BN, BM] with the scale and bias of their outputs `at` [BN]."""
     if len(total.shape) == 2:
         at = at[:, None]
     if BITS == 8:
@@ -40,36 +38,29 @@ def scaled(total, s, at, b, BITS: tl.constexpr, BIAS: tl.constexpr):
 
 
 @triton.jit
-def finish(total, row, outputs, before, residual, out, RESIDUAL: tl.constexpr):
+def store_result(total, row, outputs, before, residual, out, RESIDUAL: tl.constexpr):
     mine = row < outputs
     total = total.to(out.dtype.element_ty)
     if RESIDUAL:
-        # Rounded before the sum, as it would be if the sum were a step of its own.
+        # Rounded before the sum, as in a separate step.
         more = tl.load(residual + before + row, mask=mine, other=0.0)
         total = (total.to(tl.float32) + more.to(tl.float32)).to(out.dtype.element_ty)
     tl.store(out + before + row, total, mask=mine)
 
 
 @triton.jit
-def vector(
+def gemv(
     x, w0, w1, w2, b0, b1, b2, norm, residual, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """x [K] times up to three matrices of 16 or 32 bits.
-
-    GATED: w0 is the gate, w1 what it is multiplied with, and N1 is 0.
-    """
+    """x [K] times up to three matrices. GATED: w0 is the gate, w1 the other factor, N1 is 0."""
     release_next(OVERLAP)
-    w, number, outputs, first, before = which(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
-    if PIECES:
-        ahead(w, first, outputs, K, COLUMNS, BN, PIECES)
-        if GATED:
-            ahead(w1, first, outputs, K, COLUMNS, BN, PIECES)
+    w, number, outputs, first, before = locate_tile(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
     row = first + tl.arange(0, BN)
-    # Rows beyond the end read the last one again, which is cheaper than a mask.
+    # Rows beyond the end read the last one again; a mask costs more.
     at = tl.minimum(row, outputs - 1)
     start = at.to(tl.int64) * K
     k = tl.arange(0, BK)
@@ -99,8 +90,8 @@ def vector(
     root = 1.0
     if NORM:
         root = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / K + eps)
-    found = scaled(total * root, w, at, choose(b0, b1, b2, number), 16, BIAS)
+    found = scale_and_bias(total * root, w, at, select(b0, b1, b2, number), 16, BIAS)
     if GATED:
-        up = scaled(second * root, w1, at, b1, 16, BIAS)
+        up = scale_and_bias(second * root, w1, at, b1, 16, BIAS)
         found = silu(found) * up
-    finish(found, row, outputs, before, residual, out, RESIDUAL)
+    store_result(found, row, outputs, before, residual, out, RESIDUAL)

@@ -1,10 +1,10 @@
-"""Products of a few rows (2 to 64) with weights: matrix products that are bound by reading weights.
+"""Products of a few rows (2 to 64) with weights, bound by reading the weights.
 
-Weights are the left side, so that a tile is many outputs and few rows, and small ones are widened
-in registers. What a row gives does not depend on the rows beside it.
+Weights are the left operand, so that a tile has many outputs and few rows; quantized ones are
+dequantized in registers. The result of a row does not depend on the rows beside it.
 
-Shape letters: M rows (BM of a program: all), K inputs, N outputs (N0, N1, N2 of up to three
-matrices side by side), BN outputs of a program, BK inputs that it reads at a time.
+Shape letters: M rows (BM: all of them, padded), K inputs, N outputs (N0, N1, N2 of up to three
+matrices side by side), BN outputs of a program, BK inputs read at a time.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vip_llava.kernels.fused.gemv import scale_and_bias
 from vip_llava.kernels.fused.lang import (
-    EVEN_MORE,
-    ODD_MORE,
-    ahead,
-    as_type,
-    choose,
-    level,
-    product,
+    EVEN_OFFSET,
+    ODD_OFFSET,
+    cast,
+    dot,
+    locate_tile,
+    prefetch_columns,
     release_next,
+    select,
     silu,
+    unpack_level,
     wait_previous,
-    which,
 )
-from vip_llava.kernels.fused.vector import scaled
 
-__all__ = ["matrix", "matrix_int4"]
+__all__ = ["small_gemm", "small_gemm_int4"]
 
 
 @triton.jit
-def _finish(total, row, m, M, outputs, before, N, residual, out, RESIDUAL: tl.constexpr):
+def _store_result(total, row, m, M, outputs, before, N, residual, out, RESIDUAL: tl.constexpr):
     """Store a tile [BN, BM] of the transposed result."""
     mine = (row < outputs)[:, None] & (m < M)[None, :]
     where = m.to(tl.int64)[None, :] * N + (before + row)[:, None]
@@ -43,20 +43,20 @@ def _finish(total, row, m, M, outputs, before, N, residual, out, RESIDUAL: tl.co
 
 
 @triton.jit
-def matrix(
+def small_gemm(
     x, w0, w1, w2, s0, s1, s2, b0, b1, b2, residual, out, x_row, M,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     BITS: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K] times up to three matrices of 16 or 8 bits; GATED as in `vector`."""
+    """x [M, K] times up to three matrices of 16 or 8 bits; GATED as in `gemv`."""
     release_next(OVERLAP)
-    w, number, outputs, first, before = which(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
+    w, number, outputs, first, before = locate_tile(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
     if PIECES:
-        ahead(w, first, outputs, K, COLUMNS, BN, PIECES)
+        prefetch_columns(w, first, outputs, K, COLUMNS, BN, PIECES)
         if GATED:
-            ahead(w1, first, outputs, K, COLUMNS, BN, PIECES)
+            prefetch_columns(w1, first, outputs, K, COLUMNS, BN, PIECES)
     wait_previous(OVERLAP)
     row, m = first + tl.arange(0, BN), tl.arange(0, BM)
     at = tl.minimum(row, outputs - 1)
@@ -74,29 +74,29 @@ def matrix(
         else:
             part = tl.load(x + begin[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
             weight = tl.load(w + where, mask=(k < K)[None, :], other=0)
-        total = product(as_type(weight, kind), tl.trans(part), total)
+        total = dot(cast(weight, kind), tl.trans(part), total)
         if GATED:
             if K % BK == 0:
                 weight = tl.load(w1 + where)
             else:
                 weight = tl.load(w1 + where, mask=(k < K)[None, :], other=0)
-            second = product(as_type(weight, kind), tl.trans(part), second)
-    s, b = choose(s0, s1, s2, number), choose(b0, b1, b2, number)
-    found = scaled(total, s, at, b, BITS, BIAS)
+            second = dot(cast(weight, kind), tl.trans(part), second)
+    s, b = select(s0, s1, s2, number), select(b0, b1, b2, number)
+    found = scale_and_bias(total, s, at, b, BITS, BIAS)
     if GATED:
-        found = silu(found) * scaled(second, s1, at, b1, BITS, BIAS)
-    _finish(found, row, m, M, outputs, before, N0 + N1 + N2, residual, out, RESIDUAL)
+        found = silu(found) * scale_and_bias(second, s1, at, b1, BITS, BIAS)
+    _store_result(found, row, m, M, outputs, before, N0 + N1 + N2, residual, out, RESIDUAL)
 
 
 @triton.jit
-def _widened(word, scale, low, j: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Weights [BN, BK] at four bits of words [BN, groups, 4]; their groups' values [BN, groups, 1]."""
-    more: tl.constexpr = ODD_MORE if j % 2 else EVEN_MORE
-    return tl.reshape((level(word, j) - more) * scale + low, (BN, BK))
+def _dequantized(word, scale, low, j: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """Weights [BN, BK] at position j of words [BN, groups, 4]; scale and low are [BN, groups, 1]."""
+    offset: tl.constexpr = ODD_OFFSET if j % 2 else EVEN_OFFSET
+    return tl.reshape((unpack_level(word, j) - offset) * scale + low, (BN, BK))
 
 
 @triton.jit
-def matrix_int4(
+def small_gemm_int4(
     x, w0, w1, w2, s0, s1, s2, l0, l1, l2, b0, b1, b2, residual, out, x_row, M,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, STAGES: tl.constexpr,
@@ -105,19 +105,19 @@ def matrix_int4(
 ):  # fmt: skip
     """x [M, K] times up to three matrices of 4 bits in groups of 32, eight products at a time."""
     release_next(OVERLAP)
-    w, number, outputs, first, before = which(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
+    w, number, outputs, first, before = locate_tile(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
     if PIECES:
-        ahead(w, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
+        prefetch_columns(w, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
         if GATED:
-            ahead(w1, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
+            prefetch_columns(w1, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
     wait_previous(OVERLAP)
-    s, low = choose(s0, s1, s2, number), choose(l0, l1, l2, number)
+    s, low = select(s0, s1, s2, number), select(l0, l1, l2, number)
     GROUPS: tl.constexpr = K // 32
     row, m, part = first + tl.arange(0, BN), tl.arange(0, BM), tl.arange(0, 4)
     at = tl.minimum(row, outputs - 1)
     start = at.to(tl.int64) * GROUPS
     begin = tl.minimum(m, M - 1) * x_row
-    # Eight inputs of each group: two for every word.
+    # Eight inputs of each group: two of each word.
     input_of = tl.arange(0, BG * 8) // 8 * 32 + tl.arange(0, BG * 8) % 8
     total = tl.zeros((BN, BM), tl.float32)
     second = tl.zeros((BN, BM), tl.float32)
@@ -138,17 +138,17 @@ def matrix_int4(
             some = tl.load(x + begin[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
             even, odd = tl.split(tl.reshape(some, (BM, BG * 4, 2)))
             even, odd = tl.trans(even), tl.trans(odd)
-            weight = _widened(word, scale, lowest, 2 * pair, BN, BG * 4).to(kind)
-            total = product(weight, even, total)
-            weight = _widened(word, scale, lowest, 2 * pair + 1, BN, BG * 4).to(kind)
-            total = product(weight, odd, total)
+            weight = _dequantized(word, scale, lowest, 2 * pair, BN, BG * 4).to(kind)
+            total = dot(weight, even, total)
+            weight = _dequantized(word, scale, lowest, 2 * pair + 1, BN, BG * 4).to(kind)
+            total = dot(weight, odd, total)
             if GATED:
-                weight = _widened(word_1, scale_1, lowest_1, 2 * pair, BN, BG * 4).to(kind)
-                second = product(weight, even, second)
-                weight = _widened(word_1, scale_1, lowest_1, 2 * pair + 1, BN, BG * 4).to(kind)
-                second = product(weight, odd, second)
-    b = choose(b0, b1, b2, number)
-    found = scaled(total, s, at, b, 4, BIAS)
+                weight = _dequantized(word_1, scale_1, lowest_1, 2 * pair, BN, BG * 4).to(kind)
+                second = dot(weight, even, second)
+                weight = _dequantized(word_1, scale_1, lowest_1, 2 * pair + 1, BN, BG * 4).to(kind)
+                second = dot(weight, odd, second)
+    b = select(b0, b1, b2, number)
+    found = scale_and_bias(total, s, at, b, 4, BIAS)
     if GATED:
-        found = silu(found) * scaled(second, s1, at, b1, 4, BIAS)
-    _finish(found, row, m, M, outputs, before, N0 + N1 + N2, residual, out, RESIDUAL)
+        found = silu(found) * scale_and_bias(second, s1, at, b1, 4, BIAS)
+    _store_result(found, row, m, M, outputs, before, N0 + N1 + N2, residual, out, RESIDUAL)

@@ -1,7 +1,4 @@
-"""What the Triton kernels have in common on the host: sizes, the device, and the interpreter.
-
-It launches nothing.
-"""
+"""What launches of the Triton kernels have in common: sizes, the device, and the interpreter."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["INTERPRETED", "options", "overlapping", "power_of_two", "processors"]
+__all__ = ["INTERPRETED", "num_processors", "options", "power_of_two", "supports_overlap"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run on the CPU, element by element, for tests."""
 
 OVERLAP = True
-"""Whether kernels overlap where the device can; a switch for measuring."""
+"""Whether kernels overlap where the device supports it; a switch for measuring."""
 
 
 def power_of_two(number: int) -> int:
@@ -26,7 +23,7 @@ def power_of_two(number: int) -> int:
 
 
 @functools.cache
-def processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
     """Multiprocessors of a device; few for the interpreter, so that tests split work too."""
     if device.type != "cuda":
         return 8
@@ -34,18 +31,18 @@ def processors(device: torch.device) -> int:
 
 
 @functools.cache
-def overlapping(device: torch.device) -> bool:
+def supports_overlap(device: torch.device) -> bool:
     """Whether a kernel may start while the one before it ends: from Hopper (9.0) on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def options(device: torch.device) -> dict[str, Any]:
-    """What every kernel is launched with."""
-    overlap = OVERLAP and overlapping(device)
+    """Launch options of every kernel."""
+    overlap = OVERLAP and supports_overlap(device)
     return {"OVERLAP": overlap, "launch_pdl": True} if overlap else {"OVERLAP": False}
 
 
-def _mend_interpreter() -> None:
+def _patch_interpreter() -> None:
     """Let loops over loaded bounds run: the interpreter of Triton 3.6 makes an `int` of an array
     with one element, which numpy 2.4 refuses."""
     from triton.runtime import interpreter
@@ -61,4 +58,4 @@ def _mend_interpreter() -> None:
 
 
 if INTERPRETED:
-    _mend_interpreter()
+    _patch_interpreter()

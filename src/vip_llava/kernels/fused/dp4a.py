@@ -1,30 +1,30 @@
-"""A row as bytes, and products of bytes: four at a time by one operation of a GPU.
+"""A row of activations as bytes, and products of bytes, four at a time by the `dp4a` instruction.
 
 A group of the row (as many inputs as 16 bytes of weights hold) is rounded to 16 bits, with its
-largest number as 32512, and kept as two signed bytes an input: `256 * high + low`. Its error is at
-most 1/65024 of the group's largest number, which itself is known less exactly in 16 bits.
-Products of integers are exact, so what is rounded is only their sum, in float32.
+largest value as 32512, and kept as two signed bytes an input: `256 * high + low`. Its error is at
+most 1/65024 of the group's largest value, which 16-bit floats represent less exactly. Products of
+integers are exact, so only their sum is rounded, in float32.
 
-Shape letters: BN outputs, BG groups, four 32-bit words each. Everything of a group is in one
-thread, where the layout of the weights is so; then taking words apart costs nothing.
+Shape letters: BN outputs, BG groups of four 32-bit words each. With the right layout a group is in
+one thread, and splitting words costs nothing.
 """
 
 # mypy: disable-error-code="assignment"
-# What a name stands for is decided when a kernel is compiled.
+# The type of a name is decided when a kernel is compiled.
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from vip_llava.kernels.fused.context import INTERPRETED
+from vip_llava.kernels.fused.launch import INTERPRETED
 
-__all__ = ["bytes_of_row", "eights", "products", "scattered"]
+__all__ = ["int_products", "load_eights", "opaque", "quantize_row"]
 
 _WIDE = tl.constexpr(INTERPRETED)
 _MOST = tl.constexpr(32512.0)
 _INTEGER = tl.constexpr(12583040.0)
-"""1.5 * 2^23 + 128: a number added to this is rounded, and is (with 128 more) in the lower bits."""
+"""1.5 * 2^23 + 128: a value added to it is rounded, and is (plus 128) in the lower bits."""
 _LOW_HALVES = tl.constexpr(0x0F0F0F0F)
 _HIGH_HALVES = tl.constexpr(-0x0F0F0F10)
 _ONES = tl.constexpr(0x01010101)
@@ -32,10 +32,10 @@ _SIGNS = tl.constexpr(-0x7F7F7F80)
 
 
 @triton.jit
-def scattered(number):
-    """The same numbers, of which the compiler doesn't know that they follow each other.
+def opaque(number):
+    """The same numbers, without the compiler knowing that they are consecutive.
 
-    It would give several of them to one thread, so as to read values side by side at once.
+    It would otherwise assign several of them to one thread, to vectorize loads.
     """
     if _WIDE:
         return number
@@ -98,7 +98,7 @@ def _lower(a, b):
 
 @triton.jit
 def _halves(a, b):
-    """The lower halves of both as a word, and the upper halves."""
+    """The lower halves of both as one word, and the upper halves."""
     if _WIDE:
         return (a & 0xFFFF) | (b << 16), ((a >> 16) & 0xFFFF) | (b & -0x10000)
     low = tl.inline_asm_elementwise(
@@ -116,8 +116,8 @@ def _larger(a, b):
 
 
 @triton.jit
-def eights(x, g, GROUPS: tl.constexpr, BITS: tl.constexpr):
-    """Groups g [BG] of a row as two (or four) tensors [BG, 8]."""
+def load_eights(x, g, GROUPS: tl.constexpr, BITS: tl.constexpr):
+    """Groups g [BG] of a row as two (8 bits) or four tensors [BG, 8]."""
     there = (g < GROUPS)[:, None]
     at = x + (g[:, None] * (128 // BITS) + tl.arange(0, 8)[None, :])
     parts = ()
@@ -128,7 +128,7 @@ def eights(x, g, GROUPS: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def _normed(values, weight, squares, NORM: tl.constexpr):
-    """Eight inputs of each group [BG, 8] times the norm's weight; squares with theirs."""
+    """Eight inputs of each group [BG, 8] times the norm's weight; squares plus theirs."""
     values = values.to(tl.float32)
     if NORM:
         squares += values * values
@@ -143,11 +143,11 @@ def _rounded(values, factor):
 
 
 @triton.jit
-def bytes_of_row(parts, norm, squares, BG: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr):
-    """A part of a row times the norm's weight (both as of `eights`), for weights of BITS.
+def quantize_row(parts, norm, squares, BG: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr):
+    """Quantize a part of a row times the norm's weight (both from `load_eights`).
 
-    Gives their words (as `products` takes them), the factor [BG] of their products, their sums
-    [BG], and squares [BG, 8] with those of the part.
+    Returns its words (for `int_products`), the factor [BG] of their products, their sums [BG], and
+    squares [BG, 8] plus those of the part.
     """
     a, squares = _normed(parts[0], norm[0], squares, NORM)
     b, squares = _normed(parts[1], norm[1], squares, NORM)
@@ -176,7 +176,7 @@ def bytes_of_row(parts, norm, squares, BG: tl.constexpr, BITS: tl.constexpr, NOR
         whole = _dots(ones, high_odd, _dots(ones, high_even, whole, True), True) * 256
         whole = _dots(ones, low_odd, _dots(ones, low_even, whole, True), True)
         sums = tl.reshape(whole, (BG,)).to(tl.float32) * step
-        step = step / 16  # half of the products are made with sixteen times the weights
+        step = step / 16  # half of the products use sixteen times the weights
     return words, step, sums, squares
 
 
@@ -191,15 +191,15 @@ def _in_order(bits, BG: tl.constexpr):
 
 @triton.jit
 def _beside(a, b, BG: tl.constexpr):
-    """Two words of each group and two more: [BG, 4]."""
+    """Two words of each group beside two more: [BG, 4]."""
     return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (BG, 4))
 
 
 @triton.jit
-def products(weights, row, BG: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr):
+def int_products(weights, row, BG: tl.constexpr, BN: tl.constexpr, BITS: tl.constexpr):
     """Words [BG, BN, 4] of weights times those of a row: sums over each group, float32 [BG, BN].
 
-    Those of 4 bits are levels from 0 to 15, and sixteen times too much comes out.
+    Weights of 4 bits are levels from 0 to 15; their result is 16 times the sum.
     """
     total = tl.zeros((BG, BN), tl.int32)
     if BITS == 8:
