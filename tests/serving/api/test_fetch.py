@@ -453,17 +453,15 @@ def test_over_http_a_fetched_image_is_answered(
 
 # 13 ----------------------------------------------------------------------------------------------
 
-#: Modules of the package that may open a connection, and to whom. Only the first takes addresses
-#: that a request holds.
-DOORS = {
-    "serving/api/fetch.py": "hosts of the operator's list",
-    "serving/middleware/server.py": "nobody; it listens",
-    "serving/cluster/worker_connections.py": "workers that have joined",
-    "serving/cluster/controller.py": "workers that have joined",
-    "serving/cluster/admission.py": "workers that want to join, at allowed addresses",
+#: The modules that may open a connection, and to what. Only the first one takes URLs of requests.
+MAY_CONNECT = {
+    "serving/api/fetch.py": "hosts that the operator allows",
+    "serving/middleware/server.py": "nothing; it listens",
+    "cli/server_process.py": "nothing; it passes a listening socket on",
+    "serving/cluster/worker_connections.py": "registered workers",
+    "serving/cluster/controller.py": "registered workers",
+    "serving/cluster/admission.py": "workers that register, at allowed addresses",
     "serving/cluster/heartbeat.py": "the controller that the operator names",
-    "serving/cluster/ray_serve.py": "replicas of the same application",
-    "serving/cluster/worker_processes.py": "workers that this process started",
     "serving/web/asking_http.py": "the server that the operator names",
     "evaluation/judge/endpoint.py": "the judge that the operator names",
 }
@@ -480,9 +478,8 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_there_is_one_door_for_images() -> None:
-    """Chat, page, batches and command line: whatever opens a connection is named above, and the
-    only ones who may use the door are those who take a request apart."""
+def test_only_known_modules_open_connections() -> None:
+    """Only the chat API may use the fetcher, whatever the entry point."""
     paths = sorted(SOURCE.rglob("*.py"))
     network = {
         path.relative_to(SOURCE).as_posix()
@@ -491,12 +488,12 @@ def test_there_is_one_door_for_images() -> None:
             name == one or name.startswith(f"{one}.") for name in imports(path) for one in NETWORK
         )
     }
-    assert network - set(DOORS) == set()
+    assert network - set(MAY_CONNECT) == set()
     users = {
         path.relative_to(SOURCE).as_posix()
         for path in paths
         if any(name.startswith("vip_llava.serving.api.fetch") for name in imports(path))
     }
     assert users == {"serving/api/app.py", "serving/api/chat.py", "serving/api/completions.py"}
-    # And the opener of images, whom all entry points share, refuses addresses (tests/images).
+    # `open_image`, which all entry points share, refuses URLs (tests/images).
     assert not network & {p.relative_to(SOURCE).as_posix() for p in (SOURCE / "images").iterdir()}

@@ -73,11 +73,11 @@ def test_answers_at_random_times_equal_single_ones(serve: Callable[..., Any]) ->
 def cramped(tiny_model_folder: Path) -> Assistant:
     """The tiny model with memory for a few requests only, so that everything kept is thrown out."""
     roomy = load(tiny_model_folder)
-    config = EngineConfig(kv_cache_tokens=256, max_num_seqs=4, max_batched_tokens=64, encoder_cache_bytes=20_000)
+    config = EngineConfig(
+        kv_cache_tokens=256, max_num_seqs=4, max_batched_tokens=64, encoder_cache_bytes=20_000
+    )
     return Assistant(
-        NativeBackend(
-            roomy.backend.model, roomy.backend.processor, name="cramped", config=config
-        )
+        NativeBackend(roomy.backend.model, roomy.backend.processor, name="cramped", config=config)
     )
 
 

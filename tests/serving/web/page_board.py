@@ -39,7 +39,7 @@ class Board:
         self.page.wait_for_function(
             """([turns, columns]) => {
               const all = [...document.querySelectorAll('.vl-answer')];
-              return document.querySelectorAll('.vl-turn').length === turns
+              return document.querySelectorAll('.vl-exchange').length === turns
                 && all.length >= turns * columns
                 && all.every((each) => ['done', 'stopped', 'failed'].includes(each.dataset.state));
             }""",

@@ -78,7 +78,7 @@ def test_undo_and_redo_go_step_by_step(board: Board) -> None:
 
 
 def selected(board: Board) -> Any:
-    return board.page.evaluate("window.canvas.model.now.selected")
+    return board.page.evaluate("window.canvas.model.current.selected")
 
 
 def test_of_overlapping_marks_the_smallest_is_taken_first_and_clicks_go_round(board: Board) -> None:

@@ -80,7 +80,7 @@ def test_the_preview_is_like_the_servers_drawing(board: Board, shape: str, alpha
     bare = shown(board)
     photo = np.array(open_image(PHOTO)).astype(int)
     assert np.abs(bare - photo).max() <= 1  # at 100 % the canvas shows the photo's own pixels
-    board.page.evaluate("alpha => window.canvas.model.restyle('alpha', alpha)", alpha)
+    board.page.evaluate("alpha => window.canvas.model.setStyle('alpha', alpha)", alpha)
     board.tool(shape)
     board.drag(*places)
     preview = shown(board)

@@ -17,14 +17,14 @@ from PIL import Image
 
 from vip_llava.errors import CheckpointError, MissingExtraError, RegionError
 
-__all__ = ["GrabCut", "SegmentAnything", "Suggester"]
+__all__ = ["GrabCut", "MaskSuggester", "SegmentAnything"]
 
 Mask = npt.NDArray[np.bool_]
 _MAX_SIDE = 320  # GrabCut runs on a downscaled image; at full size it takes seconds
 _ITERATIONS = 3
 
 
-class Suggester(Protocol):
+class MaskSuggester(Protocol):
     """Segments the object at a point or in a box."""
 
     def mask(
@@ -85,7 +85,7 @@ class GrabCut:
         point: Sequence[float] | None = None,
         box: Sequence[float] | None = None,
     ) -> Mask:
-        """See `Suggester.mask`."""
+        """See `MaskSuggester.mask`."""
         prompt = _check(image, point, box)
         shrink = min(1.0, _MAX_SIDE / max(image.size))
         size = max(8, round(image.width * shrink)), max(8, round(image.height * shrink))
@@ -164,7 +164,7 @@ class SegmentAnything:
         point: Sequence[float] | None = None,
         box: Sequence[float] | None = None,
     ) -> Mask:
-        """See `Suggester.mask`."""
+        """See `MaskSuggester.mask`."""
         import torch
 
         prompt = list(_check(image, point, box))

@@ -1,7 +1,7 @@
-// The canvas: an image to draw regions on. `mount(element, options)` puts it into an element.
-// What it gives is Region JSON in pixels of the image; what the model sees is drawn by the server.
+// The canvas for drawing regions on an image. `mount(element, options)` creates it in an element.
+// Its value is Region JSON in image pixels; the server draws what the model sees.
 
-import { handlesOf, pointsOf, rgb } from "./geometry.js";
+import { resizeHandles, regionPoints, rgb } from "./geometry.js";
 import { Gestures } from "./gestures.js";
 import { Model } from "./model.js";
 import { Chips, TOOLS, Toolbar } from "./toolbar.js";
@@ -10,8 +10,8 @@ import { make } from "./dom.js";
 import { paint } from "./paint.js";
 
 /**
- * options: `onchange({image, regions})` after each change, `insert(text)` for the question,
- * `send(path, body, type)` -> JSON of the server, `examples` [{name, url, thumbnail}].
+ * options: `onchange({image, regions})` after each change, `insert(text)` into the question,
+ * `send(path, body, type)` -> the server's JSON, `examples` [{name, open, thumbnail}].
  */
 export function mount(element, options) {
   return new Canvas(element, options);
@@ -25,19 +25,19 @@ class Canvas {
     this.model = new Model(() => this.changed());
     this.image = null; // {id, url, width, height}
     this.bitmap = null;
-    this.name = "box";
+    this.toolName = "box";
     this.build(element);
     this.gestures = new Gestures(this);
-    new ResizeObserver(([entry]) => this.resized(entry.contentRect)).observe(this.stage);
-    this.watchRatio();
-    this.resized({ width: this.stage.clientWidth, height: this.stage.clientHeight });
+    new ResizeObserver(([entry]) => this.resize(entry.contentRect)).observe(this.stage);
+    this.watchPixelRatio();
+    this.resize({ width: this.stage.clientWidth, height: this.stage.clientHeight });
     this.toolbar.update(this.view.scale);
   }
 
   build(element) {
     this.canvas = make("canvas", {
       tabindex: 0, class: "vl-surface", role: "application",
-      "aria-label": "Image to draw on. Arrow keys move the pointer, Space presses and lets go.",
+      "aria-label": "Image to draw on. Arrow keys move the pointer, Space presses and releases it.",
     });
     this.layer = document.createElement("canvas");
     this.status = make("p", { class: "vl-status", role: "status", "aria-live": "polite" });
@@ -50,10 +50,10 @@ class Canvas {
     this.chips = new Chips(this);
     const another = make("button", { type: "button", class: "vl-another", click: () => this.file.click() }, "Another photo");
     const view = make("div", { class: "vl-view" }, this.toolbar.zoom, another);
-    this.under = make("div", { class: "vl-under" }, this.chips.element, view);
+    this.footer = make("div", { class: "vl-footer" }, this.chips.element, view);
     element.replaceChildren(make(
       "section", { class: "vl-canvas", "aria-label": "Image and marks" },
-      this.toolbar.element, this.stage, this.under, this.status, this.file,
+      this.toolbar.element, this.stage, this.footer, this.status, this.file,
     ));
     this.stage.addEventListener("dragover", (event) => event.preventDefault());
     this.stage.addEventListener("drop", (event) => {
@@ -79,19 +79,19 @@ class Canvas {
     );
   }
 
-  // What the gestures and bars ask for.
+  // For the gestures and bars.
 
   ready() { return this.bitmap !== null; }
-  tool() { return this.name; }
-  say(text, wrong = false) {
+  tool() { return this.toolName; }
+  setStatus(text, wrong = false) {
     this.status.textContent = text;
     this.status.toggleAttribute("data-wrong", wrong);
   }
 
   setTool(name) {
     this.gestures.cancel();
-    this.name = name;
-    this.say(TOOLS.find((each) => each[0] === name)[1]);
+    this.toolName = name;
+    this.setStatus(TOOLS.find((each) => each[0] === name)[1]);
     this.canvas.dataset.tool = name;
     this.toolbar.update(this.view.scale);
     this.redraw();
@@ -101,20 +101,20 @@ class Canvas {
   zoomBy(factor) { this.zoomTo(this.view.scale * factor); }
   fit() { this.view.fit(); this.redraw(); }
 
-  /** A key with a meaning of its own; true where it had one. */
+  /** Handle a keyboard shortcut; false if the key is none. */
   shortcut(event) {
     const { model } = this;
     const key = event.key.toLowerCase();
-    const act = event.ctrlKey || event.metaKey
+    const action = event.ctrlKey || event.metaKey
       ? { z: () => (event.shiftKey ? model.redo() : model.undo()), y: () => model.redo() }[key]
       : {
-        delete: () => model.remove(model.now.selected), backspace: () => model.remove(model.now.selected),
+        delete: () => model.remove(model.current.selected), backspace: () => model.remove(model.current.selected),
         "+": () => this.zoomBy(1.25), "=": () => this.zoomBy(1.25), "-": () => this.zoomBy(1 / 1.25), 0: () => this.fit(),
-        "]": () => this.next(1), "[": () => this.next(-1),
+        "]": () => this.selectNext(1), "[": () => this.selectNext(-1),
       }[key] ?? this.toolKey(event, key);
-    if (!act) return false;
+    if (!action) return false;
     event.preventDefault();
-    act();
+    action();
     return true;
   }
 
@@ -123,29 +123,29 @@ class Canvas {
     return tool ? () => this.setTool(tool[0]) : null;
   }
 
-  /** Select the next mark (or the one before), so that all can be reached with keys. */
-  next(step) {
-    const { regions, now } = this.model;
+  /** Select the next or previous mark. */
+  selectNext(step) {
+    const { regions, current } = this.model;
     if (!regions.length) return;
-    const at = regions.findIndex((each) => each.id === now.selected);
+    const at = regions.findIndex((each) => each.id === current.selected);
     this.setTool("select");
     this.model.select(regions.at((at + step + (at < 0 && step < 0 ? 1 : 0)) % regions.length).id);
   }
 
-  // The image.
+  // Images.
 
-  /** A file from the person: the server checks it, turns it upright and gives it an id. */
+  /** Upload a file; the server validates it, applies its EXIF orientation and returns an id. */
   async open(file) {
     if (!file) return;
-    this.say("Opening the photo ...");
+    this.setStatus("Opening the photo ...");
     try {
       this.show(await this.options.send("images", file, file.type || "application/octet-stream"));
     } catch (error) {
-      this.say(error.message, true);
+      this.setStatus(error.message, true);
     }
   }
 
-  /** Show an image that the server has: {id, url, width, height}, or an example {open}. */
+  /** Show an image on the server, {id, url, width, height}, or an example, {open}. */
   async show(image) {
     try {
       const found = image.id ? image : await this.options.send(image.open, "", "text/plain");
@@ -154,15 +154,15 @@ class Canvas {
       await bitmap.decode();
       [this.image, this.bitmap] = [found, bitmap];
     } catch (error) {
-      this.say(error.message, true);
+      this.setStatus(error.message, true);
       return;
     }
     this.stage.dataset.empty = "false";
     this.view.image = [this.image.width, this.image.height];
     this.view.fit();
     this.model.clear(this.view.image);
-    this.setTool(this.name);
-    this.say(`${this.image.width} × ${this.image.height} pixels. Draw on what you want to ask about.`);
+    this.setTool(this.toolName);
+    this.setStatus(`${this.image.width} × ${this.image.height} pixels. Draw on what you want to ask about.`);
     this.changed();
   }
 
@@ -170,27 +170,27 @@ class Canvas {
     try {
       return (await this.options.send("outline", JSON.stringify({ points }), "application/json")).polygons;
     } catch (error) {
-      this.say(error.message, true);
+      this.setStatus(error.message, true);
       return null;
     }
   }
 
   async suggest(at) {
     if (!at.point && !at.box) return;
-    this.say("Looking for the area ...");
+    this.setStatus("Looking for the area ...");
     const image = this.image;
     try {
       const body = JSON.stringify({ image: image.id, ...at });
       const { polygons } = await this.options.send("suggest", body, "application/json");
       if (image !== this.image) return;
-      this.model.add({ ...this.model.look("mask"), shape: "mask", frame: "pixel", polygons });
-      this.say("This is the suggested area. Undo it if it is wrong, or draw a box around the thing.");
+      this.model.add({ ...this.model.styleFor("mask"), shape: "mask", frame: "pixel", polygons });
+      this.setStatus("This is the suggested area. Undo it if it is wrong, or draw a box around the object.");
     } catch (error) {
-      this.say(error.message, true);
+      this.setStatus(error.message, true);
     }
   }
 
-  // Showing.
+  // Rendering.
 
   changed() {
     this.toolbar.update(this.view.scale);
@@ -199,19 +199,19 @@ class Canvas {
     this.options.onchange({ image: this.image?.id ?? null, regions: this.model.regions });
   }
 
-  watchRatio() {
+  watchPixelRatio() {
     matchMedia(`(resolution: ${devicePixelRatio}dppx)`).addEventListener("change", () => {
-      this.resized(this.room);
-      this.watchRatio();
+      this.resize(this.stageSize);
+      this.watchPixelRatio();
     }, { once: true });
   }
 
-  /** The surface in whole pixels of the screen, so that what is drawn is shown pixel by pixel. */
-  resized(room) {
+  /** Size the surface in whole device pixels, so that it is not resampled. */
+  resize(stageSize) {
     const ratio = devicePixelRatio;
-    const pixels = [room.width, room.height].map((each) => Math.floor(each * ratio + 0.01));
+    const pixels = [stageSize.width, stageSize.height].map((each) => Math.floor(each * ratio + 0.01));
     if (!pixels[0] || !pixels[1]) return;
-    this.room = room;
+    this.stageSize = stageSize;
     for (const each of [this.canvas, this.layer]) [each.width, each.height] = pixels;
     const size = pixels.map((each) => each / ratio);
     [this.canvas.style.width, this.canvas.style.height] = size.map((each) => `${each}px`);
@@ -221,8 +221,8 @@ class Canvas {
   }
 
   redraw() {
-    this.waiting ??= requestAnimationFrame(() => {
-      this.waiting = null;
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
       this.draw();
     });
   }
@@ -242,18 +242,18 @@ class Canvas {
     context.save();
     context.beginPath();
     context.rect(0, 0, ...image);
-    context.clip(); // what lies outside is not drawn by the server either
+    context.clip(); // as the server's drawing
     const { draft } = this.gestures ?? {};
     const marks = this.model.regions.map((each) => (each.id === draft?.id ? draft : each));
     if (draft && !draft.id) marks.push(draft);
     for (const each of marks) paint(context, each, image, this.layer.getContext("2d"));
     context.restore();
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    this.helpers(context, draft ?? this.model.selected);
+    this.drawOverlay(context, draft ?? this.model.selected);
   }
 
-  /** What helps the person and is no part of the image: handles, corners, the keyboard's pointer. */
-  helpers(context, region) {
+  /** Draw what is not part of the image: handles, corners, the keyboard's pointer. */
+  drawOverlay(context, region) {
     const { corners, hover, cursor } = this.gestures ?? { corners: [] };
     const knob = ([x, y], color) => {
       context.beginPath();
@@ -264,22 +264,22 @@ class Canvas {
       context.fill();
       context.stroke();
     };
-    if (region && this.name === "select") {
+    if (region && this.toolName === "select") {
       context.setLineDash([4, 4]);
       context.strokeStyle = "#ffffff";
       context.lineWidth = 1;
-      const spots = pointsOf(region).map((each) => this.view.toStage(each));
-      const [x, y] = [Math.min(...spots.map((s) => s[0])), Math.min(...spots.map((s) => s[1]))];
-      const far = [Math.max(...spots.map((s) => s[0])), Math.max(...spots.map((s) => s[1]))];
+      const points = regionPoints(region).map((each) => this.view.toStage(each));
+      const [x, y] = [Math.min(...points.map((s) => s[0])), Math.min(...points.map((s) => s[1]))];
+      const far = [Math.max(...points.map((s) => s[0])), Math.max(...points.map((s) => s[1]))];
       context.strokeRect(x - 4, y - 4, far[0] - x + 8, far[1] - y + 8);
       context.setLineDash([]);
-      for (const each of handlesOf(region)) knob(this.view.toStage(each.at), "#2563eb");
+      for (const each of resizeHandles(region)) knob(this.view.toStage(each.at), "#2563eb");
     }
     if (corners.length) {
-      const spots = [...corners, ...(hover ? [hover] : [])].map((each) => this.view.toStage(each));
+      const points = [...corners, ...(hover ? [hover] : [])].map((each) => this.view.toStage(each));
       context.beginPath();
-      spots.forEach((each, index) => context[index ? "lineTo" : "moveTo"](...each));
-      context.strokeStyle = rgb(this.model.look(this.name).color);
+      points.forEach((each, index) => context[index ? "lineTo" : "moveTo"](...each));
+      context.strokeStyle = rgb(this.model.styleFor(this.toolName).color);
       context.lineWidth = 2;
       context.stroke();
       for (const each of corners) knob(this.view.toStage(each), context.strokeStyle);

@@ -1,5 +1,5 @@
 // The conversation: questions, answers side by side, the image as the model saw it, votes, sharing.
-// All that people or models wrote is put in as text; nothing of it is ever read as markup.
+// Texts of visitors and models are inserted as text nodes, never as markup.
 
 import { rgb } from "./geometry.js";
 import { button, make } from "./dom.js";
@@ -9,103 +9,103 @@ const VOTES = [["up", "Good answer"], ["down", "Bad answer"], ["flag", "Report t
 const WAITING = { waiting: "Looking ...", stopped: "Stopped." };
 
 export class Conversation {
-  /** host: {trigger(name, data), focus()}. */
+  /** host: {trigger(name, data)}. */
   constructor(element, host) {
     this.host = host;
-    this.shown = [];
+    this.rendered = [];
     this.log = make("div", { class: "vl-log", role: "log", "aria-label": "Conversation", "aria-live": "polite" });
     this.notice = make("p", { class: "vl-notice", role: "alert" });
     element.replaceChildren(this.log, this.notice);
   }
 
-  /** Show a conversation; only turns that have changed are made anew. */
+  /** Show a transcript; only changed exchanges are rendered again. */
   show(value) {
-    const turns = value?.turns ?? [];
+    const exchanges = value?.exchanges ?? [];
     this.votes = Boolean(value?.votes);
     this.notice.textContent = value?.notice ?? "";
     this.notice.hidden = !value?.notice;
-    const states = turns.map((turn, index) => JSON.stringify([turn, index === turns.length - 1, this.votes]));
+    const states = exchanges.map((exchange, index) => JSON.stringify([exchange, index === exchanges.length - 1, this.votes]));
     const follow = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
-    while (this.log.childElementCount > Math.max(turns.length, 1) || (!turns.length && this.shown.length)) {
+    while (this.log.childElementCount > Math.max(exchanges.length, 1) || (!exchanges.length && this.rendered.length)) {
       this.log.lastElementChild.remove();
-      this.shown.length = Math.max(0, this.shown.length - 1);
+      this.rendered.length = Math.max(0, this.rendered.length - 1);
       if (!this.log.childElementCount) break;
     }
-    if (!turns.length) {
-      this.shown = [];
+    if (!exchanges.length) {
+      this.rendered = [];
       return this.log.replaceChildren(make("p", { class: "vl-hint" }, "Answers appear here, each with the image as the model saw it."));
     }
-    if (!this.shown.length) this.log.replaceChildren();
-    turns.forEach((turn, index) => {
-      if (this.shown[index] === states[index]) return;
-      const made = this.turn(turn, index === turns.length - 1);
+    if (!this.rendered.length) this.log.replaceChildren();
+    exchanges.forEach((exchange, index) => {
+      if (this.rendered[index] === states[index]) return;
+      const element = this.exchange(exchange, index === exchanges.length - 1);
       const old = this.log.children[index];
-      if (old) old.replaceWith(made);
-      else this.log.append(made);
+      if (old) old.replaceWith(element);
+      else this.log.append(element);
     });
-    const more = turns.length > this.shown.length;
-    this.shown = states;
+    const more = exchanges.length > this.rendered.length;
+    this.rendered = states;
     if (follow || more) this.log.scrollTop = this.log.scrollHeight;
-    // On a phone the conversation is under the canvas, so that a new turn may be out of sight.
+    // On a phone the conversation is below the canvas, so a new exchange may be out of view.
     if (more && window.innerWidth <= 640) this.log.lastElementChild.scrollIntoView({ block: "nearest" });
     return undefined;
   }
 
-  turn(turn, last) {
-    const columns = turn.columns.map((column, index) => this.column(turn, column, index));
+  exchange(exchange, last) {
+    const answers = exchange.answers.map((answer, index) => this.answer(exchange, answer, index));
     return make(
-      "article", { class: "vl-turn" },
-      make("p", { class: "vl-question" }, ...worded(turn)),
-      make("div", { class: "vl-columns" }, ...columns),
-      this.actions(turn, last),
+      "article", { class: "vl-exchange" },
+      make("p", { class: "vl-question" }, ...renderQuestion(exchange)),
+      make("div", { class: "vl-answers" }, ...answers),
+      this.actions(exchange, last),
     );
   }
 
-  column(turn, column, index) {
-    const { state } = column;
-    const text = column.text || WAITING[state] || "";
-    const image = column.drawn && make(
-      "button", { type: "button", class: "vl-seen", title: "Look at it closely", click: () => enlarge(column.drawn) },
-      make("img", { src: column.drawn, alt: "The image as the model saw it, with its marks", loading: "lazy" }),
+  answer(exchange, answer, index) {
+    const { state } = answer;
+    const text = answer.text || WAITING[state] || "";
+    const image = answer.drawn && make(
+      "button", { type: "button", class: "vl-seen", title: "Look at it closely", click: () => enlarge(answer.drawn) },
+      make("img", { src: answer.drawn, alt: "The image as the model saw it, with its marks", loading: "lazy" }),
     );
     return make(
-      "section", { class: "vl-answer", "data-state": state, "aria-label": `Answer of ${column.model}` },
-      make("h3", {}, column.model),
-      make("p", { class: "vl-text", "data-quiet": !column.text }, text),
-      state === "stopped" && column.text ? make("p", { class: "vl-about" }, "Stopped here.") : null,
-      column.error ? make("p", { class: "vl-error", role: "alert" }, column.error) : null,
+      "section", { class: "vl-answer", "data-state": state, "aria-label": `Answer of ${answer.model}` },
+      make("h3", {}, answer.model),
+      make("p", { class: "vl-text", "data-quiet": !answer.text }, text),
+      state === "stopped" && answer.text ? make("p", { class: "vl-about" }, "Stopped here.") : null,
+      answer.error ? make("p", { class: "vl-error", role: "alert" }, answer.error) : null,
       image || null,
-      ...column.notes.map((note) => make("p", { class: "vl-about" }, `Note: ${note}`)),
-      column.about ? make("details", { class: "vl-details" }, make("summary", {}, column.about), make("pre", {}, column.prompt)) : null,
-      this.marks(turn, column, index),
+      ...answer.notes.map((note) => make("p", { class: "vl-about" }, `Note: ${note}`)),
+      answer.about ? make("details", { class: "vl-details" }, make("summary", {}, answer.about), make("pre", {}, answer.prompt)) : null,
+      this.feedback(exchange, answer, index),
     );
   }
 
-  marks(turn, column, index) {
-    if (!column.text) return null;
-    const copy = button("copy", "Copy the answer", () => navigator.clipboard?.writeText(column.text));
-    const votes = !this.votes || column.state === "answering" ? [] : VOTES.map(([vote, label]) => button(
-      vote, label, () => this.host.trigger("vote", { turn: turn.number, column: index, vote }),
-      { "aria-pressed": String(column.vote === vote), "data-vote": vote },
+  feedback(exchange, answer, index) {
+    if (!answer.text) return null;
+    const copy = button("copy", "Copy the answer", () => navigator.clipboard?.writeText(answer.text));
+    const votes = !this.votes || answer.state === "answering" ? [] : VOTES.map(([vote, label]) => button(
+      vote, label, () => this.host.trigger("vote", { exchange: exchange.number, answer: index, vote }),
+      { "aria-pressed": String(answer.vote === vote), "data-vote": vote },
     ));
-    return make("div", { class: "vl-marks" }, copy, ...votes);
+    return make("div", { class: "vl-feedback" }, copy, ...votes);
   }
 
-  actions(turn, last) {
-    const busy = turn.columns.some((each) => each.state === "waiting" || each.state === "answering");
+  actions(exchange, last) {
+    const busy = exchange.answers.some((each) => each.state === "waiting" || each.state === "answering");
     if (busy) return null;
     return make(
       "div", { class: "vl-actions" },
       last ? make("button", { type: "button", class: "vl-link", "data-act": "again", click: () => this.host.trigger("again", {}) }, "Ask again") : null,
-      make("button", { type: "button", class: "vl-link", "data-act": "share", click: () => share(turn) }, "Share as JSON, curl, Python"),
+      make("button", { type: "button", class: "vl-link", "data-act": "share", click: () => share(exchange) }, "Share as JSON, curl, Python"),
     );
   }
 }
 
-/** The question with its <region:ID> as chips in the colours of the marks. */
-function worded(turn) {
-  const known = new Map(turn.regions.map((each) => [each.id, each]));
-  return turn.question.split(/(<region:[\w.-]+>)/).map((part) => {
+/** The question with each <region:ID> as a chip in the colour of its mark. */
+function renderQuestion(exchange) {
+  const known = new Map(exchange.regions.map((each) => [each.id, each]));
+  return exchange.question.split(/(<region:[\w.-]+>)/).map((part) => {
     const region = known.get(/^<region:([\w.-]+)>$/.exec(part)?.[1]);
     if (!region) return part;
     return make(
@@ -115,7 +115,7 @@ function worded(turn) {
   });
 }
 
-/** An image as large as the window, until it is clicked or Escape is pressed. */
+/** Show an image in the whole window until it is clicked or Escape is pressed. */
 function enlarge(url) {
   const dialog = make("dialog", { class: "vl-large", "aria-label": "The image as the model saw it" });
   dialog.append(

@@ -1,6 +1,6 @@
-// Small helpers to make elements. Text goes in as text and never as markup.
+// Helpers to create elements. Strings become text nodes, never markup.
 
-/** An element: attributes by name (functions become listeners), children as elements or text. */
+/** Create an element: attributes by name (functions become listeners), children as elements or text. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -30,27 +30,25 @@ const ICONS = {
   out: "M5 12h14",
   in: "M5 12h14M12 5v14",
   fit: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
-  photo: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15 9a1.500 1.500 0 1 0 .01 0",
   up: "M7 11v9H4v-9zM7 11l4-8c2 0 2.500 1.500 2 4h5l1.500 1.500L18 18l-1.500 2H7",
   down: "M7 13V4H4v9zM7 13l4 8c2 0 2.500-1.500 2-4h5l1.500-1.500L18 6l-1.500-2H7",
   flag: "M6 21V4M6 4h12l-3 4 3 4H6",
   copy: "M9 9h11v11H9zM5 15V4h11",
-  again: "M20 5v5h-5M20 10a8 8 0 1 0 0 5",
 };
 
 export function icon(name) {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
+  const namespace = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(namespace, "svg");
   svg.setAttribute("viewBox", "0 0 24 24");
   svg.setAttribute("aria-hidden", "true");
   if (["mask", "point"].includes(name)) svg.classList.add("vl-solid");
-  const path = document.createElementNS(space, "path");
+  const path = document.createElementNS(namespace, "path");
   path.setAttribute("d", ICONS[name]);
   svg.append(path);
   return svg;
 }
 
-/** A button with an icon; its label is what a screen reader says and the tip that a mouse sees. */
-export function button(name, label, act, more = {}) {
-  return make("button", { type: "button", class: "vl-tool", "aria-label": label, title: label, click: act, ...more }, icon(name));
+/** A button with an icon; the label is for screen readers and the tooltip. */
+export function button(name, label, onClick, more = {}) {
+  return make("button", { type: "button", class: "vl-tool", "aria-label": label, title: label, click: onClick, ...more }, icon(name));
 }

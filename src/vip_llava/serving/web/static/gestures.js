@@ -1,27 +1,27 @@
-// Pointers and keys on the stage, turned into changes of the model and the view.
-// Mouse, pen, touch and the keyboard's own pointer all take the same way: press, drag, release at a place.
+// Turns pointer and keyboard input on the stage into changes of the model and the view.
+// Mouse, pen, touch and the keyboard's pointer share three steps: press, drag, release.
 
-import { crosses, handlesOf, moved, pulled, simplified, spot, under } from "./geometry.js";
-import { place } from "./view.js";
+import { selfIntersects, resizeHandles, translate, regionFromDrag, simplify, clampToImage, regionsAt } from "./geometry.js";
+import { eventPosition } from "./view.js";
 
-const CLICK = 4; // CSS pixels; a shorter drag is a click
-const FREE = ["contour", "mask"];
+const CLICK_DISTANCE = 4; // CSS pixels; a shorter drag is a click
+const OUTLINE_SHAPES = ["contour", "mask"];
 
 export class Gestures {
-  /** `host`: {canvas, model, view, tool(), setTool, redraw, outline(points), suggest(at), say(text)}. */
+  /** `host`: {canvas, model, view, tool(), setTool, redraw, outline(points), suggest(at), setStatus(text)}. */
   constructor(host) {
     this.host = host;
     this.draft = null; // the region being drawn or changed
-    this.corners = []; // of an outline made by clicks, in pixels of the image
+    this.corners = []; // of an outline drawn by clicks, in image pixels
     this.cursor = null; // the keyboard's pointer on the stage
-    this.act = null;
-    this.fingers = new Map();
+    this.gesture = null;
+    this.touches = new Map();
     const { canvas } = host;
-    const on = (name, act) => canvas.addEventListener(name, act);
+    const on = (name, listener) => canvas.addEventListener(name, listener);
     on("pointerdown", (event) => this.down(event));
     on("pointermove", (event) => this.move(event));
     on("pointerup", (event) => this.up(event));
-    on("pointercancel", (event) => this.drop(event));
+    on("pointercancel", (event) => this.pointerCancelled(event));
     on("dblclick", () => this.close());
     on("wheel", (event) => this.wheel(event));
     on("keydown", (event) => this.key(event));
@@ -29,148 +29,148 @@ export class Gestures {
     on("contextmenu", (event) => event.preventDefault());
   }
 
-  /** Where an event is on the stage. */
-  place(event) {
-    return place(event, this.host.canvas, this.host.view.stage);
+  /** The position of an event on the stage. */
+  position(event) {
+    return eventPosition(event, this.host.canvas, this.host.view.stage);
   }
 
   at(stage) {
-    return spot(this.host.view.toImage(stage), this.host.model.size);
+    return clampToImage(this.host.view.toImage(stage), this.host.model.size);
   }
 
   down(event) {
     if (!this.host.ready()) return;
     const { canvas } = this.host;
-    const stage = this.place(event);
+    const stage = this.position(event);
     canvas.focus({ preventScroll: true });
     this.cursor = null;
     canvas.setPointerCapture(event.pointerId);
     if (event.pointerType === "touch") {
-      this.fingers.set(event.pointerId, stage);
-      if (this.fingers.size > 1) return this.pinchBegins();
+      this.touches.set(event.pointerId, stage);
+      if (this.touches.size > 1) return this.startPinch();
     }
     const panning = event.button === 1 || event.button === 2 || this.host.tool() === "pan";
-    this.press(stage, { panning, slack: event.pointerType === "touch" ? 22 : 9 });
+    this.press(stage, { panning, tolerance: event.pointerType === "touch" ? 22 : 9 });
   }
 
   move(event) {
-    const stage = this.place(event);
-    if (this.fingers.has(event.pointerId)) {
-      this.fingers.set(event.pointerId, stage);
-      if (this.pinch) return this.pinchMoves();
+    const stage = this.position(event);
+    if (this.touches.has(event.pointerId)) {
+      this.touches.set(event.pointerId, stage);
+      if (this.pinch) return this.movePinch();
     }
-    const pieces = event.getCoalescedEvents?.() ?? [];
-    for (const each of pieces.length ? pieces : [event]) this.drag(this.place(each));
+    const events = event.getCoalescedEvents?.() ?? [];
+    for (const each of events.length ? events : [event]) this.drag(this.position(each));
   }
 
   up(event) {
-    this.fingers.delete(event.pointerId);
+    this.touches.delete(event.pointerId);
     if (this.pinch) {
-      if (!this.fingers.size) this.pinch = null;
+      if (!this.touches.size) this.pinch = null;
       return;
     }
-    this.release(this.place(event));
+    this.release(this.position(event));
   }
 
-  drop(event) {
-    this.fingers.delete(event.pointerId);
+  pointerCancelled(event) {
+    this.touches.delete(event.pointerId);
     this.cancel();
   }
 
-  // Press, drag, release: places are on the stage.
+  // Press, drag, release: positions are on the stage.
 
-  press(stage, { panning = false, slack = 9 } = {}) {
+  press(stage, { panning = false, tolerance = 9 } = {}) {
     const { model, view } = this.host;
     const tool = this.host.tool();
     const at = this.at(stage);
-    const reach = slack / view.scale;
-    this.act = { from: stage, last: stage, start: at, path: [at], far: 0, kind: panning ? "pan" : tool };
+    const imageTolerance = tolerance / view.scale;
+    this.gesture = { from: stage, last: stage, start: at, path: [at], travel: 0, kind: panning ? "pan" : tool };
     if (panning) return;
-    if (tool === "select") this.grab(stage, at, slack, reach);
-    if (tool === "point") this.draft = { ...this.look("point"), point: at };
+    if (tool === "select") this.grab(stage, at, tolerance, imageTolerance);
+    if (tool === "point") this.draft = { ...this.style("point"), point: at };
     this.host.redraw();
   }
 
-  grab(stage, at, slack, reach) {
+  grab(stage, at, tolerance, imageTolerance) {
     const { model, view } = this.host;
     const near = (handle) => {
       const [x, y] = view.toStage(handle.at);
       return Math.hypot(x - stage[0], y - stage[1]);
     };
-    const handles = model.selected ? handlesOf(model.selected) : [];
-    const [handle] = handles.filter((each) => near(each) <= slack).sort((a, b) => near(a) - near(b));
-    if (handle) return Object.assign(this.act, { kind: "pull", handle, was: model.selected });
-    const found = under(model.regions, at, reach);
+    const handles = model.selected ? resizeHandles(model.selected) : [];
+    const [handle] = handles.filter((each) => near(each) <= tolerance).sort((a, b) => near(a) - near(b));
+    if (handle) return Object.assign(this.gesture, { kind: "resize", handle, original: model.selected });
+    const found = regionsAt(model.regions, at, imageTolerance);
     const again = found.findIndex((each) => each.id === model.selected?.id);
-    // What is selected may be moved although a smaller one lies over it; a click goes on to the next.
-    this.act.next = again >= 0 ? found[(again + 1) % found.length] : found[0];
-    const was = again >= 0 ? found[again] : found[0];
-    if (was && again < 0) model.select(was.id);
-    Object.assign(this.act, { kind: was ? "shift" : "none", was });
+    // The selected region can be moved even below a smaller one; a click selects the next one.
+    this.gesture.next = again >= 0 ? found[(again + 1) % found.length] : found[0];
+    const original = again >= 0 ? found[again] : found[0];
+    if (original && again < 0) model.select(original.id);
+    Object.assign(this.gesture, { kind: original ? "move" : "none", original });
   }
 
-  look(shape) {
-    return { ...this.host.model.look(shape), shape, frame: "pixel" };
+  style(shape) {
+    return { ...this.host.model.styleFor(shape), shape, frame: "pixel" };
   }
 
   drag(stage) {
-    const { act } = this;
-    if (!act) {
+    const { gesture } = this;
+    if (!gesture) {
       this.hover = this.at(stage);
       if (this.corners.length) this.host.redraw();
       return;
     }
     const { model, view } = this.host;
     const at = this.at(stage);
-    act.far = Math.max(act.far, Math.hypot(stage[0] - act.from[0], stage[1] - act.from[1]));
-    if (act.kind === "pan") view.pan(stage[0] - act.last[0], stage[1] - act.last[1]);
-    else if (act.kind === "pull") this.draft = act.handle.pull(act.was, at);
-    else if (act.kind === "shift" && act.far >= CLICK) {
-      this.draft = moved(act.was, ...[0, 1].map((i) => (stage[i] - act.from[i]) / view.scale), model.size);
-    } else if (act.kind === "point") this.draft = { ...this.draft, point: at };
-    else if (act.kind === "scribble" || FREE.includes(act.kind)) {
-      const [x, y] = act.path.at(-1);
-      if (x !== at[0] || y !== at[1]) act.path.push(at);
-      this.draft = { ...this.look("scribble"), points: act.path };
-    } else if (act.kind === "suggest") this.draft = pulled("box", act.start, at, { color: "#ffffff", width: 1 });
-    else if (act.kind !== "none" && act.kind !== "select") this.draft = pulled(act.kind, act.start, at, this.look(act.kind));
-    act.last = stage;
+    gesture.travel = Math.max(gesture.travel, Math.hypot(stage[0] - gesture.from[0], stage[1] - gesture.from[1]));
+    if (gesture.kind === "pan") view.pan(stage[0] - gesture.last[0], stage[1] - gesture.last[1]);
+    else if (gesture.kind === "resize") this.draft = gesture.handle.drag(gesture.original, at);
+    else if (gesture.kind === "move" && gesture.travel >= CLICK_DISTANCE) {
+      this.draft = translate(gesture.original, ...[0, 1].map((i) => (stage[i] - gesture.from[i]) / view.scale), model.size);
+    } else if (gesture.kind === "point") this.draft = { ...this.draft, point: at };
+    else if (gesture.kind === "scribble" || OUTLINE_SHAPES.includes(gesture.kind)) {
+      const [x, y] = gesture.path.at(-1);
+      if (x !== at[0] || y !== at[1]) gesture.path.push(at);
+      this.draft = { ...this.style("scribble"), points: gesture.path };
+    } else if (gesture.kind === "suggest") this.draft = regionFromDrag("box", gesture.start, at, { color: "#ffffff", width: 1 });
+    else if (gesture.kind !== "none" && gesture.kind !== "select") this.draft = regionFromDrag(gesture.kind, gesture.start, at, this.style(gesture.kind));
+    gesture.last = stage;
     this.host.redraw();
   }
 
   release(stage) {
-    const { act } = this;
-    if (!act) return;
+    const { gesture } = this;
+    if (!gesture) return;
     this.drag(stage);
     const { model, view } = this.host;
     const draft = this.draft;
-    this.act = this.draft = null;
-    const click = act.far < CLICK;
-    if (act.kind === "pull" && draft) model.replace(draft);
-    else if (act.kind === "shift" && draft) model.replace(draft);
-    else if (act.kind === "shift" && click) model.select(act.next.id);
-    else if (act.kind === "none") model.select(null);
-    else if (act.kind === "point") model.add(draft);
-    else if (act.kind === "suggest") this.host.suggest(click ? { point: act.start } : { box: draft?.box });
-    else if (FREE.includes(act.kind)) this.outlined(act, click);
-    else if (act.kind === "pan") { /* done on the way */ }
-    else if (click) model.select(under(model.regions, act.start, 9 / view.scale)[0]?.id ?? null);
-    else if (act.kind === "scribble") {
-      model.add({ ...this.look("scribble"), points: simplified(act.path, 0.4 / view.scale) });
+    this.gesture = this.draft = null;
+    const click = gesture.travel < CLICK_DISTANCE;
+    if (gesture.kind === "resize" && draft) model.replace(draft);
+    else if (gesture.kind === "move" && draft) model.replace(draft);
+    else if (gesture.kind === "move" && click) model.select(gesture.next.id);
+    else if (gesture.kind === "none") model.select(null);
+    else if (gesture.kind === "point") model.add(draft);
+    else if (gesture.kind === "suggest") this.host.suggest(click ? { point: gesture.start } : { box: draft?.box });
+    else if (OUTLINE_SHAPES.includes(gesture.kind)) this.outlined(gesture, click);
+    else if (gesture.kind === "pan") { /* panned while dragging */ }
+    else if (click) model.select(regionsAt(model.regions, gesture.start, 9 / view.scale)[0]?.id ?? null);
+    else if (gesture.kind === "scribble") {
+      model.add({ ...this.style("scribble"), points: simplify(gesture.path, 0.4 / view.scale) });
     } else model.add(draft);
     this.host.redraw();
   }
 
-  /** A contour or a mask: one free drag, or corners by clicks until the first is met again. */
-  outlined(act, click) {
-    if (!click && !this.corners.length) return this.finish(act.kind, simplified(act.path, 0.6 / this.host.view.scale));
+  /** A contour or mask: one freehand drag, or corners by clicks until the first one is clicked. */
+  outlined(gesture, click) {
+    if (!click && !this.corners.length) return this.finish(gesture.kind, simplify(gesture.path, 0.6 / this.host.view.scale));
     const [first] = this.corners;
     const { view } = this.host;
     const close = first && this.corners.length > 2
-      && Math.hypot(first[0] - act.start[0], first[1] - act.start[1]) * view.scale <= 10;
+      && Math.hypot(first[0] - gesture.start[0], first[1] - gesture.start[1]) * view.scale <= 10;
     if (close) return this.close();
-    this.corners.push(...(click ? [act.start] : simplified(act.path, 0.6 / view.scale)));
-    return this.host.say("Click the corners; the first corner, Enter or a double click closes the outline.");
+    this.corners.push(...(click ? [gesture.start] : simplify(gesture.path, 0.6 / view.scale)));
+    return this.host.setStatus("Click the corners; the first corner, Enter or a double click closes the outline.");
   }
 
   close() {
@@ -182,40 +182,40 @@ export class Gestures {
 
   async finish(shape, ring) {
     const { model } = this.host;
-    if (!FREE.includes(shape)) return;
-    if (ring.length < 3) return this.host.say("An outline needs at least three corners.");
+    if (!OUTLINE_SHAPES.includes(shape)) return;
+    if (ring.length < 3) return this.host.setStatus("An outline needs at least three corners.");
     let polygons = [ring.flat()];
-    if (crosses(ring)) polygons = await this.host.outline(ring);
-    if (polygons) model.add({ ...this.look(shape), polygons });
+    if (selfIntersects(ring)) polygons = await this.host.outline(ring);
+    if (polygons) model.add({ ...this.style(shape), polygons });
   }
 
   cancel() {
-    this.act = this.draft = this.pinch = null;
+    this.gesture = this.draft = this.pinch = null;
     this.corners = [];
     this.host.redraw();
   }
 
-  // Zoom: wheel with Ctrl (which is also what a touch pad's pinch sends), and two fingers.
+  // Zoom: wheel with Ctrl (also sent by a touch pad's pinch), and two touches.
 
   wheel(event) {
     if (!this.host.ready()) return;
     const { view } = this.host;
-    if (event.ctrlKey || event.metaKey) view.zoom(view.scale * Math.exp(-event.deltaY / 300), this.place(event));
+    if (event.ctrlKey || event.metaKey) view.zoom(view.scale * Math.exp(-event.deltaY / 300), this.position(event));
     else if (event.shiftKey) view.pan(-(event.deltaX || event.deltaY), 0);
     else return; // the page scrolls
     event.preventDefault();
     this.host.redraw();
   }
 
-  pinchBegins() {
-    this.act = this.draft = null;
-    const [a, b] = [...this.fingers.values()];
+  startPinch() {
+    this.gesture = this.draft = null;
+    const [a, b] = [...this.touches.values()];
     this.pinch = { apart: Math.hypot(a[0] - b[0], a[1] - b[1]), scale: this.host.view.scale, at: middle(a, b) };
     this.host.redraw();
   }
 
-  pinchMoves() {
-    const [a, b] = [...this.fingers.values()];
+  movePinch() {
+    const [a, b] = [...this.touches.values()];
     if (!b) return;
     const { view } = this.host;
     const at = middle(a, b);
@@ -225,7 +225,7 @@ export class Gestures {
     this.host.redraw();
   }
 
-  // The keyboard. Returns nothing; a key that is not ours goes on to the page.
+  // Keyboard. An unknown key is left to the page.
 
   key(event) {
     if (!this.host.ready() || this.host.shortcut(event)) return;
@@ -238,15 +238,15 @@ export class Gestures {
     event.preventDefault();
   }
 
-  /** Arrow keys move the selected region (with Alt: its lower right end), else the keyboard's pointer. */
+  /** Arrow keys move the selected region (with Alt: its lower right handle), or the keyboard's pointer. */
   arrow([dx, dy], resize) {
     const { model, view } = this.host;
     const region = model.selected;
     if (this.host.tool() === "select" && region) {
-      if (!resize) return model.replace(moved(region, dx, dy, model.size));
-      const handles = handlesOf(region);
+      if (!resize) return model.replace(translate(region, dx, dy, model.size));
+      const handles = resizeHandles(region);
       const handle = handles.length === 8 ? handles[4] : handles.at(-1);
-      return model.replace(handle.pull(region, spot([handle.at[0] + dx, handle.at[1] + dy], model.size)));
+      return model.replace(handle.drag(region, clampToImage([handle.at[0] + dx, handle.at[1] + dy], model.size)));
     }
     const from = this.cursor ?? view.toStage(model.size.map((each) => each / 2));
     const by = Math.max(1, view.scale);
@@ -256,16 +256,16 @@ export class Gestures {
     this.host.redraw();
   }
 
-  /** Space or Enter presses the keyboard's pointer down, and again lets it go. */
+  /** Space or Enter presses the keyboard's pointer, and releases it the second time. */
   toggle() {
     const { model, view } = this.host;
     this.cursor ??= view.toStage(model.size.map((each) => each / 2));
-    if (this.act) this.release(this.cursor);
+    if (this.gesture) this.release(this.cursor);
     else this.press(this.cursor);
   }
 
   escape() {
-    if (this.act || this.corners.length) this.cancel();
+    if (this.gesture || this.corners.length) this.cancel();
     else this.host.model.select(null);
   }
 }

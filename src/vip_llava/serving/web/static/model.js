@@ -1,7 +1,7 @@
-// What is on the canvas: the regions, which one is selected, how the next one looks, and undo.
-// Knows no screen and no events; whoever changes it is told through `onchange`.
+// The canvas's data: regions, selection, the style of the next region, undo and redo.
+// It does not know the screen or events; it calls `onchange` after each change.
 
-import { PALETTE, defaults, sound } from "./geometry.js";
+import { PALETTE, defaults, isValid } from "./geometry.js";
 
 const MAX_UNDO = 200;
 
@@ -11,79 +11,79 @@ export class Model {
     this.clear([1, 1]);
   }
 
-  /** Another image: nothing is drawn on it, and nothing can be undone. */
+  /** Reset for another image. */
   clear(size) {
     this.size = size;
-    this.now = { regions: [], selected: null, next: 1 };
-    this.past = [];
-    this.future = [];
-    this.style = {}; // what the person chose for the next region: color, width, alpha
+    this.current = { regions: [], selected: null, next: 1 };
+    this.undoStack = [];
+    this.redoStack = [];
+    this.style = {}; // chosen for the next region: color, width, alpha
   }
 
-  get regions() { return this.now.regions; }
+  get regions() { return this.current.regions; }
 
   get selected() {
-    return this.now.regions.find((each) => each.id === this.now.selected) ?? null;
+    return this.current.regions.find((each) => each.id === this.current.selected) ?? null;
   }
 
-  /** A step that can be undone. */
-  commit(now) {
-    this.past = [...this.past, this.now].slice(-MAX_UNDO);
-    this.future = [];
-    this.now = { ...this.now, ...now };
+  /** Apply a change that can be undone. */
+  commit(change) {
+    this.undoStack = [...this.undoStack, this.current].slice(-MAX_UNDO);
+    this.redoStack = [];
+    this.current = { ...this.current, ...change };
     this.onchange();
   }
 
   undo() {
-    if (!this.past.length) return;
-    this.future = [this.now, ...this.future];
-    this.now = this.past.at(-1);
-    this.past = this.past.slice(0, -1);
+    if (!this.undoStack.length) return;
+    this.redoStack = [this.current, ...this.redoStack];
+    this.current = this.undoStack.at(-1);
+    this.undoStack = this.undoStack.slice(0, -1);
     this.onchange();
   }
 
   redo() {
-    if (!this.future.length) return;
-    this.past = [...this.past, this.now];
-    [this.now, ...this.future] = this.future;
+    if (!this.redoStack.length) return;
+    this.undoStack = [...this.undoStack, this.current];
+    [this.current, ...this.redoStack] = this.redoStack;
     this.onchange();
   }
 
   select(id) {
-    this.now = { ...this.now, selected: id };
+    this.current = { ...this.current, selected: id };
     this.onchange();
   }
 
-  /** The first colour that no region has; they repeat when all are taken. */
-  freeColor() {
+  /** The first unused colour; colours repeat once all are used. */
+  nextColor() {
     const names = Object.keys(PALETTE);
-    const taken = this.regions.map((each) => each.color);
-    return names.find((name) => !taken.includes(name)) ?? names[this.regions.length % names.length];
+    const used = this.regions.map((each) => each.color);
+    return names.find((name) => !used.includes(name)) ?? names[this.regions.length % names.length];
   }
 
-  /** How a new region of a shape looks: what was chosen, else what the server would choose. */
-  look(shape) {
-    const usual = defaults(this.size);
-    const look = { color: this.style.color ?? this.freeColor() };
-    look.alpha = this.style.alpha ?? (shape === "mask" ? 128 : 255);
-    const width = this.style.width ?? (shape === "contour" ? usual.contour : usual.width);
-    if (shape === "point") look.radius = this.style.width ? 3 * this.style.width : usual.radius;
-    else if (shape !== "mask") look.width = width;
-    return look;
+  /** The style of a new region: the chosen values, else the server's defaults. */
+  styleFor(shape) {
+    const standard = defaults(this.size);
+    const style = { color: this.style.color ?? this.nextColor() };
+    style.alpha = this.style.alpha ?? (shape === "mask" ? 128 : 255);
+    const width = this.style.width ?? (shape === "contour" ? standard.contour : standard.width);
+    if (shape === "point") style.radius = this.style.width ? 3 * this.style.width : standard.radius;
+    else if (shape !== "mask") style.width = width;
+    return style;
   }
 
-  /** Add a region under the next id and select it. Ids are never given twice on one image. */
+  /** Add a region with the next id and select it. An id is never reused on an image. */
   add(region) {
-    if (!region || !sound(region)) return null;
-    const id = String(this.now.next);
-    const { regions, next } = this.now;
+    if (!region || !isValid(region)) return null;
+    const id = String(this.current.next);
+    const { regions, next } = this.current;
     this.commit({ regions: [...regions, { id, ...region }], selected: id, next: next + 1 });
     return id;
   }
 
-  /** Put a changed region in the place of the one with its id. */
+  /** Replace the region with the same id. */
   replace(region) {
-    if (!sound(region)) return;
+    if (!isValid(region)) return;
     this.commit({ regions: this.regions.map((each) => (each.id === region.id ? region : each)) });
   }
 
@@ -95,8 +95,8 @@ export class Model {
     if (this.regions.length) this.commit({ regions: [], selected: null });
   }
 
-  /** A look for the selected region, and for those that are drawn from now on. */
-  restyle(name, value) {
+  /** Set a style of the selected region and of the next ones. */
+  setStyle(name, value) {
     this.style = { ...this.style, [name]: value };
     const region = this.selected;
     if (!region) return this.onchange();

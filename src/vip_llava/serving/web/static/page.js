@@ -1,16 +1,16 @@
-// What Gradio's components start: each function puts one of our parts into one of them.
+// Entry points for Gradio's components: each function mounts one part of the page.
 
 import { Conversation } from "./conversation.js";
 import { mount } from "./canvas.js";
 import { send } from "./send.js";
 
-/** The head: light or dark. Gradio takes the system's choice; the button turns it over. */
-export function head(element) {
+/** The header, with a button that toggles light and dark. */
+export function header(element) {
   element.querySelector(".vl-theme").addEventListener("click", () => document.body.classList.toggle("dark"));
   document.documentElement.lang ||= "en";
 }
 
-/** The canvas. What is on it becomes the component's value. */
+/** The canvas; its image and regions become the component's value. */
 export function canvas(element, props, examples) {
   window.vlCanvas = mount(element.querySelector(".vl-place"), {
     send,
@@ -20,17 +20,17 @@ export function canvas(element, props, examples) {
   });
 }
 
-/** The conversation, which the server sends as the component's value. */
-export function talk(element, props, trigger, watch) {
-  const conversation = new Conversation(element.querySelector(".vl-talk"), { trigger, focus: () => field()?.focus() });
-  const show = () => conversation.show(props.value);
+/** The conversation; the server sends it as the component's value. */
+export function conversation(element, props, trigger, watch) {
+  const view = new Conversation(element.querySelector(".vl-conversation"), { trigger });
+  const show = () => view.show(props.value);
   watch("value", show);
   show();
 }
 
 const field = () => document.querySelector("#vl-question textarea, #vl-question input");
 
-/** Put text into the question, where the cursor is, with blanks around it. */
+/** Insert text into the question at the cursor, separated by blanks. */
 function insert(text) {
   const box = field();
   if (!box) return;

@@ -1,21 +1,21 @@
-// The preview: regions on a 2D context whose unit is a pixel of the image.
-// Follows the server's drawing (whole pixels, line inside boxes) closely; what the model sees is drawn there.
+// The preview: regions drawn on a 2D context in image pixels.
+// It approximates the server's drawing (whole pixels, lines inside boxes), which the model sees.
 
-import { headOf, rgb } from "./geometry.js";
+import { arrowHead, rgb } from "./geometry.js";
 
-const whole = Math.trunc;
+const trunc = Math.trunc;
 
-/** Draw one region. `layer` is a second context of the same size, for see-through marks. */
+/** Draw one region. `layer` is a second context of the same size, for translucent marks. */
 export function paint(context, region, size, layer) {
   const alpha = (region.alpha ?? 255) / 255;
-  if (alpha >= 1) return mark(context, region, size);
-  // Drawn opaque on a layer of its own, so that a mark that crosses itself is not darker there.
+  if (alpha >= 1) return drawMark(context, region, size);
+  // Drawn opaque on the layer first, so that overlaps within a mark are not darker.
   layer.save();
   layer.setTransform(1, 0, 0, 1, 0, 0);
   layer.clearRect(0, 0, layer.canvas.width, layer.canvas.height);
   layer.restore();
   layer.setTransform(context.getTransform());
-  mark(layer, region, size);
+  drawMark(layer, region, size);
   context.save();
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.globalAlpha = alpha;
@@ -23,19 +23,19 @@ export function paint(context, region, size, layer) {
   context.restore();
 }
 
-function mark(context, region, size) {
+function drawMark(context, region, size) {
   context.fillStyle = context.strokeStyle = rgb(region.color);
-  context.lineWidth = Math.max(1, whole(region.width ?? 1));
+  context.lineWidth = Math.max(1, trunc(region.width ?? 1));
   context.lineCap = "butt";
   context.lineJoin = "miter";
   context.beginPath();
-  MARKS[region.shape](context, region, size);
+  DRAW[region.shape](context, region, size);
 }
 
 function box(context, region, size) {
-  const [x1, y1] = region.box.slice(0, 2).map(whole);
-  // Both edges belong to the box, and one up to the border ends at the last pixel.
-  const [x2, y2] = [2, 3].map((i) => Math.min(whole(region.box[i]) + 1, size[i - 2]));
+  const [x1, y1] = region.box.slice(0, 2).map(trunc);
+  // Both edges belong to the box, which ends at the last pixel of the image.
+  const [x2, y2] = [2, 3].map((i) => Math.min(trunc(region.box[i]) + 1, size[i - 2]));
   const line = context.lineWidth;
   context.rect(x1, y1, x2 - x1, y2 - y1);
   if (x1 + line < x2 - line && y1 + line < y2 - line) {
@@ -44,7 +44,7 @@ function box(context, region, size) {
   context.fill("evenodd");
 }
 
-function oval(context, [x1, y1, x2, y2], line) {
+function fillOval(context, [x1, y1, x2, y2], line) {
   const [a, b] = [(x2 - x1 + 1) / 2, (y2 - y1 + 1) / 2];
   const middle = [x1 + a, y1 + b];
   context.ellipse(...middle, a, b, 0, 0, 2 * Math.PI);
@@ -56,18 +56,18 @@ function oval(context, [x1, y1, x2, y2], line) {
 }
 
 function ellipse(context, region) {
-  oval(context, region.box.map(whole), context.lineWidth);
+  fillOval(context, region.box.map(trunc), context.lineWidth);
 }
 
 function point(context, region) {
   const [[x, y], r] = [region.point, region.radius];
-  oval(context, [x - r, y - r, x + r, y + r].map(whole), 0);
+  fillOval(context, [x - r, y - r, x + r, y + r].map(trunc), 0);
 }
 
-const centre = ([x, y]) => [whole(x) + 0.5, whole(y) + 0.5];
+const pixelCentre = ([x, y]) => [trunc(x) + 0.5, trunc(y) + 0.5];
 
 function trace(context, points, closed) {
-  points.forEach((each, index) => context[index ? "lineTo" : "moveTo"](...centre(each)));
+  points.forEach((each, index) => context[index ? "lineTo" : "moveTo"](...pixelCentre(each)));
   if (closed) context.closePath();
 }
 
@@ -84,7 +84,7 @@ function scribble(context, region) {
 }
 
 function arrow(context, region, size) {
-  const [head, turn] = [headOf(region, size), Math.PI / 3];
+  const [head, turn] = [arrowHead(region, size), Math.PI / 3];
   const [x, y] = region.tip;
   const angle = Math.atan2(region.tail[1] - y, region.tail[0] - x);
   const sides = [-turn, turn].map((by) => [x + head * Math.cos(angle + by), y + head * Math.sin(angle + by)]);
@@ -102,7 +102,7 @@ function rings(context, region) {
 }
 
 function contour(context, region) {
-  context.lineWidth = 2 * context.lineWidth + 1; // it grows to both sides of the outline
+  context.lineWidth = 2 * context.lineWidth + 1; // half of it on each side of the outline
   rings(context, region);
   context.stroke();
 }
@@ -115,4 +115,4 @@ function mask(context, region) {
   }
 }
 
-const MARKS = { box, ellipse, triangle, point, scribble, arrow, contour, mask };
+const DRAW = { box, ellipse, triangle, point, scribble, arrow, contour, mask };

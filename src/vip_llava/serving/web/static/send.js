@@ -1,8 +1,8 @@
-// Requests to the page's own routes. What goes wrong comes back as an Error with the server's own words.
+// Requests to the page's own routes. Errors carry the server's message.
 
 const BASE = new URL("../", import.meta.url);
 
-/** POST a body to page/PATH; gives the JSON of the answer. */
+/** POST a body to page/PATH; returns the JSON of the response. */
 export async function send(path, body, type) {
   let answer;
   try {
@@ -10,7 +10,7 @@ export async function send(path, body, type) {
   } catch {
     throw new Error("The server can't be reached.");
   }
-  const told = await answer.json().catch(() => null);
-  if (answer.ok && told) return told;
-  throw new Error(told?.error?.message ?? `The server answered with ${answer.status}.`);
+  const content = await answer.json().catch(() => null);
+  if (answer.ok && content) return content;
+  throw new Error(content?.error?.message ?? `The server answered with ${answer.status}.`);
 }

@@ -1,30 +1,30 @@
-// A question as JSON, curl or Python, to copy or to save. The saved JSON has the image in it.
+// A question as JSON, curl or Python, to copy or save. The saved JSON contains the image.
 
 import { make } from "./dom.js";
 
 const TOKEN = '"IMAGE"';
 
-/** Open the dialog for a turn: its `share` has the texts by name. */
-export function share(turn) {
+/** Open the dialog for an exchange, whose `share` has the texts by format. */
+export function share(exchange) {
   const text = make("pre", { tabindex: 0, class: "vl-code" });
-  const tabs = Object.keys(turn.share).map((name) => make(
+  const tabs = Object.keys(exchange.share).map((name) => make(
     "button", { type: "button", role: "tab", class: "vl-tab", click: () => choose(name) }, name,
   ));
   const choose = (name) => {
-    text.textContent = turn.share[name].replace(TOKEN, '"data:image/png;base64,... (in the saved file)"');
+    text.textContent = exchange.share[name].replace(TOKEN, '"data:image/png;base64,... (in the saved file)"');
     for (const each of tabs) each.setAttribute("aria-selected", String(each.textContent === name));
   };
-  const told = make("span", { role: "status", class: "vl-about" });
+  const status = make("span", { role: "status", class: "vl-about" });
   const dialog = make(
     "dialog", { class: "vl-share", "aria-label": "Share this question" },
     make("div", { class: "vl-tabs", role: "tablist" }, ...tabs),
     text,
     make(
       "div", { class: "vl-actions" },
-      make("button", { type: "button", class: "vl-link", click: () => copy(text.textContent, told) }, "Copy"),
-      make("button", { type: "button", class: "vl-link", "data-act": "save", click: () => save(turn, told) }, "Save request.json"),
+      make("button", { type: "button", class: "vl-link", click: () => copy(text.textContent, status) }, "Copy"),
+      make("button", { type: "button", class: "vl-link", "data-act": "save", click: () => save(exchange, status) }, "Save request.json"),
       make("button", { type: "button", class: "vl-link", click: () => dialog.close() }, "Close"),
-      told,
+      status,
     ),
   );
   dialog.addEventListener("close", () => dialog.remove());
@@ -33,22 +33,22 @@ export function share(turn) {
   dialog.showModal();
 }
 
-async function copy(text, told) {
+async function copy(text, status) {
   try {
     await navigator.clipboard.writeText(text);
-    told.textContent = "Copied.";
+    status.textContent = "Copied.";
   } catch {
-    told.textContent = "The browser did not allow it; select the text instead.";
+    status.textContent = "The browser does not allow it; select the text instead.";
   }
 }
 
-/** The whole request as a file. Its image has the pixels that the model was given, without marks. */
-async function save(turn, told) {
-  let content = turn.share.JSON;
-  if (turn.image) {
-    const answer = await fetch(new URL(`../images/${turn.image}?exact=1`, import.meta.url));
+/** Save the complete request with the unmarked image. */
+async function save(exchange, status) {
+  let content = exchange.share.JSON;
+  if (exchange.image) {
+    const answer = await fetch(new URL(`../images/${exchange.image}?exact=1`, import.meta.url));
     if (!answer.ok) {
-      told.textContent = "The image is not on the server any more.";
+      status.textContent = "The image has expired on the server.";
       return;
     }
     const reader = new FileReader();
@@ -60,5 +60,5 @@ async function save(turn, told) {
   const link = make("a", { href: url, download: "request.json" });
   link.click();
   URL.revokeObjectURL(url);
-  told.textContent = "Saved.";
+  status.textContent = "Saved.";
 }
