@@ -173,3 +173,13 @@ def test_best_resolution_prefers_the_image_s_own_shape() -> None:
     assert best_resolution((400, 1000), candidates) == (336, 672)
     with pytest.raises(ValueError, match="candidate"):
         best_resolution((4, 4), [])
+
+
+@pytest.mark.parametrize(("size", "columns_first"), [((42, 1000), True), ((80, 100), False)])
+def test_the_order_of_scaling_is_that_of_pillow_13(
+    size: tuple[int, int], columns_first: bool
+) -> None:
+    image = noise(*size)
+    between = (size[0], 56) if columns_first else (56, size[1])
+    wanted = image.resize(between, Image.Resampling.BICUBIC).resize((56, 56))
+    assert ImageGeometry("resize", 56).fit(image).tobytes() == wanted.tobytes()
