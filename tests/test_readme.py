@@ -20,7 +20,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/model_card.md", "docs/training.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/api.md",
+    "docs/how_it_works.md",
+    "docs/model_card.md",
+    "docs/training.md",
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
 # Verbs of the program that open a model, unless another one is named.

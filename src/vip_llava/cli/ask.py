@@ -69,8 +69,8 @@ def ask(
     """Ask about a photo and the regions marked on it.
 
     Mark regions with --box, --arrow, --mask and the other shapes. They get the ids 1, 2, ... in the
-    order in which you type them, and <region:1> in the question becomes words like "within the red
-    rectangle". Only the answer goes to stdout.
+    order in which you type them, and <region:1> in the question becomes words like "the object
+    within the red rectangle". Only the answer goes to stdout.
     """
     from vip_llava.regions import expand
 
