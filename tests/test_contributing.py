@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from PIL import Image
 
+from vip_llava import load
 from vip_llava.assistant import Assistant
 from vip_llava.backends.base import Completion, ModelInfo
 from vip_llava.prompting.prepare import Prepared, Request, prepare
@@ -64,3 +70,131 @@ def test_a_backend() -> None:
     ]
     many = assistant.ask_many([{"question": "a"}, {"image": photo, "question": "b"}])
     assert [each.text for each in many] == ["a", "b"]
+
+
+GRID_TOWER = """
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from vip_llava.models.vision_towers import VisionTower, register_vision_tower
+
+
+class GridConfig(PretrainedConfig):
+    model_type = "grid_tower"
+
+    def __init__(self, hidden_size=8, num_hidden_layers=3, image_size=28, patch_size=7, **kwargs):
+        self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
+        self.image_size, self.patch_size = image_size, patch_size
+        super().__init__(**kwargs)
+
+
+class GridTower(PreTrainedModel):
+    config_class = GridConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        width, patch = config.hidden_size, config.patch_size
+        self.embed = nn.Conv2d(3, width, patch, patch)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(config.num_hidden_layers))
+        self.post_init()
+
+    def forward(self, pixel_values, **kwargs):
+        states = [self.embed(pixel_values).flatten(2).transpose(1, 2)]
+        for block in self.blocks:
+            states.append(torch.tanh(block(states[-1])))
+        return BaseModelOutput(last_hidden_state=states[-1], hidden_states=tuple(states))
+
+
+AutoConfig.register("grid_tower", GridConfig)
+AutoModel.register(GridConfig, GridTower)
+register_vision_tower(
+    VisionTower(
+        model_type="grid_tower",
+        prefix_tokens=0,
+        layers="blocks",
+        image_mean=(0.25, 0.5, 0.75),
+        image_std=(0.5, 0.5, 0.5),
+    )
+)
+"""
+
+
+def test_a_vision_tower(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new tower is one file and one registry line; it loads, counts, computes and answers."""
+    from transformers import AutoConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from vip_llava.models import vision_towers
+    from vip_llava.models.loading import load_model
+
+    (tmp_path / "grid_tower_module.py").write_text(GRID_TOWER)
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = (*vision_towers._BUILT_IN, "grid_tower_module")
+    monkeypatch.setattr(vision_towers, "_BUILT_IN", lines)
+    vision_towers.get_vision_tower("grid_tower")
+
+    text = json.loads((tiny_model_folder / "config.json").read_text())["text_config"]
+    config = LlavaConfig(
+        text_config=LlamaConfig(**text),
+        vision_config=AutoConfig.for_model("grid_tower"),
+        vision_feature_layer=[-2, 1],
+        vision_feature_select_strategy="full",
+        image_token_index=399,
+    )
+    torch.manual_seed(0)
+    whole: Any = LlavaForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_model_folder / name, tmp_path / "model" / name)
+
+    loaded, processor = load_model(tmp_path / "model", device="cpu")
+    model: Any = loaded
+    assert (processor.tokens_per_view, processor.geometry.fill) == (16, (63, 127, 191))
+    assert len(model.model.vision_tower.blocks) == 2 < len(whole.model.vision_tower.blocks)
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want, got = (
+            torch.stack(list(m.get_image_features(pixel_values=pixels).pooler_output))
+            for m in (whole, model)
+        )
+    assert got.shape == (1, 16, text["hidden_size"]) and torch.equal(got, want)
+    photo = Image.new("RGB", (60, 40), "white")
+    answer = load(tmp_path / "model", device="cpu").ask(photo, "What?", max_new_tokens=3)
+    assert answer.usage.image_tokens == 16
+
+
+def test_a_backbone(make_original: Callable[..., Path], tiny_model_folder: Path) -> None:
+    """A new language model in the original's layout is one registry line."""
+    from safetensors.torch import load_file
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    from vip_llava.models.backbones import Backbone, register_backbone
+    from vip_llava.models.loading import load_model
+
+    register_backbone(Backbone("granite", "granite", template="chatml"))
+
+    scale = {"embedding_multiplier": 2.0, "residual_multiplier": 0.5}
+    named = {"model_type": "llava_granite", "architectures": ["LlavaGraniteForCausalLM"]}
+    folder = make_original(5, extra={**named, **scale})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_model_folder / name, folder / name)
+    loaded, processor = load_model(folder, device="cpu")
+    model: Any = loaded
+    assert processor.template.name == "chatml"
+    assert model.config.text_config.model_type == "granite"
+
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps")
+    keys += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    config = json.loads((folder / "config.json").read_text())
+    reference: Any = GraniteForCausalLM(
+        GraniteConfig(**{key: config[key] for key in keys}, **scale)
+    )
+    weights = load_file(folder / "model.safetensors")
+    reference.load_state_dict({name: weights[name] for name in reference.state_dict()})
+    ids = torch.tensor([[1, 7, 9, 20]])
+    with torch.no_grad():
+        want = reference.eval()(input_ids=ids).logits
+        assert torch.allclose(model(input_ids=ids).logits, want, atol=1e-5)

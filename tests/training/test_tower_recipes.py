@@ -53,7 +53,9 @@ def folders(tmp_path: Path, tiny_model_folder: Path) -> dict[str, str]:
 
 def recipe(model: dict[str, Any], **changes: Any) -> Recipe:
     values = load_recipe(TUTORIAL, {"steps": 2, "save.every": 0, "log.samples": 0}).resolved()
-    return Recipe.model_validate({**values, "model": {"template": "llava_v1", "aspect": "pad", **model}, **changes})
+    return Recipe.model_validate(
+        {**values, "model": {"template": "llava_v1", "aspect": "pad", **model}, **changes}
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,9 @@ def test_a_new_projector_reads_the_features_that_a_recipe_names(
     whole: Any = AutoModel.from_pretrained(folders[tower]).eval()
     with torch.no_grad():
         states = whole(pixels, output_hidden_states=True).hidden_states
-        picked = [states[layer] for layer in (features if isinstance(features, list) else [features])]
+        picked = [
+            states[layer] for layer in (features if isinstance(features, list) else [features])
+        ]
         first = 1 if tower == "dinov2" else 0
         want = model.model.multi_modal_projector(torch.cat([s[:, first:] for s in picked], -1))
         got = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
