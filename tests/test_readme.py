@@ -26,6 +26,7 @@ PAGES = (
     "docs/api.md",
     "docs/how_it_works.md",
     "docs/model_card.md",
+    "docs/finetune.md",
     "docs/training.md",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

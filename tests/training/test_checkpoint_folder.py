@@ -337,7 +337,7 @@ def test_a_failed_removal_loses_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no"), Disk(fail):
         prune(tmp_path, 1)
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
-    assert [path.name for path in prune(tmp_path, 1)][:1] == ["checkpoint-2.replaced"]
+    assert [path.name for path in prune(tmp_path, 1)][:1] == ["checkpoint-2"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 

@@ -11,11 +11,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from torch import nn
+from torch.utils.data import ConcatDataset
 
 from vip_llava.data.batch_sampler import GroupedBatchSampler
 from vip_llava.data.collators import PackedCollator, PaddedCollator
@@ -46,27 +46,13 @@ __all__ = [
 ]
 
 
-class ConcatRows(Sequence[DataRow]):
-    """The rows of several files in sequence, with the interface of a `RowFile`."""
+class ConcatRows(ConcatDataset[DataRow]):
+    """The rows of several files in sequence, with `raw` and `where` as in a `RowFile`."""
 
     def __init__(self, files: Sequence[RowFile]) -> None:
+        tables: Any = files
+        super().__init__(tables)
         self.files = list(files)
-        self._ends = list(accumulate(len(file) for file in self.files))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    @overload
-    def __getitem__(self, index: int) -> DataRow: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[DataRow]: ...
-
-    def __getitem__(self, index: int | slice) -> DataRow | list[DataRow]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        file, number = self._locate(index)
-        return file[number]
 
     def raw(self, index: int) -> dict[str, Any]:
         """The unchecked JSON object of a row."""
@@ -79,11 +65,8 @@ class ConcatRows(Sequence[DataRow]):
         return file.where(number)
 
     def _locate(self, index: int) -> tuple[RowFile, int]:
-        index += len(self) if index < 0 else 0
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)} rows")
-        number = bisect.bisect_right(self._ends, index)
-        return self.files[number], index - (self._ends[number - 1] if number else 0)
+        number = bisect.bisect_right(self.cumulative_sizes, index)
+        return self.files[number], index - (self.cumulative_sizes[number - 1] if number else 0)
 
 
 def open_rows(recipe: Recipe) -> ConcatRows:

@@ -33,8 +33,8 @@ __all__ = [
 
 MARKER = "complete.json"
 FORMAT = 1
-_UNFINISHED, _REPLACED = ".unfinished", ".replaced"
-_NAME = re.compile(rf"checkpoint-(\d+)({re.escape(_UNFINISHED)}|{re.escape(_REPLACED)})?")
+_UNFINISHED = ".unfinished"
+_NAME = re.compile(rf"checkpoint-(\d+)({re.escape(_UNFINISHED)})?")
 _BLOCK = 1 << 22
 
 Chunks = Iterable[bytes | bytearray | memoryview]
@@ -90,22 +90,24 @@ def new_checkpoint(run: Path, step: int) -> Iterator[NewCheckpoint]:
     new = NewCheckpoint(Path(f"{final}{_UNFINISHED}"))
     try:
         run.mkdir(parents=True, exist_ok=True)
+        if not final.exists() and why_incomplete(new.folder, deep=False) is None:
+            new.folder.rename(final)  # the process ended before it could
         _remove(new.folder)
         new.folder.mkdir(parents=True, exist_ok=True)
         yield new
         new.complete(step)
-        _put_in_place(new.folder, final)
+        _remove(final)  # the new folder has its marker and counts from here on
+        new.folder.rename(final)
+        _sync_folder(run)
     except OSError as error:
-        with suppress(OSError):
-            _remove(new.folder)
+        _discard_incomplete(new.folder)
         last = latest_checkpoint(run, deep=False)
         raise CheckpointError(
-            f"{final} could not be written: {error}; its files were removed. "
+            f"{final} could not be written: {error}. "
             f"The last complete checkpoint is {last.name if last else 'none'}"
         ) from error
     except BaseException:
-        with suppress(OSError):
-            _remove(new.folder)
+        _discard_incomplete(new.folder)
         raise
 
 
@@ -145,15 +147,10 @@ def _sync_folder(path: Path) -> None:
         os.close(file)
 
 
-def _put_in_place(new: Path, final: Path) -> None:
-    old = Path(f"{final}{_REPLACED}")
-    if final.exists():
-        _remove(old)
-        # Between the two renames both folders have their marker: either one is found.
-        final.rename(old)
-    new.rename(final)
-    _sync_folder(final.parent)
-    _remove(old)
+def _discard_incomplete(folder: Path) -> None:
+    with suppress(OSError):
+        if why_incomplete(folder, deep=False) is not None:
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:
@@ -221,20 +218,16 @@ def _candidates(run: Path) -> list[tuple[int, Path]]:
     """Folders named like checkpoints: highest step first, final names before temporary ones."""
     if not run.is_dir():
         return []
-    found = []
-    for path in run.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match and path.is_dir():
-            priority = [None, _UNFINISHED, _REPLACED].index(match[2])
-            found.append((-int(match[1]), priority, path))
+    matches = [(path, _NAME.fullmatch(path.name)) for path in run.iterdir() if path.is_dir()]
+    found = [(-int(match[1]), bool(match[2]), path) for path, match in matches if match]
     return [(-step, path) for step, _, path in sorted(found)]
 
 
 def prune(run: Path, keep: int, *, protect: Collection[Path] = ()) -> list[Path]:
     """Remove all complete checkpoints but the newest `keep` and those in `protect`; returns them.
 
-    Only complete checkpoints count, so the last usable one is never removed. Leftovers of an
-    interrupted save are removed as well. A folder that differs from its marker is kept for
+    Only complete checkpoints count, so the last usable one is never removed. What an interrupted
+    save or removal left is removed as well. A folder that differs from its marker is kept for
     inspection.
     """
     if keep < 1:
@@ -245,17 +238,12 @@ def prune(run: Path, keep: int, *, protect: Collection[Path] = ()) -> list[Path]
     for step, folder in _candidates(run):
         final = run / f"checkpoint-{step}"
         complete = why_incomplete(folder, deep=False) is None
+        damaged = not complete and folder == final and (folder / MARKER).exists()
         if complete and step not in kept and len(kept) < keep:
             kept.add(step)
-            if folder != final and not final.exists():
+            if not final.exists():
                 folder.rename(final)
-        elif folder.resolve() not in protected and (complete or folder != final):
-            if folder == final:  # renamed first, so that a partial removal is recognisable
-                old = Path(f"{final}{_REPLACED}")
-                _remove(old)
-                folder.rename(old)
-                _remove(old)
-            else:
-                _remove(folder)
+        elif not damaged and folder.resolve() not in protected:
+            _remove(folder)
             removed.append(folder)
     return removed
