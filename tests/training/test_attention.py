@@ -199,41 +199,53 @@ def test_a_packed_batch_is_one_row_without_a_mask() -> None:
         )
 
 
+SIGNATURES = {
+    "2.13": ({"scale", "window_size", "enable_gqa"}, True),
+    "2.10": ({"scale", "is_causal"}, False),
+    "unwrap": ({"is_causal"}, False),
+}
+
+
+@pytest.mark.parametrize("version", list(SIGNATURES))
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_kernel_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+def test_the_kernel_gets_the_arguments_of_its_torch_version(
+    monkeypatch: pytest.MonkeyPatch, version: str, window: int | None
+) -> None:
     """A fake kernel checks layouts and arguments; the real one runs on CUDA only."""
+    settings, grouped = SIGNATURES[version]
 
     def kernel(
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        cu_seqlens: Tensor,
+        borders: Tensor,
         same: Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        scale: float,
-        window_size: tuple[int, int],
-        enable_gqa: bool,
+        most: int,
+        more: int,
+        **given: Any,
     ) -> Tensor:
-        left, right = window_size
-        assert enable_gqa and max_q == max_k == 4 and right == 0
+        assert set(given) <= settings
+        assert grouped or q.shape[1] == k.shape[1]
+        assert most == more == 4
+        left, right = given.get("window_size", (-1, 0))
+        assert right == 0 or given.get("is_causal")
         return attention.sequential_attention(
             *(states.transpose(0, 1).unsqueeze(0) for states in (q, k, v)),
-            cu_seqlens,
-            max_q,
+            borders,
+            most,
             0.0,
-            scale,
+            given.get("scale"),
             None if left == -1 else left + 1,
         )[0]
 
-    monkeypatch.setattr(attention, "_KERNEL", kernel)
+    monkeypatch.setattr(attention, "_KERNEL", (kernel, frozenset(settings)))
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
-    cu_seqlens = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
-    given = (query, key, value, cu_seqlens, None, 0.0, 0.2, window)
-    expected = attention.sequential_attention(*given)
-    torch.testing.assert_close(attention.varlen_attention(*given), expected)
+    borders = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
+    given = (query, key, value, borders, None, 0.0, 0.2, window)
+    torch.testing.assert_close(
+        attention.varlen_attention(*given), attention.sequential_attention(*given)
+    )
 
 
 def test_the_kernel_is_used_in_half_precision_on_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,14 +136,13 @@ def _mask(
     return mask
 
 
-def _find_kernel() -> Callable[..., Any] | None:
-    """torch's variable-length attention; releases before 2.13 lack some of its options."""
+def _find_kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
+    """torch's variable-length attention and its parameter names, from torch 2.10 on."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    options = {"scale", "window_size", "enable_gqa"}
-    return varlen_attn if options <= inspect.signature(varlen_attn).parameters.keys() else None
+    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
 # Looked up at import time, because compiled layers call `varlen_attention`.
@@ -172,25 +171,34 @@ def varlen_attention(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """All sequences in one call of torch's variable-length kernel; `dropout` must be 0."""
+    """All sequences in one call of torch's variable-length kernel."""
     assert _KERNEL is not None
+    kernel, parameters = _KERNEL
     # squeeze, not [0]: indexing would write the gradient into zeros.
     q, k, v = (states.squeeze(0).transpose(0, 1).contiguous() for states in (query, key, value))
+    options: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in parameters:
+            options["enable_gqa"] = True
+        else:
+            groups = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if "window_size" in parameters:
+        # (left, right): (-1, 0) is plain causal attention.
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        options["is_causal"] = True
     if max_length is None:
         max_length = int(cu_seqlens.diff().max())
-    out: Tensor = _KERNEL(
-        q,
-        k,
-        v,
-        cu_seqlens,
-        cu_seqlens,
-        max_length,
-        max_length,
-        scale=scaling,
-        # (left, right): (-1, 0) is plain causal attention.
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    if window is not None and window < max_length and "window_size" not in parameters:
+        return sequential_attention(
+            query, key, value, cu_seqlens, max_length, dropout, scaling, window
+        )
+    if scaling is not None and "scale" in parameters:
+        options["scale"] = scaling
+    elif scaling is not None:
+        q = q * (scaling * q.shape[-1] ** 0.5)
+    out: Tensor = kernel(q, k, v, cu_seqlens, cu_seqlens, max_length, max_length, **options)
     return out.unsqueeze(0)
 
 
