@@ -145,7 +145,8 @@ def test_a_vision_tower(
         image_token_index=399,
     )
     torch.manual_seed(0)
-    whole: Any = LlavaForConditionalGeneration(config).eval()
+    whole: Any = LlavaForConditionalGeneration(config)
+    whole.eval()
     whole.save_pretrained(tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny_model_folder / name, tmp_path / "model" / name)
@@ -176,7 +177,7 @@ def test_a_backbone(make_original: Callable[..., Path], tiny_model_folder: Path)
 
     register_backbone(Backbone("granite", "granite", template="chatml"))
 
-    scale = {"embedding_multiplier": 2.0, "residual_multiplier": 0.5}
+    scale: dict[str, Any] = {"embedding_multiplier": 2.0, "residual_multiplier": 0.5}
     named = {"model_type": "llava_granite", "architectures": ["LlavaGraniteForCausalLM"]}
     folder = make_original(5, extra={**named, **scale})
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -186,8 +187,8 @@ def test_a_backbone(make_original: Callable[..., Path], tiny_model_folder: Path)
     assert processor.template.name == "chatml"
     assert model.config.text_config.model_type == "granite"
 
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps")
-    keys += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    keys = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps"]
+    keys += ["num_attention_heads", "num_key_value_heads", "max_position_embeddings"]
     config = json.loads((folder / "config.json").read_text())
     reference: Any = GraniteForCausalLM(
         GraniteConfig(**{key: config[key] for key in keys}, **scale)

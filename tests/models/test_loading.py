@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from vip_llava.errors import CheckpointError, DownloadError, QuantizationError, VipLlavaError
-from vip_llava.models.hub import resolve_folder, files_to_download
+from vip_llava.models.hub import files_to_download, resolve_folder
 from vip_llava.models.loading import load_model, load_weights
 from vip_llava.models.placement import Placement, resolve_dtype
 

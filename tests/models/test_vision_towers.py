@@ -39,7 +39,12 @@ from vip_llava.models.vision_towers import (
 from vip_llava.prompting.turns import MarkedImage, Turn
 
 Make = Callable[..., tuple[Path, Any]]
-SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 56}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 56,
+}
 PATCHES = 16
 
 

@@ -28,7 +28,12 @@ from vip_llava.training.recipes.recipe_files import load_recipe
 from vip_llava.training.run import run
 
 TUTORIAL = Path(__file__).parents[2] / "recipes" / "tutorial" / "tiny.yaml"
-SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 56}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 56,
+}
 TOWERS: dict[str, Any] = {
     "siglip": SiglipVisionConfig(**SIZES, intermediate_size=64, patch_size=14),
     "dinov2": Dinov2Config(**SIZES, patch_size=14),
@@ -47,7 +52,8 @@ def folders(tmp_path: Path, tiny_model_folder: Path) -> dict[str, str]:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny_model_folder / name, tmp_path / "base" / name)
     for name, config in TOWERS.items():
-        AutoModel.from_config(config).save_pretrained(tmp_path / name)
+        auto: Any = AutoModel
+        auto.from_config(config).save_pretrained(tmp_path / name)
     return {name: str(tmp_path / name) for name in ("base", *TOWERS)}
 
 
@@ -69,7 +75,7 @@ def recipe(model: dict[str, Any], **changes: Any) -> Recipe:
 def test_a_new_projector_reads_the_features_that_a_recipe_names(
     tower: str,
     features: list[int] | int,
-    kind: type,
+    kind: Any,
     width: int,
     folders: dict[str, str],
     tmp_path: Path,

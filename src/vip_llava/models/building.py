@@ -148,7 +148,8 @@ def _rename_tower_weights(config: Any, tensors: dict[str, torch.Tensor]) -> dict
     """
     own = {k.removeprefix(TOWER): t for k, t in tensors.items() if k.startswith(TOWER)}
     with torch.device("meta"), silence_transformers():
-        outline = AutoModel.from_config(config.vision_config)
+        auto: Any = AutoModel
+        outline: PreTrainedModel = auto.from_config(config.vision_config)
     expected = outline.state_dict().keys()
     if expected == own.keys():
         return tensors
@@ -158,7 +159,8 @@ def _rename_tower_weights(config: Any, tensors: dict[str, torch.Tensor]) -> dict
     else:
         dtypes = {tensor.dtype for tensor in own.values()}
         with silence_transformers():
-            tower, info = type(outline).from_pretrained(
+            cls: Any = type(outline)
+            tower, info = cls.from_pretrained(
                 None,
                 config=config.vision_config,
                 state_dict=own,
