@@ -1,4 +1,4 @@
-"""`vip-llava ask`, run for real on a tiny model with random weights."""
+"""`vip-llava ask` on a tiny model with random weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTION = "What is <region:1>?"
 
 @pytest.fixture
 def ask(program: Program, photo: Path, tiny_model_folder: Path) -> Program:
-    """`ask("question", ...)` about the photo, at most 8 tokens."""
+    """`ask("question", ...)` asks about the photo, for at most 8 tokens."""
 
     def run(*argv: object, stdin: bytes = b"") -> Any:
         model = ("--model", tiny_model_folder, "--max-new-tokens", 8)

@@ -1,4 +1,4 @@
-"""`vip-llava draw`, run for real."""
+"""`vip-llava draw` on a real photo."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_the_installed_program_starts_inside_the_guard() -> None:
 
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_help_text_wraps_to_the_terminal(verb: str) -> None:
-    """A docstring's own line ends would leave ragged lines in every terminal but one."""
+    """The line breaks of a docstring are not those of the help."""
     shown = (
         CliRunner(env={"COLUMNS": "600", "NO_COLOR": "1"})
         .invoke(app, [*verb.split(), "--help"])
@@ -230,7 +230,7 @@ def test_verbs_without_a_model_do_not_import_torch(
 
 
 def test_help_starts_fast(child_environment: dict[str, str]) -> None:
-    """0.3 s on an idle machine; the best of three, as machines that test are busy."""
+    """0.3 s on an idle machine; the best of three runs, since test machines are busy."""
     seconds = []
     for _ in range(3):
         began = time.perf_counter()

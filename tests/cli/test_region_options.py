@@ -1,4 +1,4 @@
-"""TypedOption options to Regions: order, styles, frames, files."""
+"""Region options: typed order, styles, frames and files."""
 
 from __future__ import annotations
 
