@@ -1,12 +1,12 @@
-"""Clients at once on the API, beside a worker with one thread a request around transformers' `generate`.
+"""Concurrent clients on the API, compared with one thread per request around `generate`.
 
     python benchmarks/serving.py [--clients 1 8 32 64] [--requests 2] [--tokens 24]
                                  [--random 7b --device cuda --dtype bfloat16] [--write HARDWARE]
 
-Both serve the same model, one after the other in processes of their own, and get the same questions
-about the same images, each with its own box, streamed. A client asks its next question when the
-last one is answered. Without `--random` the model is the default one; random weights have the
-published sizes, and their answers the full number of tokens. Nothing leaves this machine.
+Both servers run the same model, one after the other in separate processes, and get the same streamed
+questions about the same images, each with its own box. A client sends its next question after the
+last answer. The model is the default one, or random weights of a published size with `--random`,
+whose answers always have the full number of tokens. All traffic stays on this machine.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from vip_llava.serving.settings import make_settings
 HERE = Path(__file__).parent
 PHOTOS = HERE.parent / "examples" / "photos"
 QUESTIONS = ("What is <region:1>?", "Describe <region:1> in one sentence.")
-WAYS = ("vip-llava", "a thread a request")
-ONE_CORE = (
-    "With one thread an operation the first way computes on one core, the second on all there are."
+SERVERS = ("vip-llava", "thread-per-request")
+ONE_CORE_NOTE = (
+    "With OMP_NUM_THREADS=1 the first server computes on one core, the second on all cores."
 )
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One request: seconds to the first text and to the end, the text, or what went wrong."""
+class RequestResult:
+    """One request: seconds to the first text and to the end, the text, or an error."""
 
     first: float
     total: float
@@ -57,7 +57,7 @@ class Seen:
 
 
 def question(seed: int, tokens: int) -> dict[str, Any]:
-    """The body of a request: one of the photos, cut and marked as no other request has it."""
+    """A request body with a photo crop and a box that no other seed has."""
     rng = random.Random(seed)
     photo = Image.open(PHOTOS / rng.choice(("cat.jpg", "coffee.jpg"))).convert("RGB")
     left, top = rng.randrange(30), rng.randrange(30)
@@ -81,8 +81,8 @@ def question(seed: int, tokens: int) -> dict[str, Any]:
     }
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Seen:
-    """One request, from sending it to the end of its stream."""
+async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> RequestResult:
+    """Send one request and read its whole stream."""
     began = time.perf_counter()
     first, text, pieces, ended = 0.0, "", 0, False
     try:
@@ -102,15 +102,17 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Seen:
             if answer.status_code != 200 or not ended:
                 raise RuntimeError(f"status {answer.status_code}, ended: {ended}")
     except (httpx.HTTPError, RuntimeError) as error:
-        return Seen(0, 0, "", 0, f"{type(error).__name__}: {error}")
+        return RequestResult(0, 0, "", 0, f"{type(error).__name__}: {error}")
     total = time.perf_counter() - began
-    return Seen(first or total, total, text.strip(), pieces)
+    return RequestResult(first or total, total, text.strip(), pieces)
 
 
-async def load(address: str, clients: int, requests: int, tokens: int) -> tuple[list[Seen], float]:
-    """All requests of so many clients, in the order of their seeds, and the seconds they took."""
+async def load(
+    address: str, clients: int, requests: int, tokens: int
+) -> tuple[list[RequestResult], float]:
+    """The results of all clients' requests in the order of seeds, and the total seconds."""
     bodies = [question(seed, tokens) for seed in range(clients * requests)]
-    seen: list[Seen | None] = [None] * len(bodies)
+    results: list[RequestResult | None] = [None] * len(bodies)
     left = iter(range(len(bodies)))
 
     async with httpx.AsyncClient(
@@ -119,30 +121,30 @@ async def load(address: str, clients: int, requests: int, tokens: int) -> tuple[
 
         async def one() -> None:
             for index in left:
-                seen[index] = await ask(client, bodies[index])
+                results[index] = await ask(client, bodies[index])
 
         began = time.perf_counter()
         await asyncio.gather(*[one() for _ in range(clients)])
         seconds = time.perf_counter() - began
-    return [each for each in seen if each is not None], seconds
+    return [each for each in results if each is not None], seconds
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far; other work on the machine does not add to it."""
+    """CPU seconds of a process so far, independent of other load."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
 
 @contextlib.contextmanager
-def serving(way: str, options: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Address and process id of a process that serves in this way."""
-    command = [sys.executable, str(HERE / "serving_workers.py"), way, *options]
+def serving(server: str, options: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Start this server in a process; yields its URL and process id."""
+    command = [sys.executable, str(HERE / "serving_workers.py"), server, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline().strip()
         if not line.startswith("http://"):
-            raise SystemExit(f"{way} did not start")
+            raise SystemExit(f"{server} did not start")
         yield line, process.pid
     finally:
         process.terminate()
@@ -153,11 +155,11 @@ def serving(way: str, options: Sequence[str]) -> Iterator[tuple[str, int]]:
             process.wait()
 
 
-def figures(seen: Sequence[Seen], seconds: float, cpu: float) -> dict[str, float]:
-    """What is told of one way with so many clients."""
-    good = [each for each in seen if not each.error]
+def figures(results: Sequence[RequestResult], seconds: float, cpu: float) -> dict[str, float]:
+    """The statistics of one server at one number of clients."""
+    good = [each for each in results if not each.error]
     if not good:
-        return {"errors": len(seen), "rate": 0.0, "cpu": float("nan")}
+        return {"errors": len(results), "rate": 0.0, "cpu": float("nan")}
 
     def p95(values: list[float]) -> float:
         return sorted(values)[max(0, -(-95 * len(values) // 100) - 1)]
@@ -170,71 +172,72 @@ def figures(seen: Sequence[Seen], seconds: float, cpu: float) -> dict[str, float
         "total_p95": p95(totals),
         "rate": len(good) / seconds,
         "cpu": cpu / len(good),
-        "errors": len(seen) - len(good),
+        "errors": len(results) - len(good),
     }
 
 
 def report(
-    found: dict[tuple[str, int], tuple[list[Seen], float, float]], given: Any, about: str
+    found: dict[tuple[str, int], tuple[list[RequestResult], float, float]], args: Any, about: str
 ) -> str:
-    """A page in Markdown."""
+    """The results as Markdown."""
+    model = f"{args.random}, random weights" if args.random else "the default model"
     lines = [
-        f"# Serving {given.random + ', random weights' if given.random else 'the default model'}",
+        f"# Serving {model}",
         "",
         about,
-        f"Requests: one photo with one box each, all different, at most {given.tokens} tokens "
-        f"out, streamed; {given.requests} for each client, one after the other. Times in seconds; "
-        "both ways in one run. Other work on the machine lengthens times, and not processor seconds.",
+        f"Requests: one photo with one box each, all different, at most {args.tokens} generated "
+        f"tokens, streamed; {args.requests} for each client, one after the other. Times are seconds; "
+        "both servers in one run. Other load lengthens times, but not CPU seconds.",
         "",
-        f"Command: `{given.command}`.",
+        f"Command: `{args.command}`.",
         "",
-        "| clients | way | first text, middle | 95 in 100 | whole, middle | 95 in 100 | requests/s "
-        "| times the other | processor seconds a request | errors |",
+        "| clients | server | time to first text, median | p95 | total time, median | p95 "
+        "| requests/s | ratio | CPU seconds a request | errors |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for clients in given.clients:
-        rates = {way: figures(*found[way, clients])["rate"] for way in WAYS}
-        for way in WAYS:
-            told = figures(*found[way, clients])
-            other = rates[WAYS[1 - WAYS.index(way)]]
+    for clients in args.clients:
+        rates = {server: figures(*found[server, clients])["rate"] for server in SERVERS}
+        for server in SERVERS:
+            row = figures(*found[server, clients])
+            other = rates[SERVERS[1 - SERVERS.index(server)]]
             cells = (
-                [told.get(key, float("nan")) for key in list(told)[:4]]
-                if "first_p50" in told
-                else []
+                [row.get(key, float("nan")) for key in list(row)[:4]] if "first_p50" in row else []
             )
             times = " | ".join(f"{value:.2f}" for value in cells) or "| | |"
-            ratio = told["rate"] / other if other else float("inf")
+            ratio = row["rate"] / other if other else float("inf")
             lines.append(
-                f"| {clients} | {way} | {times} | {told['rate']:.3f} | {ratio:.2f} "
-                f"| {told['cpu']:.2f} | {told['errors']:.0f} |"
+                f"| {clients} | {server} | {times} | {row['rate']:.3f} | {ratio:.2f} "
+                f"| {row['cpu']:.2f} | {row['errors']:.0f} |"
             )
     same = [
         one.text == other.text
-        for clients in given.clients
-        for one, other in zip(found[WAYS[0], clients][0], found[WAYS[1], clients][0], strict=True)
+        for clients in args.clients
+        for one, other in zip(
+            found[SERVERS[0], clients][0], found[SERVERS[1], clients][0], strict=True
+        )
     ]
-    lines += ["", f"The same text both ways: {sum(same)} of {len(same)}."]
-    if os.environ.get("OMP_NUM_THREADS") == "1" and given.device == "cpu":
-        lines.append(ONE_CORE)
-    errors = {each.error for seen, _, _ in found.values() for each in seen if each.error}
+    lines += ["", f"Identical texts of both servers: {sum(same)} of {len(same)}."]
+    if os.environ.get("OMP_NUM_THREADS") == "1" and args.device == "cpu":
+        lines.append(ONE_CORE_NOTE)
+    errors = {each.error for results, _, _ in found.values() for each in results if each.error}
     lines += [f"Error: {error[:200]}" for error in sorted(errors)[:5]]
     return "\n".join(lines) + "\n"
 
 
 def surroundings(device: str) -> str:
-    """Hardware and versions in a sentence."""
+    """Hardware and versions in one sentence."""
     import torch
     import transformers
 
     what = platform.processor() or platform.machine()
     if device.startswith("cuda"):
         what = torch.cuda.get_device_name(device)
-    threads = os.environ.get("OMP_NUM_THREADS", "the default number of")
+    threads = os.environ.get("OMP_NUM_THREADS", "unset")
     return (
-        f"{what}, {os.cpu_count()} cores, {threads} threads an operation, Python "
+        f"{what}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; other work on the machine: load "
-        f"{os.getloadavg()[0]:.1f} before the run."
+        f"{transformers.__version__}; load average before the run "
+        f"{os.getloadavg()[0]:.1f}."
     )
 
 
@@ -247,25 +250,25 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--write", metavar="HARDWARE")
-    given = parser.parse_args()
-    given.command = f"python benchmarks/serving.py {' '.join(sys.argv[1:])}".strip()
-    make_settings(limits={"tokens": given.tokens})
-    options = ["--device", given.device, "--dtype", given.dtype]
-    options += ["--random", given.random] if given.random else []
-    about = surroundings(given.device)
-    found: dict[tuple[str, int], tuple[list[Seen], float, float]] = {}
-    for way in WAYS:
-        with serving(way, options) as (address, pid):
+    args = parser.parse_args()
+    args.command = f"python benchmarks/serving.py {' '.join(sys.argv[1:])}".strip()
+    make_settings(limits={"tokens": args.tokens})
+    options = ["--device", args.device, "--dtype", args.dtype]
+    options += ["--random", args.random] if args.random else []
+    about = surroundings(args.device)
+    found: dict[tuple[str, int], tuple[list[RequestResult], float, float]] = {}
+    for server in SERVERS:
+        with serving(server, options) as (address, pid):
             asyncio.run(load(address, 1, 1, 2))  # warm
-            for clients in given.clients:
+            for clients in args.clients:
                 before = cpu_seconds(pid)
-                seen, seconds = asyncio.run(load(address, clients, given.requests, given.tokens))
-                found[way, clients] = seen, seconds, cpu_seconds(pid) - before
-                told = figures(*found[way, clients])
-                sys.stderr.write(f"{way}, {clients} clients: {told}\n")
-    text = report(found, given, about)
-    if given.write:
-        name = f"serving_{given.write}_{datetime.date.today()}.md"
+                results, seconds = asyncio.run(load(address, clients, args.requests, args.tokens))
+                found[server, clients] = results, seconds, cpu_seconds(pid) - before
+                row = figures(*found[server, clients])
+                sys.stderr.write(f"{server}, {clients} clients: {row}\n")
+    text = report(found, args, about)
+    if args.write:
+        name = f"serving_{args.write}_{datetime.date.today()}.md"
         (HERE / "results" / name).write_text(text, encoding="utf-8")
     sys.stdout.write(text)
 

@@ -1,9 +1,9 @@
-"""The two servers that `benchmarks/serving.py` compares; each prints its address and serves.
+"""The two servers that `benchmarks/serving.py` compares; each prints its URL.
 
-    python benchmarks/serving_workers.py "vip-llava" | "a thread a request" [options]
+    python benchmarks/serving_workers.py vip-llava | thread-per-request [options]
 
-The second is what most small servers of such models are: a thread for each request, and each thread
-calls transformers' `generate` with a streamer. It gets the same tokens and views.
+The second one runs each request in its own thread, which calls transformers' `generate` with a
+streamer, as most small servers of such models do. It gets the same tokens and views.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXT = "USER: What is the object within the red rectangle? ASSISTANT: It is a sm
 
 
 def random_assistant(size: str, device: str, dtype: str) -> Assistant:
-    """Random weights with a small made tokenizer, so that nothing has to be fetched."""
+    """Random weights with a small generated tokenizer, so that nothing is downloaded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +36,7 @@ def random_assistant(size: str, device: str, dtype: str) -> Assistant:
     from vip_llava.prompting.processor import Processor
     from vip_llava.prompting.templates import get_template
 
-    torch.manual_seed(0)  # both ways serve the same weights
+    torch.manual_seed(0)  # both servers have the same weights
     subject = random_model(size, device, getattr(torch, dtype))
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,7 +49,7 @@ def random_assistant(size: str, device: str, dtype: str) -> Assistant:
         show_progress=False,
     )
     backend.train_from_iterator([TEXT], trainer)
-    # One word for each id that the model may say, so that every token shows in the stream.
+    # One word for each token id, so that every token is visible in the stream.
     rows = subject.model.get_input_embeddings().weight.shape[0]
     backend.add_tokens([f" word{number}" for number in range(backend.get_vocab_size(), rows - 1)])
     backend.add_special_tokens(["<image>"])
@@ -67,15 +67,15 @@ def random_assistant(size: str, device: str, dtype: str) -> Assistant:
     return Assistant(NativeBackend(subject.model, processor, name=f"random {size}"))
 
 
-def opened_assistant(given: Any) -> Assistant:
-    """The model that was asked for."""
-    if given.random:
-        return random_assistant(given.random, given.device, given.dtype)
-    return load(device=given.device, dtype=given.dtype)
+def open_assistant(args: Any) -> Assistant:
+    """The model that the options select."""
+    if args.random:
+        return random_assistant(args.random, args.device, args.dtype)
+    return load(device=args.device, dtype=args.dtype)
 
 
 def serve_ours(assistant: Assistant) -> None:
-    """The project's own server."""
+    """Run the project's server."""
     from vip_llava.serving.api.app import create_app
     from vip_llava.serving.middleware.server import run
 
@@ -85,7 +85,7 @@ def serve_ours(assistant: Assistant) -> None:
 
 
 class Worker(BaseHTTPRequestHandler):
-    """One request in one thread."""
+    """Handles one request in one thread."""
 
     assistant: Assistant
     protocol_version = "HTTP/1.1"
@@ -94,9 +94,9 @@ class Worker(BaseHTTPRequestHandler):
         """Answer a chat request as a stream."""
         length = int(self.headers["content-length"])
         body = ChatRequest.model_validate_json(self.rfile.read(length))
-        asked = parse_chat(body, Limits())
-        request = build_request(asked, [each.address for each in asked.images], Limits())
-        prepared = self.assistant.prepare(request, **asked.sampling)
+        chat = parse_chat(body, Limits())
+        request = build_request(chat, [each.url for each in chat.images], Limits())
+        prepared = self.assistant.prepare(request, **chat.sampling)
         inputs = self.assistant.backend.processor([prepared.turns])
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -140,11 +140,11 @@ class Worker(BaseHTTPRequestHandler):
         thread.join()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 def serve_threads(assistant: Assistant) -> None:
-    """The other way."""
+    """Run the server with one thread per request."""
     Worker.assistant = assistant
     server = ThreadingHTTPServer(("127.0.0.1", 0), Worker)
     server.request_queue_size = 128
@@ -155,13 +155,13 @@ def serve_threads(assistant: Assistant) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("way")
+    parser.add_argument("server", choices=("vip-llava", "thread-per-request"))
     parser.add_argument("--random")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    given = parser.parse_args()
-    assistant = opened_assistant(given)
-    (serve_ours if given.way == "vip-llava" else serve_threads)(assistant)
+    args = parser.parse_args()
+    assistant = open_assistant(args)
+    (serve_ours if args.server == "vip-llava" else serve_threads)(assistant)
 
 
 if __name__ == "__main__":

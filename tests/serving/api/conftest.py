@@ -1,4 +1,4 @@
-"""A real server on loopback with tiny models, and images to send to it."""
+"""A server on loopback with tiny models, and images to send to it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from vip_llava.serving.settings import make_settings
 
 @pytest.fixture(scope="session")
 def tiny(tiny_model_folder: Path) -> Assistant:
-    """The tiny model of `tiny_model_folder`; answers noise, always the same."""
+    """The tiny model of `tiny_model_folder`, with deterministic answers."""
     return load(tiny_model_folder)
 
 
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
-    """A made photo of 96 x 64 pixels."""
+    """A generated photo of 96 x 64 pixels."""
     image = Image.new("RGB", (96, 64), (120, 140, 160))
     image.paste((200, 60, 40), (10, 10, 50, 40))
     return image
@@ -45,34 +45,34 @@ def photo_file(photo: Image.Image) -> bytes:
 
 @pytest.fixture(scope="session")
 def photo_address(photo_file: bytes) -> str:
-    """The photo as a data: address."""
+    """The photo as a data: URL."""
     return "data:image/png;base64," + base64.b64encode(photo_file).decode()
 
 
 @dataclass
 class Api:
-    """A running server and a client of it."""
+    """A running server and its client."""
 
     app: FastAPI
     address: str
     client: httpx.Client
 
     def ask(self, *parts: Any, **keys: Any) -> httpx.Response:
-        """Send one user message of these parts; a text may stand alone."""
+        """Send one user message of these parts; strings are text parts."""
         content = [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]
         message = {"role": "user", "content": content}
         body = {"model": "tiny", "messages": [message], "max_tokens": 5, **keys}
         return self.client.post("/v1/chat/completions", json=body)
 
     def told(self, *parts: Any, **keys: Any) -> dict[str, Any]:
-        """As `ask`, for requests that are answered."""
+        """The body of a successful response."""
         answer = self.ask(*parts, **keys)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
 
     def refused(self, *parts: Any, **keys: Any) -> tuple[int, str, str | None]:
-        """Status, code and param of a request that is refused."""
+        """Status, code and param of an error response."""
         answer = self.ask(*parts, **keys)
         error = answer.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
@@ -108,7 +108,7 @@ def serve(tiny: Assistant) -> Iterator[Callable[..., Api]]:
 
 @pytest.fixture(scope="module")
 def api(tiny: Assistant) -> Iterator[Api]:
-    """One server with the tiny model for all tests of a file."""
+    """One server with the tiny model for all tests of a module."""
     settings = make_settings(port=0, limits={"rate": 0})
     app = create_app({"tiny": tiny}, settings)
     with (

@@ -1,4 +1,4 @@
-"""The create_base_app on a real server: ids, keys, hosts, pages, bodies, rates, errors, counts."""
+"""The base application on a real server: request ids, keys, hosts, origins, bodies, rates, errors, metrics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def with_routes(settings: ServerSettings) -> FastAPI:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    """`served(keys=[...], limits={...})` starts a server; a client of it."""
+    """`served(keys=[...], limits={...})` starts a server and returns a client."""
     with ExitStack() as stack:
 
         def start(**values: Any) -> httpx.Client:
@@ -56,13 +56,13 @@ def served() -> Iterator[Served]:
 
 
 def told(answer: httpx.Response) -> tuple[int, str]:
-    """Status and code of an error of the standard shape."""
+    """Status and code of an error in the standard format."""
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return answer.status_code, error["code"]
 
 
-def test_every_answer_has_an_id_and_a_given_one_is_kept(served: Served) -> None:
+def test_every_response_has_a_request_id(served: Served) -> None:
     client = served()
     first = client.get("/health").headers["x-request-id"]
     second = client.get("/nowhere").headers["x-request-id"]
@@ -74,7 +74,7 @@ def test_every_answer_has_an_id_and_a_given_one_is_kept(served: Served) -> None:
     assert made != "two words"
 
 
-def test_every_route_but_health_wants_the_key(served: Served) -> None:
+def test_every_route_but_health_requires_the_key(served: Served) -> None:
     client = served(keys=[KEY])
     assert client.get("/health").status_code == 200
     routes = {path for path in client.app.openapi()["paths"] if path != "/health"}  # type: ignore[attr-defined]
@@ -91,7 +91,7 @@ def test_every_route_but_health_wants_the_key(served: Served) -> None:
 
 
 def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every key is compared, by the function made for it, whatever was sent."""
+    """Every key is compared with `hmac.compare_digest`, whatever was sent."""
     import hmac
 
     from vip_llava.serving.middleware.access import AccessPolicy
@@ -132,7 +132,7 @@ def test_the_host_header_is_checked(served: Served, host: str, status: int) -> N
     assert client.get("/ready", headers={"host": host}).status_code == status
 
 
-def test_pages_of_other_sites_may_not_ask(served: Served) -> None:
+def test_pages_of_other_sites_are_refused(served: Served) -> None:
     client = served()
     own = str(client.base_url).rstrip("/")
     assert client.post("/echo", headers={"origin": own}).status_code == 200
@@ -148,7 +148,7 @@ def test_pages_of_other_sites_may_not_ask(served: Served) -> None:
     assert "access-control-allow-origin" not in client.options("/echo", headers=asked).headers
 
 
-def test_a_listed_page_may_ask(served: Served) -> None:
+def test_an_allowed_origin_is_accepted(served: Served) -> None:
     client = served(origins=["https://good.example"])
     asked = {"origin": "https://good.example", "access-control-request-method": "POST"}
     allowed = client.options("/echo", headers=asked)
@@ -171,7 +171,7 @@ def test_bodies_are_limited_declared_or_not(served: Served) -> None:
     assert told(client.post("/echo", content=pieces())) == (413, "body_too_large")
 
 
-def test_a_body_that_drips_is_given_up(served: Served) -> None:
+def test_a_slow_request_body_times_out(served: Served) -> None:
     client = served(limits={"body_seconds": 0.3})
     at = urlsplit(str(client.base_url))
     with socket.create_connection((at.hostname, at.port), timeout=5) as raw:  # type: ignore[arg-type]
@@ -179,7 +179,7 @@ def test_a_body_that_drips_is_given_up(served: Served) -> None:
         assert raw.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_all_bodies_together_are_limited_and_given_back(served: Served) -> None:
+def test_the_total_of_all_bodies_is_limited(served: Served) -> None:
     client = served(limits={"bodies_bytes": 3000})
     for _ in range(5):
         assert client.post("/echo", content=b"x" * 2000).status_code == 200
@@ -189,24 +189,24 @@ def test_all_bodies_together_are_limited_and_given_back(served: Served) -> None:
     assert client.post("/echo", content=b"x" * 2000).status_code == 200
 
 
-def test_a_client_that_asks_too_often_is_told_when_to_come_back(served: Served) -> None:
+def test_a_rate_limited_client_gets_retry_after(served: Served) -> None:
     client = served(limits={"rate": 60, "burst": 3})
     assert [client.post("/echo").status_code for _ in range(3)] == [200] * 3
     refused = client.post("/echo")
     assert told(refused) == (429, "rate_limited")
     assert refused.headers["retry-after"] == "1"
-    # Whoever watches is not counted.
+    # Monitoring paths are not limited.
     assert [client.get("/ready").status_code for _ in range(5)] == [200] * 5
 
 
-def test_wrong_keys_are_counted_too(served: Served) -> None:
+def test_wrong_keys_are_rate_limited(served: Served) -> None:
     client = served(keys=[KEY], limits={"rate": 60, "burst": 3})
     answers = [client.get("/ready").status_code for _ in range(5)]
     assert answers == [401, 401, 401, 429, 429]
     assert client.post("/echo", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
 
 
-def test_errors_have_one_shape_and_bugs_tell_nothing(
+def test_errors_have_one_format_and_bugs_reveal_nothing(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = served()
@@ -221,7 +221,7 @@ def test_errors_have_one_shape_and_bugs_tell_nothing(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_counts_are_by_route_and_never_by_what_clients_invent(served: Served) -> None:
+def test_metrics_are_labelled_by_route(served: Served) -> None:
     client = served()
     client.post("/echo", content=b"abc")
     for number in range(3):
@@ -237,7 +237,7 @@ def test_counts_are_by_route_and_never_by_what_clients_invent(served: Served) ->
     assert "INVENT" not in text
 
 
-def test_not_ready_says_why(served: Served) -> None:
+def test_not_ready_has_a_reason(served: Served) -> None:
     client = served()
     reasons: list[str | None] = [None, "the model is loading"]
     context_of(client.app).add_readiness_check(lambda: reasons[-1])  # type: ignore[attr-defined]
@@ -249,7 +249,7 @@ def test_not_ready_says_why(served: Served) -> None:
     assert client.get("/ready").status_code == 200
 
 
-def test_while_stopping_new_requests_go_elsewhere(served: Served) -> None:
+def test_a_draining_server_refuses_new_requests(served: Served) -> None:
     client = served()
     context_of(client.app).draining = True  # type: ignore[attr-defined]
     assert told(client.post("/echo")) == (503, "stopping")
@@ -265,27 +265,27 @@ def test_idle_and_surplus_connections_are_closed(served: Served) -> None:
             stack.enter_context(socket.create_connection((at.hostname, at.port), timeout=5))  # type: ignore[arg-type]
             for _ in range(19)
         ]
-        idle[0].sendall(b"GET /health HT")  # a head that never ends
+        idle[0].sendall(b"GET /health HT")  # incomplete headers
         assert client.get("/health").status_code == 200
         surplus = stack.enter_context(socket.create_connection((at.hostname, at.port), timeout=5))  # type: ignore[arg-type]
         assert ended(surplus)
         began = time.monotonic()
         assert all(ended(one) for one in idle)
-        assert time.monotonic() - began < 4.5  # and not the 5 of the test's own sockets
-    # By a connection of its own: the client's may be closed as idle just now.
+        assert time.monotonic() - began < 4.5  # less than the timeout of the test's sockets
+    # With a new connection: the client's may just be closed as idle.
     fresh = httpx.get(client.base_url.join("/health"), trust_env=False)
     assert fresh.status_code == 200
 
 
 def ended(one: socket.socket) -> bool:
-    """Whether the server closes it without a word."""
+    """Whether the server closes the connection without a response."""
     try:
         return one.recv(10) == b""
     except ConnectionResetError:
         return True
 
 
-def test_the_default_is_loopback_and_nothing_more() -> None:
+def test_the_default_settings_are_closed() -> None:
     settings = ServerSettings()
     assert is_loopback(settings.host)
     assert settings.origins == settings.fetch_hosts == ()
@@ -308,12 +308,12 @@ def test_the_default_is_loopback_and_nothing_more() -> None:
         ({"limits": {"token": 5}}, "limits.token"),
     ],
 )
-def test_wrong_settings_are_named(values: dict[str, Any], words: str) -> None:
+def test_invalid_settings_are_named(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ServingError, match=words):
         make_settings(**values)
 
 
-def test_keys_do_not_show_in_what_settings_print() -> None:
+def test_keys_are_not_printed() -> None:
     settings = make_settings(keys=[KEY])
     assert KEY not in repr(settings) + settings.model_dump_json()
     with pytest.raises(ServingError) as error:
@@ -321,7 +321,7 @@ def test_keys_do_not_show_in_what_settings_print() -> None:
     assert "too short" not in str(error.value)
 
 
-def test_a_taken_port_is_named() -> None:
+def test_a_taken_port_is_reported() -> None:
     first = listen(make_settings(port=0))
     port = first.getsockname()[1]
     with first, pytest.raises(ServingError, match=f"port {port}"):

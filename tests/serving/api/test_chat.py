@@ -1,4 +1,4 @@
-"""Chat over HTTP: what is answered is what the library answers, whole and streamed."""
+"""Chat over HTTP: the answers equal the library's, whole and streamed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def shown(address: str, *regions: dict[str, Any]) -> dict[str, Any]:
 
 
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The JSON values of a stream that ends as it should."""
+    """The JSON values of a stream that ends with [DONE]."""
     lines = [line for line in answer.text.split("\n\n") if line and not line.startswith(":")]
     assert lines.pop() == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-def test_the_answer_is_the_librarys(
+def test_an_answer_equals_the_librarys(
     api: Any, tiny: Assistant, photo: Image.Image, photo_address: str
 ) -> None:
     answer = api.told(shown(photo_address, BOX), "What is <region:1>?")
@@ -58,9 +58,7 @@ def test_the_answer_is_the_librarys(
     assert image["regions"] == [region.to_json() for region in wanted.regions]
 
 
-def test_the_drawn_image_comes_back_pixel_by_pixel(
-    api: Any, photo: Image.Image, photo_address: str
-) -> None:
+def test_the_returned_image_is_exact(api: Any, photo: Image.Image, photo_address: str) -> None:
     box = {**BOX, "frame": "unit", "box": [0.1, 0.2, 0.5, 0.75], "color": "#ff8000"}
     told = api.told(shown(photo_address, box), "What is this?", return_image=True)["vip_llava"]
     data = told["images"][0]["image"].removeprefix("data:image/png;base64,")
@@ -68,12 +66,12 @@ def test_the_drawn_image_comes_back_pixel_by_pixel(
     wanted = draw(photo, [Box(0.1, 0.2, 0.5, 0.75, frame="unit", color="#ff8000")])
     assert back.mode == "RGB"
     assert ImageChops.difference(back, wanted).getbbox() is None
-    # What was resolved draws the same once more.
+    # The resolved regions draw the same image again.
     again = api.told(shown(photo_address, *told["images"][0]["regions"]), "What is this?")
     assert again["vip_llava"]["images"][0]["sha256"] == told["images"][0]["sha256"]
 
 
-def test_turns_and_several_images(
+def test_history_and_several_images(
     api: Any, tiny: Assistant, photo: Image.Image, photo_address: str
 ) -> None:
     blue = {**BOX, "color": "blue"}
@@ -111,9 +109,7 @@ def test_turns_and_several_images(
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 7, "top_k": 50}])
-def test_a_stream_gives_the_same_text(
-    api: Any, photo_address: str, sampling: dict[str, Any]
-) -> None:
+def test_a_stream_has_the_same_text(api: Any, photo_address: str, sampling: dict[str, Any]) -> None:
     asked = (shown(photo_address, BOX), "What is <region:1>?")
     whole = api.told(*asked, max_tokens=12, **sampling)
     answer = api.ask(*asked, max_tokens=12, stream=True, **sampling)
@@ -124,7 +120,7 @@ def test_a_stream_gives_the_same_text(
     assert pieces[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     deltas = [each["choices"][0]["delta"].get("content", "") for each in pieces]
     assert "".join(deltas) == whole["choices"][0]["message"]["content"]
-    assert len([text for text in deltas if text]) > 3  # in pieces, not at once
+    assert len([text for text in deltas if text]) > 3  # streamed in several chunks
     last = pieces[-1]
     assert last["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert not any("usage" in each for each in pieces)
@@ -132,14 +128,14 @@ def test_a_stream_gives_the_same_text(
         assert last["vip_llava"][key] == whole["vip_llava"][key] or (key, sampling) == ("seed", {})
 
 
-def test_a_stream_tells_usage_when_asked(api: Any) -> None:
+def test_a_stream_can_include_usage(api: Any) -> None:
     pieces = events(api.ask("Hello?", stream=True, stream_options={"include_usage": True}))
     whole = api.told("Hello?")
     assert pieces[-1]["choices"] == []
     assert pieces[-1]["usage"] == whole["usage"]
 
 
-def test_several_answers_have_seeds_that_follow_one_another(api: Any) -> None:
+def test_several_answers_use_consecutive_seeds(api: Any) -> None:
     asked: dict[str, Any] = {"temperature": 1.2, "max_tokens": 8}
     several = api.told("Hello?", n=3, seed=5, **asked)
     texts = [choice["message"]["content"] for choice in several["choices"]]
@@ -150,7 +146,7 @@ def test_several_answers_have_seeds_that_follow_one_another(api: Any) -> None:
     total = sum(each["usage"]["completion_tokens"] for each in singles)
     assert several["usage"]["completion_tokens"] == total
     pieces = events(api.ask("Hello?", n=3, seed=5, stream=True, **asked))
-    # All at once: each has begun before any has ended.
+    # Concurrent: each choice starts before any ends.
     places = [(c["index"], c["finish_reason"]) for each in pieces for c in each["choices"]]
     ends = [at for at, (_, finish) in enumerate(places) if finish]
     assert {index for index, _ in places[: ends[0]]} == {0, 1, 2}
@@ -167,7 +163,7 @@ def test_stop_texts_end_an_answer(api: Any) -> None:
     assert cut["finish_reason"] == "stop"
 
 
-def test_logprobs_are_those_of_the_library(api: Any, tiny: Assistant) -> None:
+def test_logprobs_equal_the_librarys(api: Any, tiny: Assistant) -> None:
     content = api.told("Hello?", logprobs=True, top_logprobs=3)["choices"][0]["logprobs"]["content"]
     wanted = tiny.ask(None, "Hello?", max_new_tokens=5, logprobs=3).logprobs
     assert wanted is not None
@@ -183,7 +179,7 @@ def test_logprobs_are_those_of_the_library(api: Any, tiny: Assistant) -> None:
     assert api.told("Hello?")["choices"][0]["logprobs"] is None
 
 
-def test_plain_clients_need_no_regions(api: Any, photo_address: str) -> None:
+def test_requests_without_regions(api: Any, photo_address: str) -> None:
     message = {"role": "user", "content": "Hello?"}
     plain = api.client.post("/v1/chat/completions", json={"model": "tiny", "messages": [message]})
     assert plain.status_code == 200
@@ -222,12 +218,12 @@ def user(*parts: Any) -> dict[str, Any]:
         ({"model": 5}, "model"),
     ],
 )
-def test_what_does_not_fit_is_named(api: Any, keys: dict[str, Any], param: str) -> None:
+def test_invalid_keys_are_named(api: Any, keys: dict[str, Any], param: str) -> None:
     message = {"role": "user", "content": "Hello?"}
     body = {"model": "tiny", "messages": [message], "max_tokens": 5, **keys}
     answer = api.client.post(
         "/v1/chat/completions",
-        content=json.dumps(body),  # in ASCII, so that anything can be spelt
+        content=json.dumps(body),  # ASCII, which can express lone surrogates
         headers={"content-type": "application/json"},
     )
     error = answer.json()["error"]
@@ -248,14 +244,14 @@ def test_an_unknown_model_is_not_found(api: Any) -> None:
         ("box", "invalid_region"),
     ],
 )
-def test_a_bad_region_is_named_by_its_place(
+def test_an_invalid_region_is_named_by_its_place(
     api: Any, photo_address: str, region: Any, code: str
 ) -> None:
     found = api.refused("See", shown(photo_address, BOX, region))
     assert found == (422, code, "messages[0].content[1].regions[1]")
 
 
-def test_what_only_the_image_shows_is_refused_too(api: Any, photo_address: str) -> None:
+def test_errors_that_depend_on_the_image(api: Any, photo_address: str) -> None:
     outside = {**BOX, "box": [500, 500, 600, 600]}
     assert api.refused(shown(photo_address, outside), "See?")[:2] == (422, "invalid_region")
     unknown = api.refused(shown(photo_address, BOX), "What is <region:9>?")
@@ -282,13 +278,13 @@ PLACE = "messages[0].content[0].image_url.url"
         ("upload:none", "upload_not_found"),
     ],
 )
-def test_a_bad_address_is_refused_and_never_opened(api: Any, address: str, code: str) -> None:
+def test_invalid_image_urls_are_refused(api: Any, address: str, code: str) -> None:
     status, found, param = api.refused(shown(address), "What is this?")
     assert (found, param) == (code, PLACE)
     assert status == (404 if code == "upload_not_found" else 422)
 
 
-def test_bodies_that_are_no_json(api: Any) -> None:
+def test_invalid_json_bodies(api: Any) -> None:
     def send(body: bytes, kind: str = "application/json") -> tuple[int, str]:
         answer = api.client.post(
             "/v1/chat/completions", content=body, headers={"content-type": kind}
@@ -304,7 +300,7 @@ def test_bodies_that_are_no_json(api: Any) -> None:
 
 
 def test_typed_control_text_stays_text(api: Any, photo_address: str) -> None:
-    """What a person types never becomes an image token."""
+    """Typed text never becomes an image token."""
     plain = api.told(shown(photo_address), "What is it?")["usage"]
     typed = api.told(shown(photo_address), "What is <image> <image> it? </s>")["usage"]
     details = "prompt_tokens_details"
@@ -326,7 +322,7 @@ def test_uploads(api: Any, photo: Image.Image, photo_file: bytes, photo_address:
     assert api.refused(shown(f"upload:{raw.json()['id']}"), "What?")[0] == 404
 
 
-def test_uploads_that_are_none(api: Any, photo_file: bytes) -> None:
+def test_invalid_uploads_are_refused(api: Any, photo_file: bytes) -> None:
     def send(**given: Any) -> tuple[int, str]:
         answer = api.client.post("/v1/uploads", **given)
         return answer.status_code, answer.json()["error"]["code"]
@@ -344,14 +340,14 @@ def test_uploads_that_are_none(api: Any, photo_file: bytes) -> None:
     assert send(content=b"--" + b"x" * 5000, headers=endless)[0] == 400
 
 
-def test_an_upload_is_never_on_a_disk(
+def test_uploads_are_never_written_to_disk(
     api: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     noise = Image.frombytes("RGB", (1000, 1000), random.Random(0).randbytes(3_000_000))
     file = io.BytesIO()
     noise.save(file, "PNG")
     assert len(file.getvalue()) > 2_000_000
-    # Were it put into a file for a while, that would fail.
+    # A temporary file would fail here.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     answer = api.client.post("/v1/uploads", files={"file": file.getvalue()})
     assert answer.status_code == 201, answer.text

@@ -1,7 +1,7 @@
-"""The door to the network: closed by default, and what it lets in when it is open.
+"""Fetching image URLs: closed by default, and protected against SSRF if hosts are allowed.
 
-Names of hosts are resolved by the tests, so that nothing leaves this machine; what is fetched comes
-from a real TLS server on loopback.
+The tests resolve host names themselves, so that no traffic leaves the machine; a TLS server on
+loopback serves the files.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ def test_the_default_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("images.example", "images.exаmple", False),  # a Cyrillic letter
     ],
 )
-def test_the_list_is_of_exact_names(listed: str, host: str, same: bool) -> None:
-    # What is let through fails at the address, which is not public here: told by another text.
+def test_allowed_hosts_match_exactly(listed: str, host: str, same: bool) -> None:
+    # An allowed host fails later with another message, because its address is not public.
     error = refused(f"https://{host}/a.png", [listed], ["127.0.0.1"])
     assert ("operator allows" not in error.message) == same
 
 
 @pytest.mark.parametrize("entry", ["", "*", "*.example", "1.2.3.4", "a b", "a.example:x", "[::1]"])
-def test_a_bad_entry_of_the_list_is_an_error(entry: str) -> None:
+def test_an_invalid_allowed_host_is_an_error(entry: str) -> None:
     with pytest.raises(ServingError, match="fetch_hosts"):
         make_settings(fetch_hosts=[entry])
 
@@ -155,13 +155,13 @@ def test_a_bad_entry_of_the_list_is_an_error(entry: str) -> None:
         "https://images.example/" + "a" * 3000,
     ],
 )
-def test_an_address_that_could_mean_something_else_is_refused(address: str) -> None:
+def test_ambiguous_urls_are_refused(address: str) -> None:
     for hosts in (["images.example"], ["localhost", "images.example"]):
         error = refused(address, hosts, ["127.0.0.1"])
         assert (error.status, error.code) == (422, "address_refused")
 
 
-def test_an_ordinary_address_is_read() -> None:
+def test_an_ordinary_url_is_parsed() -> None:
     target = parse_url("https://Images.example:8443/a%20b/c.png?size=2&x=[1]".replace("[1]", "1"))
     assert (target.host, target.port) == ("images.example", 8443)
     assert target.path == "/a%20b/c.png?size=2&x=1"
@@ -180,7 +180,7 @@ def test_an_ordinary_address_is_read() -> None:
         "2002:7f00:1::", "2001:db8::1", "2001:0:0:0:0:0:80ff:fffe", "not an address", "",
     ],
 )  # fmt: skip
-def test_addresses_that_are_not_public(address: str) -> None:
+def test_addresses_that_are_not_public_are_refused(address: str) -> None:
     assert not is_public(address)
     error = refused("https://images.example/", answers=[address])
     assert error.code == "address_refused"
@@ -188,12 +188,12 @@ def test_addresses_that_are_not_public(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", [PUBLIC, "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101"])
-def test_addresses_that_are_public(address: str) -> None:
+def test_public_addresses_are_recognized(address: str) -> None:
     assert is_public(address)
 
 
 @pytest.mark.parametrize("answers", [[PUBLIC, "10.0.0.1"], ["::1", PUBLIC], []])
-def test_every_answer_for_a_name_has_to_be_public(answers: list[str]) -> None:
+def test_all_addresses_of_a_host_must_be_public(answers: list[str]) -> None:
     assert refused("https://images.example/", answers=answers).code == "address_refused"
 
 
@@ -201,7 +201,7 @@ def test_every_answer_for_a_name_has_to_be_public(answers: list[str]) -> None:
 
 
 class Host:
-    """A TLS server for the names of the tests; `talk` answers each connection."""
+    """A TLS server for the test host names; `talk` answers each connection."""
 
     def __init__(self, talk: Talk, names: Sequence[str]) -> None:
         authority = trustme.CA()
@@ -240,11 +240,11 @@ class Host:
         self._thread.join(0.1)
 
     def fetch(self, path: str, host: str = "images.example", **limits: Any) -> bytes:
-        """Fetch from it by name. Only the address that was resolved first may be dialled."""
+        """Fetch from it by name; only the first resolved address may be connected to."""
 
         async def resolve(name: str, _port: int) -> Sequence[str]:
             self.dialled.append(name)
-            # Rebinding: whoever asks again gets another answer.
+            # DNS rebinding: a second lookup returns another address.
             first = self.dialled.count(name) == 1
             return ["127.0.0.1"] if first or name == "images.example" else ["127.0.0.2"]
 
@@ -261,7 +261,7 @@ class Host:
         with pytest.raises(ApiError) as caught:
             self.fetch(path, host, **limits)
         told = caught.value.message
-        # 12: nothing of an address in what is told
+        # 12: no address in the message
         assert not any(word in told for word in ("127", "example", str(self.port), "refused:"))
         return caught.value
 
@@ -293,7 +293,7 @@ def whole(body: bytes, *fields: str) -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
-def test_a_image_is_fetched_by_name_from_the_checked_address(host: Callable[..., Host]) -> None:
+def test_an_image_is_fetched_from_the_checked_address(host: Callable[..., Host]) -> None:
     server = host(send(whole(b"image")))
     assert server.fetch("/a.png?b=c") == b"image"
     head = server.requests[0]
@@ -303,14 +303,14 @@ def test_a_image_is_fetched_by_name_from_the_checked_address(host: Callable[...,
     assert "cookie" not in head.lower()
 
 
-def test_a_name_is_resolved_once_for_a_dial(host: Callable[..., Host]) -> None:
+def test_a_host_is_resolved_once_for_a_connection(host: Callable[..., Host]) -> None:
     server = host(send(whole(b"image")))
     assert server.fetch("/", host="other.example") == b"image"
-    # A second look would have answered with an address that is not allowed.
+    # A second lookup would have returned an address that is not allowed.
     assert server.dialled == ["other.example"]
 
 
-def test_the_certificate_is_checked_for_the_name(host: Callable[..., Host]) -> None:
+def test_the_certificate_is_verified_for_the_host_name(host: Callable[..., Host]) -> None:
     server = host(send(whole(b"image")), names=["else.example"])
     assert server.error().code == "fetch_failed"
     assert server.requests == []
@@ -334,7 +334,7 @@ def redirect(*locations: str) -> Talk:
     return talk
 
 
-def test_redirects_within_the_list_are_followed(host: Callable[..., Host]) -> None:
+def test_redirects_to_allowed_hosts_are_followed(host: Callable[..., Host]) -> None:
     server = host(redirect("/b.png", "https://other.example:PORT/c.png"))
     assert server.fetch("/a.png") == b"image"
     assert [head.split()[1] for head in server.requests] == ["/a.png", "/b.png", "/c.png"]
@@ -355,27 +355,27 @@ def test_redirects_within_the_list_are_followed(host: Callable[..., Host]) -> No
         "",
     ],
 )
-def test_a_redirect_elsewhere_is_refused(host: Callable[..., Host], location: str) -> None:
+def test_redirects_to_other_hosts_are_refused(host: Callable[..., Host], location: str) -> None:
     server = host(redirect(location))
     assert server.error().status in (422, 502)
     assert len(server.requests) == 1
 
 
-def test_a_redirect_is_resolved_and_checked_anew(host: Callable[..., Host]) -> None:
-    """The second visit of a name that then answers with a private address is refused."""
+def test_a_redirect_is_resolved_and_checked_again(host: Callable[..., Host]) -> None:
+    """A host that resolves to a private address the second time is refused."""
     server = host(redirect("https://images.example:PORT/b", "https://other.example:PORT/c"))
-    server.dialled.append("other.example")  # as if it had been asked before
+    server.dialled.append("other.example")  # as if it had been resolved before
     assert server.error().code == "address_refused"
     assert len(server.requests) == 2
 
 
-def test_redirects_have_an_end(host: Callable[..., Host]) -> None:
+def test_redirects_are_limited(host: Callable[..., Host]) -> None:
     server = host(redirect(*["/again"] * 10))
     assert server.error(fetch_redirects=3).code == "fetch_failed"
     assert len(server.requests) == 4
 
 
-def test_bodies_are_bounded_declared_or_not(host: Callable[..., Host]) -> None:
+def test_fetched_bodies_are_limited_declared_or_not(host: Callable[..., Host]) -> None:
     most = {"image_bytes": 1000}
     assert host(send(whole(b"x" * 1000))).fetch("/", **most) == b"x" * 1000
     assert host(send(whole(b"x" * 1001))).error(**most).code == "image_too_large"
@@ -386,26 +386,26 @@ def test_bodies_are_bounded_declared_or_not(host: Callable[..., Host]) -> None:
     assert host(send(*chunked)).error(**most).code == "image_too_large"
 
 
-def test_a_body_shorter_than_declared_is_no_image(host: Callable[..., Host]) -> None:
+def test_a_truncated_body_is_refused(host: Callable[..., Host]) -> None:
     server = host(send(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nxx"))
     assert server.error().code == "fetch_failed"
 
 
-def test_a_slow_drip_is_given_up(host: Callable[..., Host]) -> None:
+def test_a_slow_body_times_out(host: Callable[..., Host]) -> None:
     drip = [b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", *[b"x"] * 80]
     began = time.monotonic()
     assert host(send(*drip, pause=0.1)).error(fetch_seconds=0.5).code == "fetch_failed"
     assert time.monotonic() - began < 5
 
 
-def test_a_host_that_says_nothing_is_given_up(host: Callable[..., Host]) -> None:
+def test_a_silent_host_times_out(host: Callable[..., Host]) -> None:
     began = time.monotonic()
     assert host(send(b"", pause=8)).error(fetch_seconds=0.4).code == "fetch_failed"
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate"])
-def test_compressed_bodies_are_not_unpacked(host: Callable[..., Host], coding: str) -> None:
+def test_content_encodings_are_refused(host: Callable[..., Host], coding: str) -> None:
     server = host(send(whole(b"\x1f\x8b" + b"\0" * 100, f"Content-Encoding: {coding}")))
     assert server.error().code == "fetch_failed"
 
@@ -413,19 +413,19 @@ def test_compressed_bodies_are_not_unpacked(host: Callable[..., Host], coding: s
 @pytest.mark.parametrize(
     "status", ["404 Not Found", "500 Error", "204 Empty", "206 Part", "101 Up"]
 )
-def test_other_answers_are_no_image(host: Callable[..., Host], status: str) -> None:
+def test_other_statuses_are_refused(host: Callable[..., Host], status: str) -> None:
     server = host(send(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()))
     assert server.error().code == "fetch_failed"
 
 
-def test_a_host_that_is_not_there(host: Callable[..., Host]) -> None:
+def test_an_unreachable_host_is_reported(host: Callable[..., Host]) -> None:
     server = host(send())
     server.close()
     time.sleep(0.1)
     assert server.error().code == "fetch_failed"
 
 
-def test_over_http_a_fetched_image_is_answered(
+def test_a_chat_request_with_a_fetched_image(
     host: Callable[..., Host], serve: Callable[..., Any], photo_file: bytes, photo_address: str
 ) -> None:
     server = host(send(whole(photo_file)))

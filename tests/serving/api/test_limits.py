@@ -1,4 +1,4 @@
-"""Every limit is held, and a refusal says which one it was and when to come back."""
+"""Every limit is enforced, and an error names it and when to retry."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def small(serve: Callable[..., Any]) -> Any:
     return serve(limits=dict(LIMITS))
 
 
-def test_what_fits_is_answered(small: Any) -> None:
+def test_requests_within_the_limits_are_answered(small: Any) -> None:
     image = shown(blank(100, 70), BOX, BOX)
     small.told(image, image, "a" * 100, max_tokens=20, n=2)
 
@@ -70,7 +70,7 @@ def test_each_limit_is_named(small: Any) -> None:
     assert "(tokens)" in text
 
 
-def test_images_are_limited_one_by_one_and_together(small: Any) -> None:
+def test_images_are_limited_individually_and_in_total(small: Any) -> None:
     bad = (422, "invalid_image", "messages[0].content[0].image_url.url")
     assert small.refused(shown(blank(101, 100)), "x") == bad
     small.told(shown(blank(100, 100)), "x")
@@ -80,16 +80,16 @@ def test_images_are_limited_one_by_one_and_together(small: Any) -> None:
     assert small.refused(shown(heavy), "x") == bad
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(small: Any) -> None:
+def test_a_large_body_is_refused_before_it_is_read(small: Any) -> None:
     assert small.refused("a" * 400_000)[:2] == (413, "body_too_large")
 
 
-def test_without_max_tokens_the_limit_holds(small: Any) -> None:
+def test_the_token_limit_applies_without_max_tokens(small: Any) -> None:
     answer = small.told("x", max_tokens=None)
     assert answer["usage"]["completion_tokens"] <= 20
 
 
-def test_a_full_queue_says_when_to_come_back(serve: Callable[..., Any]) -> None:
+def test_a_full_queue_has_retry_after(serve: Callable[..., Any]) -> None:
     api = serve(limits={"queue": 2})
     threads = [
         threading.Thread(target=api.told, args=("Hello?",), kwargs={"max_tokens": 600})
@@ -114,7 +114,7 @@ def test_a_full_queue_says_when_to_come_back(serve: Callable[..., Any]) -> None:
     assert "vip_llava_answers_open 0.0" in api.client.get("/metrics").text
 
 
-def test_an_answer_that_takes_too_long_is_given_up(serve: Callable[..., Any], tiny: Any) -> None:
+def test_a_slow_answer_times_out(serve: Callable[..., Any], tiny: Any) -> None:
     api = serve(limits={"answer_seconds": 0.3})
     decoder = tiny.backend.model.get_decoder()
     slow = decoder.register_forward_pre_hook(lambda *_: time.sleep(0.05))
@@ -130,7 +130,7 @@ def test_an_answer_that_takes_too_long_is_given_up(serve: Callable[..., Any], ti
     assert tiny.backend.engine.stats().running == 0
 
 
-def test_uploads_are_bounded_and_expire() -> None:
+def test_uploads_are_limited_and_expire() -> None:
     now = [1000.0]
     limits = Limits(uploads=2, uploads_bytes=100, image_bytes=60, upload_seconds=50)
     store = UploadStore(limits, clock=lambda: now[0])
@@ -155,7 +155,7 @@ def test_uploads_are_bounded_and_expire() -> None:
     assert store.bytes == 100
 
 
-def test_ids_of_uploads_can_not_be_guessed() -> None:
+def test_upload_ids_are_random() -> None:
     store = UploadStore(Limits())
     ids = {store.add("a", b"x").id for _ in range(50)}
     assert len(ids) == 50

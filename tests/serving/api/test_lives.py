@@ -1,4 +1,4 @@
-"""Clients that leave, read slowly or never speak, and engines that end: nobody else waits for them."""
+"""Clients that disconnect, read slowly or send nothing, and engines that die, affect no other client."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def body(question: str = "Hello?", **keys: Any) -> bytes:
 
 @contextmanager
 def raw(api: Any, content: bytes) -> Iterator[socket.socket]:
-    """A connection on which a chat request has been sent."""
+    """A connection with a chat request sent on it."""
     at = urlsplit(api.address)
     assert at.hostname
     assert at.port
@@ -54,7 +54,7 @@ def raw(api: Any, content: bytes) -> Iterator[socket.socket]:
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to that"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.005)
 
 
@@ -64,7 +64,7 @@ def idle(assistant: Assistant) -> bool:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_place_within_a_step(
+def test_a_disconnect_frees_the_sequence_within_a_step(
     serve: Callable[..., Any], tiny: Assistant, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     api = serve(limits={"tokens": LONG})
@@ -73,7 +73,7 @@ def test_a_client_that_leaves_frees_its_place_within_a_step(
 
     def cancel(row: Any) -> None:
         real(row)
-        noticed.append(tiny.backend.engine.stats().steps)  # with the step that may be under way
+        noticed.append(tiny.backend.engine.stats().steps)  # including a step in progress
 
     monkeypatch.setattr(tiny.backend.engine, "_cancel", cancel)
     before = tiny.backend.engine.stats().steps
@@ -85,13 +85,13 @@ def test_a_client_that_leaves_frees_its_place_within_a_step(
     until(lambda: idle(tiny))
     ended = tiny.backend.engine.stats().steps
     assert ended - noticed[0] <= 1
-    assert ended - left < LONG / 2  # long before the answer would have been whole
+    assert ended - left < LONG / 2  # long before the complete answer
     until(lambda: "vip_llava_answers_open 0.0" in api.client.get("/metrics").text)
 
 
 @pytest.mark.parametrize("after", ["nothing", "start"])
-def test_a_stream_that_nobody_begins_to_read_ends_too(tiny: Assistant, after: str) -> None:
-    """The client goes, or the connection breaks, between the check of a request and its stream."""
+def test_a_stream_ends_if_its_client_is_gone_before_it_starts(tiny: Assistant, after: str) -> None:
+    """The client disconnects between the validation of its request and the start of the stream."""
     app = create_app({"tiny": tiny}, make_settings(limits={"tokens": LONG, "rate": 0}))
 
     async def ask() -> None:
@@ -126,10 +126,10 @@ def test_a_stream_that_nobody_begins_to_read_ends_too(tiny: Assistant, after: st
     assert tiny.backend.engine.stats().steps - before < LONG / 2
 
 
-def test_clients_that_leave_while_they_wait_never_run(
+def test_queued_requests_of_disconnected_clients_never_run(
     serve: Callable[..., Any], tiny: Assistant
 ) -> None:
-    """Their requests are queued behind others in the thread that prepares."""
+    """Their requests are queued for the prepare thread."""
     api = serve(limits={"tokens": LONG, "preparing": 1})
     hold = threading.Event()
     generations = api.app.state.generations
@@ -147,7 +147,7 @@ def test_clients_that_leave_while_they_wait_never_run(
     assert tiny.backend.engine.stats().steps - before <= 5
 
 
-def test_a_storm_of_cancels(serve: Callable[..., Any], tiny: Assistant) -> None:
+def test_a_storm_of_disconnects(serve: Callable[..., Any], tiny: Assistant) -> None:
     api = serve(limits={"tokens": LONG, "queue": 200})
     wanted = api.told("Hello?", max_tokens=20)["choices"]
     rng = random.Random(3)
@@ -168,7 +168,7 @@ def test_a_storm_of_cancels(serve: Callable[..., Any], tiny: Assistant) -> None:
     assert api.told("Hello?", max_tokens=20)["choices"] == wanted
 
 
-def test_a_reader_that_does_not_read_is_dropped(serve: Callable[..., Any]) -> None:
+def test_a_slow_reader_is_dropped(serve: Callable[..., Any]) -> None:
     api = serve(limits={"write_seconds": 0.5, "tokens": LONG})
     noise = np.random.default_rng(0).integers(0, 255, (1400, 1400, 3), np.uint8)
     file = io.BytesIO()
@@ -195,17 +195,17 @@ def test_a_reader_that_does_not_read_is_dropped(serve: Callable[..., Any]) -> No
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n" + head.encode() + text
         )
-        until(lambda: 'status="200"' in chat_counts(api))  # it has been answered, not read
-        assert api.told("Hello?")["choices"]  # nobody waits for the reader
+        until(lambda: 'status="200"' in chat_counts(api))  # answered, but not read
+        assert api.told("Hello?")["choices"]  # other clients are not affected
         server = api.app.state.server
         until(lambda: len(server.server_state.connections) == 1)  # the client's own
         head_text, _, rest = read_all(connection).partition(b"\r\n\r\n")
         promised = int(head_text.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        assert len(rest) < promised  # what had not been read when it was dropped is gone
+        assert len(rest) < promised  # unread data is discarded
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What comes until the end, however it ends."""
+    """All bytes until the connection ends."""
     parts = []
     try:
         while part := connection.recv(1_000_000):
@@ -243,9 +243,7 @@ def test_a_thousand_idle_connections(serve: Callable[..., Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_engine_that_ends_leaves_nobody_waiting(
-    serve: Callable[..., Any], tiny_model_folder: Path
-) -> None:
+def test_requests_of_a_dead_engine_fail(serve: Callable[..., Any], tiny_model_folder: Path) -> None:
     mortal = load(tiny_model_folder)
     other = load(tiny_model_folder)
     api = serve(assistants={"tiny": mortal, "other": other}, limits={"tokens": LONG})
@@ -268,7 +266,7 @@ def test_an_engine_that_ends_leaves_nobody_waiting(
     api.told("Hello?", model="other")
 
 
-def test_a_model_that_overflows_fails_its_requests_only(
+def test_a_model_that_overflows_fails_only_its_requests(
     serve: Callable[..., Any], tiny: Assistant, tiny_model_folder: Path, caplog: Any
 ) -> None:
     broken = load(tiny_model_folder)
@@ -277,7 +275,7 @@ def test_a_model_that_overflows_fails_its_requests_only(
     api = serve(assistants={"tiny": tiny, "broken": broken})
     wanted = api.told("Hello?")["choices"]
     assert api.refused("Hello?", model="broken")[:2] == (500, "internal_error")
-    assert "not finite" in caplog.text  # told to the operator
+    assert "not finite" in caplog.text  # for the operator
     streamed = api.ask("Hello?", model="broken", stream=True)
     assert '"code":"internal_error"' in streamed.text
     assert "finite" not in streamed.text

@@ -1,4 +1,4 @@
-"""The models of a server: what is done before they are said to be ready."""
+"""Loading of served models, and what happens before they are ready."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vip_llava.serving.api.models import ServedModels
 
 
 def recording(folder: Path) -> Assistant:
-    """A tiny model whose steps are recorded on a CPU too."""
+    """A tiny model that uses captured steps on the CPU too."""
     plain = load(folder)
     config = EngineConfig(cuda_graphs=True, max_num_seqs=2)
     return Assistant(NativeBackend(plain.backend.model, plain.backend.processor, config=config))
 
 
-def test_recordings_are_made_before_anybody_waits_for_them(tiny_model_folder: Path) -> None:
+def test_graphs_are_captured_before_the_first_request(tiny_model_folder: Path) -> None:
     loaded, late = recording(tiny_model_folder), recording(tiny_model_folder)
     models = ServedModels({"loaded": loaded}, {"late": lambda: late})
     assert loaded.backend.engine.stats().graphs == 0

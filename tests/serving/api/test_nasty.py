@@ -1,4 +1,4 @@
-"""Values that no schema has in mind, put everywhere a request has a place: never a 500, never a hang."""
+"""Malicious values in every place of a request: never a 500, never a hang."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NASTY = (
 
 
 def whole(address: str) -> dict[str, Any]:
-    """A request with something in every place."""
+    """A request with a value in every place."""
     image = {"type": "image_url", "image_url": {"url": address}, "regions": [BOX, SCRIBBLE, MASK]}
     return {
         "model": "tiny",
@@ -70,7 +70,7 @@ def whole(address: str) -> dict[str, Any]:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value."""
+    """The paths of all places in a JSON value."""
     found = [path] if path else []
     keys = (
         value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
@@ -80,7 +80,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-def test_nasty_values_in_every_place(api: Any, photo_address: str) -> None:
+def test_malicious_values_in_every_place(api: Any, photo_address: str) -> None:
     asked = whole(photo_address)
     assert api.client.post("/v1/chat/completions", json=asked).status_code == 200
     every = places(asked)
@@ -108,7 +108,7 @@ def test_nasty_values_in_every_place(api: Any, photo_address: str) -> None:
 
 
 @pytest.mark.parametrize("nasty", [value for value in NASTY if isinstance(value, str)])
-def test_nasty_texts_are_answered_or_refused(api: Any, nasty: str) -> None:
+def test_malicious_texts_are_answered_or_refused(api: Any, nasty: str) -> None:
     message = {"role": "user", "content": nasty}
     body = {"model": "tiny", "messages": [message], "max_tokens": 2}
     for keys in ({}, {"stream": True}, {"stop": [nasty]}, {"model": nasty}):

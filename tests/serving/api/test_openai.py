@@ -1,4 +1,4 @@
-"""The official `openai` client on a running server, used as its documentation says."""
+"""The official `openai` client with a running server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOX = {"shape": "box", "frame": "pixel", "box": [10, 10, 50, 40]}
 
 @pytest.fixture
 def client(serve: Callable[..., Any]) -> Iterator[OpenAI]:
-    """A client of a server that wants a key and limits answers to 50 tokens."""
+    """A client of a server that requires a key and limits answers to 50 tokens."""
     api = serve(keys=[KEY], limits={"tokens": 50})
     with OpenAI(base_url=f"{api.address}/v1", api_key=KEY, max_retries=0, timeout=30) as made:
         yield made
@@ -97,7 +97,7 @@ def test_stop_seed_logprobs_and_n(client: OpenAI) -> None:
     assert all(len(each.top_logprobs) == 2 and each.logprob <= 0 for each in content.content)
 
 
-def test_our_own_keys_go_in_the_extra_body(client: OpenAI, photo_address: str) -> None:
+def test_additional_parameters_go_in_the_extra_body(client: OpenAI, photo_address: str) -> None:
     completion = client.chat.completions.create(
         model="tiny",
         messages=messages(photo_address, BOX),
@@ -113,7 +113,7 @@ def test_models(client: OpenAI) -> None:
     assert client.models.retrieve("tiny").owned_by == "vip-llava"
 
 
-def test_errors_are_those_that_the_client_knows(client: OpenAI) -> None:
+def test_errors_map_to_the_clients_exceptions(client: OpenAI) -> None:
     asked: Any = {"messages": [{"role": "user", "content": "Hello?"}]}
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="none", **asked)
@@ -130,8 +130,8 @@ def test_errors_are_those_that_the_client_knows(client: OpenAI) -> None:
         stranger.models.list()
 
 
-def test_a_busy_server_is_tried_again(serve: Callable[..., Any]) -> None:
-    """The client waits as long as Retry-After says, and then is answered."""
+def test_the_client_honours_retry_after(serve: Callable[..., Any]) -> None:
+    """The client waits for Retry-After, and the retry is answered."""
     api = serve(limits={"rate": 60, "burst": 1})
     with OpenAI(base_url=f"{api.address}/v1", api_key="none", max_retries=0) as impatient:
         impatient.models.list()

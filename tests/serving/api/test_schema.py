@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: schemathesis asks what it allows and what it does not.
+"""The OpenAPI document is correct: schemathesis sends what it allows and what it forbids.
 
 A real server in this process, and a fixed number of requests.
 """
@@ -63,8 +63,8 @@ def test_every_shape_fits_the_schema() -> None:
 
 @pytest.fixture(scope="module")
 def schema(tiny: Assistant) -> Iterator[Any]:
-    """The document of a running server with the tiny model."""
-    # A body of control characters or an image of random bytes has to get as far as it can.
+    """The OpenAPI document of a running server with the tiny model."""
+    # Bodies of control characters and random bytes must reach the handlers.
     settings = make_settings(port=0, limits={"rate": 0, "tokens": 3, "choices": 2})
     with background(create_app({"tiny": tiny}, settings), settings) as address:
         yield schemathesis.openapi.from_url(f"{address}/openapi.json")
@@ -83,11 +83,11 @@ OPERATIONS = (
 
 
 def as_it_is(_case: Any) -> None:
-    """Mostly refused for the model's name."""
+    """Mostly refused for the unknown model."""
 
 
 def with_a_question(case: Any) -> None:
-    """So that what stands in the messages is looked at."""
+    """Set model and last role, so that the messages are validated."""
     if isinstance(case.body, dict):
         case.body["model"] = "tiny"
         if isinstance(case.body.get("messages"), list):
@@ -95,7 +95,7 @@ def with_a_question(case: Any) -> None:
 
 
 def with_our_question(case: Any) -> None:
-    """So that the other keys are looked at, and it is answered."""
+    """Set the messages, so that the other keys are validated and the request is answered."""
     if isinstance(case.body, dict):
         case.body["model"] = "tiny"
         case.body["messages"] = [{"role": "user", "content": "x"}]
@@ -112,7 +112,7 @@ def test_every_operation_is_tried(schema: Any) -> None:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize(("method", "path", "count"), OPERATIONS)
-def test_no_request_brings_the_server_down(
+def test_no_request_crashes_the_server(
     schema: Any, method: str, path: str, count: int, mode: GenerationMode
 ) -> None:
     operation = schema[path][method]
@@ -136,9 +136,9 @@ def test_no_request_brings_the_server_down(
         try:
             ask()
         except hypothesis.errors.Unsatisfiable:
-            # Nothing about this operation can be wrong.
+            # This operation has no invalid requests.
             assert mode is GenerationMode.NEGATIVE, "nothing that is allowed could be made"
             return
     assert seen
     if (path, mode) == ("/v1/chat/completions", GenerationMode.POSITIVE):
-        assert {200, 404, 422} <= seen  # answered too, not only refused
+        assert {200, 404, 422} <= seen  # some requests are answered

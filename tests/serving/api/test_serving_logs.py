@@ -1,4 +1,4 @@
-"""What the log of a server holds, and what it does not."""
+"""What a server logs, and what it does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUESTION = "Where did I bury the treasure?"
 
 
 def everything(api: Any, address: str) -> None:
-    """Requests of all kinds, answered and refused, each with content of its own."""
+    """Send requests of all kinds, answered and refused, with recognizable content."""
     headers = {"authorization": f"Bearer {KEY}"}
     api.client.headers.update(headers)
     image = {"type": "image_url", "image_url": {"url": address}}
@@ -42,7 +42,7 @@ def test_the_log_has_requests_and_no_content(
         assert secret not in text
 
 
-def test_content_is_logged_where_that_is_asked_for(
+def test_content_is_logged_if_configured(
     serve: Callable[..., Any], photo_address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "vip_llava"):

@@ -1,4 +1,4 @@
-"""The page on serving tells the truth: its limits, its commands and its code."""
+"""docs/serving.md is correct: its limits, routes, commands and code."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "serving.md").read_text("utf-8")
 
 
-def test_the_page_names_every_limit_with_its_default() -> None:
+def test_the_docs_list_every_limit_with_its_default() -> None:
     for name, field in Limits.model_fields.items():
         assert f"| `{name}` | {field.default:,} | {field.description} |" in PAGE
 
 
-def test_the_page_names_every_route(serve: Callable[..., Any]) -> None:
+def test_the_docs_list_every_route(serve: Callable[..., Any]) -> None:
     for path in serve().app.openapi()["paths"]:
         assert path.split("/{")[0] in PAGE
 
 
-def test_the_body_of_the_curl_command_is_answered(
+def test_the_curl_example_of_the_docs_is_answered(
     serve: Callable[..., Any], tiny: Assistant, photo_address: str
 ) -> None:
     api = serve(assistants={"default": tiny})
@@ -40,7 +40,7 @@ def test_the_body_of_the_curl_command_is_answered(
     assert answer.status_code == 200, answer.text
 
 
-def test_the_code_of_the_page_runs(serve: Callable[..., Any], tiny: Assistant) -> None:
+def test_the_python_example_of_the_docs_runs(serve: Callable[..., Any], tiny: Assistant) -> None:
     api = serve(assistants={"default": tiny})
     found = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert found

@@ -1,4 +1,4 @@
-"""Many clients at once get what each would get alone, and nothing of each other."""
+"""Concurrent clients get the answers that each would get alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def address(seed: int) -> str:
 
 
 def asked(seed: int) -> tuple[Any, ...]:
-    """A question of its own: with or without an image, with or without a region."""
+    """A distinct question for each seed, with or without an image and a region."""
     box = {"shape": "box", "frame": "unit", "box": [0.1, 0.1, 0.4 + seed % 5 / 10, 0.7]}
     part: dict[str, Any] = {"type": "image_url", "image_url": {"url": address(seed)}}
     if seed % 3 == 0:
@@ -48,7 +48,7 @@ def keys(seed: int) -> dict[str, Any]:
 
 
 def together(api: Any, seeds: list[int], clients: int) -> dict[int, Any]:
-    """The choices of all, asked at random times from several threads."""
+    """The choices of all seeds, requested at random times from several threads."""
     rng = random.Random(1)
     pauses = {seed: rng.random() * 0.05 for seed in seeds}
 
@@ -60,7 +60,7 @@ def together(api: Any, seeds: list[int], clients: int) -> dict[int, Any]:
         return dict(zip(seeds, pool.map(one, seeds), strict=True))
 
 
-def test_answers_at_random_times_equal_single_ones(serve: Callable[..., Any]) -> None:
+def test_concurrent_answers_equal_single_ones(serve: Callable[..., Any]) -> None:
     api = serve()
     seeds = list(range(40))
     singles = {seed: api.told(*asked(seed), **keys(seed))["choices"] for seed in seeds}
@@ -71,7 +71,7 @@ def test_answers_at_random_times_equal_single_ones(serve: Callable[..., Any]) ->
 
 @pytest.fixture
 def cramped(tiny_model_folder: Path) -> Assistant:
-    """The tiny model with memory for a few requests only, so that everything kept is thrown out."""
+    """The tiny model with memory for few requests, so that caches are evicted constantly."""
     roomy = load(tiny_model_folder)
     config = EngineConfig(
         kv_cache_tokens=256, max_num_seqs=4, max_batched_tokens=64, encoder_cache_bytes=20_000
@@ -81,10 +81,10 @@ def cramped(tiny_model_folder: Path) -> Assistant:
     )
 
 
-def test_nothing_leaks_when_memory_is_used_anew(
+def test_reused_memory_leaks_nothing_between_clients(
     serve: Callable[..., Any], cramped: Assistant, tiny: Assistant
 ) -> None:
-    """Prefixes and images of one client are thrown out for another's; answers stay the same."""
+    """Evicting cached prefixes and images of other clients does not change answers."""
     api = serve(assistants={"tiny": tiny, "cramped": cramped})
     seeds = list(range(24))
     wanted = {seed: api.told(*asked(seed), **keys(seed))["choices"] for seed in seeds}
@@ -96,12 +96,12 @@ def test_nothing_leaks_when_memory_is_used_anew(
         with ThreadPoolExecutor(8) as pool:
             assert dict(zip(seeds, pool.map(one, seeds), strict=True)) == wanted
     stats = cramped.backend.engine.stats()
-    assert stats.encoder_cache_misses > len(seeds)  # images were thrown out and made anew
+    assert stats.encoder_cache_misses > len(seeds)  # images were evicted and encoded again
     assert stats.kv_cache_tokens == 256
 
 
 def test_memory_stays_flat(serve: Callable[..., Any], photo_file: bytes) -> None:
-    """A short soak; `benchmarks/soak.py` is the long one."""
+    """A short soak test; `benchmarks/soak.py` is the long one."""
     api = serve()
     process = psutil.Process()
     seen: list[tuple[float, int, int]] = []

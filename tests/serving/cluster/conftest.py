@@ -137,13 +137,6 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.close_connection = True
 
-    def _open(self, legacy: bool) -> None:
-        """Close the connection after the first, empty chunk of an answer."""
-        self._begin("text/event-stream")
-        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        self._chunk(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
-        self.close_connection = True
-
     def _hang(self, legacy: bool) -> None:
         """Send nothing until released, then stream until the client disconnects."""
         self.w.release.wait(20)

@@ -1,6 +1,6 @@
-"""A process of its own with a local Ray and two replicas of a model; ends when its stdin does.
+"""A local Ray cluster with two replicas of a model, until its stdin ends.
 
-Ray changes the process that it is started in for good (signals, threads, logging), so not the tests'.
+It runs in its own process because Ray changes signals, threads and logging permanently.
 Arguments: port and folder of the model.
 """
 

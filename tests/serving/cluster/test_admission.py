@@ -1,4 +1,4 @@
-"""Who becomes a worker: forged, repeated, unreachable, unproved and misnamed ones do not (test 54)."""
+"""Admission of workers: forged, replayed, unreachable and unproved registrations are refused (test 54)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def code(answer: Any) -> str:
     return str(answer.json()["error"]["code"])
 
 
-def test_a_member_registers_and_leaves(cluster: Any, scripted: Any) -> None:
+def test_a_worker_registers_and_unregisters(cluster: Any, scripted: Any) -> None:
     controller, worker = cluster(), scripted("w", "m", "n")
     assert controller.client.get("/ready").status_code == 503
     assert controller.register(worker).json() == {"exist": True, "heart_beat_seconds": 15}
@@ -51,7 +51,7 @@ def test_forged_registrations_are_refused(cluster: Any, scripted: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/receive_heart_beat", "/unregister_worker", "/register_worker"])
-def test_a_recorded_request_can_not_be_sent_again(cluster: Any, scripted: Any, path: str) -> None:
+def test_a_replayed_request_is_refused(cluster: Any, scripted: Any, path: str) -> None:
     controller, worker = cluster(), scripted("w")
     controller.register(worker)
     body = b'{"worker_name": "%s"}' % worker.address.encode()
@@ -66,15 +66,15 @@ def test_a_recorded_request_can_not_be_sent_again(cluster: Any, scripted: Any, p
     assert moved.status_code == 403
 
 
-def test_who_answers_has_to_know_the_secret_too(cluster: Any, scripted: Any) -> None:
-    """A signed registration that names another server's address, which can't prove anything."""
+def test_a_server_without_the_secret_is_not_admitted(cluster: Any, scripted: Any) -> None:
+    """A signed registration with the address of a server that does not know the secret."""
     controller, impostor = cluster(), scripted("w", secret=STRANGER)
     answer = controller.signed("/register_worker", {"worker_name": impostor.address})
     assert (answer.status_code, code(answer)) == (403, "worker_not_proved")
     assert controller.addresses() == set()
 
 
-def test_other_models_than_it_serves_are_refused(cluster: Any, scripted: Any) -> None:
+def test_a_registration_of_other_models_is_refused(cluster: Any, scripted: Any) -> None:
     controller, worker = cluster(), scripted("w", "m")
     status = {"model_names": ["m", "gpt"], "speed": 1.0, "queue_length": 0}
     asked = {"worker_name": worker.address, "worker_status": status}
@@ -83,7 +83,7 @@ def test_other_models_than_it_serves_are_refused(cluster: Any, scripted: Any) ->
     assert controller.addresses() == set()
 
 
-def test_an_address_that_nobody_listens_at_is_refused(cluster: Any) -> None:
+def test_an_unreachable_worker_is_not_admitted(cluster: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -104,7 +104,7 @@ def test_an_address_that_nobody_listens_at_is_refused(cluster: Any) -> None:
         b'{"worker_name": "http://127.0.0.1:9", "worker_status": {"model_names": []}}',
     ],
 )
-def test_signed_nonsense_is_no_registration(cluster: Any, body: bytes) -> None:
+def test_malformed_signed_registrations_are_refused(cluster: Any, body: bytes) -> None:
     answer = cluster().signed("/register_worker", body)
     assert answer.status_code in (400, 422)
 
@@ -124,7 +124,7 @@ def test_signed_nonsense_is_no_registration(cluster: Any, body: bytes) -> None:
         "http://127.0.0.1.example.org:80",
     ],
 )
-def test_other_addresses_than_allowed_are_refused(address: str) -> None:
+def test_addresses_that_are_not_allowed_are_refused(address: str) -> None:
     with pytest.raises(ApiError, match=r"--allow-worker|must be the URL") as caught:
         AddressAllowList(LOOPBACK).check(address)
     assert caught.value.code in ("address_not_allowed", "invalid_request")
@@ -149,7 +149,7 @@ def test_other_addresses_than_allowed_are_refused(address: str) -> None:
         "",
     ],
 )
-def test_what_is_no_plain_address_is_refused(address: str) -> None:
+def test_invalid_worker_urls_are_refused(address: str) -> None:
     with pytest.raises(ApiError) as caught:
         AddressAllowList(LOOPBACK).check(address)
     assert caught.value.status in (403, 422)
@@ -172,7 +172,7 @@ def test_allowed_networks_and_names() -> None:
             AddressAllowList([wrong])
 
 
-def test_keys_are_asked_of_clients_and_workers_still_join(
+def test_workers_register_at_a_controller_with_api_keys(
     cluster: Any, scripted: Any, heartbeat_client: Any
 ) -> None:
     key = "a-key-of-the-operator"
@@ -191,7 +191,7 @@ def test_keys_are_asked_of_clients_and_workers_still_join(
     assert key not in str(worker.asks)
 
 
-def test_a_worker_joins_stays_and_joins_anew(
+def test_a_worker_registers_again_after_it_was_unregistered(
     cluster: Any, scripted: Any, heartbeat_client: Any
 ) -> None:
     controller, worker = cluster(expiry=1.5), scripted("w")
@@ -228,7 +228,7 @@ async def seen(controller: Any, addresses: set[str]) -> None:
             await asyncio.sleep(0.02)
 
 
-def test_a_worker_with_another_secret_is_told(
+def test_a_worker_with_another_secret_is_refused(
     cluster: Any, scripted: Any, heartbeat_client: Any
 ) -> None:
     controller, worker = cluster(), scripted("w")
@@ -241,7 +241,7 @@ def test_a_worker_with_another_secret_is_told(
             heartbeat_client(wrong, worker)
 
 
-def test_refreshing_drops_who_does_not_answer(cluster: Any, scripted: Any) -> None:
+def test_refresh_drops_impostors_and_suspects_silent_workers(cluster: Any, scripted: Any) -> None:
     controller, stays, goes = cluster(), scripted("a", "m"), scripted("b", "n")
     silent = scripted("c", "o")
     for worker in (stays, goes, silent):
@@ -256,7 +256,7 @@ def test_refreshing_drops_who_does_not_answer(cluster: Any, scripted: Any) -> No
     assert known == {stays.address, silent.address}
 
 
-def test_clients_that_ask_too_often_do_not_silence_workers(cluster: Any, scripted: Any) -> None:
+def test_client_rate_limits_do_not_affect_workers(cluster: Any, scripted: Any) -> None:
     limits = {"rate": 1, "burst": 5}
     controller = cluster(ServerSettings.model_validate({"port": 0, "limits": limits}))
     worker = scripted("w")

@@ -1,4 +1,4 @@
-"""An application asked from within its process: heads, pieces, failures, and askers that leave."""
+"""Requests to an application in the same process: responses, failures, disconnects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vip_llava.serving.settings import ServerSettings
 
 
 class Told:
-    """What the application saw of its asker."""
+    """What the application observed."""
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
@@ -65,7 +65,7 @@ async def taken(path: str, body: bytes = b"{}", most: int = 100, **fields: str) 
     return told, *found
 
 
-def test_a_request_and_its_answer() -> None:
+def test_a_request_and_its_response() -> None:
     content = {"content-type": "application/json"}
     _, head, *pieces = asyncio.run(taken("/echo", b'{"a": 1}', host="elsewhere", **content))
     assert isinstance(head, ResponseHead) and head.status == 200
@@ -73,13 +73,13 @@ def test_a_request_and_its_answer() -> None:
     assert json.loads(b"".join(pieces)) == {"body": {"a": 1}, "id": "abc"}
 
 
-def test_what_the_shell_refuses_is_an_answer_too() -> None:
+def test_refusals_of_the_gate_are_responses() -> None:
     _, head, *pieces = asyncio.run(taken("/none"))
     assert head.status == 404
     assert json.loads(b"".join(pieces))["error"]["code"] == "not_found"
 
 
-def test_an_asker_that_leaves_ends_the_work() -> None:
+def test_closing_the_response_ends_the_work() -> None:
     async def leave() -> None:
         told, head, first, second = await taken("/stream", most=3)
         assert (head.status, first, second) == (200, b"0 ", b"1 ")
@@ -88,6 +88,6 @@ def test_an_asker_that_leaves_ends_the_work() -> None:
     asyncio.run(asyncio.wait_for(leave(), 4))
 
 
-def test_an_answer_that_breaks_off_is_no_whole_answer() -> None:
+def test_an_incomplete_response_is_an_error() -> None:
     with pytest.raises(ConnectionAbortedError):
         asyncio.run(taken("/break"))

@@ -1,4 +1,4 @@
-"""The OpenAPI documents of controller and worker are true: schemathesis asks what they allow and not (48)."""
+"""The OpenAPI documents of controller and worker are correct, checked by schemathesis (test 48)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WORKER = (("/worker_generate_stream", 15), ("/worker_get_status", 2))
 
 @pytest.fixture(scope="module")
 def addresses(tiny_model_folder: Path) -> Iterator[dict[str, str]]:
-    """A controller with a worker of the tiny model, and a worker that stands alone."""
+    """The URLs of a controller with a worker of the tiny model, and of a standalone worker."""
     tiny = load(tiny_model_folder)
     with listen(OPEN) as free:
         port = free.getsockname()[1]
@@ -99,7 +99,7 @@ def test_every_operation_is_tried(schemas: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize(("server", "path", "count"), OPERATIONS)
-def test_no_request_brings_a_member_down(
+def test_no_request_crashes_controller_or_worker(
     schemas: dict[str, Any], server: str, path: str, count: int, mode: GenerationMode
 ) -> None:
     operation = schemas[server][path]["POST"]
@@ -115,7 +115,7 @@ def test_no_request_brings_a_member_down(
     @hypothesis.given(operation.as_strategy(mode), hypothesis.strategies.booleans())
     def ask(case: Any, named: bool) -> None:
         if named and isinstance(case.body, dict):
-            case.body["model"] = "tiny"  # so that it gets as far as the worker
+            case.body["model"] = "tiny"  # so that it reaches the worker
         answer = case.call()
         seen.add(answer.status_code)
         case.validate_response(answer, checks=CHECKS)
@@ -127,4 +127,4 @@ def test_no_request_brings_a_member_down(
         return
     assert seen
     if path in ("/register_worker", "/receive_heart_beat", "/unregister_worker"):
-        assert seen <= {403}  # nobody gets in without a signature
+        assert seen <= {403}  # unsigned

@@ -1,4 +1,4 @@
-"""What is given to users of other servers: the chat template's text, and a client that draws by itself."""
+"""The examples for other servers: the chat template, and the client that draws regions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ OPEN = Turn("assistant", None)
 
 
 def rendered(messages: list[dict[str, Any]]) -> str:
-    # As servers set it up: blocks leave no line ends, and nothing outside can be reached.
+    # As servers configure it: trimmed blocks, in a sandbox.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((EXAMPLES / "llava_v1.jinja").read_text("utf-8"))
     return template.render(messages=messages, add_generation_prompt=True)
 
 
-def test_the_template_says_what_the_models_were_trained_with() -> None:
+def test_the_chat_template_reproduces_the_trained_prompt() -> None:
     ours = get_template("llava_v1")
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     asked = [image, {"type": "text", "text": "What is <b>this</b>?"}]
@@ -58,7 +58,7 @@ def served(tiny_model_folder: Path) -> Iterator[tuple[str, Assistant]]:
         yield address, tiny
 
 
-def test_the_client_sends_what_the_model_should_see(served: tuple[str, Assistant]) -> None:
+def test_the_example_client_draws_and_pads(served: tuple[str, Assistant]) -> None:
     address, tiny = served
     spec = importlib.util.spec_from_file_location("ask_elsewhere", EXAMPLES / "ask_elsewhere.py")
     assert spec is not None and spec.loader is not None
@@ -69,6 +69,6 @@ def test_the_client_sends_what_the_model_should_see(served: tuple[str, Assistant
     found = example.ask(f"{address}/v1", "tiny", str(photo), question, "100,40,330,250", side=56)
     box = Box(100, 40, 330, 250)
     assert found == tiny.ask(photo, question, [box], max_new_tokens=128).text
-    # The square was made before sending; the server's own geometry leaves it as it is.
+    # The client pads the image, so the server's geometry does not change it.
     square = ImageGeometry(mode="pad", size=56).fit(draw(open_image(photo), [box]))
     assert square.size == (56, 56)

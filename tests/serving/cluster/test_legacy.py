@@ -1,4 +1,4 @@
-"""The original's prompts: read back exactly, whatever template made them; its streams and limits."""
+"""The original's format: prompts of any template are parsed exactly; its stream and limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def turns_of(found: list[LegacyTurn]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", SPOKEN)
-def test_a_prompt_of_every_template_is_read_back(name: str) -> None:
+def test_prompts_of_every_template_are_parsed(name: str) -> None:
     template = get_template(name)
     found = parse_prompt(template.prompt([*TURNS, OPEN]), template, images=1)
     assert turns_of(found) == [
@@ -41,8 +41,8 @@ def test_a_prompt_of_every_template_is_read_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPOKEN)
-def test_a_prompt_of_another_template_says_the_same(name: str) -> None:
-    """The original's page chooses a template by the model's name, and often wrongly."""
+def test_prompts_of_other_templates_are_parsed(name: str) -> None:
+    """The original's page guesses the template from the model's name."""
     prompt = get_template(name).prompt([*TURNS, OPEN])
     found = parse_prompt(prompt, get_template("chatml"), images=1)
     assert turns_of(found)[-3:] == [
@@ -50,11 +50,11 @@ def test_a_prompt_of_another_template_says_the_same(name: str) -> None:
         ("assistant", "A cat."),
         ("user", "And behind it?"),
     ]
-    # No system text of a foreign template; smollm2 is chatml with another one, and kept as typed.
+    # The standard system text is dropped; smollm2 is chatml with another one, which is kept.
     assert len(found) == (4 if name == "smollm2" else 3)
 
 
-def test_a_system_text_of_ones_own_is_kept() -> None:
+def test_a_custom_system_text_is_kept() -> None:
     prompt = LLAVA.prompt([Turn("system", "Answer in French."), *TURNS, OPEN])
     for own in (LLAVA, get_template("llava_llama_3")):
         found = parse_prompt(prompt, own, images=1)
@@ -62,21 +62,21 @@ def test_a_system_text_of_ones_own_is_kept() -> None:
         assert len(found) == 4
 
 
-def test_the_models_own_kind_of_prompt_is_kept_to_the_letter() -> None:
-    """vicuna_v1 differs from llava_v1 in its system text only; the model is shown what was written."""
+def test_a_prompt_in_the_models_template_is_kept_exactly() -> None:
+    """vicuna_v1 differs from llava_v1 only in its system text, which is kept."""
     prompt = get_template("vicuna_v1").prompt([Turn("user", "Hello"), OPEN])
     found = parse_prompt(prompt, LLAVA, images=0)
     again = [Turn(turn.role, turn.text) for turn in found]  # type: ignore[arg-type]
     assert LLAVA.prompt([*again, OPEN]) == prompt
 
 
-def test_the_page_of_the_original_puts_the_mark_behind_the_question() -> None:
+def test_a_marker_after_the_question_is_parsed() -> None:
     prompt = LLAVA.prompt([Turn("user", "What is this?\n<image>"), OPEN])
     (turn,) = parse_prompt(prompt, LLAVA, images=1)
     assert turn == LegacyTurn(role="user", text="What is this?", images=(0,))
 
 
-def test_images_are_told_apart_by_the_order_of_their_marks() -> None:
+def test_images_are_assigned_in_marker_order() -> None:
     turns = [
         Turn("user", "<image>\n<image>\nCompare them."),
         Turn("assistant", "Two cats."),
@@ -94,14 +94,14 @@ def test_a_bare_question_is_one_turn() -> None:
 
 
 @pytest.mark.parametrize(("marks", "images"), [(0, 1), (1, 0), (2, 1)])
-def test_images_and_marks_have_to_agree(marks: int, images: int) -> None:
+def test_images_and_markers_must_agree(marks: int, images: int) -> None:
     with pytest.raises(
         RequestError, match=rf"{marks} <image> markers, but the request has {images} images"
     ):
         parse_prompt("<image>" * marks + "What is this?", LLAVA, images)
 
 
-def test_a_mark_in_an_answer_shows_nothing() -> None:
+def test_a_marker_in_an_answer_is_text() -> None:
     turns = [Turn("user", "Say it."), Turn("assistant", "<image>"), Turn("user", "Again.")]
     found = parse_prompt(LLAVA.prompt([*turns, OPEN]), LLAVA, images=0)
     assert turns_of(found)[-2] == ("assistant", "<image>")
@@ -109,8 +109,8 @@ def test_a_mark_in_an_answer_shows_nothing() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_reading_never_makes_up_text(data: st.DataObject) -> None:
-    """Texts full of the templates' own marks: the prompt is read as turns that make it again."""
+def test_parsing_never_changes_the_prompt(data: st.DataObject) -> None:
+    """Texts with the template's own markers: the parsed turns render to the same prompt."""
     template = get_template(data.draw(st.sampled_from(SPOKEN)))
     marks = [template.user_start, template.user_end, template.assistant_start, " a", "b"]
     text = st.lists(st.sampled_from([mark for mark in marks if mark]), min_size=1, max_size=4)
@@ -122,7 +122,7 @@ def test_reading_never_makes_up_text(data: st.DataObject) -> None:
         assert template.prompt([*again, OPEN]) == prompt
 
 
-def test_sampling_of_the_original() -> None:
+def test_legacy_sampling_parameters() -> None:
     request = LegacyRequest(prompt="x", temperature=0.0005, max_new_tokens=1536, stop="</s>")
     sampling = request.sampling()
     assert sampling["temperature"] == 0
@@ -146,12 +146,12 @@ def test_sampling_of_the_original() -> None:
         {"seed": 2**63},
     ],
 )
-def test_wrong_values_are_named(wrong: dict[str, object]) -> None:
+def test_invalid_values_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         LegacyRequest.model_validate({"prompt": "x", **wrong})
 
 
-def test_a_line_is_an_object_and_a_zero_byte() -> None:
+def test_a_chunk_is_an_object_and_a_zero_byte() -> None:
     raw = legacy_chunk("prompt é\0", 1)
     assert raw.count(b"\0") == 1
     assert json.loads(raw[:-1]) == {"text": "prompt é\0", "error_code": 1}

@@ -15,7 +15,7 @@ from vip_llava.serving.cluster.worker_processes import (
 SECRET = Secret("the secret of the cluster's tests")
 
 
-def test_workers_that_can_not_start_are_given_up_at_once() -> None:
+def test_usage_errors_are_given_up_at_once() -> None:
     gone = threading.Event()
     workers = WorkerProcesses(gone.set)
     workers.add("one", ["--bogus"], SECRET)
@@ -26,7 +26,7 @@ def test_workers_that_can_not_start_are_given_up_at_once() -> None:
     workers.stop(1)
 
 
-def test_stopping_before_or_while_starting_leaves_nothing() -> None:
+def test_stopping_during_start_leaves_no_process() -> None:
     workers = WorkerProcesses(lambda: None)
     for name in ("one", "two"):
         workers.add(name, ["--check"], SECRET)
@@ -35,7 +35,7 @@ def test_stopping_before_or_while_starting_leaves_nothing() -> None:
     assert [worker.pid for worker in workers.workers] == [None, None]
 
 
-def test_restarts_are_bounded_within_a_time() -> None:
+def test_restarts_are_limited() -> None:
     now, reasons = [0.0], []
     worker = WorkerProcess("one", [], SECRET, reasons.append, clock=lambda: now[0])
     backoffs = [worker._backoff(1) for _ in range(MAX_RESTARTS)]

@@ -1,4 +1,4 @@
-"""Worker processes that are killed under load, and the whole cluster of one command (test 53)."""
+"""Worker processes killed under load, and the cluster of `serve --models` (test 53)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROGRAM = (sys.executable, "-m", "vip_llava")
 
 
 class Process:
-    """The program as a process; its stderr is read as it comes."""
+    """The program as a process, with its stderr."""
 
     def __init__(self, *words: str, secret: str | None = None) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -45,7 +45,7 @@ class Process:
             self.said += line
 
     def heard(self, pattern: str, seconds: float = 60) -> str:
-        """What the first group of the pattern matches in what it said, once it did."""
+        """Wait for a pattern in its stderr; returns the first group."""
         found = None
 
         def seen() -> bool:
@@ -75,7 +75,7 @@ def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:
-    """`start(*words, secret=...)` runs the program; killed at the end if it still runs."""
+    """`start(*words, secret=...)` runs the program, which is killed at the end of the test."""
     with contextlib.ExitStack() as stack:
 
         def begin(*words: str, secret: str | None = None) -> Process:
@@ -87,7 +87,7 @@ def start() -> Iterator[Callable[..., Process]]:
 
 
 def alive(pid: int) -> bool:
-    """Whether that process runs; one that has ended and waits to be noticed does not."""
+    """Whether the process runs and is not a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -101,10 +101,10 @@ def ask(client: httpx.Client, model: str, **more: Any) -> httpx.Response:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_under_load_costs_no_answer(
+def test_a_worker_killed_under_load_loses_no_answer(
     cluster: Any, start: Any, tiny_model_folder: Path
 ) -> None:
-    """Eight clients, two worker processes, kill -9 one: every request is answered, none waits."""
+    """Eight clients and two workers, kill -9 for one: every request is answered in time."""
     limits = {"port": 0, "limits": {"rate": 0}}
     controller = cluster(ServerSettings.model_validate(limits), expiry=10)
     secret = controller.controller.secret.text()
@@ -137,7 +137,7 @@ def test_a_worker_killed_under_load_costs_no_answer(
     assert {status for status, _ in answers} == {200}, set(answers)
     assert len(answers) > 16 and slowest[0] < 20
     assert controller.addresses() == {addresses[1]}
-    # A stop in order: the last worker leaves before it ends.
+    # A graceful stop: the last worker unregisters before it exits.
     workers[1].process.send_signal(signal.SIGTERM)
     assert workers[1].process.wait(30) == 0
     assert controller.addresses() == set()
@@ -147,20 +147,20 @@ def test_a_worker_killed_under_load_costs_no_answer(
 
 @pytest.mark.slow
 def test_one_command_serves_several_models(start: Any, tiny_model_folder: Path) -> None:
-    """A worker that is killed is started again; nothing is left when the command ends."""
+    """A killed worker is restarted; no process is left when the command ends."""
     models = f"one={tiny_model_folder},two={tiny_model_folder}"
     limits = ("--limit", "tokens=30", "--limit", "rate=0")
     server = start("serve", "--port", "0", "--models", models, *limits)
     address = server.heard(r"listening on (http://\S+)")
     with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
-        assert ask(client, "two").status_code == 503  # expected, and not there yet
+        assert ask(client, "two").status_code == 503  # expected, but not registered yet
         eventually(lambda: len(client.get("/v1/models").json()["data"]) == 2)
         assert [ask(client, name).status_code for name in ("one", "two", "three")] == [
             200,
             200,
             404,
         ]
-        assert ask(client, "one", max_tokens=31).status_code == 422  # limits hold at the workers
+        assert ask(client, "one", max_tokens=31).status_code == 422  # limits apply at the workers
         before = worker_pids(server.process.pid)
         assert set(before) == {"one", "two"}
         os.kill(before["two"], signal.SIGKILL)
@@ -178,10 +178,10 @@ def test_one_command_serves_several_models(start: Any, tiny_model_folder: Path) 
 
 
 @pytest.mark.slow
-def test_one_wrong_model_and_a_server_that_is_killed(
+def test_a_failing_model_and_a_killed_server(
     start: Any, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """The other model is served; and when the server is killed its worker ends by itself."""
+    """The other model is served, and its worker exits when the server is killed."""
     models = f"good={tiny_model_folder},bad={tmp_path}"
     server = start("serve", "--port", "0", "--models", models)
     server.heard(r"model (good) is loaded")
@@ -194,7 +194,7 @@ def test_one_wrong_model_and_a_server_that_is_killed(
 
 
 def worker_pids(parent: int) -> dict[str, int]:
-    """The worker processes of a server by the name of their model."""
+    """The worker process ids of a server by model name."""
     found = {}
     for child in psutil.Process(parent).children():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -1,4 +1,4 @@
-"""A real local Ray with two replicas of a tiny model: what it answers, and one killed under load."""
+"""A local Ray cluster with two replicas of a tiny model, one of them killed under load."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MARK = "VIP_LLAVA_TEST_MARK"
 
 
 class Running:
-    """The cluster's process, with a client of it."""
+    """The cluster's process and its client."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
@@ -67,7 +67,7 @@ class Running:
         raise AssertionError(self.told[-4000:])
 
     def replicas(self) -> set[int]:
-        """The processes of the model's replicas, those of this cluster only."""
+        """The process ids of the replicas of this cluster."""
         found = set()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -106,7 +106,7 @@ def running(tiny_model_folder: Path) -> Iterator[Running]:
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_answers_as_one_server(running: Running, tiny_model_folder: Path) -> None:
+def test_a_ray_cluster_answers_like_one_server(running: Running, tiny_model_folder: Path) -> None:
     right = load(tiny_model_folder).ask(None, "Hello", max_new_tokens=30).text
     assert [one["id"] for one in running.client.get("/v1/models").json()["data"]] == ["tiny"]
     assert running.ask().json()["choices"][0]["message"]["content"] == right
@@ -128,8 +128,8 @@ def test_a_ray_cluster_answers_as_one_server(running: Running, tiny_model_folder
 
 
 @pytest.mark.slow
-def test_a_replica_killed_under_load_costs_no_answer(running: Running) -> None:
-    """Six clients; kill -9 one of two replicas: nothing is lost, nothing waits, and it comes back."""
+def test_a_replica_killed_under_load_loses_no_answer(running: Running) -> None:
+    """Six clients, and kill -9 for one of two replicas: no answer is lost, and Ray replaces it."""
     before = running.replicas()
     assert len(before) == 2
     ended = threading.Event()
@@ -143,7 +143,7 @@ def test_a_replica_killed_under_load_costs_no_answer(running: Running) -> None:
                 answer = running.ask(client, stream=number % 2 == 0)
                 slowest[0] = max(slowest[0], time.monotonic() - began)
                 whole = number % 2 or answer.text.endswith("data: [DONE]\n\n")
-                # A stream that had begun may end with an error that says so; it is never cut off.
+                # A started stream may end with an error event, but it is never cut off.
                 told = "worker_lost" in answer.text
                 found.append((answer.status_code, "whole" if whole else f"told: {told}"))
         return found
@@ -168,8 +168,8 @@ def test_a_replica_killed_under_load_costs_no_answer(running: Running) -> None:
     assert running.ask().status_code == 200
 
 
-def test_an_asker_that_leaves_frees_the_replica(tiny_model_folder: Path) -> None:
-    """The class that Ray runs, without Ray: closing an answer ends its work; its end ends the engine."""
+def test_a_cancelled_request_frees_the_replica(tiny_model_folder: Path) -> None:
+    """The replica class without Ray: closing a response cancels its generation."""
     from vip_llava.serving.cluster.ray_serve import ClusterSettings, Replica
 
     content = ClusterSettings(models={"tiny": str(tiny_model_folder)}).model_dump(mode="json")
@@ -193,7 +193,7 @@ def test_an_asker_that_leaves_frees_the_replica(tiny_model_folder: Path) -> None
             while assistant.backend.engine.stats().running:
                 await asyncio.sleep(0.02)
         replica.check_health()
-        assistant.backend.engine.stop()  # as an engine whose thread has ended
+        assistant.backend.engine.stop()  # like a dead engine
         with pytest.raises(RuntimeError, match="engine of a model has died"):
             replica.check_health()
         await replica._exit_stack.aclose()
@@ -201,7 +201,7 @@ def test_an_asker_that_leaves_frees_the_replica(tiny_model_folder: Path) -> None
     asyncio.run(ask_and_leave())
 
 
-def test_the_front_of_a_cluster_wants_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ingress_requires_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from vip_llava.serving.cluster.asgi_client import ResponseHead, call_app
     from vip_llava.serving.cluster.ray_serve import ClusterSettings, _ingress_app
 
@@ -220,7 +220,7 @@ def test_the_front_of_a_cluster_wants_the_key(monkeypatch: pytest.MonkeyPatch) -
     assert asyncio.run(status(authorization="Bearer a-key-of-the-operator")) == 503
 
 
-def test_settings_of_a_cluster_are_checked() -> None:
+def test_cluster_settings_are_validated() -> None:
     from vip_llava.serving.cluster.ray_serve import ClusterSettings, build
 
     found = ClusterSettings.model_validate({"min_replicas": "0", "max_replicas": "3"})

@@ -34,7 +34,7 @@ def status(*models: str, speed: float = 1.0, queue: int = 0) -> WorkerStatus:
     return WorkerStatus(model_names=list(models), speed=speed, queue_length=queue)
 
 
-def test_workers_join_and_leave(clock: Clock) -> None:
+def test_workers_register_and_unregister(clock: Clock) -> None:
     known = registry(clock)
     assert known.models() == [] and known.pick("m") is None
     known.add(A, status("m", "n"))
@@ -45,7 +45,7 @@ def test_workers_join_and_leave(clock: Clock) -> None:
     assert known.models() == ["n"] and known.pick("m") is None
 
 
-def test_a_worker_that_joins_again_is_the_same(clock: Clock) -> None:
+def test_a_worker_that_registers_again_is_updated(clock: Clock) -> None:
     known = registry(clock)
     first = known.add(A, status("m"))
     first.in_flight = 3
@@ -53,7 +53,7 @@ def test_a_worker_that_joins_again_is_the_same(clock: Clock) -> None:
     assert again is first and again.models == ("n",) and again.load == 3
 
 
-def test_silent_workers_are_dropped(clock: Clock) -> None:
+def test_workers_without_heartbeats_are_dropped(clock: Clock) -> None:
     known = registry(clock)
     silent = known.add(A, status("m"))
     known.add(B, status("m"))
@@ -67,7 +67,7 @@ def test_silent_workers_are_dropped(clock: Clock) -> None:
     assert {worker.address for worker in known.available} == {B, C}
 
 
-def test_who_waits_for_a_worker_hears_of_its_end(clock: Clock) -> None:
+def test_drop_callbacks_run_once(clock: Clock) -> None:
     known = registry(clock)
     worker, calls = known.add(A, status("m")), []
     worker.on_drop(lambda: calls.append("first"))
@@ -80,7 +80,7 @@ def test_who_waits_for_a_worker_hears_of_its_end(clock: Clock) -> None:
     assert calls == ["first", "late"]
 
 
-def test_shortest_queue_counts_what_is_on_its_way(clock: Clock) -> None:
+def test_shortest_queue_counts_requests_in_flight(clock: Clock) -> None:
     known = registry(clock)
     known.add(A, status("m", queue=2))
     known.add(B, status("m", queue=1))
@@ -94,7 +94,7 @@ def test_shortest_queue_counts_what_is_on_its_way(clock: Clock) -> None:
     assert picked[:2] == [B, B] and picked[2] == A
 
 
-def test_shortest_queue_knows_speed_and_takes_turns(clock: Clock) -> None:
+def test_shortest_queue_weighs_speed_and_rotates(clock: Clock) -> None:
     known = registry(clock)
     known.add(A, status("m", speed=4, queue=4))
     known.add(B, status("m", speed=1, queue=2))
@@ -105,7 +105,7 @@ def test_shortest_queue_knows_speed_and_takes_turns(clock: Clock) -> None:
     assert turns[0] is turns[2] and turns[1] is turns[3] and turns[0] is not turns[1]
 
 
-def test_lottery_chooses_by_speed(clock: Clock) -> None:
+def test_lottery_weighs_speed(clock: Clock) -> None:
     known = registry(clock, "lottery")
     known.add(A, status("m", speed=3))
     known.add(B, status("m", speed=1))
@@ -116,14 +116,14 @@ def test_lottery_chooses_by_speed(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("dispatch", ["lottery", "shortest_queue"])
-def test_tried_workers_are_left_out(clock: Clock, dispatch: str) -> None:
+def test_tried_workers_are_excluded(clock: Clock, dispatch: str) -> None:
     known = registry(clock, dispatch)
     first, second = known.add(A, status("m")), known.add(B, status("m"))
     assert all(known.pick("m", {first}) is second for _ in range(20))
     assert known.pick("m", {first, second}) is None
 
 
-def test_there_is_room_for_so_many(clock: Clock) -> None:
+def test_the_registry_is_bounded(clock: Clock) -> None:
     known = registry(clock, capacity=1)
     known.add(A, status("m"))
     known.add(A, status("n"))
@@ -151,12 +151,12 @@ def test_unknown_dispatch_is_refused() -> None:
         {"model_names": ["m"], "address": "x"},
     ],
 )
-def test_a_status_out_of_bounds_is_refused(wrong: dict[str, object]) -> None:
+def test_an_invalid_status_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         WorkerStatus.model_validate(wrong)
 
 
-def test_models_of_lost_workers_are_expected_back_for_a_while(clock: Clock) -> None:
+def test_models_of_lost_workers_are_expected_for_a_while(clock: Clock) -> None:
     known = registry(clock)
     assert not known.is_expected("m")
     known.expect("own")
@@ -168,7 +168,7 @@ def test_models_of_lost_workers_are_expected_back_for_a_while(clock: Clock) -> N
         assert not known.is_expected("m") and known.is_expected("own")
 
 
-def test_a_suspected_worker_gets_nothing_new_until_it_is_heard_of(clock: Clock) -> None:
+def test_a_suspected_worker_gets_no_requests_until_its_heartbeat(clock: Clock) -> None:
     known = registry(clock)
     worker, calls = known.add(A, status("m")), []
     worker.on_drop(lambda: calls.append("dropped"))

@@ -1,4 +1,4 @@
-"""Forged, changed, repeated and stale requests among members are refused (test 54 of the field)."""
+"""Forged, modified, replayed and stale signed requests are refused (test 54)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def verifier(now: float = NOW, **given: int) -> SignatureVerifier:
     return SignatureVerifier(SECRET, clock=lambda: now, **given)
 
 
-def test_a_member_is_believed_once() -> None:
+def test_a_signature_is_valid_once() -> None:
     check, headers = verifier(), SECRET.sign("POST", PATH, BODY, now=NOW)
     check.check("POST", PATH, headers, BODY)
     with pytest.raises(SignatureError, match="sent before"):
@@ -33,7 +33,7 @@ def test_a_member_is_believed_once() -> None:
 
 
 @pytest.mark.parametrize("changed", ["method", "path", "body", "secret", "time", "nonce"])
-def test_a_changed_request_is_refused(changed: str) -> None:
+def test_a_modified_request_is_refused(changed: str) -> None:
     signer = Secret("another secret of the tests") if changed == "secret" else SECRET
     headers = signer.sign("POST", PATH, BODY, now=NOW)
     if changed in ("time", "nonce"):
@@ -54,7 +54,7 @@ def test_an_unsigned_request_is_refused(missing: str) -> None:
 
 
 @pytest.mark.parametrize(("age", "allowed"), [(29, True), (31, False), (-29, True), (-31, False)])
-def test_old_and_early_requests_are_refused(age: float, allowed: bool) -> None:
+def test_stale_and_early_requests_are_refused(age: float, allowed: bool) -> None:
     headers = SECRET.sign("POST", PATH, BODY, now=NOW - age)
     if allowed:
         verifier().check("POST", PATH, headers, BODY)
@@ -63,7 +63,7 @@ def test_old_and_early_requests_are_refused(age: float, allowed: bool) -> None:
         verifier().check("POST", PATH, headers, BODY)
 
 
-def test_a_number_is_remembered_as_long_as_it_could_be_used() -> None:
+def test_a_nonce_is_kept_while_it_could_be_replayed() -> None:
     now = [NOW]
     check = SignatureVerifier(SECRET, window=30, clock=lambda: now[0])
     early = SECRET.sign("POST", PATH, BODY, now=NOW + 29)
@@ -73,7 +73,7 @@ def test_a_number_is_remembered_as_long_as_it_could_be_used() -> None:
         check.check("POST", PATH, early, BODY)
 
 
-def test_a_full_memory_refuses_and_recovers() -> None:
+def test_a_full_nonce_memory_refuses_and_recovers() -> None:
     now = [NOW]
     check = SignatureVerifier(SECRET, window=30, capacity=2, clock=lambda: now[0])
     for _ in range(2):
@@ -82,13 +82,13 @@ def test_a_full_memory_refuses_and_recovers() -> None:
         check.check("POST", PATH, SECRET.sign("POST", PATH, BODY, now=NOW), BODY)
     with pytest.raises(
         SignatureError, match="wrong signature"
-    ):  # a stranger does not even get so far
+    ):  # a wrong signature is refused first
         check.check("POST", PATH, Secret("x" * 16).sign("POST", PATH, BODY, now=NOW), BODY)
     now[0] += 61
     check.check("POST", PATH, SECRET.sign("POST", PATH, BODY, now=now[0]), BODY)
 
 
-def test_a_proof_is_of_one_challenge_and_one_body() -> None:
+def test_a_proof_covers_challenge_and_body() -> None:
     proof = SECRET.proof("c1", BODY)
     assert SECRET.proves(proof, "c1", BODY)
     assert not SECRET.proves(proof, "c2", BODY)
@@ -97,7 +97,7 @@ def test_a_proof_is_of_one_challenge_and_one_body() -> None:
     assert not Secret("another secret of the tests").proves(proof, "c1", BODY)
 
 
-def test_the_secret_does_not_show() -> None:
+def test_the_secret_is_not_printed() -> None:
     headers = str(SECRET.sign("POST", PATH, BODY))
     for shown in (repr(SECRET), str(SECRET), headers, SECRET.service_key, SECRET.proof("c", b"")):
         assert "secret of the tests" not in shown
@@ -105,7 +105,7 @@ def test_the_secret_does_not_show() -> None:
     assert Secret.new().text() != Secret.new().text()
 
 
-def test_a_short_secret_is_refused_without_showing_it() -> None:
+def test_a_short_secret_is_refused_without_printing_it() -> None:
     with pytest.raises(ServingError, match="5 characters") as caught:
         Secret("12345")
     assert "12345" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A real worker with a tiny model, alone and behind a controller: the original's shapes and the API's."""
+"""A worker with a tiny model, standalone and behind a controller: the original's format and the API."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def alone(tiny: Assistant) -> Iterator[httpx.Client]:
 
 
 def prompt_of(*texts: str, template: str = "llava_v1") -> str:
-    """A prompt as the original's page writes it; the last answer is left open."""
+    """A prompt as the original's page writes it, with an open last answer."""
     roles = ("user", "assistant")
     turns = [Turn(roles[i % 2], text) for i, text in enumerate(texts)]  # type: ignore[arg-type]
     return get_template(template).prompt([*turns, Turn("assistant", None)])
@@ -77,7 +77,7 @@ def stream(client: httpx.Client, **body: Any) -> list[tuple[str, int]]:
     return [(one["text"], one["error_code"]) for one in found]
 
 
-def test_the_originals_request_is_answered(
+def test_a_legacy_request_is_answered(
     alone: httpx.Client, tiny: Assistant, photo: Image.Image, encoded: str
 ) -> None:
     prompt = prompt_of("What is this?\n<image>")
@@ -89,7 +89,7 @@ def test_the_originals_request_is_answered(
         assert after.startswith(before)
 
 
-def test_the_originals_request_with_regions_and_turns(
+def test_a_legacy_request_with_regions_and_history(
     alone: httpx.Client, tiny: Assistant, photo: Image.Image, encoded: str
 ) -> None:
     prompt = prompt_of(f"<image>\n{QUESTION}", "A cat.", "Is <region:1> large?")
@@ -102,7 +102,9 @@ def test_the_originals_request_with_regions_and_turns(
     assert found[-1] == (prompt + right.text, 0)
 
 
-def test_a_prompt_of_another_template_is_worded_anew(alone: httpx.Client, tiny: Assistant) -> None:
+def test_a_prompt_of_another_template_is_rendered_in_the_models(
+    alone: httpx.Client, tiny: Assistant
+) -> None:
     right = tiny.ask(None, "What is this?", max_new_tokens=6).text
     for template in ("llava_llama_3", "llava_llama_2", "mpt", "llava_v0"):
         prompt = prompt_of("What is this?", template=template)
@@ -110,7 +112,7 @@ def test_a_prompt_of_another_template_is_worded_anew(alone: httpx.Client, tiny: 
     assert stream(alone, prompt="What is this?")[-1] == ("What is this?" + right, 0)
 
 
-def test_sampling_of_the_originals_request(alone: httpx.Client) -> None:
+def test_legacy_sampling_is_applied(alone: httpx.Client) -> None:
     once = stream(alone, prompt="Hello", temperature=0.9, seed=5)
     assert stream(alone, prompt="Hello", temperature=0.9, seed=5) == once
     assert len(stream(alone, prompt="Hello", max_new_tokens=2)) <= 3
@@ -128,10 +130,10 @@ def test_sampling_of_the_originals_request(alone: httpx.Client) -> None:
         ({"prompt": " "}, "nothing is asked"),
         ({"regions": [[]]}, "more lists than images"),
         ({"temperature": 3}, "temperature"),
-        ({"prompt": "word " * 5000}, "positions"),
+        ({"prompt": "word " * 5000}, "tokens"),
     ],
 )
-def test_what_is_wrong_is_said_in_the_originals_stream(
+def test_errors_are_reported_in_the_legacy_stream(
     alone: httpx.Client, wrong: dict[str, Any], said: str
 ) -> None:
     ((text, code),) = stream(alone, **{"prompt": "x", **wrong})
@@ -146,21 +148,21 @@ def test_malformed_requests_are_refused(alone: httpx.Client) -> None:
     assert alone.post("/worker_generate_stream", content=b"{").status_code == 400
 
 
-def test_the_status_is_the_originals(alone: httpx.Client) -> None:
+def test_the_status_has_the_originals_fields(alone: httpx.Client) -> None:
     found = alone.post("/worker_get_status").json()
     assert found == {"model_names": ["tiny"], "speed": 1.0, "queue_length": 0}
 
 
 @pytest.fixture
 def worker(tiny: Assistant) -> Iterator[Callable[..., Any]]:
-    """`worker(controller, name="tiny", secret=...)` serves and joins; gives address and application."""
+    """`worker(controller, name="tiny", secret=...)` starts a worker; returns its URL and application."""
     with contextlib.ExitStack() as stack:
 
         def start(controller: Any, name: str = "tiny", **given: Any) -> tuple[str, Any]:
             secret = given.pop("secret", controller.controller.secret)
             listener = stack.enter_context(contextlib.closing(listen(SETTINGS)))
             port = listener.getsockname()[1]
-            listener.close()  # found free; taken again at once
+            listener.close()  # a free port, reused at once
             settings = ServerSettings(port=port)
             address = f"http://127.0.0.1:{port}"
             app = create_worker(
@@ -185,20 +187,22 @@ def eventually(true: Callable[[], bool], seconds: float = 15) -> None:
         time.sleep(0.02)
 
 
-def test_workers_join_serve_and_leave(cluster: Any, worker: Any, tiny: Assistant) -> None:
+def test_workers_register_serve_and_unregister(cluster: Any, worker: Any, tiny: Assistant) -> None:
     controller = cluster()
     address, app = worker(controller)
     eventually(lambda: controller.addresses() == {address})
     answer = controller.ask("tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=5)
     right = tiny.ask(None, "Hello", max_new_tokens=5)
     assert answer.json()["choices"][0]["message"]["content"] == right.text
-    app.state.context.draining = True  # as a stop does first
+    app.state.context.draining = True  # the first step of a stop
     eventually(lambda: controller.addresses() == set())
     app.state.context.draining = False
     eventually(lambda: controller.addresses() == {address})
 
 
-def test_a_worker_joins_once_its_models_are_open(cluster: Any, worker: Any, tiny: Any) -> None:
+def test_a_worker_registers_once_its_models_are_loaded(
+    cluster: Any, worker: Any, tiny: Any
+) -> None:
     controller = cluster()
     loaded: list[float] = []
 
@@ -215,7 +219,7 @@ def test_a_worker_joins_once_its_models_are_open(cluster: Any, worker: Any, tiny
     assert controller.client.post("/list_models").json() == {"models": ["late", "later"]}
 
 
-def test_a_worker_of_a_cluster_answers_its_controller_only(cluster: Any, worker: Any) -> None:
+def test_a_worker_accepts_only_its_controller(cluster: Any, worker: Any) -> None:
     controller = cluster()
     address, _ = worker(controller)
     stranger = Secret("a secret that is not the cluster's").service_key
@@ -225,10 +229,10 @@ def test_a_worker_of_a_cluster_answers_its_controller_only(cluster: Any, worker:
     assert httpx.get(address + "/health").status_code == 200
 
 
-def test_the_client_of_the_original_does_its_rounds(
+def test_the_originals_client_works(
     cluster: Any, worker: Any, tiny: Assistant, photo: Image.Image, encoded: str
 ) -> None:
-    """Refresh, list, ask for an address, stream from there: as the original's page does."""
+    """Refresh, list, get an address, stream from it: what the original's page does."""
     controller = cluster()
     worker(controller, "vip-llava-tiny")
     eventually(lambda: bool(controller.addresses()))
@@ -280,7 +284,7 @@ def test_the_openai_client_through_a_controller(
             client.chat.completions.create(**ask, extra_body={"unknown": 1})
 
 
-def test_uploads_at_a_controller_travel_with_the_request(
+def test_uploads_are_inlined_by_the_controller(
     cluster: Any, worker: Any, tiny: Assistant, photo: Image.Image, encoded: str
 ) -> None:
     controller = cluster()
@@ -322,7 +326,7 @@ def test_uploads_at_a_controller_travel_with_the_request(
     "messages",
     ["upload:x", [], ["upload:x"], [{"content": "upload:x"}], [{"content": [{"image_url": 1}]}]],
 )
-def test_odd_requests_that_speak_of_uploads_are_the_workers_to_refuse(
+def test_malformed_requests_with_uploads_are_forwarded(
     cluster: Any, scripted: Any, messages: Any
 ) -> None:
     controller, generations = cluster(), scripted("w")
@@ -331,10 +335,10 @@ def test_odd_requests_that_speak_of_uploads_are_the_workers_to_refuse(
     assert json.loads(generations.asks[0]["body"])["messages"] == messages
 
 
-def test_workers_come_back_to_a_controller_that_was_started_anew(
+def test_workers_register_again_at_a_restarted_controller(
     scripted: Any, heartbeat_client: Any
 ) -> None:
-    """Its state is the registry alone, and that is known again after one sign of life."""
+    """The registry is complete again after one heartbeat of each worker."""
     secret = Secret("the secret of the cluster's tests")
     with listen(SETTINGS) as free:
         settings = ServerSettings(port=free.getsockname()[1])
@@ -353,7 +357,7 @@ def test_workers_come_back_to_a_controller_that_was_started_anew(
                         while not registry.available:
                             await asyncio.sleep(0.02)
                     found.append({one.address for one in registry.available})
-                await asyncio.sleep(0.3)  # nobody is there for a while
+                await asyncio.sleep(0.3)  # the controller is down for a while
         finally:
             task.cancel()
             await member.aclose()

@@ -1,4 +1,4 @@
-"""A real server on loopback and a real Chromium, for the canvas alone and for the whole page."""
+"""A server on loopback and Chromium, for the canvas alone and for the whole page."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CHROMIUM = next(
     None,
 )
 
-# Gradio uses what pandas is going to drop.
+# Gradio uses deprecated features of pandas.
 _OF_PANDAS = ("'future.no_silent_downcasting' is deprecated", "The copy keyword is deprecated")
 
 
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:{words}"))
 
 
-# The canvas alone on a page, as Gradio's component puts it there.
+# A page with only the canvas, mounted as in Gradio's component.
 ALONE = """<!doctype html><meta charset="utf-8"><title>canvas</title>
 <link rel="stylesheet" href="page/static/canvas.css">
 <style>body { margin: 13px 8px; font-family: sans-serif }</style>
@@ -74,7 +74,7 @@ def images() -> ImageStore:
 
 @pytest.fixture(scope="session")
 def alone(images: ImageStore) -> Iterator[str]:
-    """The address of a server with the canvas alone."""
+    """The URL of a server with only the canvas."""
     limits = Limits(rate=0)
     app = create_base_app(ServerSettings(limits=limits), title="canvas")
     app.include_router(page_routes(images, GrabCut(), limits))
@@ -83,7 +83,7 @@ def alone(images: ImageStore) -> Iterator[str]:
         yield address
 
 
-# Not longer than a module: while Playwright is there, nothing else can run a loop in this thread.
+# Module scope: while Playwright runs, no other event loop can run in this thread.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
@@ -98,7 +98,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_model_folder: Path) -> Assistant:
-    """A tiny model with random weights, as any folder is opened."""
+    """A tiny model with random weights."""
     return load(tiny_model_folder)
 
 
@@ -123,9 +123,9 @@ class Site:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Board]]:
-    """`open_page(address, width=..., height=..., **context)`: the whole page in a browser of its own.
+    """`open_page(address, width=..., height=..., **context)`: the page in a new browser context.
 
-    What the page asked of any server is in `board.asked`; errors of its scripts fail the test.
+    `board.requested` has all requested URLs; script errors fail the test.
     """
     contexts, wrong = [], []
 
@@ -134,7 +134,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Board]]:
         contexts.append(context)
         page = context.new_page()
         board = Board(page)
-        page.on("request", lambda request: board.asked.append(request.url))
+        page.on("request", lambda request: board.requested.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address, wait_until="domcontentloaded")
         page.wait_for_selector(".vl-log")
@@ -149,7 +149,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Board]]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`photos(width, height)`: a made photo of that size, as a file."""
+    """`photos(width, height)`: a generated photo of that size, as a file."""
     folder = tmp_path_factory.mktemp("photos")
 
     def make(width: int, height: int) -> Path:

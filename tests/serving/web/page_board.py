@@ -1,4 +1,4 @@
-"""A canvas in a browser, driven with a real mouse: places are given in pixels of the image."""
+"""Drives the canvas in a browser with the mouse; coordinates are image pixels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Board:
 
     def __init__(self, page: Any) -> None:
         self.page = page
-        self.asked: list[str] = []  # addresses that the page has asked for
+        self.requested: list[str] = []  # URLs that the page has requested
 
     def open(self, photo: Path) -> None:
-        """Choose a photo as a person does."""
+        """Choose a photo with the file input."""
         self.page.evaluate("() => { document.querySelector('.vl-status').textContent = ''; }")
         self.page.locator(".vl-file").set_input_files(photo)
         self.page.wait_for_function(
@@ -35,7 +35,7 @@ class Board:
         return self.page.locator("#vl-question textarea, #vl-question input").first
 
     def wait_answers(self, turns: int, columns: int = 1) -> None:
-        """Until so many turns have ended, in whatever way."""
+        """Wait until this many exchanges have ended, in any state."""
         self.page.wait_for_function(
             """([turns, columns]) => {
               const all = [...document.querySelectorAll('.vl-answer')];
@@ -57,7 +57,7 @@ class Board:
         return str(notice.text_content())
 
     def view(self) -> dict[str, Any]:
-        """Where the image lies, told by the browser's own layout and by the canvas's scale."""
+        """The position and scale of the image, from the browser's layout and the canvas's view."""
         return dict(
             self.page.evaluate(
                 "() => { const box = document.querySelector('.vl-surface').getBoundingClientRect();"
@@ -67,22 +67,22 @@ class Board:
         )
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """The place on the screen of a place in the image."""
+        """The screen position of an image point."""
         return self.all_at([(x, y)])[0]
 
     def all_at(self, places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        """As `at`, for many."""
+        """As `at`, for several points."""
         view = self.view()
         left, top = view["x"] + view["offset"][0], view["y"] + view["offset"][1]
         return [(left + x * view["scale"], top + y * view["scale"]) for x, y in places]
 
     def example(self, number: int = 0) -> None:
-        """Take one of the example photos."""
+        """Choose an example photo."""
         self.page.locator(".vl-example").nth(number).click()
         self.page.wait_for_selector('.vl-stage[data-empty="false"]')
 
     def slide(self, name: str, value: str) -> None:
-        """Type a number beside a slider, once the page listens: then the slider goes there."""
+        """Set a slider with its number input; repeated until the page has attached its listeners."""
         slider = self.page.get_by_label(f"range slider for {name}")
         for _ in range(100):
             self.page.get_by_label(f"number input for {name}").fill(value)
@@ -95,7 +95,7 @@ class Board:
         self.page.locator(f'[data-tool="{name}"].vl-tool').click()
 
     def drag(self, *places: tuple[float, float]) -> None:
-        """Press at the first place, move over the others and let go at the last."""
+        """Press at the first point, move over the others and release at the last."""
         mouse = self.page.mouse
         first, *others = self.all_at(places)
         mouse.move(*first)
@@ -108,5 +108,5 @@ class Board:
         self.page.mouse.click(*self.at(x, y))
 
     def regions(self) -> list[dict[str, Any]]:
-        """What the canvas has told."""
+        """The canvas's regions."""
         return list(self.page.evaluate("() => (window.canvas ?? window.vlCanvas).model.regions"))

@@ -1,4 +1,4 @@
-"""A real server of an application on loopback, in a thread."""
+"""A uvicorn server on loopback, in a thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import uvicorn
 
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """The address of a real server of an application; it ends with the block."""
+    """Serve an application within the block; yields its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

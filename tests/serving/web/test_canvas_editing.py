@@ -1,4 +1,4 @@
-"""Changing what was drawn: selecting, moving, resizing, looks, undo, keys and fingers."""
+"""Editing marks: selecting, moving, resizing, styles, undo, keyboard and touch."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def two_boxes(board: Board) -> None:
     board.drag((100, 100), (200, 200))
 
 
-def test_colours_and_ids_are_handed_out_and_never_twice(board: Board) -> None:
+def test_default_colours_and_ids_are_unique(board: Board) -> None:
     two_boxes(board)
     assert [(each["id"], each["color"]) for each in board.regions()] == [
         ("1", "red"),
         ("2", "lime"),
     ]
-    board.page.keyboard.press("Delete")  # the last one drawn is selected
+    board.page.keyboard.press("Delete")  # the last drawn mark is selected
     board.drag((220, 220), (300, 300))
     assert [(each["id"], each["color"]) for each in board.regions()] == [
         ("1", "red"),
@@ -53,7 +53,7 @@ def test_colours_and_ids_are_handed_out_and_never_twice(board: Board) -> None:
     ]
 
 
-def test_undo_and_redo_go_step_by_step(board: Board) -> None:
+def test_undo_and_redo(board: Board) -> None:
     two_boxes(board)
     states = [boxes(board)]
     board.tool("select")
@@ -81,10 +81,10 @@ def selected(board: Board) -> Any:
     return board.page.evaluate("window.canvas.model.current.selected")
 
 
-def test_of_overlapping_marks_the_smallest_is_taken_first_and_clicks_go_round(board: Board) -> None:
+def test_clicks_cycle_through_overlapping_marks_smallest_first(board: Board) -> None:
     board.tool("box")
     board.drag((100, 100), (200, 200))
-    board.drag((50, 50), (350, 350))  # drawn later and larger
+    board.drag((50, 50), (350, 350))  # later and larger
     board.tool("select")
     board.click(500, 380)
     assert selected(board) is None
@@ -97,7 +97,7 @@ def test_of_overlapping_marks_the_smallest_is_taken_first_and_clicks_go_round(bo
     assert selected(board) == "2"
 
 
-def test_moving_stays_inside_the_image(board: Board) -> None:
+def test_moved_marks_stay_within_the_image(board: Board) -> None:
     two_boxes(board)
     board.tool("select")
     board.drag((150, 150), (170, 140))
@@ -106,7 +106,7 @@ def test_moving_stays_inside_the_image(board: Board) -> None:
     assert boxes(board)[1] == [0, 300, 100, 400]
 
 
-def test_handles_resize_and_turn_over(board: Board) -> None:
+def test_handles_resize_and_mirror(board: Board) -> None:
     two_boxes(board)
     board.tool("select")
     board.drag((200, 200), (260, 240))
@@ -139,7 +139,7 @@ def test_each_shape_has_handles(
     assert board.regions()[0][key] == value
 
 
-def test_looks_are_of_the_selected_mark_and_of_the_next(board: Board) -> None:
+def test_styles_apply_to_the_selected_and_the_next_mark(board: Board) -> None:
     two_boxes(board)
     page = board.page
     page.locator('[data-color="purple"]').click()
@@ -168,7 +168,7 @@ def test_chips_insert_select_and_delete(board: Board) -> None:
     assert [each["id"] for each in board.regions()] == ["1"]
 
 
-def test_everything_can_be_drawn_and_changed_with_keys(board: Board) -> None:
+def test_drawing_and_editing_with_the_keyboard(board: Board) -> None:
     page = board.page
     page.locator(".vl-surface").focus()
     press = page.keyboard.press
@@ -186,7 +186,7 @@ def test_everything_can_be_drawn_and_changed_with_keys(board: Board) -> None:
     assert boxes(board) == [[289, 190, 339, 240]]
     press("Alt+Shift+ArrowRight")
     assert boxes(board) == [[289, 190, 349, 240]]
-    press("c")  # an outline by corners
+    press("c")  # an outline of clicks
     for keys in (["Space", "Space"], ["Shift+ArrowRight"] * 3, ["Space", "Space"],
                  ["Shift+ArrowDown"] * 3, ["Space", "Space"]):  # fmt: skip
         for key in keys:
@@ -197,13 +197,13 @@ def test_everything_can_be_drawn_and_changed_with_keys(board: Board) -> None:
     assert selected(board) == "1"
     press("Backspace")
     assert board.regions() == []
-    press("Tab")  # the canvas does not hold the keyboard
+    press("Tab")  # no keyboard trap
     assert page.evaluate("document.activeElement.className") != "vl-surface"
 
 
 @pytest.fixture
 def touch(page: Any) -> Iterator[Any]:
-    """`touch(kind, place, ...)`: what fingers do, as the browser is told by a screen."""
+    """`touch(kind, point, ...)`: dispatches touch events."""
     session = page.context.new_cdp_session(page)
 
     def act(kind: str, *places: tuple[float, float]) -> None:
@@ -214,7 +214,7 @@ def touch(page: Any) -> Iterator[Any]:
     session.detach()
 
 
-def test_one_finger_draws_and_two_zoom_and_pan(board: Board, touch: Any) -> None:
+def test_one_touch_draws_and_two_zoom_and_pan(board: Board, touch: Any) -> None:
     board.tool("box")
     (x1, y1), (x2, y2) = board.all_at([(100, 100), (200, 180)])
     touch("touchStart", (x1, y1))
@@ -233,4 +233,4 @@ def test_one_finger_draws_and_two_zoom_and_pan(board: Board, touch: Any) -> None
     assert board.view()["scale"] == pytest.approx(2 * before, rel=0.05)
     middle = board.at(250, 200)
     assert middle == pytest.approx(((ax + bx) / 2, ay), abs=3)
-    assert len(board.regions()) == 1  # two fingers draw nothing
+    assert len(board.regions()) == 1  # two touches draw nothing

@@ -1,4 +1,4 @@
-"""The canvas gives the exact place in the image, at every zoom, device ratio and window size.
+"""The canvas reports exact image coordinates at every zoom, device pixel ratio and window size.
 
 What counts is what is on the screen: the made photo tells in its colours which of its pixels is shown
 where, so a screenshot says what a pointer points at, without asking the canvas.
@@ -35,7 +35,7 @@ def board_at(browser: Any, address: str, ratio: float, width: int, height: int) 
 
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
-    """A photo whose red and green climb and fall with x and y, and whose blue says which time it is."""
+    """A photo that encodes x and y: red and green are triangle waves, blue counts the periods."""
     folder = tmp_path_factory.mktemp("coded")
 
     def make(width: int, height: int) -> Path:
@@ -50,7 +50,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path
 
 
 def wave(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """0 to 255 and back, without a jump that a screen could blend to just any value."""
+    """A triangle wave from 0 to 255 and back, without jumps that interpolation could blend."""
     return np.where(values // 256 % 2 == 0, values % 256, 255 - values % 256)
 
 
@@ -61,7 +61,7 @@ def seen(page: Any) -> npt.NDArray[np.uint8]:
 def shown_at(
     screen: npt.NDArray[np.uint8], x: float, y: float, ratio: float
 ) -> tuple[float, float]:
-    """The image's pixel that the screen shows at a place in CSS pixels."""
+    """The image pixel displayed at a position in CSS pixels."""
     red, green, blue = (int(v) for v in screen[int(y * ratio), int(x * ratio)])
     across, rest = divmod(round(blue / 12), 5)
     unfold = [
@@ -70,7 +70,7 @@ def shown_at(
     return across * 256 + unfold[0], rest * 256 + unfold[1]
 
 
-# Places on the stage as shares of it; each is clicked at whole CSS pixels, as mice do.
+# Positions relative to the stage; each is clicked at whole CSS pixels.
 SPOTS = [(0.5, 0.5), (0.42, 0.4), (0.56, 0.62), (0.47, 0.7)]
 
 
@@ -84,9 +84,9 @@ def check_spots(board: Board, ratio: float, wanted: int = 3, *, uneven: float = 
         x, y = round(box["x"] + across * box["width"]), round(box["y"] + down * box["height"])
         column, row = shown_at(screen, x, y, ratio)
         if min(column % 256, row % 256) < 12 or max(column % 256, row % 256) > 243:
-            continue  # blue jumps there
+            continue  # blue is ambiguous there
         if max(column, row) >= 700:
-            continue  # beside the image: the stage's own colour
+            continue  # outside the image
         page.mouse.click(x, y)
         found = board.regions()[-1]["point"]
         # The screenshot's pixel spans 1 / (scale * ratio); its colour is rounded and blended by one.
@@ -103,7 +103,7 @@ def check_spots(board: Board, ratio: float, wanted: int = 3, *, uneven: float = 
     ("ratio", "width", "height"),
     [(1, 300, 700), (1.5, 300, 700), (2, 700, 300), (3, 700, 300)],
 )
-def test_a_click_means_the_pixel_that_is_shown_there(
+def test_a_click_selects_the_displayed_pixel(
     browser: Any, alone: str, coded: Callable[..., Path], ratio: float, width: int, height: int
 ) -> None:
     with board_at(browser, alone, ratio, 900, 760) as board:
@@ -118,7 +118,7 @@ def test_a_click_means_the_pixel_that_is_shown_there(
             check_spots(board, ratio, wanted=2)
 
 
-def test_places_stay_right_after_the_window_has_changed(
+def test_coordinates_stay_right_after_the_window_is_resized(
     browser: Any, alone: str, coded: Callable[..., Path]
 ) -> None:
     with board_at(browser, alone, 1, 900, 760) as board:
@@ -131,10 +131,10 @@ def test_places_stay_right_after_the_window_has_changed(
             board.page.set_viewport_size({"width": width, "height": height})
             board.page.wait_for_timeout(120)
             check_spots(board, 1, wanted=1)
-        assert board.regions() == before  # nothing that was drawn has moved
+        assert board.regions() == before  # the marks are unchanged
 
 
-def test_places_stay_right_in_a_scrolled_and_scaled_page(
+def test_coordinates_stay_right_on_a_scrolled_and_scaled_page(
     browser: Any, alone: str, coded: Callable[..., Path]
 ) -> None:
     with board_at(browser, alone, 1, 900, 500) as board:
@@ -143,7 +143,7 @@ def test_places_stay_right_in_a_scrolled_and_scaled_page(
         board.page.evaluate("window.scrollTo(0, 260)")
         board.tool("point")
         board.page.evaluate("window.scrollTo(0, 260)")
-        # Browsers paint what begins at half a CSS pixel at a whole one; pointers know no such thing.
+        # Browsers snap painting to whole CSS pixels, but not pointer coordinates.
         board.page.add_style_tag(content="body { margin-left: 7.5px }")
         check_spots(board, 1, wanted=1, uneven=0.5)
         board.page.add_style_tag(content="#place { transform: scale(0.8); transform-origin: 0 0 }")
@@ -152,7 +152,7 @@ def test_places_stay_right_in_a_scrolled_and_scaled_page(
 
 
 @pytest.mark.parametrize("zoom", [0.5, 1, 2.5, 4])
-def test_zooming_and_panning_keep_the_place_under_the_pointer(
+def test_zooming_keeps_the_image_point_under_the_pointer(
     browser: Any, alone: str, coded: Callable[..., Path], zoom: float
 ) -> None:
     with board_at(browser, alone, 1, 900, 760) as board:
@@ -181,12 +181,10 @@ def test_zooming_and_panning_keep_the_place_under_the_pointer(
         assert np.allclose(after, moved, atol=2 + 1 / min(zoom, 1))
 
 
-def test_the_image_upright_and_the_marks_have_one_frame(
-    browser: Any, alone: str, tmp_path: Path
-) -> None:
-    """A photo that lies on its side by its EXIF data is shown, and marked, upright."""
+def test_marks_use_the_frame_of_the_upright_image(browser: Any, alone: str, tmp_path: Path) -> None:
+    """A photo with EXIF rotation is displayed and marked upright."""
     pixels = np.zeros((200, 400, 3), np.uint8)
-    pixels[:, :100] = 255  # the left quarter; upright (turned clockwise) it is the top
+    pixels[:, :100] = 255  # the left quarter, which is the top after the rotation
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "turned.jpg"

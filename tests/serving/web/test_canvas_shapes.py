@@ -1,4 +1,4 @@
-"""Every shape as a person draws it: the JSON that comes out, and the preview beside the real drawing."""
+"""Drawing each shape in a browser: its JSON, and the preview compared with the server's drawing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vip_llava.regions import draw, region_from_json, resolve
 
 PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "coffee.jpg"
 
-# Tool -> the places of a drag, and the geometry that it must give.
+# Tool -> the points of a drag, and the expected geometry.
 DRAWN: dict[str, tuple[list[tuple[float, float]], dict[str, Any]]] = {
     "box": ([(160, 150), (40, 30)], {"box": [40, 30, 160, 150]}),
     "ellipse": ([(40, 30), (200, 150)], {"box": [40, 30, 200, 150]}),
@@ -60,14 +60,14 @@ def board(page: Any) -> Iterator[Board]:
 
 
 @pytest.mark.parametrize("shape", DRAWN)
-def test_a_drag_gives_the_region_exactly(board: Board, shape: str) -> None:
+def test_a_drag_gives_the_exact_region(board: Board, shape: str) -> None:
     places, geometry = DRAWN[shape]
     board.tool(shape)
     board.drag(*places)
     (found,) = board.regions()
     wanted = {"id": "1", "shape": shape, "frame": "pixel", "color": "red", **geometry}
     assert wanted.items() <= found.items()
-    # What the canvas gives is complete: the server changes nothing but an arrow's head.
+    # The canvas's regions are complete: the server adds only an arrow's head.
     region = region_from_json(found)
     (resolved,) = resolve([region], (600, 400)).regions
     assert {**resolved.to_json(), "head": None} == {**region.to_json(), "head": None}
@@ -75,18 +75,18 @@ def test_a_drag_gives_the_region_exactly(board: Board, shape: str) -> None:
 
 @pytest.mark.parametrize("shape", DRAWN)
 @pytest.mark.parametrize("alpha", [255, 120])
-def test_the_preview_is_like_the_servers_drawing(board: Board, shape: str, alpha: int) -> None:
+def test_the_preview_resembles_the_servers_drawing(board: Board, shape: str, alpha: int) -> None:
     places, _ = DRAWN[shape]
     bare = shown(board)
     photo = np.array(open_image(PHOTO)).astype(int)
-    assert np.abs(bare - photo).max() <= 1  # at 100 % the canvas shows the photo's own pixels
+    assert np.abs(bare - photo).max() <= 1  # at 100 % the canvas shows the exact pixels
     board.page.evaluate("alpha => window.canvas.model.setStyle('alpha', alpha)", alpha)
     board.tool(shape)
     board.drag(*places)
     preview = shown(board)
     drawn = np.array(draw(open_image(PHOTO), [region_from_json(board.regions()[0])])).astype(int)
     mine, real = (np.abs(each - photo).max(-1) > 12 for each in (preview, drawn))
-    # Lines are smooth on the screen and hard in the image, so that a pixel beside them may differ.
+    # Lines are antialiased on the screen only, so neighbouring pixels may differ.
     assert (mine & ~wider(real)).sum() <= 0.01 * mine.sum()
     assert (real & ~wider(mine)).sum() <= 0.01 * real.sum()
     assert abs(int(mine.sum()) - int(real.sum())) <= 0.7 * real.sum()
@@ -95,12 +95,12 @@ def test_the_preview_is_like_the_servers_drawing(board: Board, shape: str, alpha
 
 
 def wider(marks: Any) -> Any:
-    """With the eight neighbours of every pixel."""
+    """Dilate by the eight neighbours of each pixel."""
     return np.array(Image.fromarray(marks).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
 
 
 def shown(board: Board) -> Any:
-    """The canvas's own pixels where the image lies, [400, 600, 3]."""
+    """The canvas's pixels at the image, [400, 600, 3]."""
     board.page.evaluate("() => window.canvas.draw()")
     url = board.page.evaluate("() => window.canvas.canvas.toDataURL()")
     image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
@@ -109,11 +109,11 @@ def shown(board: Board) -> Any:
 
 
 @pytest.mark.parametrize("shape", ["contour", "mask"])
-def test_an_outline_by_clicks_closes_at_its_first_corner(board: Board, shape: str) -> None:
+def test_an_outline_of_clicks_closes_at_its_first_corner(board: Board, shape: str) -> None:
     board.tool(shape)
     for place in [(300, 200), (400, 200), (350, 280)]:
         board.click(*place)
-        board.page.wait_for_timeout(320)  # two quick clicks are a double click
+        board.page.wait_for_timeout(320)  # avoids a double click
     assert board.regions() == []
     board.click(302, 201)
     assert board.regions()[0]["polygons"] == [[300, 200, 400, 200, 350, 280]]
@@ -121,21 +121,21 @@ def test_an_outline_by_clicks_closes_at_its_first_corner(board: Board, shape: st
     board.page.keyboard.press("Escape")
     board.click(60, 60)
     board.page.keyboard.press("Enter")
-    assert len(board.regions()) == 1  # one corner is no outline
+    assert len(board.regions()) == 1  # one corner is not an outline
     assert "at least three corners" in board.status()
 
 
-def test_a_loop_that_crosses_itself_becomes_the_area_it_goes_around(board: Board) -> None:
+def test_a_self_intersecting_loop_becomes_its_enclosed_area(board: Board) -> None:
     board.tool("mask")
     board.drag((100, 100), (300, 300), (300, 100), (100, 300), (100, 102))
     board.page.wait_for_function("() => window.value.regions.length === 1")
     (found,) = board.regions()
-    region = region_from_json(found)  # the library refuses outlines that cross themselves
+    region = region_from_json(found)  # the library refuses self-intersecting polygons
     assert region.bounds((600, 400)) == pytest.approx((100, 100, 300, 300), abs=1)
     assert len(found["polygons"]) == 2  # the two halves of the bow tie
 
 
-def test_a_line_of_many_points_keeps_its_way(board: Board) -> None:
+def test_a_simplified_line_keeps_its_shape(board: Board) -> None:
     board.tool("scribble")
     angles = np.linspace(0, 4 * np.pi, 120)
     path = [(300 + 9 * a * np.cos(a), 200 + 9 * a * np.sin(a)) for a in angles]
@@ -150,7 +150,7 @@ def test_a_line_of_many_points_keeps_its_way(board: Board) -> None:
         assert np.hypot(*(spots[:-1] + share * ends - [x, y]).T).min() < 1.0
 
 
-def test_what_is_drawn_beyond_the_image_ends_at_its_border(board: Board) -> None:
+def test_drags_beyond_the_image_end_at_its_border(board: Board) -> None:
     board.tool("box")
     board.drag((-20, -10), (700, 500))
     board.tool("point")
@@ -160,14 +160,14 @@ def test_what_is_drawn_beyond_the_image_ends_at_its_border(board: Board) -> None
     assert resolve([region_from_json(board.regions()[0])], (600, 400)).notes == ()
 
 
-def test_a_click_without_a_drag_draws_no_box(board: Board) -> None:
+def test_a_click_draws_no_box(board: Board) -> None:
     for tool in ("box", "ellipse", "triangle", "arrow", "scribble"):
         board.tool(tool)
         board.click(100, 100)
     assert board.regions() == []
 
 
-def test_a_suggestion_from_a_click_and_from_a_box(board: Board) -> None:
+def test_masks_are_suggested_from_a_click_and_a_box(board: Board) -> None:
     board.tool("suggest")
     board.click(300, 200)  # on the coffee
     board.page.wait_for_function("() => window.value.regions.length === 1")
@@ -186,7 +186,7 @@ def test_a_suggestion_from_a_click_and_from_a_box(board: Board) -> None:
     ("content", "words"),
     [(b"no image", "is no image"), (b"", "empty"), (b"\x89PNG\r\n\x1a\nrest", "damaged")],
 )
-def test_a_file_that_is_no_image_is_refused_in_true_words(
+def test_a_file_that_is_not_an_image_is_refused_with_the_reason(
     board: Board, tmp_path: Path, content: bytes, words: str
 ) -> None:
     path = tmp_path / "photo.png"

@@ -1,4 +1,4 @@
-"""The whole page with tiny models: asking, turns, two models, votes, sharing, phones, both themes."""
+"""The whole page with tiny models: questions, history, two models, votes, sharing, phones, themes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def board(tiny_page: Any, open_page: Callable[..., Board]) -> Board:
 
 
 def seen_image(board: Board, address: str, index: int = -1) -> Image.Image:
-    """The image that an answer shows as what the model saw."""
+    """The image shown with an answer."""
     source = board.page.locator(".vl-seen img").nth(index).get_attribute("src")
     with httpx.Client(trust_env=False) as client:
         return Image.open(io.BytesIO(client.get(f"{address}/{source}").content)).convert("RGB")
@@ -50,17 +50,17 @@ def test_a_question_about_a_mark_is_answered_with_the_drawn_image(
     board.page.locator("#vl-ask").click()
     board.wait_answers(1)
     assert board.answers()[0] != ""
-    # Pixel for pixel what the library draws from the same JSON, which is what any API client gets.
+    # Exactly what the library draws from the same JSON.
     regions = regions_from_json(board.regions())
     drawn = draw(open_image(PHOTO), regions)
     assert image_hash(seen_image(board, tiny_page.address)) == image_hash(drawn)
     assert board.page.locator(".vl-mention").text_content() == "1 box"
     prompt = board.page.locator(".vl-details pre").text_content()
     assert "within the red rectangle" in str(prompt)
-    assert board.question().input_value() == ""  # ready for the next question
+    assert board.question().input_value() == ""  # cleared
 
 
-def test_turns_follow_on_each_other_until_a_new_conversation(board: Board) -> None:
+def test_questions_continue_until_a_new_conversation(board: Board) -> None:
     board.example(0)
     board.ask("Is this the first question?")
     board.wait_answers(1)
@@ -75,7 +75,7 @@ def test_turns_follow_on_each_other_until_a_new_conversation(board: Board) -> No
     board.page.wait_for_timeout(150)
     board.wait_answers(2)
     again = str(board.page.locator(".vl-details pre").last.text_content())
-    assert again == prompt  # in the place of the last turn, not behind it
+    assert again == prompt  # replaces the last exchange
     board.page.locator("#vl-clear").click()
     board.page.wait_for_selector(".vl-hint")
     board.ask("Third?")
@@ -83,7 +83,7 @@ def test_turns_follow_on_each_other_until_a_new_conversation(board: Board) -> No
     assert "first question" not in str(board.page.locator(".vl-details pre").text_content())
 
 
-def test_another_photo_begins_a_new_conversation_and_says_so(board: Board) -> None:
+def test_another_photo_starts_a_new_conversation_with_a_notice(board: Board) -> None:
     board.example(0)
     board.ask("One?")
     board.wait_answers(1)
@@ -107,7 +107,7 @@ def test_two_models_answer_side_by_side(board: Board) -> None:
     assert board.answers()[0] == board.answers()[1]  # the same weights
 
 
-def test_wrong_asks_are_told_in_true_words(board: Board) -> None:
+def test_invalid_questions_are_reported(board: Board) -> None:
     board.page.locator("#vl-ask").click()
     assert board.notice() == "Type a question first."
     board.example(0)
@@ -116,7 +116,7 @@ def test_wrong_asks_are_told_in_true_words(board: Board) -> None:
         "() => document.querySelector('.vl-notice').textContent.includes('7')"
     )
     assert board.notice() == "<region:7> names no region; the given regions have the ids none"
-    assert board.question().input_value() == "What is <region:7>?"  # to be put right
+    assert board.question().input_value() == "What is <region:7>?"  # kept for correction
 
 
 def test_parameters_reach_the_model(board: Board) -> None:
@@ -134,7 +134,7 @@ def test_parameters_reach_the_model(board: Board) -> None:
     assert about.endswith("seed 11")
 
 
-def test_votes_go_to_the_operators_file(board: Board, tiny_page: Any) -> None:
+def test_votes_are_written_to_the_operators_file(board: Board, tiny_page: Any) -> None:
     board.example(0)
     board.tool("box")
     board.drag((10, 10), (90, 90))
@@ -196,7 +196,7 @@ def test_a_shared_question_gives_the_same_answer_by_api_and_by_python(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_works_at_phone_width_with_fingers(
+def test_the_page_works_on_a_phone_with_touch(
     tiny_page: Any, open_page: Callable[..., Board], scheme: str
 ) -> None:
     board = open_page(
@@ -211,7 +211,7 @@ def test_the_page_works_at_phone_width_with_fingers(
     assert board.regions()[0]["point"] == pytest.approx([200, 150], abs=1)
     board.ask("What is <region:1>?")
     board.wait_answers(1)
-    # Nothing sticks out to the side, and what fingers meet is large enough.
+    # No horizontal overflow, and touch targets are large enough.
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
     for button in page.locator(".vl-bars .vl-tool").all():
         box = button.bounding_box()
@@ -221,13 +221,13 @@ def test_the_page_works_at_phone_width_with_fingers(
     assert dark is (scheme == "dark")
 
 
-def test_light_and_dark_can_be_turned_over(board: Board) -> None:
+def test_light_and_dark_can_be_toggled(board: Board) -> None:
     before = board.page.evaluate("document.body.classList.contains('dark')")
     board.page.get_by_role("button", name="Light or dark").click()
     assert board.page.evaluate("document.body.classList.contains('dark')") is not before
 
 
-def test_everything_that_can_be_used_has_a_name(board: Board) -> None:
+def test_every_control_has_an_accessible_name(board: Board) -> None:
     board.example(0)
     board.tool("box")
     board.drag((10, 10), (90, 90))
@@ -243,12 +243,12 @@ def test_everything_that_can_be_used_has_a_name(board: Board) -> None:
     assert nameless == []
 
 
-def test_the_page_asks_nobody_but_its_own_server(board: Board, tiny_page: Any) -> None:
+def test_the_page_requests_nothing_from_other_servers(board: Board, tiny_page: Any) -> None:
     board.example(0)
     board.ask("What is it?")
     board.wait_answers(1)
     elsewhere = [
-        url for url in board.asked if not url.startswith((tiny_page.address, "data:", "blob:"))
+        url for url in board.requested if not url.startswith((tiny_page.address, "data:", "blob:"))
     ]
     assert elsewhere == []
-    assert len(board.asked) > 20
+    assert len(board.requested) > 20

@@ -1,4 +1,4 @@
-"""The page in front of a real server of the API: the same answers, and true words when it fails."""
+"""The page as a client of a real API server: equal answers, and its error messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEY = "a-key-for-the-tests"
 
 @pytest.fixture(scope="module", params=["server", "controller"])
 def server(request: pytest.FixtureRequest, tiny_model_folder: Path) -> Iterator[str]:
-    """The address of a server of the API, and of a controller with a worker behind it."""
+    """The URL of an API server, and of a controller with a worker."""
     limits = {"rate": 0}
     guarded = make_settings(keys=[KEY], limits=limits, port=0)
     models = {"tiny": load(tiny_model_folder)}
@@ -46,7 +46,7 @@ def server(request: pytest.FixtureRequest, tiny_model_folder: Path) -> Iterator[
     with background(create_controller(guarded, secret), guarded) as address:
         found = listen(guarded)
         port = found.getsockname()[1]
-        found.close()  # found free; taken again at once
+        found.close()  # a free port, reused at once
         settings = make_settings(limits=limits, port=port)
         mine = f"http://127.0.0.1:{port}"
         worker = create_worker(
@@ -78,7 +78,7 @@ async def collect(client: Any, question: Question) -> tuple[str, Reply]:
 
 
 def run(work: Coroutine[Any, Any, tuple[str, Reply]]) -> tuple[str, Reply]:
-    """In a thread of its own, for the browser's driver has a loop in this one."""
+    """Run in another thread, because Playwright has an event loop in this one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
@@ -97,7 +97,7 @@ def a_question(**changes: Any) -> Question:
     return Question(**{**given, **changes})
 
 
-def test_a_server_and_this_process_answer_alike(server: str, tiny: Assistant) -> None:
+def test_remote_and_local_answers_are_equal(server: str, tiny: Assistant) -> None:
     there, far = run(collect(HttpClient(server, KEY), a_question()))
     here, near = run(collect(LocalClient({"tiny": tiny}, Limits()), a_question()))
     assert there.strip() == here.strip() == near.text == far.text
@@ -123,14 +123,14 @@ def test_a_server_and_this_process_answer_alike(server: str, tiny: Assistant) ->
         ({"text": ""}, "nothing is asked"),
     ],
 )
-def test_errors_of_the_server_are_told_in_its_words(
+def test_error_messages_of_the_server_are_shown(
     server: str, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ServingError, match=words):
         run(collect(HttpClient(server, KEY), a_question(**changes)))
 
 
-def test_a_server_that_is_not_there_is_told_without_its_address() -> None:
+def test_an_unreachable_server_is_reported_without_its_url() -> None:
     with pytest.raises(ServingError, match="can't be reached") as told:
         run(collect(HttpClient("http://127.0.0.1:9"), a_question()))
     assert "127.0.0.1" not in str(told.value)
@@ -138,7 +138,7 @@ def test_a_server_that_is_not_there_is_told_without_its_address() -> None:
         HttpClient("localhost:8000")
 
 
-def test_the_page_asks_a_server(server: str, open_page: Callable[..., Board]) -> None:
+def test_the_page_uses_a_server(server: str, open_page: Callable[..., Board]) -> None:
     app = create_page(HttpClient(server, KEY), ServerSettings(limits=Limits(rate=0)))
     with serving(app) as address:
         board = open_page(address)
@@ -150,11 +150,11 @@ def test_the_page_asks_a_server(server: str, open_page: Callable[..., Board]) ->
         assert board.answers()[0]
         assert board.page.locator(".vl-answer h3").text_content() == "tiny"
         assert board.page.locator(".vl-seen img").count() == 1
-        assert board.page.locator("[data-vote]").count() == 0  # nobody turned votes on
+        assert board.page.locator("[data-vote]").count() == 0  # voting is off
         board.page.close()
 
 
-def test_a_server_that_is_not_there_is_told_on_the_page(open_page: Callable[..., Board]) -> None:
+def test_an_unreachable_server_is_reported_on_the_page(open_page: Callable[..., Board]) -> None:
     app = create_page(HttpClient("http://127.0.0.1:9"), ServerSettings(limits=Limits(rate=0)))
     with serving(app) as address:
         board = open_page(address)

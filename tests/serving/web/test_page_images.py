@@ -1,6 +1,6 @@
-"""The page with the default model, as a newcomer meets it; its screenshots are those of the docs.
+"""The page with the default model, and the screenshots of the docs.
 
-They are written to the folder that VIP_LLAVA_SCREENSHOTS names, and are looked at by people.
+The variable VIP_LLAVA_SCREENSHOTS names their folder.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def site() -> Iterator[str]:
 
 
 def shot(board: Board, name: str, folder: Path) -> None:
-    """A screenshot, small enough for a page."""
+    """Save a screenshot as a small JPEG."""
     path = folder / name
     board.page.evaluate("window.scrollTo(0, 0)")
     board.page.screenshot(path=path, type="jpeg", quality=86)
-    assert Image.open(path).getcolors(16) is None  # something is on it
+    assert Image.open(path).getcolors(16) is None  # not blank
     assert path.stat().st_size < 150_000
     wanted = os.environ.get("VIP_LLAVA_SCREENSHOTS")
     if wanted:
         shutil.copy(path, Path(wanted) / name)
 
 
-def test_a_cat_is_seen_and_shown(
+def test_the_default_model_answers_about_a_marked_cat(
     site: str, open_page: Callable[..., Board], tmp_path: Path
 ) -> None:
     board = open_page(site, 1240, 860)
@@ -65,7 +65,7 @@ def test_a_cat_is_seen_and_shown(
     shot(board, "page.jpg", tmp_path)
 
 
-def test_two_models_in_the_dark_and_on_a_phone(
+def test_two_models_in_dark_mode_and_on_a_phone(
     site: str, open_page: Callable[..., Board], tmp_path: Path
 ) -> None:
     board = open_page(site, 1240, 760, color_scheme="dark")

@@ -1,4 +1,4 @@
-"""The parts of the page that need no browser: the images, outlines, suggested areas, sharing, votes."""
+"""The page's components without a browser: image store, outlines, mask suggestions, sharing, votes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from PIL import Image
 from vip_llava.errors import CheckpointError, RegionError, RequestError
 from vip_llava.images import open_image
 from vip_llava.regions import Mask, region_from_json
+from vip_llava.serving.api.replies import as_png
 from vip_llava.serving.web import outlines
 from vip_llava.serving.web.asking import Question
-from vip_llava.serving.web.image_store import ImageStore, as_png
+from vip_llava.serving.web.image_store import ImageStore
 from vip_llava.serving.web.routes import EXAMPLES, STATIC
 from vip_llava.serving.web.share import api_request, share_texts
 from vip_llava.serving.web.suggest import GrabCut, SegmentAnything
@@ -29,11 +30,11 @@ def make_image(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_the_shelf_forgets_the_oldest_by_count_bytes_and_age() -> None:
+def test_the_image_store_evicts_by_count_bytes_and_age() -> None:
     now = [0.0]
     images = ImageStore(count=3, seconds=10, clock=lambda: now[0])
     held = [images.put(make_image(seed)) for seed in range(3)]
-    assert images.get(held[0].id) is not None  # used again: the second is the oldest now
+    assert images.get(held[0].id) is not None  # used again, so the second is the oldest now
     held.append(images.put(make_image(3)))
     assert [images.get(each.id) is not None for each in held] == [True, False, True, True]
     now[0] = 11
@@ -46,7 +47,7 @@ def test_the_shelf_forgets_the_oldest_by_count_bytes_and_age() -> None:
     assert large.get(large.put(make_image()).id) is not None
 
 
-def test_what_is_shown_has_the_pixels_unless_it_is_large() -> None:
+def test_stored_images_are_lossless_unless_they_are_large() -> None:
     images = ImageStore()
     small, large = images.put(make_image()), images.put(make_image(size=(2000, 1200)))
     assert open_image(small.content).tobytes() == small.image.tobytes()
@@ -55,12 +56,12 @@ def test_what_is_shown_has_the_pixels_unless_it_is_large() -> None:
     assert open_image(as_png(large.image)).tobytes() == large.image.tobytes()
 
 
-def test_the_example_photos_are_those_of_the_repository() -> None:
+def test_the_example_photos_equal_those_of_the_repository() -> None:
     for name in EXAMPLES.values():
         assert (STATIC / "photos" / name).read_bytes() == (PHOTOS / name).read_bytes()
 
 
-def test_a_loop_becomes_polygons_that_a_region_takes() -> None:
+def test_a_loop_becomes_valid_polygons() -> None:
     star = [
         [50 + 40 * np.sin(4 * np.pi * i / 5), 50 - 40 * np.cos(4 * np.pi * i / 5)] for i in range(5)
     ]
@@ -69,7 +70,7 @@ def test_a_loop_becomes_polygons_that_a_region_takes() -> None:
     assert region.bounds((100, 100)) == pytest.approx((12, 10, 88, 82.4), abs=0.1)
 
 
-def test_masks_become_polygons_that_cover_them() -> None:
+def test_masks_become_covering_polygons() -> None:
     down, across = np.mgrid[0:200, 0:300]
     mask = (across - 90) ** 2 + (down - 100) ** 2 < 60**2
     mask |= (across > 200) & (across < 280) & (down > 40) & (down < 160)
@@ -90,7 +91,7 @@ def test_masks_become_polygons_that_cover_them() -> None:
 
 
 @pytest.mark.parametrize("place", [{"point": [150, 100]}, {"box": [80, 40, 220, 160]}])
-def test_grabcut_finds_what_stands_out_and_always_the_same(place: dict[str, Any]) -> None:
+def test_grabcut_finds_an_object_deterministically(place: dict[str, Any]) -> None:
     noise = np.random.default_rng(0).integers(-12, 12, (200, 300, 3))
     down, across = np.mgrid[0:200, 0:300]
     thing = ((across - 150) / 55) ** 2 + ((down - 100) / 45) ** 2 < 1
@@ -107,12 +108,12 @@ def test_grabcut_finds_what_stands_out_and_always_the_same(place: dict[str, Any]
      {"point": [float("nan"), 1]}, {"box": [5, 5, 6, 6]}, {"box": [9, 9, 1, 1]},
      {"box": [0, 0, 1, 2, 3]}],
 )  # fmt: skip
-def test_places_that_are_none_are_refused(place: dict[str, Any]) -> None:
+def test_invalid_points_and_boxes_are_refused(place: dict[str, Any]) -> None:
     with pytest.raises(RegionError):
         GrabCut().mask(make_image(), **place)
 
 
-def test_one_colour_alone_has_no_things() -> None:
+def test_a_uniform_image_has_no_objects() -> None:
     flat = Image.new("RGB", (64, 48), (90, 90, 90))
     for place in ({"point": [30, 20]}, {"box": [10, 10, 50, 40]}):
         try:
@@ -123,7 +124,7 @@ def test_one_colour_alone_has_no_things() -> None:
             assert found.shape == (48, 64)
 
 
-def test_a_segment_anything_checkpoint_is_used(tmp_path: Path) -> None:
+def test_a_segment_anything_checkpoint_suggests_masks(tmp_path: Path) -> None:
     import torch
     from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
 
@@ -152,7 +153,7 @@ def test_a_segment_anything_checkpoint_is_used(tmp_path: Path) -> None:
         SegmentAnything(tmp_path / "nothing")
 
 
-def test_a_shared_question_has_its_turns_and_its_parameters() -> None:
+def test_a_shared_question_has_history_and_parameters() -> None:
     region = region_from_json({"id": "1", "shape": "box", "frame": "pixel", "box": [1, 2, 3, 4]})
     question = Question(
         "a model", "And?", make_image(), (region,), (("user", "One?"), ("assistant", "Two."),),
@@ -170,7 +171,7 @@ def test_a_shared_question_has_its_turns_and_its_parameters() -> None:
     assert "load()" in share_texts(Question("default", "Hello?"))["Python"]
 
 
-def test_votes_are_lines_of_json(tmp_path: Path) -> None:
+def test_votes_are_json_lines(tmp_path: Path) -> None:
     votes = VoteFile(tmp_path / "votes.jsonl")
     assert (tmp_path / "votes.jsonl").read_text() == ""
     votes.write("up", {"answer": "a\nb <é>"})

@@ -1,4 +1,4 @@
-"""What visitors, other sites and models can not do: scripts, paths, foreign hosts, too much, votes."""
+"""Security of the page: scripts, file paths, other sites, limits, votes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVIL = (
 
 
 class Says:
-    """Who answers by rules: says what it is told to, for ever if asked so."""
+    """A client that repeats the question, endlessly if it contains "for ever"."""
 
     def __init__(self) -> None:
         self.ended = 0
@@ -73,9 +73,7 @@ def client(site: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_text_of_models_and_people_is_only_ever_text(
-    site: str, open_page: Callable[..., Board]
-) -> None:
+def test_texts_are_never_interpreted_as_markup(site: str, open_page: Callable[..., Board]) -> None:
     board = open_page(site)
     board.example(0)
     board.ask(EVIL)
@@ -95,7 +93,7 @@ def test_text_of_models_and_people_is_only_ever_text(
     assert all(re.fullmatch(rf"{re.escape(site)}/page/images/[\w-]+", each) for each in sources)
 
 
-def test_stop_ends_the_answer_and_keeps_what_was_said(
+def test_stop_ends_the_answer_and_keeps_its_text(
     site: str, says: Says, open_page: Callable[..., Board]
 ) -> None:
     board = open_page(site)
@@ -115,7 +113,7 @@ def test_stop_ends_the_answer_and_keeps_what_was_said(
     board.wait_answers(2)
 
 
-def test_closing_the_page_ends_its_answers(
+def test_closing_the_page_cancels_its_answers(
     site: str, says: Says, open_page: Callable[..., Board]
 ) -> None:
     board = open_page(site)
@@ -153,7 +151,7 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_files_uploads_and_proxies_are_not_there(
+def test_file_upload_and_proxy_routes_are_not_reachable(
     client: httpx.Client, path: str, method: str
 ) -> None:
     answer = client.request(method, path, files={"files": b"x"} if method == "POST" else None)
@@ -161,7 +159,7 @@ def test_files_uploads_and_proxies_are_not_there(
     assert "root:" not in answer.text
 
 
-def test_a_path_in_the_place_of_a_image_means_nothing(client: httpx.Client, tmp_path: Path) -> None:
+def test_a_path_is_not_an_image_id(client: httpx.Client, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     Image.new("RGB", (20, 20)).save(path)
     for named in (str(path), {"path": str(path)}, f"file://{path}", "http://127.0.0.1/x.png", 7):
@@ -173,9 +171,9 @@ def test_a_path_in_the_place_of_a_image_means_nothing(client: httpx.Client, tmp_
 
 
 def asked(client: httpx.Client, canvas: object) -> str:
-    """What the page tells somebody who asks with a canvas of his own making."""
+    """The notice of the page for a question with a forged canvas."""
     config = client.get("/config").json()
-    # The page's models become known to a visitor by the visit.
+    # A visit makes the list of models known.
     visit = next(
         each for each in config["dependencies"] if ["load"] in [t[1:] for t in each["targets"]]
     )
@@ -220,20 +218,18 @@ def asked(client: httpx.Client, canvas: object) -> str:
         ({"image": None, "regions": [{}] * 101}, "at most 100 marks"),
     ],
 )
-def test_a_canvas_of_somebodys_own_making_is_checked(
-    client: httpx.Client, canvas: object, words: str
-) -> None:
+def test_a_forged_canvas_is_validated(client: httpx.Client, canvas: object, words: str) -> None:
     assert words in asked(client, canvas)
 
 
-def test_pages_of_other_sites_may_not_ask(client: httpx.Client) -> None:
+def test_pages_of_other_sites_are_refused(client: httpx.Client) -> None:
     for path in ("/page/images", "/gradio_api/queue/join", "/gradio_api/run/predict"):
         answer = client.post(path, content=b"{}", headers={"origin": "https://evil.example"})
         assert answer.status_code == 403
         answer = client.post(path, content=b"{}", headers={"sec-fetch-site": "cross-site"})
         assert answer.status_code == 403
     assert client.get("/", headers={"host": "evil.example"}).status_code == 421
-    # A link from elsewhere may be followed.
+    # A link on another site can be followed.
     link = {
         "sec-fetch-site": "cross-site",
         "sec-fetch-mode": "navigate",
@@ -242,7 +238,7 @@ def test_pages_of_other_sites_may_not_ask(client: httpx.Client) -> None:
     assert client.get("/", headers=link).status_code == 200
 
 
-def test_too_large_images_are_refused_with_the_reason(client: httpx.Client) -> None:
+def test_images_over_the_limit_are_refused_with_the_reason(client: httpx.Client) -> None:
     answer = client.post("/page/images", content=b"\x89PNG" + b"x" * 150_000)
     assert answer.status_code == 422
     assert "100,000" in answer.json()["error"]["message"]
@@ -252,13 +248,13 @@ def test_too_large_images_are_refused_with_the_reason(client: httpx.Client) -> N
 @pytest.mark.parametrize("points", [None, 7, [], [[0, 0], [1, 1]], [[0, 0], [1], [2, 2]],
                                     [[0, 0], ["a", 1], [2, 2]], [[0, 0]] * 6000,
                                     [[0, 0], [1, 1], [2, 2]], [[0, 0], [1e400, 1], [2, 2]]])  # fmt: skip
-def test_outlines_that_are_none_are_refused(client: httpx.Client, points: object) -> None:
+def test_invalid_outlines_are_refused(client: httpx.Client, points: object) -> None:
     answer = client.post("/page/outline", content=json.dumps({"points": points}))
     assert answer.status_code == 422
     assert answer.json()["error"]["code"] == "invalid_region"
 
 
-def test_every_answer_tells_browsers_to_take_nothing_from_elsewhere(client: httpx.Client) -> None:
+def test_every_response_has_security_headers(client: httpx.Client) -> None:
     for path in ("/", "/page/static/canvas.js", "/config", "/nothing"):
         fields = client.get(path).headers
         assert "default-src 'self'" in fields["content-security-policy"]

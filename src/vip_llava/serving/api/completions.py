@@ -174,11 +174,17 @@ class ChatCompletions:
     async def _choice(
         self, chat: StartedChat, index: int, generation: Generation, answers: list[Answer]
     ) -> AsyncIterator[dict[str, Any]]:
-        """The chunks of one answer; the last one carries the extension."""
+        """The chunks of one answer; the last one carries the extension.
+
+        The first chunk waits for the first token: until then a proxy can still try another worker.
+        """
         decode = as_native(chat.assistant.backend).decode
         opening: dict[str, Any] = {"role": "assistant", "content": ""}
-        yield replies.chunk(chat.metadata, index, opening, None, decode)
+        started = False
         async for event in generation.events():
+            if not started:
+                yield replies.chunk(chat.metadata, index, opening, None, decode)
+                started = True
             delta = {"content": event.text} if event.text or event.logprobs else {}
             chunk = replies.chunk(chat.metadata, index, delta, event, decode)
             if event.finish_reason is not None:

@@ -168,13 +168,9 @@ class EngineCollector(Collector):
             name: as_native(each.backend).engine.stats()
             for name, each in self._models.loaded().items()
         }
-        for key, about in gauges.items():
-            gauge = GaugeMetricFamily(f"vip_llava_engine_{key}", about, labels=["model"])
+        for key, about in (gauges | counters).items():
+            family = GaugeMetricFamily if key in gauges else CounterMetricFamily
+            metric = family(f"vip_llava_engine_{key}", about, labels=["model"])
             for name, stats in found.items():
-                gauge.add_metric([name], getattr(stats, key))
-            yield gauge
-        for key, about in counters.items():
-            counter = CounterMetricFamily(f"vip_llava_engine_{key}", about, labels=["model"])
-            for name, stats in found.items():
-                counter.add_metric([name], getattr(stats, key))
-            yield counter
+                metric.add_metric([name], getattr(stats, key))
+            yield metric

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ReplyMetadata",
     "as_json",
+    "as_png",
     "chunk",
     "completion",
     "extension",
@@ -144,10 +145,14 @@ def as_json(value: dict[str, Any]) -> str:
 
 def image_data_url(image: Image.Image) -> str:
     """An image as a data: URL (PNG)."""
+    return "data:image/png;base64," + base64.b64encode(as_png(image)).decode()
+
+
+def as_png(image: Image.Image) -> bytes:
+    """An image as a PNG file; compressed fast, since time matters more than bytes."""
     file = io.BytesIO()
-    # Fast compression: for a large image the time matters more than the bytes.
     image.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
 
 
 def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from vip_llava.serving.middleware.app_factory import (  # first: it names the mi
 import httpx
 from fastapi import FastAPI, Request
 from prometheus_client import Gauge
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from starlette.responses import Response
 
 from vip_llava.serving.api.upload_routes import Prepare, add_upload_routes
@@ -135,8 +135,8 @@ def create_controller(
     """
     if settings.keys:
         # Workers authenticate with a key derived from the secret; signatures authorize them.
-        keys = (*(key.get_secret_value() for key in settings.keys), secret.service_key)
-        settings = ServerSettings.model_validate({**settings.model_dump(), "keys": keys})
+        keys = (*settings.keys, SecretStr(secret.service_key))
+        settings = settings.model_copy(update={"keys": keys})
     controller = Controller(
         secret=secret,
         registry=WorkerRegistry(dispatch, expiry=expiry),

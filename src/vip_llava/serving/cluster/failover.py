@@ -1,13 +1,13 @@
 """`forward`: sends a request to a worker, and to another one if the first is lost.
 
-A worker that can't be reached, or dies before the first byte of its answer was sent on, is
-replaced; after that byte the client gets an error in the format of its stream. How a worker is
-reached is up to `WorkerConnection`: an HTTP address for a controller, a replica for Ray.
+A worker that can't be reached, or dies before the first byte of its answer, is replaced; a worker
+sends that byte with the first token. Later the client gets an error in the format of its stream.
+How a worker is reached is up to `WorkerConnection`: an HTTP address for a controller, a replica for
+Ray.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -129,7 +129,6 @@ async def _try_worker(worker: WorkerConnection, request: ProxyRequest) -> Respon
         sse = headers.get("content-type", "").startswith("text/event-stream")
         if response.status != 200 or not (request.legacy or sse):
             return Response(await _read_all(response), response.status, headers=headers)
-        await _buffer_opening(response, request)
         streaming = True
         return _ForwardedStream(worker, response, request, headers)
     finally:
@@ -158,31 +157,6 @@ class _ForwardedStream(StreamingResponse):
         finally:
             self._worker.release()
             await self._response.close()
-
-
-async def _buffer_opening(response: WorkerResponse, request: ProxyRequest) -> None:
-    """Read up to the first token: until then another worker can take over unnoticed."""
-    while not request.legacy and response.first and _is_opening(response.first):
-        more = await anext(response.chunks, b"")
-        response.first += more
-        if not more:
-            return
-
-
-def _is_opening(events: bytes) -> bool:
-    """Whether server-sent events are only the empty first chunks of answers."""
-    for event in filter(None, events.split(b"\n\n")):
-        try:
-            choices = json.loads(event.removeprefix(b"data: "))["choices"]
-            empty = all(
-                choice["delta"].get("content") == "" and not choice["finish_reason"]
-                for choice in choices
-            )
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return False
-        if not empty or not choices:
-            return False
-    return True
 
 
 async def _read_all(response: WorkerResponse) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
+from pydantic import SecretStr
 from starlette.responses import Response
 
 from vip_llava.serving.cluster.admission import STATUS_PATH
@@ -33,13 +34,10 @@ def worker_settings(settings: ServerSettings, secret: Secret) -> ServerSettings:
 
     All its requests come from one client, the controller, which limits rates itself.
     """
-    keys = (*(key.get_secret_value() for key in settings.keys), secret.service_key)
-    limits = settings.limits.model_copy(
-        update={"rate": 0.0, "client_connections": settings.limits.connections}
-    )
-    return ServerSettings.model_validate(
-        {**settings.model_dump(), "keys": keys, "limits": limits.model_dump()}
-    )
+    keys = (*settings.keys, SecretStr(secret.service_key))
+    unlimited = {"rate": 0.0, "client_connections": settings.limits.connections}
+    limits = settings.limits.model_copy(update=unlimited)
+    return settings.model_copy(update={"keys": keys, "limits": limits})
 
 
 def add_status_route(

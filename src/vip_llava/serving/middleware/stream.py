@@ -23,7 +23,7 @@ T = TypeVar("T")
 _PING_SECONDS = 15.0
 
 # A stopping server lets running streams finish (`drain_seconds`); the library would end them.
-AppStatus.disable_automatic_graceful_drain()
+AppStatus.enable_automatic_graceful_drain = False
 
 
 def _comment() -> ServerSentEvent:

@@ -16,16 +16,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-__all__ = ["ImageStore", "StoredImage", "as_png"]
+from vip_llava.serving.api.replies import as_png
+
+__all__ = ["ImageStore", "StoredImage"]
 
 _LOSSLESS_PIXELS = 2_000_000
-
-
-def as_png(image: Image.Image) -> bytes:
-    """An image as a PNG file with fast compression."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from vip_llava.images import open_image
+from vip_llava.serving.api.replies import as_png
 from vip_llava.serving.middleware.errors import ApiError
 from vip_llava.serving.settings import Limits
 from vip_llava.serving.web import outlines
-from vip_llava.serving.web.image_store import ImageStore, StoredImage, as_png
+from vip_llava.serving.web.image_store import ImageStore, StoredImage
 from vip_llava.serving.web.suggest import MaskSuggester
 
 __all__ = ["EXAMPLES", "STATIC", "page_routes"]
