@@ -20,7 +20,7 @@ RANK, ALPHA = 4, 8
 
 @pytest.fixture
 def parts(make_original: Make, tmp_path: Path) -> dict[str, Any]:
-    """A whole original model cut into language model, tower folder, projector and LoRA folder."""
+    """A model in the original's layout split into language model, tower, projector and LoRA."""
     whole = make_original(5)
     weights = load_file(whole / "model.safetensors")
     config = json.loads((whole / "config.json").read_text())
@@ -96,7 +96,7 @@ def test_projector_on_a_language_model(parts: dict[str, Any]) -> None:
 
 
 def merged_by_hand(parts: dict[str, Any]) -> Path:
-    """The whole checkpoint with W + (alpha / r) B A in place of W."""
+    """The whole checkpoint with W + (alpha / r) B A instead of W."""
     folder: Path = parts["whole"]
     weights = load_file(folder / "model.safetensors")
     lora = parts["lora_weights"]
@@ -124,9 +124,7 @@ def test_lora_merged_and_kept(parts: dict[str, Any]) -> None:
     assert adapted and all(name.startswith("model.language_model.") for name in adapted)
 
 
-def test_a_merged_model_is_saved_whole_and_opens_again(
-    parts: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_merged_model_can_be_saved_and_loaded(parts: dict[str, Any], tmp_path: Path) -> None:
     merged = load_weights(
         parts["lora"], base=parts["base"], vision_tower=parts["tower"], device="cpu"
     )
@@ -143,7 +141,7 @@ def test_lora_on_a_multimodal_base(parts: dict[str, Any]) -> None:
     assert torch.equal(logits(by_llm), logits(by_whole))
 
 
-def test_names_of_transformers_are_taken_too(parts: dict[str, Any]) -> None:
+def test_adapters_with_names_of_transformers_load(parts: dict[str, Any]) -> None:
     want = logits(load_weights(parts["lora"], base=parts["whole"], device="cpu"))
     renamed = {
         k.replace("base_model.model.model.", "base_model.model.model.language_model."): v
@@ -153,7 +151,7 @@ def test_names_of_transformers_are_taken_too(parts: dict[str, Any]) -> None:
     assert torch.equal(logits(load_weights(parts["lora"], base=parts["whole"], device="cpu")), want)
 
 
-def test_start_and_end_markers_grow_the_vocabulary(parts: dict[str, Any]) -> None:
+def test_start_and_end_tokens_extend_the_vocabulary(parts: dict[str, Any]) -> None:
     stored = torch.load(parts["projector"] / "mm_projector.bin", weights_only=True)
     words = parts["llm"]["model.embed_tokens.weight"]
     new = torch.ones(2, words.shape[1])
@@ -191,7 +189,7 @@ def test_adapters_that_do_not_fit(
         load_weights(parts["lora"], base=parts["whole"], device="cpu")
 
 
-def test_missing_and_foreign_adapter_weights(parts: dict[str, Any]) -> None:
+def test_missing_and_unexpected_adapter_weights(parts: dict[str, Any]) -> None:
     path = parts["lora"] / "adapter_model.safetensors"
     lora = dict(parts["lora_weights"])
     name = next(iter(lora))

@@ -1,4 +1,4 @@
-"""Either layout from the other, every weight bit for bit, and readable by transformers itself."""
+"""Conversion in both directions keeps every weight bit for bit; transformers reads the result."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_transformers_reads_what_was_converted(
     source = make_original(5)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(tiny_model_folder / name, source / name)
-    # A tokenizer of 399 pieces, as before <image> was added.
+    # A tokenizer of 399 tokens and without <image>.
     content = json.loads((source / "tokenizer.json").read_text())
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != "<image>"]
     content["added_tokens"].append({**content["added_tokens"][0], "id": 399, "content": "<x>"})
@@ -106,16 +106,18 @@ def test_transformers_reads_what_was_converted(
     assert processor.image_token_id == 400
 
 
-def test_half_precision_keeps_its_bits(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_half_precision_weights_keep_their_bits(tiny_model_folder: Path, tmp_path: Path) -> None:
     model = load_weights(tiny_model_folder, device="cpu", dtype="bf16")
     model.save_pretrained(tmp_path / "half")
     original = convert(tmp_path / "half", tmp_path / "original", "original")
     assert {tensor.dtype for tensor in weights(original).values()} == {torch.bfloat16}
-    # A loaded model has a shortened encoder; what it reads stays the same states.
+    # A loaded model has a truncated tower and other indices of the same hidden states.
     assert torch.equal(logits(load_weights(original, device="cpu", dtype="bf16")), logits(model))
 
 
-def test_targets_and_layouts_that_can_not_be(make_original: Make, tmp_path: Path) -> None:
+def test_existing_targets_and_unknown_layouts_are_errors(
+    make_original: Make, tmp_path: Path
+) -> None:
     source = make_original()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
@@ -127,7 +129,7 @@ def test_targets_and_layouts_that_can_not_be(make_original: Make, tmp_path: Path
     assert convert(source, tmp_path / "empty", "hf") == tmp_path / "empty"
 
 
-def test_other_layers_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_the_original_has_no_other_feature_layers(tiny_model_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model_folder, tmp_path / "odd")
     path = tmp_path / "odd" / "config.json"
     config = json.loads(path.read_text())
@@ -137,7 +139,7 @@ def test_other_layers_are_refused(tiny_model_folder: Path, tmp_path: Path) -> No
         convert(tmp_path / "odd", tmp_path / "new", "original")
 
 
-def test_a_failure_leaves_nothing(
+def test_a_failed_conversion_leaves_no_files(
     make_original: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object, **settings: object) -> None:

@@ -1,4 +1,4 @@
-"""float16 weights on a CPU: close to the layer they stand for, and honest about what they hold."""
+"""Linear layers with float16 weights on a CPU: outputs, state dicts and shared matrices."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_product_is_that_of_the_rounded_weights(
+def test_outputs_equal_those_of_the_rounded_weights(
     rows: int, width: int, out: int, bias: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -47,7 +47,7 @@ def test_a_product_is_that_of_the_rounded_weights(
     assert (found - exact).abs().max() < 1e-5 * max(1.0, width**0.5)
 
 
-def test_weights_that_float16_cannot_hold_are_refused() -> None:
+def test_weights_outside_the_range_of_float16_are_errors() -> None:
     for wrong in (1e5, float("nan"), float("inf")):
         linear = nn.Linear(4, 4)
         with torch.no_grad():
@@ -56,7 +56,7 @@ def test_weights_that_float16_cannot_hold_are_refused() -> None:
             Fp16Linear(linear)
 
 
-def test_what_is_saved_is_a_plain_layer() -> None:
+def test_the_state_dict_is_that_of_a_linear_layer() -> None:
     linear = nn.Linear(6, 5)
     half = Fp16Linear(linear)
     fresh = nn.Linear(6, 5)
@@ -68,7 +68,7 @@ def test_what_is_saved_is_a_plain_layer() -> None:
     assert half.packed_parameters == 35
 
 
-def test_a_model_says_nearly_the_same_in_less_memory() -> None:
+def test_logits_stay_close() -> None:
     torch.manual_seed(0)
     subject = random_model("tiny")
     model: Any = subject.model
@@ -88,7 +88,7 @@ def test_a_model_says_nearly_the_same_in_less_memory() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_layers_that_read_the_same_share_a_matrix(bias: bool) -> None:
+def test_layers_with_the_same_input_share_a_matrix(bias: bool) -> None:
     torch.manual_seed(0)
     subject = random_model("tiny")
     decoder: Any = subject.model.get_decoder()
@@ -111,7 +111,7 @@ def test_layers_that_read_the_same_share_a_matrix(bias: bool) -> None:
         assert torch.equal(half.state_dict()["weight"], linear.weight.detach().half().float())
         torch.testing.assert_close(half(x), linear(x), rtol=1e-2, atol=1e-3)
         assert half.packed_parameters == sum(p.numel() for p in linear.parameters())
-    # Who hooks into a layer is called, and so is one that was put in its place.
+    # Hooks of a layer run, and a layer that replaces another is called.
     halves[1].register_forward_hook(lambda *_: calls.append("hook"))
     again = apply_linears(halves, x)
     assert calls == ["hook"] and torch.equal(again[1], forward(halves[1], x))

@@ -1,4 +1,4 @@
-"""Names of weights in three spellings, and the one reader of `.bin` files."""
+"""Names of weights in each layout, and the reader of `.bin` files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_hub_names_both_ways(name: str) -> None:
         "mm_projector.0.weight",
     ],
 )
-def test_wrappers_of_training_libraries_are_taken_off(name: str) -> None:
+def test_prefixes_of_training_libraries_are_removed(name: str) -> None:
     assert canonical_from_original(name) == "model.multi_modal_projector.linear_1.weight"
 
 
@@ -106,12 +106,12 @@ def test_computed_buffers_are_left_out(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["optimizer.state", "model.mm_projector.1.weight", "transformer.h"]
 )
-def test_a_foreign_name_is_an_error(name: str) -> None:
+def test_an_unexpected_name_is_an_error(name: str) -> None:
     with pytest.raises(CheckpointError, match="unexpected weight"):
         canonical_from_original(name)
 
 
-def test_all_foreign_names_are_listed_at_once() -> None:
+def test_all_unexpected_names_are_listed() -> None:
     tensors = {name: torch.zeros(1) for name in ("lm_head.weight", "foo.a", "foo.b")}
     with pytest.raises(CheckpointError, match=r"foo\.a, foo\.b"):
         rename(tensors, canonical_from_original, Path("folder"))
@@ -124,7 +124,7 @@ def test_two_names_for_one_weight_are_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said", "style"),
+    ("names", "type_name", "style"),
     [
         (["projector_layernorm.weight", "linear_1.weight", "linear_2.weight"], None, FIVE),
         (["linear_1.weight", "linear_1.bias"], "linear", LINEAR),
@@ -132,9 +132,9 @@ def test_two_names_for_one_weight_are_an_error() -> None:
         ([f"linear_{n}.weight" for n in (1, 2, 3)], "mlp3x_gelu", ProjectorStyle(3, False)),
     ],
 )
-def test_projector_style(names: list[str], said: str | None, style: ProjectorStyle) -> None:
+def test_projector_style(names: list[str], type_name: str | None, style: ProjectorStyle) -> None:
     canonical = [f"model.multi_modal_projector.{name}" for name in names]
-    assert projector_style(canonical, said) == style
+    assert projector_style(canonical, type_name) == style
 
 
 def test_a_projector_with_a_gap_is_an_error() -> None:
@@ -150,7 +150,7 @@ def test_bin_files_are_read(tmp_path: Path) -> None:
 
 
 class Harmful:
-    """What an attacker would put into a pickle."""
+    """An object whose unpickling has a side effect."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, (Path("harm"),))  # type: ignore[return-value]
@@ -170,7 +170,7 @@ def test_a_damaged_bin_file_is_named(tmp_path: Path, content: bytes) -> None:
         read_bin(tmp_path / "bad.bin")
 
 
-def test_a_bin_file_of_something_else_is_an_error(tmp_path: Path) -> None:
+def test_a_bin_file_without_tensors_is_an_error(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.bin")
     with pytest.raises(CheckpointError, match="dictionary"):
         read_bin(tmp_path / "list.bin")

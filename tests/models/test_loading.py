@@ -1,4 +1,4 @@
-"""Every layout opens, computes what its weights say, and reports what is missing or foreign."""
+"""Every layout loads and computes the right logits; missing or unexpected weights are named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Make = Callable[..., Path]
 
 
 def call(model: Any, seed: int = 3) -> torch.Tensor:
-    """Logits of a fixed question with an image, in float32 and without the id `<image>`."""
+    """Logits of a fixed prompt with an image, in float32 and without the id of `<image>`."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(1, 3, 56, 56, generator=generator)
     token, count = model.config.image_token_id, model.config.image_seq_length
@@ -52,7 +52,9 @@ def test_logits_are_those_of_transformers(tiny_model_folder: Path) -> None:
     assert difference.max() > 0
 
 
-def test_a_hub_folder_of_plain_llava(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_logits_of_a_llava_folder_are_those_of_transformers(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
     whole = VipLlavaForConditionalGeneration.from_pretrained(tiny_model_folder)
     from transformers import LlavaConfig
 
@@ -71,7 +73,7 @@ def test_a_hub_folder_of_plain_llava(tiny_model_folder: Path, tmp_path: Path) ->
 
 
 def language_logits(folder: Path, embeddings: torch.Tensor) -> torch.Tensor:
-    """The same weights in a plain transformers Llama, by a way of its own."""
+    """Logits of the same weights in transformers' Llama, loaded without this package."""
     config = json.loads((folder / "config.json").read_text())
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps")
     more = ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
@@ -84,7 +86,7 @@ def language_logits(folder: Path, embeddings: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("layers", "linears"), [(5, 2), (5, 3), (5, 0), (1, 0), (1, 1), (1, 3)])
-def test_the_originals_projectors(
+def test_the_projectors_of_the_original(
     layers: int, linears: int, make_original: Make, tiny_clip: CLIPVisionModel
 ) -> None:
     folder = make_original(layers, linears)
@@ -110,7 +112,7 @@ def test_the_originals_projectors(
     assert torch.allclose(call(model), want, atol=1e-4)
 
 
-def test_shards_bins_and_towers_outside_give_the_same(
+def test_shards_bin_files_and_separate_towers_load_the_same_model(
     make_original: Make, tiny_clip: CLIPVisionModel, tmp_path: Path
 ) -> None:
     tiny_clip.save_pretrained(tmp_path / "clip")
@@ -185,7 +187,7 @@ def test_missing_and_unexpected_weights(
         load_weights(tmp_path / "hub", device="cpu")
 
 
-def test_folders_that_are_no_checkpoint(tmp_path: Path, make_original: Make) -> None:
+def test_folders_that_are_not_checkpoints(tmp_path: Path, make_original: Make) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         load_weights(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -204,7 +206,7 @@ def test_folders_that_are_no_checkpoint(tmp_path: Path, make_original: Make) -> 
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/tmp/x.bin", "code.py"])
-def test_an_index_may_not_leave_its_folder(name: str, make_original: Make) -> None:
+def test_an_index_must_not_name_files_outside_its_folder(name: str, make_original: Make) -> None:
     folder = make_original(shards=2)
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -238,7 +240,7 @@ def test_dtype_and_device_arguments(tiny_model_folder: Path) -> None:
     assert torch.equal(call(mapped), call(load_weights(tiny_model_folder, device="cpu")))
 
 
-def test_load_model_gives_a_processor_that_feeds_the_model(tiny_model_folder: Path) -> None:
+def test_load_model_returns_a_matching_processor(tiny_model_folder: Path) -> None:
     from PIL import Image
 
     from vip_llava.prompting.turns import MarkedImage, Turn
@@ -275,14 +277,16 @@ def test_load_model_of_the_originals_layout(make_original: Make, tiny_model_fold
 
 
 class Info:
-    """What the hub says about a repository."""
+    """The hub's answer about a repository."""
 
     def __init__(self, names: list[str]) -> None:
         self.sha = "a" * 40
         self.siblings = [type("Sibling", (), {"rfilename": name})() for name in names]
 
 
-def test_a_hub_id_is_fetched_at_one_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_is_downloaded_at_one_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub
 
     calls: list[dict[str, Any]] = []
@@ -314,17 +318,17 @@ def test_an_unreachable_hub_is_a_download_error(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DownloadError, match="owner/model"):
         resolve_folder("owner/model")
-    # An earlier download, even of another branch's commit, is better than nothing.
+    # An earlier download is used, whatever its commit.
     kept = tmp_path / "models--owner--model" / "snapshots" / ("b" * 40)
     kept.mkdir(parents=True)
     (kept / "config.json").write_text("{}")
     assert resolve_folder("owner/model") == kept
 
 
-def test_what_the_hubs_client_raises_without_a_network_is_a_download_error(
+def test_errors_of_the_hubs_http_client_are_download_errors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Those errors are no OSErrors: without this the person read of a fault of the program."""
+    """They are not OSErrors."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -343,7 +347,7 @@ def test_what_the_hubs_client_raises_without_a_network_is_a_download_error(
 
 
 @pytest.mark.parametrize("given", ["base", "vision_tower", "revision"])
-def test_the_default_model_says_what_it_does_not_take(given: str) -> None:
+def test_the_default_model_rejects_arguments_it_would_ignore(given: str) -> None:
     with pytest.raises(CheckpointError, match=f"{given} 'owner/model': the default model"):
         load_model(**{given: "owner/model"})  # type: ignore[arg-type]
 
@@ -353,7 +357,7 @@ def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
         resolve_folder(tmp_path, revision="v1")
 
 
-def test_bins_are_only_fetched_without_safetensors() -> None:
+def test_bin_files_are_only_downloaded_without_safetensors() -> None:
     both = ["model.safetensors", "pytorch_model.bin", "training_args.bin", "config.json"]
     assert files_to_download(both) == ["config.json", "model.safetensors"]
     assert files_to_download(

@@ -1,4 +1,4 @@
-"""8- and 4-bit weights: every weight within half a step, every output within the stated bound."""
+"""8- and 4-bit weights: weights within half a step, outputs within the documented bound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROUNDING = 1e-4
 
 
 def half_steps(linear: nn.Linear, bits: int) -> torch.Tensor:
-    """The bound that the layers' docstrings state, for each weight: [out, in]."""
+    """The documented bound of each weight's error: [out, in]."""
     weight = linear.weight.detach()
     if bits == 8:
         return (weight.abs().amax(dim=1, keepdim=True) / 254).expand_as(weight)
@@ -73,12 +73,12 @@ def test_weights_take_less_memory(bits: int, most: float) -> None:
     linear = nn.Linear(256, 256, bias=False)
     layer = Int8Linear(linear) if bits == 8 else Int4Linear(linear)
     stored = sum(buffer.nbytes for buffer in layer.buffers())
-    # Of float32: a quarter, and an eighth and the scales and lows of groups.
+    # A quarter of float32; an eighth and the scale and minimum of each group.
     assert stored < (most + (0.07 if bits == 4 else 0)) * linear.weight.nbytes
 
 
 @pytest.mark.parametrize(("bits", "close"), [("8bit", 0.02), ("4bit", 0.3)])
-def test_a_quantized_model_answers_nearly_the_same(
+def test_logits_of_a_quantized_model_stay_close(
     bits: str, close: float, tiny_model_folder: Path
 ) -> None:
     full: Any = load_weights(tiny_model_folder, device="cpu")
@@ -120,7 +120,7 @@ def test_names_of_quantizations() -> None:
             parse_quantization(bad, cpu)
 
 
-def test_what_can_not_be_quantized(tiny_model_folder: Path) -> None:
+def test_layers_that_cannot_be_quantized_are_errors(tiny_model_folder: Path) -> None:
     with pytest.raises(QuantizationError, match="32"):
         Int4Linear(nn.Linear(33, 2))
     model: Any = load_weights(tiny_model_folder, device="cpu", quantization="8bit")

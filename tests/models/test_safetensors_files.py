@@ -1,4 +1,4 @@
-"""Weight files: their mode, and what is said about one that can't be read."""
+"""Weight files: their mode, and errors about files that cannot be read."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_views_are_written(tmp_path: Path) -> None:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that other users may enter (pytest's are private)."""
+    """A folder that other users can access (pytest's are private)."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_files_without_read_permission_are_reported_as_that(open_folder: Path) -> None:
+def test_a_missing_read_permission_is_reported(open_folder: Path) -> None:
     save_tensors(open_folder / "a.safetensors", {"a": torch.zeros(2)})
     torch.save({"a": torch.zeros(2)}, open_folder / "a.bin")
     (open_folder / "config.json").write_text("{}")
@@ -77,7 +77,7 @@ def test_files_without_read_permission_are_reported_as_that(open_folder: Path) -
         assert line == f"{name}: permission denied; this user needs read access to the file"
 
 
-def test_a_missing_file_and_a_damaged_one(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be opened: No such file"):
         load_tensors(tmp_path / "none.safetensors")
     (tmp_path / "damaged.safetensors").write_bytes(b"not weights")

