@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import vip_llava
 from vip_llava.cli import main as program_module
-from vip_llava.cli.main import PANELS, VERBS, app
+from vip_llava.cli.main import PANELS, VERBS, app, make_app
+from vip_llava.cli.model_options import ModelOptions
 from vip_llava.errors import CheckpointError, DownloadError, ImageError, MissingExtraError
 
 Program = Callable[..., Any]
@@ -63,6 +64,20 @@ def test_help_groups_the_verbs() -> None:
     places = [shown.index(f"─ {panel} ─") for panel in PANELS]
     assert places == sorted(places)
     assert sorted(names) == sorted({verb.split()[0] for verb in VERBS})
+
+
+def test_a_verb_is_a_function_and_a_line_in_the_table() -> None:
+    """CONTRIBUTING.md, "a verb": option groups and help come with it."""
+
+    def size(*, width: int = 3, model: ModelOptions) -> None:
+        """Print a size."""
+        sys.stdout.write(f"{width} {model.keywords()}\n")
+
+    extended = make_app({**VERBS, "size": (size, "Examples\n\n  vip-llava size --width 9\n")})
+    ran = CliRunner().invoke(extended, ["size", "--width", "9", "--device", "cpu"])
+    assert ran.stdout == "9 {'device': 'cpu'}\n"
+    shown = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(extended, ["size", "--help"])
+    assert "Print a size." in shown.stdout and "vip-llava size --width 9" in shown.stdout
 
 
 def test_no_arguments_show_the_help(program: Program) -> None:

@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -39,7 +39,7 @@ from vip_llava.cli.model_options import DebugFlag
 from vip_llava.cli.option_groups import OrderedCommand, grouped
 from vip_llava.errors import DownloadError, MissingExtraError, VipLlavaError
 
-__all__ = ["VERBS", "app", "main"]
+__all__ = ["PANELS", "VERBS", "app", "main", "make_app"]
 
 USAGE_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
 
@@ -84,16 +84,6 @@ WITHOUT_ARGUMENTS = frozenset({"models", "serve", "controller", "worker", "web"}
 # typer does not export the root of its usage errors; this public error inherits from it.
 USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-app = typer.Typer(
-    name="vip-llava",
-    help="Point at something in an image and ask about it.",
-    epilog='Start with: vip-llava ask photo.jpg "What is <region:1>?" --box 100,80,260,300',
-    context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-
 
 class _Command(OrderedCommand):
     """A verb; it also accepts the original's names of options."""
@@ -107,7 +97,6 @@ def _show_version(value: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
 def _program(
     version: Annotated[
         bool,
@@ -124,10 +113,21 @@ def _paragraphs(verb: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
-def _add_verbs() -> None:
+def make_app(verbs: Mapping[str, tuple[Callable[..., None], str]]) -> typer.Typer:
+    """The program with these verbs, which have the form of `VERBS`."""
+    app = typer.Typer(
+        name="vip-llava",
+        help="Point at something in an image and ask about it.",
+        epilog='Start with: vip-llava ask photo.jpg "What is <region:1>?" --box 100,80,260,300',
+        context_settings={"help_option_names": ["-h", "--help"]},
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_program)
     panel_of = {name: panel for panel, names in PANELS.items() for name in names}
     groups: dict[str, typer.Typer] = {"": app}
-    for name, (verb, epilog) in VERBS.items():
+    for name, (verb, epilog) in verbs.items():
         group, _, short = name.rpartition(" ")
         if group not in groups:
             kind = GROUP_CLASSES.get(group, TyperGroup)
@@ -140,11 +140,12 @@ def _add_verbs() -> None:
             help=_paragraphs(verb),
             epilog=epilog,
             no_args_is_help=name not in WITHOUT_ARGUMENTS,
-            rich_help_panel=None if group else panel_of[name],
+            rich_help_panel=None if group else panel_of.get(name),
         )(grouped(verb))
+    return app
 
 
-_add_verbs()
+app = make_app(VERBS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
