@@ -1,8 +1,8 @@
-"""Draws the eight shapes, each on a copy of one photo, side by side: docs/images/shapes.jpg.
+"""Draw the eight shapes, each on a copy of one photo, side by side: docs/images/shapes.jpg.
 
     python examples/eight_shapes.py examples/photos/coffee.jpg shapes.jpg
 
-Needs no model: drawing is Pillow and numpy only.
+Needs no model: drawing uses Pillow and numpy only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vip_llava import (
     open_image,
 )
 
-# The spoon of the demo photo, in shares of the image, and its outline.
+# The outline of the spoon in the demo photo, as fractions of the image.
 SPOON = [
     (0.660, 0.170), (0.685, 0.163), (0.705, 0.185), (0.690, 0.285), (0.640, 0.560),
     (0.640, 0.590), (0.675, 0.650), (0.680, 0.720), (0.650, 0.790), (0.600, 0.815),
@@ -51,7 +51,7 @@ COLUMNS, PANEL, TITLE, GAP = 4, (300, 200), 22, 6
 
 
 def sheet(photo: str) -> Image.Image:
-    """The eight drawn photos with their names, four in a row."""
+    """The eight drawn photos with their names, four per row."""
     image = open_image(photo)
     rows = -(-len(SHAPES) // COLUMNS)
     width, height = PANEL[0] + GAP, PANEL[1] + TITLE

@@ -21,9 +21,11 @@ EPILOG = """Examples
 
   vip-llava controller --check
 
-  vip-llava controller --secret-file my.secret --dispatch-method lottery --check
+  vip-llava controller --secret-file my.secret --check
 
   vip-llava controller --allow-worker 10.1.0.0/16 --expiry 60 --check
+
+  vip-llava controller --dispatch-method lottery --check
 
 Without --check it runs until Ctrl-C. Start workers with vip-llava worker.
 """
