@@ -1,4 +1,9 @@
-"""Where the recorded results of the original are: `VIP_LLAVA_GOLDEN`, or beside the repository."""
+"""The recorded results of the original: `VIP_LLAVA_GOLDEN`, or a folder beside the repository.
+
+The suite runs on any folder of that format, with any number of cases. A test without a case is
+skipped. Cases that are not compared, because this program refuses them by design or corrects a fault
+of the original, are counted by kind; the counts are printed after the run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import functools
 import gzip
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +39,57 @@ from vip_llava.prompting.turns import MarkedImage, Role, Turn
 ROLES: dict[object, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 BLANK = MarkedImage(Image.new("RGB", (1, 1)))
 REPOSITORY = Path(__file__).resolve().parents[2]
+#: (group, kind) -> number of cases, for the summary after the run.
+Tally = Callable[[str, str], None]
+_COUNTS = pytest.StashKey[Counter[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_COUNTS] = Counter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # in a worker of pytest-xdist
+    if output is not None:
+        output["recorded_cases"] = dict(session.config.stash[_COUNTS])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    counts = getattr(node, "workeroutput", {}).get("recorded_cases", {})
+    node.config.stash[_COUNTS].update(counts)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    counts = config.stash[_COUNTS]
+    if counts:
+        terminalreporter.section("recorded cases")
+        for name in sorted(counts):
+            terminalreporter.write_line(f"{counts[name]:6d}  {name}")
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    """`tally("tokens", "compared")` counts a case for the summary after the run."""
+    counts = pytestconfig.stash[_COUNTS]
+
+    def count(group: str, kind: str) -> None:
+        counts[f"{group}: {kind}"] += 1
+
+    return count
+
+
+def recorded_cases(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a .jsonl file; none if the file does not exist."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines if line.strip())
+
+
+def skip_without(cases: int, what: str) -> None:
+    """Skip the test if the folder holds no case of its kind."""
+    if not cases:
+        pytest.skip(f"the folder of recorded results has no {what}")
 
 
 def golden_folder() -> Path:
@@ -151,11 +208,17 @@ class Version:
             max_length=max_length,
         )
 
-    def refuses(self, record: Mapping[str, Any]) -> bool:
-        """The original raised, or put an image into an answer: a reason is given instead."""
-        answers = [turn.get("value") for turn in record["conversation"] if turn["from"] == "gpt"]
-        imaged = record["has_image"] and any("<image>" in (text or "") for text in answers)
-        return "error" in record or imaged
+    def refusal(self, record: Mapping[str, Any]) -> str | None:
+        """Why this program refuses a record by design, or None."""
+        if "error" in record:
+            return "the original raised an error"
+        turns = record["conversation"]
+        answers = [turn.get("value") or "" for turn in turns if turn["from"] == "gpt"]
+        if record["has_image"] and any(IMAGE_TEXT in text for text in answers):
+            return "an image in an answer"
+        if self.template.caption_only and not record["has_image"]:
+            return "a caption row without an image, whose text spells <image>"
+        return None
 
     def spells_control(self, record: Mapping[str, Any]) -> bool:
         """A text holds a control token's name: a token for the original, text for us."""

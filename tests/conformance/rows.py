@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,12 @@ _ANSWERS = (
 )
 
 
-def records(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+def texts_of(arranged: ArrangedRow, images: int = 1) -> list[str]:
+    """The texts as training files have them: `<image>` lines begin the first user turn."""
+    texts = [turn.text or "" for turn in arranged.turns]
+    first = [turn.role for turn in arranged.turns].index("user")
+    texts[first] = "<image>\n" * images + texts[first]
+    return texts
 
 
 def normal(text: object) -> str:

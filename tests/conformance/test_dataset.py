@@ -1,6 +1,6 @@
-"""The recorded small training file: it loads unchanged, and each row becomes the recorded talk.
+"""The recorded small training file loads unchanged, and each row gives the recorded texts.
 
-Images and tokens of these rows are compared elsewhere.
+`test_dataset_samples.py` compares images and tokens of these rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from vip_llava.data.reading import RowFile
 from vip_llava.data.tasks import ArrangedRow, arrange
 from vip_llava.regions.sampling import generator
 
-from .rows import Record, hints, normal, records, unmarked
+from .conftest import recorded_cases, skip_without
+from .rows import Record, hints, normal, texts_of, unmarked
 
 pytestmark = pytest.mark.conformance
 
@@ -37,21 +38,21 @@ def rows(folder: Path) -> RowFile:
 
 @pytest.fixture(scope="module")
 def cases(folder: Path) -> list[Record]:
-    return list(records(folder / "cases.jsonl"))
+    return list(recorded_cases(folder / "cases.jsonl"))
 
 
 def made(rows: RowFile, folder: Path, index: int, number: int = 0) -> ArrangedRow:
     row = rows[index]
     size = None
     if row.images:
-        with Image.open(folder / "images" / row.images[0]) as image:
+        with Image.open(folder / "pictures" / row.images[0]) as image:
             size = image.size
     return arrange(row, size, generator("dataset", index, number))
 
 
 def test_the_file_loads_unchanged(rows: RowFile, folder: Path) -> None:
     values = json.loads((folder / "data.json").read_text("utf-8"))
-    assert len(rows) == len(values) == 10
+    assert len(rows) == len(values)
     for index, value in enumerate(values):
         assert rows.raw(index) == value
         assert rows[index].id == str(value["id"])
@@ -70,16 +71,16 @@ def test_plain_conversations_are_the_recorded_ones(
     for case in cases:
         if case["index"] not in PLAIN:
             continue
-        recorded = [(turn["from"], turn["value"]) for turn in case["conversation_used"]]
+        recorded = [turn["value"] for turn in case["conversation_used"]]
         if (
             case["index"] == 1
         ):  # the original moves the marker when it makes tokens; here it is done
-            recorded[0] = ("human", "<image>\nWhat is in the cup?")
+            recorded[0] = "<image>\nWhat is in the cup?"
         marked = made(rows, folder, case["index"])
-        assert [(turn.role, turn.text) for turn in marked.turns] == recorded
+        assert texts_of(marked, len(rows[case["index"]].images)) == recorded
         assert marked.regions == ()
         checked += 1
-    assert checked
+    skip_without(checked, "row of this kind")
 
 
 def test_marked_rows_can_become_the_recorded_ones(
@@ -93,25 +94,25 @@ def test_marked_rows_can_become_the_recorded_ones(
         recorded = [normal(turn["value"]) for turn in case["conversation_used"]]
         recorded[0] = recorded[0].replace("object . Please", "object {VP+the}. Please")  # 2
         if index in UNSEEN:
-            assert case["number_of_image_tokens"] == 0
+            assert case["number_of_picture_tokens"] == 0
             recorded[0] = f"<image>\n{recorded[0]}"
         own = [
-            [normal(turn.text) for turn in made(rows, folder, index, n).turns] for n in range(300)
+            [normal(text) for text in texts_of(made(rows, folder, index, n))] for n in range(300)
         ]
         if index == 8:  # 5 and 6: mentions and articles that the original lost
             recorded = [hints(recorded[0]), unmarked(recorded[1])]
             own = [[hints(question), unmarked(answer)] for question, answer in own]
         assert recorded in own, case["id"]
         checked += 1
-    assert checked
+    skip_without(checked, "row of this kind")
 
 
-def test_a_row_shows_its_image_exactly_once(
+def test_markers_are_removed_and_the_recorded_rows_lack_some(
     rows: RowFile, folder: Path, cases: list[Record]
 ) -> None:
     for index in range(len(rows)):
         marked = made(rows, folder, index)
-        count = sum(turn.text.count("<image>") for turn in marked.turns)
-        assert count == len(rows[index].images)
-    tokens = {case["index"]: case["number_of_image_tokens"] for case in cases}
-    assert {index for index, count in tokens.items() if count != len(rows[index].images)} == UNSEEN
+        assert not rows[index].images or not any("<image>" in (t.text or "") for t in marked.turns)
+    tokens = {case["index"]: case["number_of_picture_tokens"] for case in cases}
+    unseen = {index for index, count in tokens.items() if count != len(rows[index].images)}
+    assert unseen == UNSEEN & tokens.keys()

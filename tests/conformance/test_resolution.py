@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +9,15 @@ import pytest
 
 from vip_llava.prompting.geometry import best_resolution
 
+from .conftest import recorded_cases, skip_without
+
 pytestmark = pytest.mark.conformance
 
 
 def test_the_best_candidate_is_the_recorded_one(family: Callable[[str], Path]) -> None:
-    lines = (family("resolution") / "cases.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if "error" not in record]
-    assert records, "no usable record"
+    cases = recorded_cases(family("resolution") / "cases.jsonl")
+    records = [record for record in cases if "error" not in record]
+    skip_without(len(records), "resolution")
     wrong = {}
     for record in records:
         candidates = [(width, height) for width, height in record["candidates"]]
