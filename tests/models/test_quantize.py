@@ -133,7 +133,7 @@ def test_a_kernel_that_fails_is_not_used_again(kind: Any, monkeypatch: pytest.Mo
     class Broken:
         asked = 0
 
-        def rows(self, *_: Any) -> torch.Tensor:
+        def linear(self, *_: Any) -> torch.Tensor:
             self.asked += 1
             raise RuntimeError("no compiler")
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: padding, tokens, folding, and published names."""
+"""EfficientNet-Lite: padding, tokens and folding."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
-from vip_llava.errors import CheckpointError
 from vip_llava.models.default.efficientnet import (
     EfficientNetLiteConfig,
     EfficientNetLiteTower,
     SameConv,
-    from_published,
-    load_published,
 )
 
 
@@ -149,61 +146,6 @@ def test_the_tower_is_registered() -> None:
     assert config.hidden_size == 48 + 120 + 352 + 1280 == 1800
     with torch.device("meta"):
         assert isinstance(AutoModel.from_config(config), EfficientNetLiteTower)
-
-
-def published_state(tower: EfficientNetLiteTower) -> dict[str, Tensor]:
-    """A state dict with published names and this tower's shapes, and a classifier."""
-    parts = {
-        "expand.conv": "_expand_conv",
-        "expand.norm": "_bn0",
-        "depthwise.conv": "_depthwise_conv",
-        "depthwise.norm": "_bn1",
-        "project.conv": "_project_conv",
-        "project.norm": "_bn2",
-    }
-    tops = {
-        "stem.conv": "_conv_stem",
-        "stem.norm": "_bn0",
-        "head.conv": "_conv_head",
-        "head.norm": "_bn1",
-    }
-    state = {"_fc.weight": torch.zeros(10, 24), "_fc.bias": torch.zeros(10)}
-    for name, value in tower.state_dict().items():
-        place, leaf = name.rsplit(".", 1)
-        if place.startswith("blocks."):
-            _, index, part = place.split(".", 2)
-            state[f"_blocks.{index}.{parts[part]}.{leaf}"] = value.clone()
-        else:
-            state[f"{tops[place]}.{leaf}"] = value.clone()
-    return state
-
-
-def test_published_weights_load(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
-    state = published_state(tower)
-    assert from_published(state).keys() == tower.state_dict().keys()
-    other = EfficientNetLiteTower(tower.config).eval()
-    load_published(other, {k: v for k, v in state.items() if not k.endswith("_tracked")})
-    with torch.no_grad():
-        assert torch.equal(other(pixels)[0], tower(pixels)[0])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: state.pop("_conv_stem.weight"),
-        lambda state: state.update({"_blocks.0._se_reduce.weight": torch.zeros(1)}),
-        lambda state: state.update({"features.0.weight": torch.zeros(1)}),
-        lambda state: state.update({"_blocks.9._bn1.weight": torch.zeros(1)}),
-        lambda state: state.update({"_conv_stem.weight": torch.zeros(4, 3, 3, 3)}),
-    ],
-)
-def test_other_weights_are_errors(
-    tower: EfficientNetLiteTower, change: Callable[[dict[str, Tensor]], object]
-) -> None:
-    state = published_state(tower)
-    change(state)
-    with pytest.raises(CheckpointError):
-        load_published(tower, state)
 
 
 def test_features_of_the_head_are_relu6_of_its_norm(

