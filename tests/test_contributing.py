@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,8 +17,20 @@ from PIL import Image
 from vip_llava import load
 from vip_llava.assistant import Assistant
 from vip_llava.backends.base import Completion, ModelInfo
+from vip_llava.data.check import check
+from vip_llava.data.fields import BoxesRow
+from vip_llava.data.reading import RowFile
+from vip_llava.data.records import parse_row
+from vip_llava.data.region_rows import REGION_ROWS
+from vip_llava.data.tasks import TASKS, ArrangedRow, TaskContext, arrange
+from vip_llava.data.tasks.common import alternate, join_phrases, mark_boxes
+from vip_llava.errors import DataError, RegionError
 from vip_llava.prompting.prepare import Prepared, Request, prepare
-from vip_llava.regions import Box
+from vip_llava.regions import SHAPES, Box, Region, draw, region_from_json
+from vip_llava.regions.geometry import Bounds
+from vip_llava.regions.sampling import POLICIES, Policy
+from vip_llava.regions.shapes.base import Move
+from vip_llava.regions.strokes import Ink, Pen, draw_path
 from vip_llava.sampling_params import SamplingParams
 
 
@@ -199,3 +213,96 @@ def test_a_backbone(make_original: Callable[..., Path], tiny_model_folder: Path)
     with torch.no_grad():
         want = reference.eval()(input_ids=ids).logits
         assert torch.allclose(model(input_ids=ids).logits, want, atol=1e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cross(Region):
+    """Two crossing lines around a point."""
+
+    x: float
+    y: float
+    reach: float
+
+    shape: ClassVar[str] = "cross"
+    words: ClassVar[tuple[str, str]] = ("at", "cross")
+    required_keys: ClassVar[tuple[tuple[str, ...], ...]] = (("center", "reach"),)
+
+    def validate(self, who: str) -> None:
+        if self.reach <= 0:
+            raise RegionError(f"{who}: reach must be over 0, not {self.reach}")
+
+    def span(self) -> Bounds:
+        return self.x - self.reach, self.y - self.reach, self.x + self.reach, self.y + self.reach
+
+    def mapped(self, move: Move, scale: float) -> dict[str, Any]:
+        x, y = move(self.x, self.y)
+        return {"x": x, "y": y, "reach": self.reach * scale}
+
+    def geometry_to_json(self) -> dict[str, Any]:
+        return {"center": [self.x, self.y], "reach": self.reach}
+
+    @classmethod
+    def geometry_from_json(cls, value: Mapping[str, Any], who: str) -> dict[str, Any]:
+        x, y = value["center"]
+        return {"x": x, "y": y, "reach": value["reach"]}
+
+    def paint(self, pen: Pen, ink: Ink, left: int, top: int) -> None:
+        x1, y1, x2, y2 = self.span()
+        draw_path(pen, [(x1, y1), (x2, y2)], ink, self.line_width, left, top)
+        draw_path(pen, [(x1, y2), (x2, y1)], ink, self.line_width, left, top)
+
+
+def test_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subclass of `Region` and a line in `SHAPES`: JSON, drawing, phrases and rows follow."""
+    monkeypatch.setitem(SHAPES, _Cross.shape, _Cross)
+    value = {"shape": "cross", "frame": "unit", "center": [0.5, 0.5], "reach": 0.25, "color": "red"}
+    cross = region_from_json(value)
+    assert cross.to_json() == value
+    with pytest.raises(RegionError, match="cross: reach must be over 0"):
+        region_from_json(value | {"reach": 0})
+    with pytest.raises(RegionError, match=r'needs "center" and "reach" \(missing\)'):
+        region_from_json({"shape": "cross", "frame": "unit"})
+
+    drawn = draw(Image.new("RGB", (80, 60)), [cross])
+    for place in ((40, 30), (21, 11), (59, 49), (21, 49)):
+        assert drawn.getpixel(place) == (255, 0, 0)
+    assert drawn.getpixel((40, 11)) == (0, 0, 0)
+
+    turns = [{"from": "human", "value": "What is <region:1>?"}, {"from": "gpt", "value": "A cup"}]
+    row = {"id": "r", "image": "a.png", "regions": [value], "conversations": turns}
+    arranged = arrange(parse_row(row), (80, 60), random.Random(0))
+    assert arranged.turns[0].text == "What is the object at the red cross?"
+
+
+class _CountRow(BoxesRow):
+    """Count the objects of the kind of the marked ones."""
+
+    kind: ClassVar[str] = "count"
+    noun: str
+    count: int
+
+
+def _count_task(row: _CountRow, context: TaskContext) -> ArrangedRow:
+    marks = mark_boxes(context, POLICIES[row.kind], row)
+    marked = join_phrases(marks.phrases())
+    return ArrangedRow(
+        marks.regions, alternate(f"How many {row.noun} like {marked}?", str(row.count))
+    )
+
+
+def test_a_source_of_training_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row class, a task and a policy, each with its line: parsing and checking follow."""
+    monkeypatch.setitem(REGION_ROWS, "count", _CountRow)
+    monkeypatch.setitem(TASKS, "count", _count_task)
+    monkeypatch.setitem(POLICIES, "count", Policy("count", ("box",), "constant", "red"))
+    row = {"id": "count-1", "image": "a.png", "bbox": [9, 9, 40, 30], "noun": "cups", "count": 3}
+    arranged = arrange(parse_row(row), (80, 60), random.Random(0))
+    assert [turn.text for turn in arranged.turns] == ["How many cups like within the red rectangle?", "3"]  # fmt: skip
+    assert [region.shape for region in arranged.regions] == ["box"]
+    with pytest.raises(DataError, match=r"id 'count-2': field count: missing"):
+        parse_row({key: row[key] for key in ("image", "bbox", "noun")} | {"id": "count-2"})
+
+    Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
+    (tmp_path / "rows.json").write_text(json.dumps([row, row | {"bbox": [9, 9, 4, 30]}]))
+    report = check(RowFile.open(tmp_path / "rows.json"), tmp_path, open_images=True)
+    assert (report.kinds, report.bad) == ({"count": 1}, 1)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from vip_llava.errors import RegionError
 from vip_llava.regions.geometry import Polygon, repair_polygons
@@ -282,15 +281,13 @@ def _area(
 
 
 #: Shape -> its sampler. The order fixes which one a random number selects.
-SAMPLERS: Mapping[str, Callable[[_Context, _Looks], Region]] = MappingProxyType(
-    {
-        "box": _box,
-        "ellipse": _ellipse,
-        "triangle": _triangle,
-        "point": _point,
-        "scribble": _scribble,
-        "arrow": _arrow,
-        "contour": _contour,
-        "mask": _mask,
-    }
-)
+SAMPLERS: dict[str, Callable[[_Context, _Looks], Region]] = {
+    "box": _box,
+    "ellipse": _ellipse,
+    "triangle": _triangle,
+    "point": _point,
+    "scribble": _scribble,
+    "arrow": _arrow,
+    "contour": _contour,
+    "mask": _mask,
+}

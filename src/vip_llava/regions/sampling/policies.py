@@ -12,9 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from vip_llava.errors import RegionError
@@ -77,7 +75,8 @@ _POLICIES = (
     Policy("vcr_qa", ("point",), "constant"),
     Policy("vcr_qar", ("point",), "constant"),
 )
-POLICIES: Mapping[str, Policy] = MappingProxyType({each.name: each for each in _POLICIES})
+#: Source -> its policy. A new source adds an entry to `_POLICIES`.
+POLICIES: dict[str, Policy] = {each.name: each for each in _POLICIES}
 _STYLES = ("vcr_qa", "vcr_qar")
 
 
