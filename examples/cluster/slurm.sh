@@ -1,7 +1,7 @@
 #!/bin/bash
-# A run on two nodes of eight GPUs under Slurm:  sbatch examples/cluster/slurm.sh
-# One torchrun a node; the rows of a step stay the same, whatever the number of GPUs. A job that is
-# put back into the queue goes on from its last whole checkpoint (--resume).
+# Training on two nodes with eight GPUs each under Slurm:  sbatch examples/cluster/slurm.sh
+# One torchrun per node; the global batch does not depend on the number of GPUs. A requeued job
+# resumes from its last complete checkpoint (--resume).
 #SBATCH --job-name=vip-llava
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -86,10 +86,10 @@ def test_a_model_that_fails_to_load_ends_the_server(program: Program, tmp_path: 
     [
         (["--host", "0.0.0.0"], "API key"),
         (["--limit", "tokens"], "--limit tokens=2048"),
-        (["--limit", "tokenz=5"], "there is no such setting; there are body_bytes"),
+        (["--limit", "tokenz=5"], "unknown setting; known are body_bytes"),
         (["--limit", "tokens=0.5"], "limits.tokens"),
-        (["--origin", "*"], "no origin"),
-        (["--fetch-host", "10.0.0.1"], "no name of a host"),
+        (["--origin", "*"], "must be an origin"),
+        (["--fetch-host", "10.0.0.1"], "is not a host name"),
         (["--port", "99999"], "port"),
     ],
 )

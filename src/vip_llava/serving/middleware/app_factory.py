@@ -49,8 +49,7 @@ _HTTP_ERRORS = {
 class AppContext:
     """State shared by the components of one application: `context_of(app)`."""
 
-    def __init__(self, settings: ServerSettings) -> None:
-        self.settings = settings
+    def __init__(self) -> None:
         self.metrics = Metrics()
         self.draining = False
         """True once the server stops: new requests are refused, running ones finish."""
@@ -90,7 +89,7 @@ def create_base_app(
         lifespan=lifespan,
         responses=error_responses(401, 403, 413, 415, 422, 429, 500, 503),
     )
-    context = AppContext(settings)
+    context = AppContext()
     app.state.context = context
     app.add_middleware(
         RequestGate,
