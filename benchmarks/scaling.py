@@ -1,9 +1,9 @@
-"""Stage 2 on one and on several GPUs: rows a second, memory and the share of communication.
+"""Stage 2 on one and on several GPUs: rows per second, memory and the share of communication.
 
-The fast step of `training_step.py` (packed rows, supervised positions, compiled layers) of a 7B with
-random weights, sharded by FSDP2, on ragged rows, 128 rows a step however many GPUs share them. Each
-number of GPUs is a run of its own, which leaves its figures in the folder; `--table` puts them side
-by side.
+The optimized step of `training_step.py` (packed rows, supervised positions, compiled layers) for a 7B
+model with random weights, sharded by FSDP2, on ragged rows, 128 rows per step for any number of
+GPUs. Each number of GPUs is a run of its own that writes its results into a folder; `--table` prints
+them side by side.
 
     torchrun --nproc-per-node 8 benchmarks/scaling.py --out RUNS [--seconds 120]
     python benchmarks/scaling.py --out RUNS --table
@@ -25,7 +25,17 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.profiler import ProfilerActivity, profile
-from training_step import BIG, TINY, Batch, Case, adamw, build, make_samples, on_device, switch
+from training_step import (
+    BIG,
+    TINY,
+    Batch,
+    Case,
+    adamw,
+    apply_optimizations,
+    build_model,
+    make_samples,
+    to_device,
+)
 
 from vip_llava.data.collators import PackedCollator
 from vip_llava.data.samples import Sample
@@ -33,8 +43,8 @@ from vip_llava.data.samples import Sample
 RAGGED = Case(2, 128, 512, 40, 700, 0.6)
 
 
-def shared_out(samples: list[Sample], parts: int) -> list[list[Sample]]:
-    """Rows in so many parts of nearly as many tokens: the longest first, to whoever has least."""
+def balanced_split(samples: list[Sample], parts: int) -> list[list[Sample]]:
+    """Split rows into parts with similar numbers of tokens: longest first, to the smallest part."""
     rows: list[list[Sample]] = [[] for _ in range(parts)]
     tokens = [0] * parts
     for sample in sorted(samples, key=lambda sample: -sample.length):
@@ -44,12 +54,12 @@ def shared_out(samples: list[Sample], parts: int) -> list[list[Sample]]:
     return rows
 
 
-def sharded(tiny: bool, device: torch.device, compiled: bool) -> Any:
-    """A random model whose every layer is a unit of FSDP2; no process ever holds all of it."""
+def sharded_model(tiny: bool, device: torch.device, compiled: bool) -> Any:
+    """A random model with each layer as a unit of FSDP2; no process ever holds the whole model."""
     size = TINY if tiny else BIG
     dtype = torch.float32 if tiny else torch.bfloat16
-    model = build(size, "meta", dtype, 2)
-    switch(model, compiled)
+    model = build_model(size, "meta", dtype, 2)
+    apply_optimizations(model, compiled)
     for layer in model.get_decoder().layers:
         layer.gradient_checkpointing = False
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -62,12 +72,12 @@ def sharded(tiny: bool, device: torch.device, compiled: bool) -> Any:
         for weight in model.parameters():
             local: Any = weight.to_local() if hasattr(weight, "to_local") else weight
             local.normal_(std=0.02) if weight.ndim > 1 else local.fill_(1.0)
-    make_again(model)
+    reset_buffers(model)
     return model
 
 
-def make_again(model: Any) -> None:
-    """Buffers are no weights: those that were empty on `meta` are made by the modules' own rule."""
+def reset_buffers(model: Any) -> None:
+    """Recompute the buffers, which are uninitialized after the meta device."""
     for module in model.modules():
         if hasattr(module, "rope_init_fn"):
             found, _ = module.rope_init_fn(module.config, module.inv_freq.device)
@@ -77,27 +87,27 @@ def make_again(model: Any) -> None:
             module.position_ids.copy_(torch.arange(count).expand_as(module.position_ids))
 
 
-def my_batches(samples: list[Sample], tokens: int, device: torch.device) -> list[Batch]:
-    """This process's packs of a step; all processes have as many."""
-    mine = shared_out(samples, dist.get_world_size())[dist.get_rank()]
+def rank_batches(samples: list[Sample], tokens: int, device: torch.device) -> list[Batch]:
+    """The packs of this rank in a step; all ranks have the same number."""
+    mine = balanced_split(samples, dist.get_world_size())[dist.get_rank()]
     count = torch.tensor(-(-sum(sample.length for sample in mine) // tokens), device=device)
     dist.all_reduce(count, dist.ReduceOp.MAX)
     collate: Any = PackedCollator(0)
-    return [collate(rows) for rows in shared_out(mine, int(count))]
+    return [collate(rows) for rows in balanced_split(mine, int(count))]
 
 
 def step(model: Any, batches: Sequence[Batch], optimizer: torch.optim.Optimizer) -> None:
-    """Gradients of all packs, shared out once at the end, and one step of the optimizer."""
+    """Accumulate the gradients of all packs, reduce them once, and step the optimizer."""
     for number, batch in enumerate(batches):
         model.set_requires_gradient_sync(number == len(batches) - 1)
-        loss = model(**on_device(batch, model), use_cache=False).loss / len(batches)
+        loss = model(**to_device(batch, model), use_cache=False).loss / len(batches)
         loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 def communication(model: Any, batches: list[Batch], optimizer: torch.optim.Optimizer) -> float:
-    """Share of a step during which kernels of communication run, beside others or not."""
+    """The fraction of a step in which communication kernels run, overlapped or not."""
     if model.device.type != "cuda":
         return float("nan")
     torch.cuda.synchronize()
@@ -111,18 +121,18 @@ def communication(model: Any, batches: list[Batch], optimizer: torch.optim.Optim
 
 
 def run(given: argparse.Namespace) -> dict[str, float]:
-    """One number of processes: figures of all of them together, memory of the largest."""
+    """Measure with this number of processes: their total throughput and maximum memory."""
     cuda = torch.cuda.is_available() and not given.tiny
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo")
-    model = sharded(given.tiny, device, cuda)
+    model = sharded_model(given.tiny, device, cuda)
     optimizer = adamw(model, 0.0)
     case = Case(2, 8, 16, 40, 700, 0.6) if given.tiny else RAGGED
     samples = make_samples(TINY if given.tiny else BIG, case)
     starts = range(0, len(samples), case.batch)
-    steps = [my_batches(samples[at : at + case.batch], given.tokens, device) for at in starts]
+    steps = [rank_batches(samples[at : at + case.batch], given.tokens, device) for at in starts]
     for batches in steps[:2]:
         step(model, batches, optimizer)
     dist.barrier()
@@ -131,7 +141,7 @@ def run(given: argparse.Namespace) -> dict[str, float]:
     while not over:
         step(model, steps[done % len(steps)], optimizer)
         done += 1
-        # Everybody stops after the same step, when the first process says so.
+        # Rank 0 decides, so that all ranks stop after the same step.
         over.fill_(time.perf_counter() - began > given.seconds)
         dist.broadcast(over, 0)
     seconds = time.perf_counter() - began
@@ -153,11 +163,11 @@ def run(given: argparse.Namespace) -> dict[str, float]:
 
 
 def table(folder: Path) -> str:
-    """All runs side by side; efficiency against the run of the fewest GPUs."""
+    """All runs side by side, with the efficiency relative to the run with the fewest GPUs."""
     runs = [json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")]
     runs.sort(key=lambda found: found["processes"])
     lines = [
-        "| GPUs | rows/s | rows/s a GPU | efficiency | memory, GiB | communication |",
+        "| GPUs | rows/s | rows/s per GPU | efficiency | memory, GiB | communication |",
         "|---|---|---|---|---|---|",
     ]
     for found in runs:
@@ -171,19 +181,19 @@ def table(folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure with as many processes as torchrun has started, or print what was measured."""
+    """Measure with the processes that torchrun started, or print the table of earlier runs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of figures")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of timed steps")
-    parser.add_argument("--tokens", type=int, default=13312, help="of a pack, about")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--seconds", type=float, default=120.0, help="duration of the measurement")
+    parser.add_argument("--tokens", type=int, default=13312, help="approximate tokens of a pack")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on CPUs")
-    parser.add_argument("--table", action="store_true", help="print the table of what was run")
+    parser.add_argument("--table", action="store_true", help="print the table of earlier runs")
     given = parser.parse_args(arguments)
     if given.tiny:
         given.seconds, given.tokens = 1.0, 200
     if not given.table:
         if "LOCAL_RANK" not in os.environ:
-            parser.error("start it with torchrun --nproc-per-node N, also for one GPU")
+            parser.error("start with torchrun --nproc-per-node N, also for one GPU")
         run(given)
     if given.table or os.environ.get("RANK") == "0":
         print(table(given.out))

@@ -1,11 +1,11 @@
-"""Where the time of a stage-1 training step goes, and what its parts can reach by themselves.
+"""Where the time of a stage-1 training step goes, and what its parts reach by themselves.
 
     python benchmarks/step_profile.py [products attention step]
-    python benchmarks/step_profile.py --tiny        # on a CPU; shows that it runs
+    python benchmarks/step_profile.py --tiny        # a smoke test on a CPU
 
-`products`: each product of a layer, forward and backward, separate and joined. `attention`: the
-kernels that torch has, on rows of one length. `step`: the step of `training_step.py`, kernels by
-group.
+`products`: each matrix product of a layer, forward and backward, separate and fused. `attention`: the
+kernels of torch, on rows of equal and different lengths. `step`: the kernels of a step of
+`training_step.py`, by group.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ GROUPS = {
 }
 
 
-class Place:
-    """The device, its kind of numbers, and how long to measure."""
+class Setup:
+    """The device with its dtype, the model's size and the rows of a step."""
 
     def __init__(self, tiny: bool) -> None:
         self.cuda = torch.cuda.is_available() and not tiny
@@ -56,7 +56,7 @@ class Place:
             torch.cuda.synchronize()
 
     def time(self, call: Callable[[], Any], seconds: float = 0.12) -> float:
-        """Seconds of one call, over as many as fill the time."""
+        """Seconds per call, averaged over as many calls as fit into `seconds`."""
         call()
         self.wait()
         began = time.perf_counter()
@@ -84,20 +84,24 @@ class Place:
         return done.stdout.strip()
 
 
-def products(place: Place) -> Iterator[str]:
-    """TFLOP/s: x W^T (forward), y W (backward), and that with W^T kept in memory."""
-    text = place.size.text
+def products(setup: Setup) -> Iterator[str]:
+    """TFLOP/s of x W^T (forward), of y W (backward), and of y W with a transposed copy of W."""
+    text = setup.size.text
     width, middle = text["hidden_size"], text["intermediate_size"]
     shapes = {"q": (width, width), "qkv": (3 * width, width), "gate": (middle, width)}
     shapes |= {"gate+up": (2 * middle, width), "down": (width, middle)}
-    tokens = place.rows * place.length
+    tokens = setup.rows * setup.length
     square = 2 * width
-    yield f"{'product':10}{'tokens':>8}{'forward':>10}{'backward':>10}{'kept W^T':>10}{'8 bits':>10}{'slowly':>10}  TFLOP/s"
+    yield f"{'product':10}{'tokens':>8}{'forward':>10}{'backward':>10}{'W^T copy':>10}{'fp8 fast':>10}{'fp8':>10}  TFLOP/s"
     for name, (wide, deep), many in [
         *((name, shape, tokens) for name, shape in shapes.items()),
         ("square", (square, square), square),
     ]:
-        x, y, weight = place.random(many, deep), place.random(many, wide), place.random(wide, deep)
+        x, y, weight = (
+            setup.random(many, deep),
+            setup.random(many, wide),
+            setup.random(wide, deep),
+        )
         turned = weight.t().contiguous()
         work = 2 * many * wide * deep / 1e12
         calls: list[Callable[[], Tensor]] = [
@@ -105,30 +109,30 @@ def products(place: Place) -> Iterator[str]:
             lambda y=y, w=weight: y @ w,  # type: ignore[misc]
             lambda y=y, w=turned: F.linear(y, w),  # type: ignore[misc]
         ]
-        found = "".join(f"{work / place.time(call):>10.1f}" for call in calls)
-        yield f"{name:10}{many:>8}{found}{_of_8_bits(place, x, weight, work)}"
-    if place.cuda:
-        x, weight = place.random(tokens, width), place.random(middle, width)
+        found = "".join(f"{work / setup.time(call):>10.1f}" for call in calls)
+        yield f"{name:10}{many:>8}{found}{_float8(setup, x, weight, work)}"
+    if setup.cuda:
+        x, weight = setup.random(tokens, width), setup.random(middle, width)
         for _ in range(400):
             F.linear(x, weight)
-        yield f"while products run: {place.power()}"
-        place.wait()
+        yield f"while products run: {setup.power()}"
+        setup.wait()
 
 
-def _of_8_bits(place: Place, x: Tensor, weight: Tensor, work: float) -> str:
-    """The forward product of numbers of 8 bits with a scale for each row, sums of few or all bits."""
-    if not place.cuda:
+def _float8(setup: Setup, x: Tensor, weight: Tensor, work: float) -> str:
+    """The forward product in float8 with a scale per row, with and without fast accumulation."""
+    if not setup.cuda:
         return f"{'-':>10}"
     kind = torch.float8_e4m3fn
-    scales = [torch.ones(len(each), 1, device=place.device) for each in (x, weight)]
+    scales = [torch.ones(len(each), 1, device=setup.device) for each in (x, weight)]
     narrow, turned = x.to(kind), weight.to(kind).t()
     found = ""
     for quick in (True, False):
         try:
-            spent = place.time(
+            spent = setup.time(
                 lambda quick=quick: torch._scaled_mm(  # type: ignore[misc]
                     narrow, turned, scales[0], scales[1].t(),
-                    out_dtype=place.dtype, use_fast_accum=quick,
+                    out_dtype=setup.dtype, use_fast_accum=quick,
                 )
             )  # fmt: skip
         except Exception as error:
@@ -137,20 +141,22 @@ def _of_8_bits(place: Place, x: Tensor, weight: Tensor, work: float) -> str:
     return found
 
 
-def attentions(place: Place) -> Iterator[str]:
-    """Of rows of one length, and of rows that differ by a tenth."""
-    rows, length = place.rows, place.length
-    yield from attended(place, [length] * rows)
-    yield from attended(place, [length + (at * 7 % 11 - 5) * length // 50 for at in range(rows)])
+def attention_kernels(setup: Setup) -> Iterator[str]:
+    """Attention over rows of one length, and over rows that differ by a tenth."""
+    rows, length = setup.rows, setup.length
+    yield from time_attention(setup, [length] * rows)
+    yield from time_attention(
+        setup, [length + (at * 7 % 11 - 5) * length // 50 for at in range(rows)]
+    )
 
 
-def attended(place: Place, lengths: list[int]) -> Iterator[str]:
-    """Milliseconds forward, and forward with backward, of all rows of a step in one layer."""
-    heads = place.size.text["num_attention_heads"]
-    size = place.size.text["hidden_size"] // heads
+def time_attention(setup: Setup, lengths: list[int]) -> Iterator[str]:
+    """Milliseconds of one layer for all rows of a step: forward, and forward with backward."""
+    heads = setup.size.text["num_attention_heads"]
+    size = setup.size.text["hidden_size"] // heads
     rows, length = len(lengths), max(lengths)
-    borders = torch.tensor([0, *lengths], device=place.device).cumsum(0).to(torch.int32)
-    q, k, v, slope = (place.random(1, sum(lengths), heads, size) for _ in range(4))
+    borders = torch.tensor([0, *lengths], device=setup.device).cumsum(0).to(torch.int32)
+    q, k, v, slope = (setup.random(1, sum(lengths), heads, size) for _ in range(4))
     turned = [each.transpose(1, 2).requires_grad_() for each in (q, k, v)]
 
     def batch(backend: Any) -> Callable[[], Tensor]:
@@ -169,15 +175,18 @@ def attended(place: Place, lengths: list[int]) -> Iterator[str]:
         return lambda: run(*turned, borders, length, 0.0, None, None)
 
     kinds = torch.nn.attention.SDPBackend
-    ways = {"varlen": ours(attention._one_kernel), "one by one": ours(attention._one_by_one)}
+    ways = {
+        "varlen": ours(attention.varlen_attention),
+        "one by one": ours(attention.sequential_attention),
+    }
     ways |= {
-        "batch, ours": ours(attention._one_batch),
+        "batch, ours": ours(attention.batched_attention),
         "batch, flash": batch(kinds.FLASH_ATTENTION),
     }
     ways |= {"batch, cudnn": batch(kinds.CUDNN_ATTENTION)}
     ways["packed, cudnn"] = lambda: _Packed.apply(*turned, borders, length)
     first: Any = None
-    yield f"{'attention':16}{'forward ms':>12}{'both ms':>10}{'off by':>10}  {length} at most"
+    yield f"{'attention':16}{'forward ms':>12}{'both ms':>10}{'error':>10}  up to {length} tokens"
     for name, call in ways.items():
         if name.startswith("batch") and min(lengths) < length:
             continue
@@ -187,15 +196,15 @@ def attended(place: Place, lengths: list[int]) -> Iterator[str]:
             first = first or [out.detach(), *slopes]
             pairs = list(zip(first, [out.detach(), *slopes], strict=True))
             apart = max(float((a - b).norm() / a.norm()) for a, b in pairs)
-            alone = place.time(call)
-            both = place.time(lambda c=call: torch.autograd.grad(c(), turned, slope))
+            alone = setup.time(call)
+            both = setup.time(lambda c=call: torch.autograd.grad(c(), turned, slope))
             yield f"{name:16}{alone * 1e3:>12.3f}{both * 1e3:>10.3f}{apart:>10.1e}"
         except Exception as error:
             yield f"{name:16} {type(error).__name__}: {str(error)[:150]}"
 
 
 class _Packed(torch.autograd.Function):
-    """cuDNN's attention of rows one behind the other, by the operations that torch has for it."""
+    """cuDNN attention over packed rows, with torch's own operators."""
 
     @staticmethod
     def forward(
@@ -219,46 +228,47 @@ class _Packed(torch.autograd.Function):
         return (*(each.transpose(0, 1).unsqueeze(0) for each in made), None, None)
 
 
-def step(place: Place) -> Iterator[str]:
-    """Rows a second of the step, and its kernels by group."""
+def step(setup: Setup) -> Iterator[str]:
+    """Rows per second of the step, and its kernels by group."""
     case = steps.CASES["stage1"]
-    model = steps.build(place.size, place.device, place.dtype, 1)
+    model = steps.build_model(setup.size, setup.device, setup.dtype, 1)
     for layer in model.get_decoder().layers:
         layer.gradient_checkpointing = False
-    rows = steps.make_samples(place.size, case)[: place.rows * 2]
+    rows = steps.make_samples(setup.size, case)[: setup.rows * 2]
     batches = [
-        steps.on_device(batch, model) for batch in steps.packed(rows, place.rows * place.length)
+        steps.to_device(batch, model)
+        for batch in steps.packed_batches(rows, setup.rows * setup.length)
     ]
-    steps.switch(model, place.cuda)
+    steps.apply_optimizations(model, setup.cuda)
     optimizer = steps.adamw(model, 0.0)
     began = time.perf_counter()
-    losses = [steps.one_step(model, batch, optimizer) for batch in batches]
-    place.wait()
+    losses = [steps.train_step(model, batch, optimizer) for batch in batches]
+    setup.wait()
     warm = time.perf_counter() - began
     times = []
     for batch in batches * 2:
         began = time.perf_counter()
-        steps.one_step(model, batch, optimizer)
-        place.wait()
+        steps.train_step(model, batch, optimizer)
+        setup.wait()
         times.append(time.perf_counter() - began)
     loss = sum(float(each) for each in losses) / len(losses)
-    rates = " ".join(f"{place.rows / each:.2f}" for each in times)
-    yield f"{rates} rows/s, loss {loss:.5f}, warm-up {warm:.1f} s, {place.power()}"
-    yield from _profile(place, lambda: steps.one_step(model, batches[0], optimizer))
+    rates = " ".join(f"{setup.rows / each:.2f}" for each in times)
+    yield f"{rates} rows/s, loss {loss:.5f}, warm-up {warm:.1f} s, {setup.power()}"
+    yield from _profile(setup, lambda: steps.train_step(model, batches[0], optimizer))
 
 
-def _profile(place: Place, call: Callable[[], Any]) -> Iterator[str]:
+def _profile(setup: Setup, call: Callable[[], Any]) -> Iterator[str]:
     kinds = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kinds.CUDA if place.cuda else kinds.CPU]) as found:
+    with torch.profiler.profile(activities=[kinds.CUDA if setup.cuda else kinds.CPU]) as found:
         began = time.perf_counter()
         call()
-        place.wait()
+        setup.wait()
         whole = time.perf_counter() - began
     times: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     groups: dict[str, float] = defaultdict(float)
     for event in found.key_averages():
-        spent = (event.self_device_time_total if place.cuda else event.self_cpu_time_total) / 1e3
+        spent = (event.self_device_time_total if setup.cuda else event.self_cpu_time_total) / 1e3
         times[event.key] += spent
         counts[event.key] += event.count
         groups[_group(event.key)] += spent
@@ -270,7 +280,7 @@ def _profile(place: Place, call: Callable[[], Any]) -> Iterator[str]:
 
 def _group(key: str) -> str:
     low = key.lower()
-    # cuDNN's and FlashAttention's kernels have "cutlass" in their names too.
+    # Names of cuDNN and FlashAttention kernels also contain "cutlass".
     for name in ("attention", "compiled elementwise", "products", "copies"):
         if any(mark in low for mark in GROUPS[name]):
             return name
@@ -280,21 +290,21 @@ def _group(key: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them without it")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all parts")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
     given = parser.parse_args(arguments)
-    place = Place(given.tiny)
-    runs: dict[str, Callable[[Place], Iterator[str]]] = {
+    setup = Setup(given.tiny)
+    runs: dict[str, Callable[[Setup], Iterator[str]]] = {
         "products": products,
-        "attention": attentions,
+        "attention": attention_kernels,
         "step": step,
     }
     for part in given.parts or PARTS:
         began = time.perf_counter()
-        for line in runs[part](place):
+        for line in runs[part](setup):
             print(line, flush=True)
         print(f"({part}: {time.perf_counter() - began:.1f} s)", flush=True)
-        if place.cuda:
+        if setup.cuda:
             torch.cuda.empty_cache()
 
 

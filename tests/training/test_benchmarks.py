@@ -105,7 +105,7 @@ def test_the_table_tells_what_was_not_trained_with(
 def test_rows_are_shared_out_evenly(script: Callable[[str], Any]) -> None:
     scaling = script("scaling")
     samples = scaling.make_samples(scaling.TINY, scaling.Case(2, 8, 40, 40, 700, 0.6))
-    parts = scaling.shared_out(samples, 4)
+    parts = scaling.balanced_split(samples, 4)
     assert sorted(s.id for part in parts for s in part) == sorted(s.id for s in samples)
     tokens = [sum(sample.length for sample in part) for part in parts]
     assert max(tokens) - min(tokens) <= max(sample.length for sample in samples)

@@ -1,4 +1,4 @@
-"""The benchmark of a training step runs, and its fast way computes what its plain way does."""
+"""The benchmark of a training step runs, and its optimized step computes the plain one's loss."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def benchmark() -> Iterator[Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
 
 
-def test_it_runs(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_cases_run(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     names = list(benchmark.CASES)
     benchmark.main(["--tiny", "--eager", *(f"--case={name}" for name in names)])
     told = capsys.readouterr().out.splitlines()[-5:]
-    # The losses of all that have two ways.
+    # The loss differences of all cases with two variants.
     assert [line.split(":")[0] for line in told] == names[:5]
-    differences = [float(line.removesuffix(" of it").split()[-1]) for line in told]
+    differences = [float(line.split()[-1]) for line in told]
     assert max(differences) < 1e-5
 
 
-def test_what_fails_does_not_stop_the_rest(
+def test_an_error_does_not_stop_the_other_cases(
     benchmark: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "add_adapter", lambda *_args, **_options: 1 / 0)
@@ -52,21 +52,21 @@ def test_what_fails_does_not_stop_the_rest(
     assert told[1].startswith("curves: the loss goes from ")
 
 
-def test_the_fast_way_computes_the_same(benchmark: Any) -> None:
-    model = benchmark.build(benchmark.TINY, "cpu", torch.float32, 2)
+def test_the_optimized_step_computes_the_same(benchmark: Any) -> None:
+    model = benchmark.build_model(benchmark.TINY, "cpu", torch.float32, 2)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.3)  # wide enough for every image and row to matter
     samples = benchmark.make_samples(benchmark.TINY, benchmark.Case(2, 2, 6, 40, 700, 0.5))
     batches = [
-        benchmark.on_device(collator(samples), model)
+        benchmark.to_device(collator(samples), model)
         for collator in (benchmark.PaddedCollator(0), benchmark.PackedCollator(0))
     ]
     found = []
     for fast, batch in zip((False, True), batches, strict=True):
         if fast:
-            benchmark.switch(model, compiled=False)
+            benchmark.apply_optimizations(model, compiled=False)
         model.zero_grad()
         loss = model(**batch, use_cache=False).loss
         loss.backward()
@@ -77,7 +77,7 @@ def test_the_fast_way_computes_the_same(benchmark: Any) -> None:
     assert float((our_slope - plain_slope).norm() / plain_slope.norm()) < 1e-3
 
 
-def test_rows_with_images_are_as_long_as_real_ones(benchmark: Any) -> None:
+def test_rows_with_images_have_real_lengths(benchmark: Any) -> None:
     case = benchmark.CASES["ragged"]
     samples = benchmark.make_samples(benchmark.BIG, case)
     text = sorted(sample.length - 576 for sample in samples if not sample.text_only)
