@@ -1,10 +1,8 @@
-"""The one tree of errors that a user of vip-llava can meet.
+"""The exceptions of vip-llava: one tree rooted in `VipLlavaError`.
 
-Every mistake of a user (a bad region, an unreadable image, a folder that is no checkpoint)
-raises a subclass of `VipLlavaError` whose message says what was wrong, where, and what would be
-right. Mistakes of a programmer are asserts or ordinary `TypeError`s and do not belong here.
-
-This module imports nothing, so that every other part may use it.
+Invalid input (a region, an image, a checkpoint folder) raises a subclass whose message says what was
+wrong, where, and what would be right. Programming errors raise `AssertionError`, `TypeError` or
+`ValueError` instead. This module imports nothing, so that every other module can use it.
 """
 
 from __future__ import annotations
@@ -26,48 +24,48 @@ __all__ = [
 
 
 class VipLlavaError(Exception):
-    """Root of all errors that vip-llava raises for a user's mistake or a missing part."""
+    """Base class of all errors that invalid input or a missing part causes."""
 
 
 class RegionError(VipLlavaError, ValueError):
-    """A region whose geometry, colour, frame or JSON breaks a rule; names the region and the rule."""
+    """A region with invalid geometry, colour, frame or JSON. Names the region and the rule."""
 
 
 class PhraseError(VipLlavaError, ValueError):
-    """A `<region:ID>` in a text that names no given region, or a region that can't be worded."""
+    """A `<region:ID>` that names no given region, or regions without distinct phrases."""
 
 
 class ImageError(VipLlavaError, ValueError):
-    """An image that can't be opened safely: format, size, truncation, animation, mode."""
+    """An image that can't be decoded: unsupported format or mode, too large, damaged or animated."""
 
 
 class TemplateError(VipLlavaError, ValueError):
-    """A conversation that a chat template can't hold, or an unknown template name."""
+    """An unknown chat template, or a conversation that a template can't represent."""
 
 
 class RequestError(VipLlavaError, ValueError):
-    """An ask that can't be answered: sampling parameters out of range, prompt too long, no question."""
+    """An invalid request: sampling parameters out of range, a prompt too long, no question."""
 
 
 class ServingError(VipLlavaError, RuntimeError):
-    """A server that can't start as asked, a peer that is refused, or a request that can't be taken now."""
+    """A server that can't start with its settings or can't accept a request, or a refused peer."""
 
 
 class CheckpointError(VipLlavaError, ValueError):
-    """A model folder or name that can't be loaded; says which file or key is missing or unexpected."""
+    """A model that can't be loaded. Names the missing or unexpected file or key."""
 
 
 class QuantizationError(CheckpointError):
-    """A quantization that this model, device or environment can't do."""
+    """A quantization that this model, device or environment does not support."""
 
 
 class DownloadError(VipLlavaError, OSError):
-    """A part of the default model that could not be fetched or whose checksum is wrong."""
+    """A part of the default model that can't be downloaded or has a wrong checksum."""
 
 
 class MissingExtraError(VipLlavaError, ImportError):
-    """An optional library is missing; says which extra of the package brings it."""
+    """An optional library is missing. Names the extra of the package that installs it."""
 
 
 class DataError(VipLlavaError, ValueError):
-    """A data row or data file that can't be used; names file, row id and reason."""
+    """A data file or row that can't be used. Names the file, the row's id and the reason."""

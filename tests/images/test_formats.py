@@ -10,7 +10,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from vip_llava.errors import ImageError
 from vip_llava.images import open_image
-from vip_llava.images.formats import canvas_size, essential_png, refuse_scan_flood, sniff
+from vip_llava.images.formats import canvas_size, essential_png, check_scan_count, sniff
 
 Encode = Callable[..., bytes]
 Chunk = Callable[[bytes, bytes], bytes]
@@ -132,9 +132,9 @@ def test_a_flood_of_scans_is_refused(files: dict[str, bytes]) -> None:
 
 def test_scans_are_counted_in_the_image_alone(files: dict[str, bytes]) -> None:
     data = files["jpeg"]
-    refuse_scan_flood(data + b"\xff\xda" * 500)  # behind its end
+    check_scan_count(data + b"\xff\xda" * 500)  # behind its end
     comment = b"\xff\xfe" + struct.pack(">H", 1002) + b"\xff\xda" * 500
-    refuse_scan_flood(data[:2] + comment + data[2:])
+    check_scan_count(data[:2] + comment + data[2:])
     assert open_image(data[:2] + comment + data[2:]).tobytes() == open_image(data).tobytes()
 
 

@@ -66,7 +66,7 @@ def test_the_given_image_is_not_altered(photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("source", [None, 7, ["a.png"], object()])
 def test_other_sources_are_refused(source: Any) -> None:
-    with pytest.raises(ImageError, match="can't be made from"):
+    with pytest.raises(ImageError, match="an image can't be a"):
         open_image(source)
 
 
@@ -114,10 +114,10 @@ def test_bombs_are_refused_on_their_header(
         assert time.perf_counter() - started < 1, name
 
 
-def test_a_header_that_pillow_itself_refuses_is_told_our_limit(
+def test_the_message_for_a_header_that_pillow_refuses_has_our_limit(
     png_chunk: Callable[[bytes, bytes], bytes],
 ) -> None:
-    with pytest.raises(ImageError, match=r"claims 3,600,000,000; at most 64,000,000 are opened"):
+    with pytest.raises(ImageError, match=r"says 3,600,000,000; the limit is 64,000,000"):
         open_image(_bomb_headers(png_chunk)["PNG"], max_pixels=64_000_000)
 
 
@@ -155,7 +155,7 @@ def test_several_frames_are_refused_and_one_is_not(
 ) -> None:
     other = photo.transpose(Image.Transpose.ROTATE_180)
     data = encode(photo, kind, save_all=True, append_images=[other])
-    with pytest.raises(ImageError, match=r"animated|more than one frame"):
+    with pytest.raises(ImageError, match=r"animated|several frames"):
         open_image(data)
     assert open_image(encode(photo, kind, save_all=True)).size == photo.size
 
@@ -237,7 +237,7 @@ def test_postscript_is_not_run_through_pillow(tmp_path: Path) -> None:
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     with pytest.raises(ImageError, match="PostScript"):
         open_image(path)
-    with Image.open(path) as image, pytest.raises(ImageError, match="another program"):
+    with Image.open(path) as image, pytest.raises(ImageError, match="external program"):
         open_image(image)
 
 

@@ -44,7 +44,7 @@ def test_data_addresses(address: str) -> None:
         ("data:", "comma"),
         ("data:image/png;base64,", "0 bytes"),
         ("data:image/png;base64,====", "0 bytes"),
-        ("data:image/png;base64,AAAAA", "cut short"),
+        ("data:image/png;base64,AAAAA", "truncated"),
         ("data:image/png;base64,AA!A", "not base64"),
         ("data:image/png;base64,AA=A", "not base64"),
         ("data:image/png;base64,A\u00e4AA", "not base64"),
@@ -53,7 +53,7 @@ def test_data_addresses(address: str) -> None:
         ("data:" + "x" * 5000 + ";base64,AAAA", "comma"),
     ],
 )
-def test_broken_data_addresses(address: str, reason: str) -> None:
+def test_broken_data_urls(address: str, reason: str) -> None:
     with pytest.raises(ImageError, match=reason) as caught:
         read_source(address, LIMIT)
     assert len(str(caught.value)) < 300
@@ -85,7 +85,7 @@ def test_paths(tmp_path: Path) -> None:
         read_source(path, 5)
     with pytest.raises(ImageError, match="is a folder"):
         read_source(tmp_path, LIMIT)
-    with pytest.raises(ImageError, match="no image file"):
+    with pytest.raises(ImageError, match="image file .* does not exist"):
         read_source(tmp_path / "b.png", LIMIT)
     empty = tmp_path / "empty.png"
     empty.touch()

@@ -1,8 +1,8 @@
-"""The one safe way from whatever a person hands over to an RGB image.
+"""Safe decoding of images to RGB.
 
-`open_image` decides by content what a file is, refuses what is too large before anything is
-decoded, turns the image as its EXIF says and flattens transparency on white. The package knows
-files and Pillow. It never touches the network, draws nothing and knows nothing of models.
+`open_image` detects the format by content, checks limits before decoding, applies the EXIF
+orientation and flattens transparency on white. The package does not use the network and does not know
+regions or models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vip_llava.images.sources import read_source
 
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "image_hash", "open_image"]
 
-# 64 megapixels hold the full resolution of nearly every phone and take 256 MB once decoded.
+# 64 megapixels are the full resolution of nearly every phone and take 256 MB once decoded.
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 1024 * 1024
 
@@ -32,18 +32,18 @@ def open_image(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Image.Image:
-    """Open an image safely; the result is always RGB, loaded, turned upright and independent.
+    """Open an image safely. The result is RGB, loaded, upright and independent of the source.
 
     Args:
         source: a path; the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file with one image; a
-            `data:` address; a Pillow image (it is not altered); or a numpy array of shape [H, W],
-            [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) holding bytes, booleans, 16-bit values,
-            or floats of 0..1 or 0..255. Web addresses are not fetched.
-        max_pixels: largest width x height, checked on the header before decoding.
-        max_bytes: largest file.
+            `data:` URL; a Pillow image (not modified); or a numpy array of shape [H, W], [H, W, 1],
+            [H, W, 3] (RGB) or [H, W, 4] (RGBA) with bytes, booleans, 16-bit values, or floats in
+            0..1 or 0..255. Web addresses are not fetched.
+        max_pixels: maximum of width x height, checked on the header before decoding.
+        max_bytes: maximum size of a file.
 
     Raises:
-        ImageError: the source can't be read, is no such image, is too large, damaged or animated.
+        ImageError: the source is unreadable, not a supported image, too large, damaged or animated.
     """
     if isinstance(source, Image.Image):
         return image_to_rgb(source, max_pixels)
@@ -57,7 +57,7 @@ def open_image(
 def image_hash(image: Image.Image) -> str:
     """SHA-256 (hex) of an image's mode, size, palette and pixels.
 
-    The size is part of it: a 2 x 3 and a 3 x 2 image of the same bytes differ.
+    The size is included, so that a 2 x 3 and a 3 x 2 image of the same bytes differ.
     """
     digest = hashlib.sha256(f"{image.mode}:{image.width}x{image.height}:".encode())
     if image.mode in ("P", "PA"):

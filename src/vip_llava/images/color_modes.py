@@ -1,8 +1,7 @@
-"""From every pixel mode of Pillow, and from arrays, to RGB.
+"""Convert every pixel mode of Pillow, and arrays, to RGB.
 
-Transparency is flattened on white: it is what a page or a viewer shows, and the colours that a
-file keeps under transparent pixels are arbitrary. 16-bit values are scaled, not clipped. Colour
-profiles are ignored, as the models' training did.
+Transparency is flattened on white, as viewers do; the colours of transparent pixels are arbitrary.
+16-bit values are scaled, not clipped. Colour profiles are ignored, as in the models' training.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ __all__ = ["array_to_rgb", "to_rgb"]
 Bytes = npt.NDArray[np.uint8]
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _ARRAY_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# Rounding in a user's own arithmetic may leave 0..1 by this much.
+# Rounding in a user's arithmetic may exceed 0..1 by this much.
 _SLACK = 1e-3
 
 
 def to_rgb(image: Image.Image, *, from_file: bool) -> Image.Image:
     """A new RGB image without metadata from a loaded image of any mode.
 
-    `from_file` says that 16-bit values are known to span 0..65535; for others see `_levels`.
+    `from_file`: 16-bit values span 0..65535; otherwise `_levels` infers their range.
 
     Raises:
-        ImageError: a mode or values that have no one meaning as colours.
+        ImageError: a mode or values without a unique meaning as colours.
     """
     if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
         rgb = _deep_to_rgb(image, from_file)
@@ -39,7 +38,7 @@ def to_rgb(image: Image.Image, *, from_file: bool) -> Image.Image:
         rgb = _flatten(image.convert(straight) if straight else image)
     else:
         rgb = image.copy() if image.mode == "RGB" else image.convert("RGB")
-    # Profiles, text and the EXIF turn that was already applied must not travel on.
+    # Drop profiles, texts and the EXIF orientation, which was already applied.
     rgb.info = {}
     return rgb
 
@@ -48,16 +47,16 @@ def array_to_rgb(array: npt.NDArray[Any]) -> Image.Image:
     """A new RGB image from an array [H, W] or [H, W, 1 | 3 | 4] (RGB or RGBA).
 
     Raises:
-        ImageError: another shape or kind of numbers, no pixels, or values out of range.
+        ImageError: another shape or dtype, no pixels, or values out of range.
     """
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in _ARRAY_MODES:
         channels_first = array.ndim == 3 and array.shape[0] in _ARRAY_MODES
-        hint = ": move its channels last with .transpose(1, 2, 0)" if channels_first else ""
+        hint = "; move the channels last with .transpose(1, 2, 0)" if channels_first else ""
         raise ImageError(
-            f"an array of shape {list(array.shape)} is no image; [H, W], [H, W, 1], [H, W, 3] or "
-            f"[H, W, 4] is{hint}"
+            f"an image array must have the shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
+            f"not {list(array.shape)}{hint}"
         )
     if 0 in array.shape:
         raise ImageError(f"an array of shape {list(array.shape)} has no pixels")
@@ -75,7 +74,7 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image, from_file: bool) -> Image.Image:
-    """RGB from one channel of more than 8 bits."""
+    """RGB from one channel with more than 8 bits."""
     values = np.asarray(image)
     sixteen = from_file and image.mode.startswith("I;16")
     levels = _from_sixteen_bits(values) if sixteen else _levels(values)
@@ -86,17 +85,17 @@ def _deep_to_rgb(image: Image.Image, from_file: bool) -> Image.Image:
 
 
 def _levels(values: npt.NDArray[Any]) -> Bytes:
-    """Bytes from numbers of any type; where the type does not tell the range, the values do.
+    """Bytes from numbers of any dtype. If the dtype does not determine the range, the values do.
 
-    Whole numbers up to 255 are levels, up to 65535 they are 16-bit. Fractions up to 1 are shares,
-    up to 255 levels. The other reading of such values would be a black image.
+    Integers up to 255 are levels, up to 65535 16-bit values. Floats up to 1 are fractions, up to 255
+    levels. The other interpretation would give a black image.
     """
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind not in "iuf":
-        raise ImageError(f"numbers of type {values.dtype} are no image; uint8 is")
+        raise ImageError(f"an image array can't have the dtype {values.dtype}; use uint8")
     low, high = values.min(), values.max()
     if values.dtype.kind == "f":
         return _from_fractions(values, float(low), float(high))

@@ -1,7 +1,7 @@
-"""What an image file is, by its content, and what must be known before Pillow sees it.
+"""Detect the format of an image file by content, and check its header before Pillow reads it.
 
-Only the formats of `FORMATS` exist here; everything else is refused, with its name where it is
-known. The checks read a few bytes of header and decode nothing.
+Formats outside `FORMATS` are refused, by name if they are known. The checks read a few bytes of the
+header and decode nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from vip_llava.errors import ImageError
 
-__all__ = ["FORMATS", "Format", "canvas_size", "essential_png", "refuse_scan_flood", "sniff"]
+__all__ = ["FORMATS", "Format", "canvas_size", "check_scan_count", "essential_png", "sniff"]
 
 Format: TypeAlias = Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -51,27 +51,25 @@ _FTYP_BRANDS = {
 }
 _TEXTS = ((b"<svg", "an SVG drawing"), (b"<html", "a web page"), (b"<!doctype", "a web page"))
 
-# A photo has about ten scans; a few bytes can ask for another pass over the whole image.
+# A photo has about ten scans. Each costs a pass over the whole image for a few bytes.
 _MAX_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-# The chunks that decide the pixels. The others are metadata that could only do harm.
+# The chunks that determine the pixels and the orientation; the others are metadata.
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
 
 
 def sniff(data: bytes) -> Format:
-    """The format of an image file, from its first bytes and not from any name.
+    """The format of an image file, from its first bytes.
 
     Raises:
-        ImageError: not one of `FORMATS`; says what it seems to be.
+        ImageError: not one of `FORMATS`; the message names the detected format.
     """
     for start, name in _STARTS:
         if data.startswith(start):
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    raise ImageError(
-        f"the file is {_guess(data)}, not an image that is read here: {', '.join(FORMATS)}"
-    )
+    raise ImageError(f"the file is {_guess(data)}; supported formats: {', '.join(FORMATS)}")
 
 
 def _guess(data: bytes) -> str:
@@ -84,11 +82,11 @@ def _guess(data: bytes) -> str:
     for text, name in _TEXTS:
         if text in beginning:
             return name
-    return f"of an unknown kind (its first bytes are {data[:8].hex(' ')})"
+    return f"of an unknown format (its first bytes are {data[:8].hex(' ')})"
 
 
 def canvas_size(data: bytes, name: Format) -> tuple[int, int] | None:
-    """Width and height of a WebP or GIF from its header, where Pillow allocates before it tells."""
+    """Width and height in the header of a WebP or GIF, for which Pillow allocates on opening."""
     if name == "GIF" and len(data) >= 10:
         width, height = struct.unpack_from("<HH", data, 6)
         return width, height
@@ -107,7 +105,7 @@ def canvas_size(data: bytes, name: Format) -> tuple[int, int] | None:
 
 
 def essential_png(data: bytes) -> bytes:
-    """The same PNG with nothing but the chunks that decide its pixels and its orientation.
+    """The same PNG with only the chunks that determine its pixels and orientation.
 
     Raises:
         ImageError: truncated, damaged, or animated (APNG).
@@ -121,7 +119,7 @@ def essential_png(data: bytes) -> bytes:
         if end > len(data):
             break
         if kind == b"acTL" and int.from_bytes(data[position + 8 : position + 12], "big") > 1:
-            raise ImageError("the PNG file is animated (APNG); give one frame of it as an image")
+            raise ImageError("the PNG file is animated (APNG); pass one of its frames as an image")
         if kind in _PNG_CHUNKS and _chunk_is_whole(data, position, end):
             kept.append(data[position:end])
         if kind == b"IEND":
@@ -131,7 +129,7 @@ def essential_png(data: bytes) -> bytes:
 
 
 def _chunk_is_whole(data: bytes, start: int, end: int) -> bool:
-    """Whether a chunk's checksum holds; a damaged EXIF chunk is dropped, a damaged image refused."""
+    """Whether a chunk's checksum is right. A damaged EXIF chunk is dropped, others raise."""
     if zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big"):
         return True
     kind = data[start + 4 : start + 8]
@@ -140,13 +138,9 @@ def _chunk_is_whole(data: bytes, start: int, end: int) -> bool:
     raise ImageError(f"the PNG file is damaged: the checksum of its {kind.decode()} chunk is wrong")
 
 
-def refuse_scan_flood(data: bytes) -> None:
-    """Refuse a JPEG with so many scans that decoding would take minutes.
-
-    Raises:
-        ImageError: more than 100 scans.
-    """
-    # An upper bound first: it is exact but for thumbnails and appended data.
+def check_scan_count(data: bytes) -> None:
+    """Raise ImageError for a JPEG with more than 100 scans, which could take minutes to decode."""
+    # This upper bound is exact except for thumbnails and appended data.
     if data.count(b"\xff\xda") <= _MAX_SCANS:
         return
     scans = 0
@@ -160,5 +154,5 @@ def refuse_scan_flood(data: bytes) -> None:
             continue
         scans += marker == 0xDA
         if scans > _MAX_SCANS:
-            raise ImageError(f"the JPEG file has more than {_MAX_SCANS} scans; save it anew")
+            raise ImageError(f"the JPEG file has more than {_MAX_SCANS} scans; save it again")
         position += int.from_bytes(data[position : position + 2], "big")

@@ -1,6 +1,6 @@
-"""From a path, bytes or a `data:` address to the bytes of a file, within a byte limit.
+"""Read the bytes of an image from a path, bytes or a `data:` URL, within a byte limit.
 
-Knows nothing of image formats, and opens no connection: web addresses are refused here.
+The module does not know image formats and opens no connection: it refuses web addresses.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _LONGEST_DATA_HEAD = 1000
 
 
 def read_source(source: object, max_bytes: int) -> bytes:
-    """The bytes that `source` (path, bytes or `data:` address) stands for.
+    """The bytes of `source`, a path, bytes or a `data:` URL.
 
     Raises:
-        ImageError: another kind of source, unreadable, empty, or more than `max_bytes`.
+        ImageError: an unsupported type, unreadable, empty, or larger than `max_bytes`.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         _check_length(memoryview(source).nbytes, max_bytes)
         data = bytes(source)
     elif isinstance(source, str) and _DATA.match(source):
-        data = _from_data_address(source, max_bytes)
+        data = _from_data_url(source, max_bytes)
     elif isinstance(source, str | Path):
         data = _from_path(source, max_bytes)
     else:
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
         raise ImageError(
-            f"an image can't be made from {kind}: give a path, the bytes of an image file, a data: "
-            "address, a Pillow image or a numpy array"
+            f"an image can't be a {kind}; pass a path, the bytes of an image file, a data: URL, a "
+            "Pillow image or a numpy array"
         )
     if not data:
         raise ImageError("the image is empty (0 bytes)")
@@ -57,25 +57,25 @@ def _from_path(source: str | Path, max_bytes: int) -> bytes:
     found = _SCHEME.match(source) if isinstance(source, str) else None
     if found:
         scheme = found[1].lower()
-        # The address itself stays out of the message: it may hold a password or a token.
+        # The message omits the address, which may hold a password or a token.
         advice = (
-            "give the path without the scheme"
+            "pass the path without the scheme"
             if scheme == "file"
-            else "download the image first and give its path or its bytes"
+            else "download the image first and pass its path or its bytes"
         )
         raise ImageError(f"images are not fetched from {scheme}: addresses; {advice}")
     path = Path(source)
     try:
         status = path.stat()
-        # A pipe or a device could deliver bytes without end, or block for ever.
+        # A pipe or a device could deliver endless data, or block forever.
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ImageError(f"{str(path)!r} is {kind}; give the path of an image file")
+            raise ImageError(f"{str(path)!r} is {kind}; pass the path of an image file")
         _check_length(status.st_size, max_bytes)
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except FileNotFoundError:
-        raise ImageError(f"there is no image file {_short(path)!r}") from None
+        raise ImageError(f"the image file {_short(path)!r} does not exist") from None
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
@@ -86,24 +86,21 @@ def _from_path(source: str | Path, max_bytes: int) -> bytes:
 
 
 def _short(path: Path) -> str:
-    """A path for a message; a whole image pasted in as text must not fill the screen."""
+    """A path for a message, shortened in case it is an image pasted as text."""
     text = str(path)
     return text if len(text) <= 300 else f"{text[:120]}... ({len(text):,} characters)"
 
 
-def _from_data_address(address: str, max_bytes: int) -> bytes:
-    """The payload of a `data:` address. The media type is ignored: the content decides.
+def _from_data_url(url: str, max_bytes: int) -> bytes:
+    """The payload of a `data:` URL. The media type is ignored.
 
-    Accepted as found in the wild: white space anywhere, either base64 alphabet, percent escapes,
-    missing or surplus padding.
+    Tolerates white space, both base64 alphabets, percent escapes, and missing or surplus padding.
     """
-    head, comma, payload = address.partition(",")
+    head, comma, payload = url.partition(",")
     if not comma or len(head) > _LONGEST_DATA_HEAD:
-        raise ImageError(
-            "the data: address has no comma after its head (data:image/png;base64,...)"
-        )
+        raise ImageError("the data: URL has no comma after its head (data:image/png;base64,...)")
     if not head.lower().rstrip().endswith(";base64"):
-        # Three characters of text at most stand for one byte.
+        # At most three characters encode one byte.
         _check_length(len(payload) // 3, max_bytes)
         data = urllib.parse.unquote_to_bytes(payload)
         _check_length(len(data), max_bytes)
@@ -114,9 +111,9 @@ def _from_data_address(address: str, max_bytes: int) -> bytes:
     _check_length(len(text) * 3 // 4, max_bytes)
     if len(text) % 4 == 1:
         raise ImageError(
-            f"the base64 of the data: address is cut short ({len(text):,} characters can't be decoded)"
+            f"the base64 of the data: URL is truncated ({len(text):,} characters can't be decoded)"
         )
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise ImageError("the data: address holds characters that are not base64") from None
+        raise ImageError("the data: URL holds characters that are not base64") from None
