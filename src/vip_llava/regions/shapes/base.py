@@ -9,7 +9,6 @@ depend on the image size, and `draw` composes the strokes over the pixels.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -178,7 +177,7 @@ class Region:
     def changed(self, **values: Any) -> Self:
         """A copy with other field values. They are not validated: the caller must pass valid ones."""
         region = object.__new__(type(self))
-        for name in _field_names(type(self)):
+        for name in (field.name for field in fields(self)):
             assign(region, name, values[name] if name in values else getattr(self, name))
         return region
 
@@ -224,11 +223,6 @@ class Region:
             raise RegionError(
                 f'{self.label}: frame must be "pixel" or "unit", not {geometry.brief(frame)}'
             )
-
-
-@functools.cache
-def _field_names(kind: type[Region]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
 
 
 def check_size(size: Size) -> None:
