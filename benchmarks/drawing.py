@@ -1,9 +1,9 @@
-"""How long drawing takes: one prompt of each shape on a 640 x 480 image, on one core.
+"""Benchmark of drawing: one mark of each shape on a 640 x 480 image, on one core.
 
-Each time is a whole `draw` call - resolving the region, copying the image, drawing - with a mark of
-about 150 x 150 pixels, half transparent (the training's way) and opaque (the default when asking).
-Compared with the published 3.6 ms (ellipse) to 14 ms (scribble) of the original on such an image;
-only those two were published, the other shapes are compared with the faster of them.
+Each measurement is a `draw` call - resolving the region, copying the image, drawing - with a mark of
+about 150 x 150 pixels, half transparent (as in training) and opaque (the default of a request). The
+original's published times for such an image are 3.6 ms (ellipse) to 14 ms (scribble); the other shapes
+are compared with the lower one.
 
     python benchmarks/drawing.py [--rounds 30] [--write NAME_OF_HARDWARE]
 """
@@ -76,18 +76,20 @@ def marks() -> dict[str, Region]:
 
 
 def whole_image_overlay(image: Image.Image) -> Image.Image:
-    """The textbook way: an RGBA layer as large as the image with an ellipse on it, composed and turned
-    back. A yardstick for the machine and its present load; the original does more than this."""
+    """The reference: an RGBA layer as large as the image with an ellipse on it, composited.
+
+    Measures the machine and its current load. The original does more than this.
+    """
     layer = Image.new("RGBA", image.size, (255, 0, 0, 0))
     ImageDraw.Draw(layer).ellipse((220, 160, 370, 310), outline=(255, 0, 0, 177), width=5)
     return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of processor time for each call: (undisturbed, middle).
+    """Milliseconds of processor time for each call: (median of the fastest, median).
 
-    The calls take turns, `INNER` calls a turn, so that a busy minute of the machine hits all alike.
-    Undisturbed: the middle one of the turns' fastest calls; middle: the middle one of all calls.
+    The calls are interleaved in rounds of `INNER` calls, so that other load on the machine affects
+    all of them. The first value is the median of the fastest call in each round.
     """
     fastest: dict[str, list[float]] = {name: [] for name in calls}
     everything: dict[str, list[float]] = {name: [] for name in calls}
@@ -136,7 +138,7 @@ def table(rounds: int) -> str:
 
 
 def processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, if the system provides it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

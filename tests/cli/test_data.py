@@ -133,7 +133,7 @@ class TestView:
         assert out.read_text().count("<article>") == 3
 
     @pytest.mark.parametrize("rows", ["0", "3", "2-1", "one", "1,", "1-2-3"])
-    def test_rows_that_are_none(
+    def test_invalid_row_numbers(
         self, program: Program, file: Callable[..., Path], tmp_path: Path, rows: str
     ) -> None:
         out = tmp_path / "page.html"
@@ -241,7 +241,7 @@ class TestConvert:
             (("coco", "x.json", "--ids", "no.txt", "-o", "rows.jsonl"), "--ids no.txt: no such"),
         ],
     )
-    def test_mistakes_are_told(
+    def test_invalid_options_are_reported(
         self,
         program: Program,
         monkeypatch: pytest.MonkeyPatch,

@@ -220,7 +220,7 @@ def test_texts_are_as_frequent_as_recorded(
 
 
 def with_meta(case: Record, others: list[Record]) -> Record:
-    """A record with places for its things where the summary left them out (they change no text)."""
+    """A record with boxes for its objects if the summary omits them (they do not affect the text)."""
     if "meta_dir" not in case["source"] or "meta_file" in case:
         return case
     boxes = [[30, 20, 110, 200], [120, 40, 200, 220], [210, 50, 300, 180], [10, 150, 80, 230]]

@@ -29,7 +29,7 @@ def messages_of(case: dict[str, Any], roles: Sequence[str]) -> list[Turn]:
     """Our messages for a recorded list; a tuple's image goes where the original's server puts it."""
     turns: list[Turn] = []
     for index, (role, text) in enumerate(case["messages"]):
-        # `plain` has two empty role names: there only the place tells who speaks.
+        # `plain` has two empty role names: the position determines the role.
         speaker = roles.index(role) if roles[0] != roles[1] else index % 2
         ours: Role = "assistant" if speaker or text is None else "user"
         if isinstance(text, list):

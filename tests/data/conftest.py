@@ -1,4 +1,4 @@
-"""Rows made by hand, and the arranging of one row under many generators."""
+"""Rows for the tests, and a fixture that arranges a row with many generators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def arranged() -> Arranger:
 
 @pytest.fixture
 def vcr_row(tmp_path: Path) -> dict[str, Any]:
-    """A VCR row with its places in it; the third thing has no outlines, the fourth a triangle."""
+    """A VCR row with its boxes; the third object has no outlines, the fourth a triangle."""
     return {
         "id": "vcr-1",
         "image": "a.jpg",

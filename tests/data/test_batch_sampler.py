@@ -12,7 +12,7 @@ sizes = st.integers(1, 5)
 
 
 @given(lengths=signed, batch=sizes, world=sizes, seed=st.integers(0, 99))
-def test_every_row_comes_once(lengths: list[int], batch: int, world: int, seed: int) -> None:
+def test_every_row_occurs_once(lengths: list[int], batch: int, world: int, seed: int) -> None:
     batches = GroupedBatchSampler(lengths, batch, batches_per_step=world, seed=seed)
     for by_modality in (True, False):
         batches.by_modality = by_modality
@@ -24,7 +24,7 @@ def test_every_row_comes_once(lengths: list[int], batch: int, world: int, seed: 
 
 
 @given(lengths=signed, batch=sizes, world=sizes)
-def test_whole_steps_are_of_one_kind(lengths: list[int], batch: int, world: int) -> None:
+def test_full_steps_have_one_modality(lengths: list[int], batch: int, world: int) -> None:
     order = grouped_by_modality(lengths, batch, world, torch.Generator().manual_seed(1))
     step = batch * world
     kinds = [
@@ -35,7 +35,7 @@ def test_whole_steps_are_of_one_kind(lengths: list[int], batch: int, world: int)
     assert not any(mixed[:-2])
 
 
-def test_ranks_of_a_step_get_rows_of_like_length_and_as_many_tokens() -> None:
+def test_the_ranks_of_a_step_are_balanced() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(10, 2000, (640,), generator=generator).tolist()
     order = grouped_by_length(lengths, 8, 4, generator)
@@ -58,8 +58,8 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert len({str(order(*key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}) == 4
 
 
-def test_an_order_is_known_by_its_identity() -> None:
-    """What a checkpoint keeps, so that a run goes on in no other order."""
+def test_the_identity_determines_the_batches() -> None:
+    """A checkpoint stores the identity, so that a run resumes with the same batches."""
     usual = GroupedBatchSampler([5, -7, 9], 2).identity
     assert usual == GroupedBatchSampler([5, -7, 9], 2).identity
     others = [
@@ -73,7 +73,7 @@ def test_an_order_is_known_by_its_identity() -> None:
     assert len({usual, *(other.identity for other in others)}) == 7
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_the_global_generator_is_not_used() -> None:
     torch.manual_seed(4)
     before = torch.random.get_rng_state()
     GroupedBatchSampler([3, -4, 5, 6, -1], 2, batches_per_step=2, seed=1).batches(0)

@@ -85,7 +85,7 @@ def test_a_broken_line_is_a_bad_row(folder: Path) -> None:
     assert report.kinds == {"conversation": 2}
 
 
-def test_few_problems_are_kept_and_all_are_counted(
+def test_the_first_problems_are_kept_and_all_are_counted(
     rows: Callable[..., RowFile], folder: Path
 ) -> None:
     report = check(rows(*(talk(n, conversations=[]) for n in range(9))), folder, most_problems=3)
@@ -104,7 +104,7 @@ def test_missing_images_are_named_with_their_rows(
     assert not unknown.missing and not unknown.images_checked and unknown.usable
 
 
-def test_opened_images_tell_more(rows: Callable[..., RowFile], folder: Path) -> None:
+def test_opening_images_finds_more_problems(rows: Callable[..., RowFile], folder: Path) -> None:
     (folder / "b.png").write_bytes(b"no image")
     file = rows(marked("refcocog-1", [100, 100, 120, 120]), talk(2, image="b.png"))
     assert check(file, folder).usable
@@ -142,7 +142,7 @@ def test_boxes_of_vcr_need_the_folder(rows: Callable[..., RowFile], folder: Path
     assert len(check(rows(row), folder).lengths) == 1
 
 
-def test_lengths_may_be_those_of_whole_samples(rows: Callable[..., RowFile], folder: Path) -> None:
+def test_lengths_of_whole_samples(rows: Callable[..., RowFile], folder: Path) -> None:
     asked = []
 
     def measure(index: int) -> int:

@@ -65,7 +65,7 @@ def test_packed_rows() -> None:
     assert WHOLE.labels == [31, 32]
 
 
-def test_both_learn_as_many_tokens() -> None:
+def test_both_collators_learn_the_same_tokens() -> None:
     rows = [TEXT, IMAGED, WHOLE, LATE]
     assert PackedCollator(PAD)(rows)["num_items"] == PaddedCollator(PAD)(rows)["num_items"] == 5
 

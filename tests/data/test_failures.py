@@ -56,7 +56,7 @@ def test_the_summary_names_the_first_rows(tmp_path: Path) -> None:
     assert str(tmp_path / "run" / "failures.jsonl") in message
 
 
-def test_every_bad_row_is_written_down(tmp_path: Path) -> None:
+def test_every_bad_row_is_logged(tmp_path: Path) -> None:
     failures = Failures(1, tmp_path)
     fail(failures, 1)
     with pytest.raises(DataError):
@@ -72,7 +72,7 @@ def test_every_bad_row_is_written_down(tmp_path: Path) -> None:
     assert len((tmp_path / "failures.jsonl").read_text("utf-8").splitlines()) == 3
 
 
-def test_nothing_is_written_without_a_failure(tmp_path: Path) -> None:
+def test_no_file_is_written_without_a_failure(tmp_path: Path) -> None:
     Failures(1, tmp_path).seen(10)
     assert list(tmp_path.iterdir()) == []
 
@@ -91,7 +91,7 @@ def test_the_report_counts_kinds_of_reasons() -> None:
     assert [entry["id"] for entry in report["first"]] == ["id-1", "id-2", "id-9"]
 
 
-def test_a_resumed_run_goes_on_counting() -> None:
+def test_a_resumed_run_continues_counting() -> None:
     failures = Failures(2)
     fail(failures, 1)
     fail(failures, 2)

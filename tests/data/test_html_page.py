@@ -14,7 +14,7 @@ from vip_llava.regions import Arrow, Box, Region
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, and the text inside some of them, as a browser would read them."""
+    """The tags with their attributes, and the text inside some of them, as parsed by a browser."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -71,7 +71,7 @@ def test_every_text_is_escaped() -> None:
     assert not [name for _, given in found.tags for name in given if name.startswith("on")]
 
 
-def test_nothing_is_fetched_or_run() -> None:
+def test_the_page_has_no_scripts_or_external_resources() -> None:
     found = read(Card(where="r", id="1", images=(("p", Image.new("RGB", (9, 9))),)))
     policy = [given for tag, given in found.tags if given.get("http-equiv")]
     assert policy[0]["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -81,7 +81,7 @@ def test_nothing_is_fetched_or_run() -> None:
     assert "url(" not in found.text["style"] and "@import" not in found.text["style"]
 
 
-def test_learned_pieces_are_marked_and_the_rest_is_not() -> None:
+def test_learned_parts_are_highlighted() -> None:
     card = Card(
         where="row 1",
         id="7",
@@ -101,7 +101,7 @@ def test_learned_pieces_are_marked_and_the_rest_is_not() -> None:
     assert "<span>What?</span>" in article
 
 
-def test_hidden_characters_are_written_out() -> None:
+def test_hidden_characters_are_spelled_out() -> None:
     card = Card(where="r", id="1", parts=(PromptPart("a\u202ebc\x00\u200b\nd\te é 猫"),))
     assert "a\\u202ebc\\u0000\\u200b\nd\te é 猫" in read(card).text["article"]
 

@@ -40,7 +40,7 @@ def test_packs_are_nearly_full() -> None:
     assert PackedBatchSampler([], 10).fill_ratio == 1
 
 
-def test_a_row_too_long_is_alone() -> None:
+def test_a_row_that_is_too_long_has_its_own_pack() -> None:
     packs = pack([50, 500, 40, 10], 100, seed=0)
     assert [1] in packs
     assert len(packs) == 2
@@ -55,7 +55,7 @@ def test_epochs_have_as_many_packs_in_another_order() -> None:
     assert batches.batches(0) == first
 
 
-def test_a_packing_is_known_by_its_identity() -> None:
+def test_the_identity_determines_the_packs() -> None:
     usual = PackedBatchSampler([5, 7], 20, seed=1)
     assert usual.identity == PackedBatchSampler([5, 7], 20, seed=1).identity
     others = [
@@ -69,13 +69,13 @@ def test_seeds_differ() -> None:
     assert pack(lengths, 4096, seed=0) != pack(lengths, 4096, seed=1)
 
 
-def test_a_hundred_thousand_rows_take_a_moment() -> None:
+def test_packing_a_hundred_thousand_rows_is_fast() -> None:
     lengths = ragged(100_000)
     started = time.perf_counter()
     pack(lengths, 8192, seed=0)
     assert time.perf_counter() - started < 10
 
 
-def test_no_room() -> None:
+def test_max_tokens_must_be_positive() -> None:
     with pytest.raises(ValueError, match="not 0"):
         pack([1], 0, seed=0)

@@ -1,4 +1,4 @@
-"""Row files: the same rows from every format, by number, without reading the others."""
+"""Row files: every format gives the same rows, by number, without reading the others."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _read_all(file: RowFile, sender: int) -> None:
     os.write(sender, " ".join(row.id for row in file).encode())
 
 
-def test_unpacked_parquet_goes_with_its_table(
+def test_the_temporary_files_of_a_parquet_table_are_removed_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "temporary"
@@ -176,7 +176,7 @@ def test_a_dataset_and_a_list_are_files_too() -> None:
     assert RowFile.open(TRICKY)[4].id == "row-4"
 
 
-def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_sources_without_numbered_rows_are_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     whole = datasets.Dataset.from_list(TRICKY[:3])
     parts = datasets.DatasetDict({"train": whole, "test": whole})
@@ -251,7 +251,7 @@ def test_only_a_window_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ('[{"a":' + "[" * 200_000 + "]", "row 1: nested too deeply"),
     ],
 )
-def test_a_broken_file_says_where(text: str, message: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_located(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text, "utf-8")
     with pytest.raises(DataError, match=message) as caught:
@@ -281,7 +281,7 @@ def test_a_row_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         RowFile.open(path)
 
 
-def test_a_broken_line_spoils_only_its_row(tmp_path: Path) -> None:
+def test_a_broken_line_is_one_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     good = json.dumps(talk(0)).encode()
     path.write_bytes(b"\n".join([good, b'{"id": 1', b'{"id": "\xff"}', b"[1, 2]", good]))
@@ -297,7 +297,7 @@ def test_a_broken_line_spoils_only_its_row(tmp_path: Path) -> None:
             file[place]
 
 
-def test_a_file_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
+def test_a_file_that_changes_after_opening_is_detected(tmp_path: Path) -> None:
     path = compact(tmp_path, TRICKY)
     file = RowFile.open(path)
     compact(tmp_path, TRICKY[:2])

@@ -1,4 +1,4 @@
-"""Rows as values: which kind a row is, what is kept of it, and every rule with its words."""
+"""Parsed rows: their kind, their fields, and the message of every rule."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def row(kind: str, **changes: Any) -> dict[str, Any]:
-    """The row of a kind with other values; None takes a key away."""
+    """The row of a kind with other values; None removes a key."""
     return {
         key: part for key, part in (copy.deepcopy(ROWS[kind]) | changes).items() if part is not None
     }
@@ -107,7 +107,7 @@ def test_names_are_public() -> None:
         assert hasattr(records, name)
 
 
-def test_a_row_keeps_what_it_is_made_of() -> None:
+def test_a_row_keeps_its_fields() -> None:
     parsed = parse_row(row("conversation", id=7, source="web", model_name="x"))
     assert parsed.id == "7"
     assert [(turn.role, turn.text) for turn in parsed.turns] == [
@@ -295,6 +295,6 @@ def test_an_id_is_text_or_a_whole_number(name: object) -> None:
         parse_row(row("conversation", id=name))
 
 
-def test_further_faults_are_counted() -> None:
+def test_further_errors_are_counted() -> None:
     with pytest.raises(DataError, match=r"\(and 1 more\)$"):
         parse_row(row("vcr", answer_label=9, rationale_label=9))

@@ -32,7 +32,7 @@ ODD: list[Any] = [
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value."""
+    """The path of every value in a JSON value."""
     if path:
         yield path
     keys = (
@@ -47,7 +47,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def spoiled(value: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """A copy with one or two parts replaced, taken away or doubled."""
+    """A copy with one or two values replaced, removed or duplicated."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 2))):
         *above, key = rng.choice(list(places(value)))
@@ -71,7 +71,7 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_a_spoiled_row_is_refused_in_words_or_used(number: int) -> None:
+def test_a_mutated_row_is_refused_or_used(number: int) -> None:
     rng = random.Random(number)
     image = Image.new("RGB", (320, 240))
     refused = used = 0

@@ -129,7 +129,7 @@ def test_a_marker_in_a_row_of_text_stays_text(make: Make) -> None:
     assert "Add 3 and <image>." in dataset.processor.tokenizer.decode(sample.input_ids)
 
 
-def test_marks_are_drawn_on_what_the_model_sees(make: Make) -> None:
+def test_marks_are_drawn_on_the_model_input(make: Make) -> None:
     dataset = make()
     plain, marked = good(dataset[0]).pixel_values, good(dataset[3]).pixel_values
     assert plain is not None
@@ -141,7 +141,7 @@ def test_marks_are_drawn_on_what_the_model_sees(make: Make) -> None:
     assert 0 < int(changed.sum()) < changed.numel() / 2
 
 
-def test_chance_comes_from_seed_epoch_and_number_alone(make: Make) -> None:
+def test_seed_epoch_and_number_determine_a_sample(make: Make) -> None:
     dataset, again = make(), make()
     forth = [good(dataset[index]) for index in range(len(ROWS))]
     back = [good(again[index]) for index in reversed(range(len(ROWS)))]
@@ -174,7 +174,7 @@ def test_workers_change_nothing(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("row", "reason"), BROKEN, ids=[row["id"] for row, _ in BROKEN])
-def test_a_bad_row_says_why_and_is_not_replaced(
+def test_a_bad_row_has_a_reason_and_is_not_replaced(
     make: Make, row: dict[str, Any], reason: str
 ) -> None:
     dataset = make([ROWS[0], row])
@@ -188,7 +188,7 @@ def test_a_bad_row_says_why_and_is_not_replaced(
     assert batch["cu_seq_lens_q"].tolist() == [0, good(dataset[0]).length]
 
 
-def test_failures_are_counted_where_they_are_wanted(make: Make) -> None:
+def test_failures_are_counted_on_request(make: Make) -> None:
     failures = Failures(1)
     dataset = make([ROWS[0], BROKEN[0][0], BROKEN[4][0]], failures=failures)
     dataset[0], dataset[1]

@@ -110,7 +110,7 @@ def test_seed_and_epoch_choose_the_marks(viewer: Callable[..., Viewer]) -> None:
         (5, "conversation", "no turn has an answer"),
     ],
 )
-def test_a_row_that_cannot_be_used_says_why(
+def test_a_bad_row_has_a_reason_on_its_card(
     viewer: Callable[..., Viewer], index: int, kind: str, told: str
 ) -> None:
     card = viewer().card(index)
@@ -170,7 +170,7 @@ def test_token_parts_spell_the_prompt(
     assert len(card.parts) > 40
 
 
-def test_blanks_of_word_pieces_are_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_blanks_of_tokens_are_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
     from vip_llava.models.loading import load_model
 
     processor = load_model(tiny_model_folder)[1]
@@ -180,7 +180,7 @@ def test_blanks_of_word_pieces_are_kept(tiny_model_folder: Path, tmp_path: Path)
     assert "".join(part.text for part in parts).strip() == "a red cup, two cups"
 
 
-def test_what_is_cut_off_is_said(viewer: Callable[..., Viewer], lite_processor: Processor) -> None:
+def test_truncation_is_reported(viewer: Callable[..., Viewer], lite_processor: Processor) -> None:
     whole = viewer(processor=lite_processor).length(0)
     made = viewer(processor=lite_processor, max_length=whole - 3)
     card = made.card(0)

@@ -1,4 +1,4 @@
-"""Small images and their files, made on the spot."""
+"""Small images and files, generated for the tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def png_chunk() -> Callable[[bytes, bytes], bytes]:
 
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
-    """A smooth RGB image, 48 x 32, every corner another colour."""
+    """A smooth RGB image, 48 x 32, with a different colour in each corner."""
     rows, columns = np.mgrid[0:32, 0:48]
     levels = np.stack([columns * 5, rows * 7, 255 - columns * 3 - rows], axis=2)
     return Image.fromarray(levels.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Every mode and every array to RGB."""
+"""Conversion of every mode and array to RGB."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_given_array_is_not_altered() -> None:
         (np.array([[0.0, 300.0]]), "300"),
     ],
 )
-def test_arrays_that_are_no_image(array: np.ndarray[Any, Any], reason: str) -> None:
+def test_arrays_of_an_invalid_shape_or_dtype(array: np.ndarray[Any, Any], reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         open_image(array)
 
@@ -165,7 +165,7 @@ def test_arrays_that_are_no_image(array: np.ndarray[Any, Any], reason: str) -> N
         shape=st_numpy.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5),
     )
 )
-def test_any_array_is_a_image_or_a_image_error(array: np.ndarray[Any, Any]) -> None:
+def test_any_array_gives_an_image_or_an_image_error(array: np.ndarray[Any, Any]) -> None:
     try:
         image = open_image(array)
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""What is decided on a file's bytes before Pillow sees them."""
+"""Checks of a file's bytes before Pillow reads them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def test_other_kinds_are_named(start: bytes, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "webp", "gif", "bmp"])
-def test_a_polyglot_is_what_its_beginning_says(name: str, files: dict[str, bytes]) -> None:
+def test_the_first_bytes_decide_the_format_of_a_polyglot(
+    name: str, files: dict[str, bytes]
+) -> None:
     tail = b"%PDF-1.7 %!PS-Adobe PK\x03\x04<script>alert(1)</script>" + bytes(100)
     wanted = open_image(files[name]).tobytes()
     assert open_image(files[name] + tail).tobytes() == wanted
@@ -99,16 +101,14 @@ def test_damaged_exif_is_harmless(photo: Image.Image, encode: Encode) -> None:
         assert open_image(encode(photo, "JPEG", exif=exif)).tobytes() == wanted
 
 
-def test_a_malformed_multi_image_header_leaves_the_photo(
-    photo: Image.Image, encode: Encode
-) -> None:
+def test_a_malformed_multi_image_header_is_ignored(photo: Image.Image, encode: Encode) -> None:
     data = encode(photo, "JPEG")
     for payload in (b"MPF\0", b"MPF\0II*\0\x08\0\0\0\x05\0", b"MPF\0MM\0*\0\0\0\x08\xff\xff"):
         segment = b"\xff\xe2" + struct.pack(">H", len(payload) + 2) + payload
         assert open_image(data[:2] + segment + data[2:]).tobytes() == open_image(data).tobytes()
 
 
-def test_png_keeps_what_decides_the_pixels(files: dict[str, bytes]) -> None:
+def test_png_keeps_the_chunks_that_determine_the_pixels(files: dict[str, bytes]) -> None:
     data = files["palette"]
     assert essential_png(data) == data
     with pytest.raises(ImageError, match="IEND"):
@@ -125,7 +125,7 @@ def _scans(data: bytes, count: int) -> bytes:
     return data[:last] + data[last:-2] * count + data[-2:]
 
 
-def test_a_flood_of_scans_is_refused(files: dict[str, bytes]) -> None:
+def test_too_many_scans_are_refused(files: dict[str, bytes]) -> None:
     with pytest.raises(ImageError, match="100 scans"):
         open_image(_scans(files["progressive"], 150))
 

@@ -1,4 +1,4 @@
-"""Damaged files give an image or a `ImageError`, soon; nothing else comes out."""
+"""Damaged files give an image or an `ImageError` within a time limit."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_any_bytes(data: bytes) -> None:
     head=st.sampled_from(["data:", "data:image/png;base64,", "data:image/png,", "data:;base64,%"]),
     text=st.text(max_size=80),
 )
-def test_any_data_address(head: str, text: str) -> None:
+def test_any_data_url(head: str, text: str) -> None:
     try:
         assert read_source(head + text, 1000)
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""`open_image` as a whole: every source, the limits, frames, turns, and `image_hash`."""
+"""`open_image`: sources, limits, frames, orientation; and `image_hash`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_other_sources_are_refused(source: Any) -> None:
         open_image(source)
 
 
-def test_limits_name_themselves(photo: Image.Image, encode: Encode) -> None:
+def test_messages_name_the_limit(photo: Image.Image, encode: Encode) -> None:
     data = encode(photo, "PNG")
     for source in (data, photo, np.asarray(photo)):
         with pytest.raises(ImageError, match=r"48 x 32 = 1,536 pixels.*max_pixels"):
@@ -128,7 +128,7 @@ def test_a_real_bomb_is_refused_quickly(encode: Encode) -> None:
         open_image(data)
 
 
-def test_a_higher_limit_meets_no_warning_of_pillow(
+def test_a_higher_limit_raises_no_warning_of_pillow(
     encode: Encode, monkeypatch: pytest.MonkeyPatch, photo: Image.Image
 ) -> None:
     data = encode(photo, "PNG")
@@ -181,7 +181,7 @@ def test_the_photo_of_an_mpo_is_its_first_image(photo: Image.Image, encode: Enco
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_are_applied(
+def test_exif_orientation_is_applied(
     kind: str, orientation: int, photo: Image.Image, encode: Encode, tmp_path: Path
 ) -> None:
     # How the pixels of an upright photo are stored for each value of the EXIF tag.
@@ -207,8 +207,8 @@ def test_exif_turns_are_applied(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_region_lies_on_the_turned_photo(orientation: int, encode: Encode) -> None:
-    """Whatever the tag, a box is counted on the photo as it is shown, and drawn there."""
+def test_a_region_refers_to_the_upright_image(orientation: int, encode: Encode) -> None:
+    """For every orientation, the coordinates of a box refer to the upright image."""
     stored = Image.new("RGB", (48, 32))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -219,7 +219,7 @@ def test_a_region_lies_on_the_turned_photo(orientation: int, encode: Encode) -> 
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (3, 5, 20, 28)
 
 
-def test_an_image_that_cannot_be_loaded_is_a_image_error(
+def test_an_image_that_cannot_be_loaded_is_an_image_error(
     files: dict[str, bytes], tmp_path: Path
 ) -> None:
     path = tmp_path / "half.jpg"
@@ -252,7 +252,7 @@ def test_truncated_files_are_refused(name: str, share: float, files: dict[str, b
         open_image(data[: int(len(data) * share)])
 
 
-def test_truncation_is_refused_whatever_the_process_told_pillow(
+def test_truncation_is_refused_whatever_the_settings_of_pillow(
     files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -261,7 +261,7 @@ def test_truncation_is_refused_whatever_the_process_told_pillow(
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
-def test_threads_leave_the_warning_filters_as_they_were(files: dict[str, bytes]) -> None:
+def test_threads_restore_the_warning_filters(files: dict[str, bytes]) -> None:
     before = list(warnings.filters)
     failures: list[BaseException] = []
 
@@ -281,7 +281,7 @@ def test_threads_leave_the_warning_filters_as_they_were(files: dict[str, bytes])
     assert list(warnings.filters) == before
 
 
-def test_hash_tells_images_apart() -> None:
+def test_different_images_have_different_hashes() -> None:
     row = Image.frombytes("L", (6, 1), bytes(6))
     assert image_hash(row) != image_hash(Image.frombytes("L", (1, 6), bytes(6)))
     assert image_hash(row) != image_hash(Image.frombytes("RGB", (2, 1), bytes(6)))

@@ -1,4 +1,4 @@
-"""Paths, bytes and `data:` addresses to the bytes of a file."""
+"""Reading the bytes of a file from paths, bytes and `data:` URLs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LIMIT = 1000
         "data:image/png," + "".join(f"%{byte:02x}" for byte in DATA),
     ],
 )
-def test_data_addresses(address: str) -> None:
+def test_data_urls(address: str) -> None:
     assert read_source(address, LIMIT) == DATA
 
 
@@ -70,7 +70,7 @@ def test_broken_data_urls(address: str, reason: str) -> None:
         "file:///secret.png",
     ],
 )
-def test_no_address_is_fetched_and_none_is_repeated(address: str) -> None:
+def test_web_addresses_are_neither_fetched_nor_shown(address: str) -> None:
     with pytest.raises(ImageError, match="not fetched") as caught:
         read_source(address, LIMIT)
     assert "secret" not in str(caught.value)
@@ -94,7 +94,7 @@ def test_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["", "a\0b.png", "\udcff.png", PLAIN * 2000])
-def test_texts_that_are_no_path(source: str) -> None:
+def test_texts_that_are_not_paths(source: str) -> None:
     with pytest.raises(ImageError) as caught:
         read_source(source, LIMIT)
     assert len(str(caught.value)) < 500

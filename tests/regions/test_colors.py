@@ -1,4 +1,4 @@
-"""Colours: nine names, "#rrggbb", three numbers; anything else is named in the error."""
+"""Colours: nine names, "#rrggbb", three numbers; errors name other values."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ def test_slim_images(size: tuple[int, int]) -> None:
         assert draw(Image.new("RGB", size), [region]).size == size
 
 
-def test_nothing_visible_is_an_error_not_silence() -> None:
+def test_a_mark_without_a_visible_pixel_is_an_error() -> None:
     image = Image.new("RGB", (100, 80))
     for region in (
         Ellipse(-200, -200, 300, 300, id="e"),

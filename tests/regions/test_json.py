@@ -1,4 +1,4 @@
-"""Regions to JSON and back; what is not exactly the format is refused by name."""
+"""Regions to JSON and back; deviations from the format are errors that name them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_unknown_and_missing_keys(value: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 7, "box", [], {"shape": "circle"}, {"shape": ["box"]}, {}])
-def test_no_region_at_all(bad: object) -> None:
+def test_a_value_that_is_not_a_region(bad: object) -> None:
     with pytest.raises(RegionError):
         region_from_json(bad)
 
@@ -105,7 +105,7 @@ def test_both_polygons_and_rle() -> None:
         region_from_json(both)
 
 
-def test_a_list_names_the_place_of_the_bad_one() -> None:
+def test_a_list_names_the_position_of_an_invalid_region() -> None:
     good = ONE_OF_EACH[0]
     assert regions_from_json([good, good]) == (Box(1, 2, 30, 40), Box(1, 2, 30, 40))
     with pytest.raises(RegionError, match="region number 2: box: the corners are reversed"):

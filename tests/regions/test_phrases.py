@@ -1,4 +1,4 @@
-"""The wording of regions in a question: trained phrases, grammar, ambiguity, and the way back."""
+"""Phrases of regions in a question: trained words, grammar, ambiguity, and the inverse."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_two_equal_ids_are_an_error() -> None:
         expand("What is <region:1>?", [box("1"), box("1", "lime")])
 
 
-def test_two_alike_are_told_apart_by_place() -> None:
+def test_two_equal_marks_are_distinguished_by_position() -> None:
     beside = [box("1", x=50, y=3), box("2", x=0), box("3", "lime", x=20)]
     assert phrase(beside[0], beside) == "within the right red rectangle"
     assert phrase(beside[1], beside) == "within the left red rectangle"
@@ -152,14 +152,14 @@ def test_two_alike_are_told_apart_by_place() -> None:
     assert phrase(stacked[1], stacked) == "within the upper red rectangle"
 
 
-def test_three_alike_are_counted() -> None:
+def test_three_equal_marks_are_numbered() -> None:
     row = [box("1", x=100), box("2", x=0), box("3", x=50)]
     assert phrase(row[2], row) == "within the second red rectangle from the left"
     column = [box("1", y=100), box("2", y=0), box("3", y=50)]
     assert phrase(column[0], column) == "within the third red rectangle from the top"
 
 
-def test_an_unnamed_colour_is_told_apart_from_every_region_of_its_shape() -> None:
+def test_an_unnamed_colour_is_distinguished_from_all_of_its_shape() -> None:
     regions = [box("1", "red", x=50), box("2", "#102030", x=0)]
     assert phrase(regions[0], regions) == "within the red rectangle"
     assert phrase(regions[1], regions) == "within the left rectangle"
@@ -221,7 +221,7 @@ IDS = st.lists(
 
 @st.composite
 def region_lists(draw: st.DrawFn) -> list[Region]:
-    """Regions side by side, of any shape and colour: told apart by words, or by place."""
+    """Regions side by side, of any shape and colour, distinguished by phrase or position."""
     regions: list[Region] = []
     for index, name in enumerate(draw(IDS)):
         x, color = 20.0 * index, draw(COLORS)
@@ -260,6 +260,6 @@ def test_expand_then_collapse_returns_the_text(data: st.DataObject, regions: lis
 
 
 @given(regions=region_lists())
-def test_every_region_has_words_of_its_own(regions: list[Region]) -> None:
+def test_every_region_has_its_own_phrase(regions: list[Region]) -> None:
     phrases = [phrase(region, regions) for region in regions]
     assert len(set(phrases)) == len(phrases)

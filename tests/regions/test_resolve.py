@@ -1,4 +1,4 @@
-"""Resolving: ids, colours, looks and pixels are complete, what sticks out is reported or refused."""
+"""Resolving completes ids, colours, styles and pixels, and clips or refuses what lies outside."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_colours_come_in_palette_order_and_skip_taken_ones() -> None:
     assert resolve([Box(1, 1, 9, 9, color=(1, 2, 3))], SIZE).regions[0].color == "#010203"
 
 
-def test_more_regions_than_names_repeat_and_say_so() -> None:
+def test_more_regions_than_names_repeat_colours_with_a_note() -> None:
     done = resolve([BOX] * 20, SIZE)
     assert [region.color for region in done.regions[:9]] == list(PALETTE)
     assert done.regions[9].color == "red"
@@ -57,7 +57,7 @@ def test_more_regions_than_names_repeat_and_say_so() -> None:
 
 
 @pytest.mark.parametrize(("size", "line", "contour", "radius"), [((336, 200), 3, 1, 8), ((300, 672), 6, 2, 16), ((64, 40), 1, 1, 1)])  # fmt: skip
-def test_looks_scale_with_the_longer_side(
+def test_defaults_scale_with_the_longer_side(
     size: tuple[int, int], line: int, contour: int, radius: int
 ) -> None:
     square = [5, 5, 30, 5, 30, 30]
@@ -74,7 +74,7 @@ def test_looks_scale_with_the_longer_side(
     assert done[4].head is not None
 
 
-def test_given_looks_stay() -> None:
+def test_given_styles_are_kept() -> None:
     done = resolve([Box(5, 5, 30, 30, color="gold", alpha=7, width=9, id="x")], SIZE).regions[0]
     assert done == Box(5, 5, 30, 30, color="gold", alpha=7, width=9, id="x")
 
@@ -110,7 +110,7 @@ def test_other_shapes_keep_their_form_and_it_is_reported() -> None:
     assert all("not drawn" in note for note in done.notes)
 
 
-def test_polygon_parts_outside_vanish() -> None:
+def test_polygon_parts_outside_are_removed() -> None:
     inside, outside = [10, 10, 50, 10, 50, 50], [400, 10, 500, 10, 500, 50]
     done = resolve([Mask([inside, outside])], SIZE)
     assert done.regions[0].to_json()["polygons"] == [inside]

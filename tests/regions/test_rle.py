@@ -1,4 +1,4 @@
-"""Run-length masks: our codec against pixels, against pycocotools, and against broken input."""
+"""Run-length masks: the codec against pixels, pycocotools, and broken input."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_bounds_and_crop_are_those_of_the_pixels(mask: np.ndarray) -> None:
 
 
 @given(masks)
-def test_a_mask_made_of_its_text_alone_is_the_same(mask: np.ndarray) -> None:
-    """The runs that are kept beside the text are no part of the value."""
+def test_cached_runs_are_not_part_of_the_value(mask: np.ndarray) -> None:
+    """Equality, hash and repr depend on the text alone."""
     rle = Rle.from_mask(mask)
     bare = Rle(rle.size, rle.counts)
     assert bare == rle and hash(bare) == hash(rle) and repr(bare) == repr(rle)
@@ -53,7 +53,7 @@ def test_a_mask_made_of_its_text_alone_is_the_same(mask: np.ndarray) -> None:
         bare.runs()[0] = 1
 
 
-def test_runs_of_length_zero_in_a_text_are_nowhere() -> None:
+def test_empty_runs_in_a_text_are_ignored() -> None:
     """3 x 3 pixels, runs 1 1 4 0 3: the second foreground run has no length and lies outside the box."""
     rle = Rle((3, 3), "114OO")
     assert rle.runs().tolist() == [1, 1, 7]

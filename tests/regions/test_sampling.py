@@ -176,7 +176,7 @@ def test_arrows_lie_in_the_image_and_point_into_the_box(box: tuple[int, int, int
     assert len(angles) > 10
 
 
-def test_an_ellipse_around_the_whole_image_is_still_seen() -> None:
+def test_an_ellipse_around_the_whole_image_is_visible() -> None:
     for seed in range(50):
         ellipse = sample("ellipse", seed, box=(0, 0, 400, 300))
         assert isinstance(ellipse, Ellipse)
@@ -235,7 +235,7 @@ OUTLINES = st.none() | st.lists(
     style=st.sampled_from(["free", "constant"]),
     seed=st.integers(0, 2**32),
 )
-def test_every_usable_thing_gets_a_mark_that_is_seen(
+def test_every_valid_target_gets_a_visible_mark(
     box: tuple[float, float, float, float], polygons: Any, shape: str, style: Any, seed: int
 ) -> None:
     region = sample(shape, seed, box=box, polygons=polygons, style=style, color="#ffffff")
@@ -298,7 +298,7 @@ def test_a_prompt_style_overrides_the_source() -> None:
 
 
 @given(st.sampled_from(list(POLICIES.values())), st.integers(1, 9), st.integers(0, 2**32))
-def test_things_of_one_image_can_be_told_apart(rule: Policy, count: int, seed: int) -> None:
+def test_objects_of_one_image_have_distinct_prompts(rule: Policy, count: int, seed: int) -> None:
     prompts = sample_visual_prompts(rule, count, random.Random(seed))
     assert len(prompts) == count
     assert {prompt.shape for prompt in prompts} <= set(rule.shapes)
@@ -315,7 +315,7 @@ def test_a_shape_used_once_has_a_named_colour_half_of_the_time() -> None:
     assert 900 < sum(isinstance(prompt.color, str) for prompt in prompts) < 1100
 
 
-def test_a_fixed_colour_and_more_things_than_names() -> None:
+def test_a_fixed_colour_and_more_objects_than_names() -> None:
     rng = random.Random(0)
     assert sample_visual_prompts(POLICIES["pointQA_twice"], 1, rng) == [VisualPrompt("box", "red")]
     many = sample_visual_prompts(POLICIES["v7w"], 12, rng)

@@ -1,4 +1,4 @@
-"""The eight values: what they accept, what they refuse and with which words, and their frames."""
+"""The eight shapes: validation, error messages, and frames."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_bad_geometry_names_the_region_and_the_rule(
         ({"id": ""}, "id"), ({"id": "a b"}, "id"), ({"id": "<1>"}, "id"), ({"id": "x" * 65}, "id"), ({"id": 1}, "id"),
     ],
 )  # fmt: skip
-def test_bad_looks(looks: dict[str, Any], rule: str) -> None:
+def test_invalid_styles(looks: dict[str, Any], rule: str) -> None:
     with pytest.raises(RegionError, match=rule):
         Box(1, 2, 3, 4, **looks)
 

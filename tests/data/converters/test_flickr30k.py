@@ -110,4 +110,4 @@ def test_folders_are_wanted(
 def test_only_wanted_images_are_read(converter: Converter, folders: tuple[Path, Path]) -> None:
     (folders[0] / "2.txt").write_text("[/EN#1/people a man] runs .")
     found = converter("flickr30k", *folders, keep=frozenset({"1000092795"}))
-    assert len(found.rows) == 2  # 2.xml is absent, but nobody asked for it
+    assert len(found.rows) == 2  # 2.xml is missing, but its image is not selected
