@@ -32,7 +32,7 @@ def test_there_and_back_answers_the_same(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["{tiny}", "{full}", "--to", "hf"], "not an empty folder"),
+        (["{tiny}", "{full}", "--to", "hf"], "give a new or empty folder"),
         (["{tiny}", "new", "--to", "gguf"], "--to"),
         (["{tiny}", "new"], "--to"),
         (["{full}", "{full}/new", "--to", "hf"], ""),
