@@ -4,8 +4,8 @@
 
 A 7B model with random weights, first in bfloat16, then quantized; under a minute on an H200. `--tiny`
 runs the same on a CPU with a tiny model, where the figures have no meaning. `--only` selects parts:
-first, concurrent, decode, quantized and attention (launch configurations). `--profile` also lists the
-kernels. It uses private members of the engine and has to follow its changes. The table is on stdout.
+first, concurrent, decode and quantized. `--profile` also lists the kernels. It uses private members
+of the engine and has to follow its changes. The table is on stdout.
 """
 
 from __future__ import annotations
@@ -36,17 +36,7 @@ from vip_llava.sampling_params import SamplingParams
 
 TEXT = 64
 CONCURRENCY = 64
-PARTS = ["first", "concurrent", "decode", "quantized", "attention"]
-# Tokens of a tile, warps, and splits.
-ATTENTION = [
-    (32, 4, 16),
-    (32, 4, 8),
-    (32, 4, 32),
-    (64, 4, 8),
-    (64, 4, 16),
-    (64, 8, 16),
-    (16, 4, 32),
-]
+PARTS = ["first", "concurrent", "decode", "quantized"]
 
 
 def say(what: str, value: float, unit: str, note: str = "") -> None:
@@ -115,24 +105,6 @@ def replays(
         rate = read / took / 1e6
         note = f"{rate:.0f} GB/s, {100 * rate / best.copy_gigabytes:.0f} % of a copy"
         say(f"{name}: decode graph of {size}, {length} tokens each", took, "ms", note)
-
-
-@torch.inference_mode()
-def attention(bench_model: BenchModel, engine: Engine) -> None:
-    """The decode graph of one sequence with several configurations of attention."""
-    from vip_llava.kernels.fused import tuned_configs
-
-    before = tuned_configs.attention_config
-    graphs: Any = engine._core.runner.decode_graphs
-    for tile, warps, splits in ATTENTION:
-        config = tuned_configs.AttentionConfig(tile, warps, 2, splits)
-        tuned_configs.attention_config = lambda *_, config=config: config
-        graphs._graphs.discard(1)
-        graph, length = decode_graph(bench_model, engine, 1)
-        took = median_ms(bench_model.model.device, graph)
-        say(f"step of 1, {length} tokens: tile {tile}, warps {warps}, splits {splits}", took, "ms")
-    tuned_configs.attention_config = before
-    graphs._graphs.discard(1)
 
 
 @torch.inference_mode()
@@ -283,8 +255,6 @@ def measure(tiny: bool, parts: list[str], profiled: bool) -> None:
         )
     if profiled:
         kernels("step of 1", device, decode_graph(bench_model, engine, 1)[0])
-    if "attention" in parts:
-        attention(bench_model, engine)
     say("most memory held", peak_bytes(device) / 1e9, "GB", engine.stats().fallback)
     if "quantized" in parts:
         quantized(bench_model, best)
@@ -293,7 +263,7 @@ def measure(tiny: bool, parts: list[str], profiled: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS[:4])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--profile", action="store_true", help="list kernels")
     given = parser.parse_args()
     measure(given.tiny, given.only, given.profile)

@@ -33,9 +33,9 @@ GEMV = [
     (4, 4096, 8), (4, 4096, 4), (2, 4096, 4), (4, 2048, 4), (8, 2048, 8), (8, 4096, 8),
     (8, 1024, 4), (2, 4096, 8), (4, 2048, 8),
 ]  # fmt: skip
-# Outputs (of both matrices), groups, warps; then programs on a multiprocessor and prefetched tiles.
+# Outputs (of both matrices), groups, warps; then programs on a multiprocessor.
 INT_GEMV = [(8, 128, 4), (4, 128, 4)]
-SHARES = list(itertools.product((2, 3, 4, 6), (0, 1, 2, 4)))
+PROGRAMS = (2, 3, 4, 6)
 
 
 def gemv_configs(bits: int, gated: bool) -> Iterator[Any]:
@@ -44,8 +44,8 @@ def gemv_configs(bits: int, gated: bool) -> Iterator[Any]:
         for outputs, inputs, warps in GEMV:
             yield tuned_configs.GemvConfig(outputs // share, inputs, warps)
         return
-    for (outputs, groups, warps), (programs, prefetch) in itertools.product(INT_GEMV, SHARES):
-        yield tuned_configs.IntGemvConfig(outputs // share, groups, warps, programs, prefetch)
+    for (outputs, groups, warps), programs in itertools.product(INT_GEMV, PROGRAMS):
+        yield tuned_configs.IntGemvConfig(outputs // share, groups, warps, programs)
 
 
 def gemm_configs(bits: int, gated: bool) -> Iterator[tuned_configs.GemmConfig]:

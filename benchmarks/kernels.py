@@ -136,7 +136,7 @@ def products(size: Size) -> list[Product]:
 
 
 class Case:
-    """A product with so many sets of weights that none is cached when it is used again."""
+    """A product with enough sets of weights that none is cached when it is used again."""
 
     def __init__(self, size: Size, product: Product, bits: int, rows: int) -> None:
         self.size, self.product, self.bits, self.rows = size, product, bits, rows

@@ -31,8 +31,8 @@ def test_a_table_of_both_implementations(program: Program, tmp_path: Path) -> No
 
 def test_json_has_every_measurement(program: Program) -> None:
     ran = program("bench", *SMALL, "--json")
-    told = json.loads(ran.out)
-    assert {row["workload"] for row in told["measurements"]} == {
+    found = json.loads(ran.out)
+    assert {row["workload"] for row in found["measurements"]} == {
         "decode, one request",
         "first token, new image",
         "2 requests at once",
@@ -40,8 +40,8 @@ def test_json_has_every_measurement(program: Program) -> None:
         "2 requests at once, whole answer",
         "first token, second turn",
     }
-    assert told["peak_bytes"] > 0
-    assert told["model"] == "random tiny"
+    assert found["peak_bytes"] > 0
+    assert found["model"] == "random tiny"
 
 
 def test_quantized_weights_can_be_measured(program: Program) -> None:

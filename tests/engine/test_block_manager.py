@@ -71,7 +71,7 @@ def test_the_number_of_idle_blocks_is_limited() -> None:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Random users of few blocks, beside a model of who holds what."""
+    """Random users of few blocks, beside a model of their contents."""
 
     def __init__(self) -> None:
         super().__init__()

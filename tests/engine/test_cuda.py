@@ -90,8 +90,8 @@ def same(mine: list[RequestOutput], theirs: list[RequestOutput], near: float) ->
     for one, other in zip(mine, theirs, strict=True):
         assert one.logprobs and other.logprobs
         pairs = zip(one.tokens, other.tokens, one.logprobs, other.logprobs, strict=True)
-        for token, wanted, told, expected in pairs:
-            assert told.best[0][1] == pytest.approx(expected.best[0][1], abs=near)
+        for token, wanted, found, expected in pairs:
+            assert found.best[0][1] == pytest.approx(expected.best[0][1], abs=near)
             if token != wanted:
                 assert expected.best[0][1] - expected.best[1][1] < near
                 break

@@ -257,18 +257,18 @@ def test_an_event_may_cancel_its_own_and_other_requests(
 ) -> None:
     engine = engine_of(vip_model)
     handles: list[Any] = []
-    told: list[int] = []
+    events: list[int] = []
 
     def cancel(event: Any) -> None:
-        told.append(event.token)
-        if len(told) == 4:
+        events.append(event.token)
+        if len(events) == 4:
             for handle in handles[:2]:
                 handle.cancel()
 
     handles.append(engine.submit(asks[0].ids, asks[0].pixels, on_event=cancel))
     handles += [submit(engine, asks[1]), submit(engine, asks[3])]
     assert list(handles[2].result().tokens) == expected[3]
-    assert told == expected[0][:4]
+    assert events == expected[0][:4]
     for handle in handles[:2]:
         with pytest.raises(RequestError, match="cancelled"):
             handle.result()

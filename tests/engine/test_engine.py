@@ -182,9 +182,9 @@ def test_events_carry_every_token_and_the_text(
     vip_model: Any, asks: list[Any], make_engine: Any
 ) -> None:
     engine = make_engine(vip_model, decode=letters)
-    told: list[TokenEvent] = []
+    received: list[TokenEvent] = []
     params = SamplingParams(max_new_tokens=4)
-    first = engine.submit(asks[0].ids, asks[0].pixels, params, on_event=told.append)
+    first = engine.submit(asks[0].ids, asks[0].pixels, params, on_event=received.append)
     handles = [first, submit(engine, asks[1], 9)]
     for handle in handles:
         events = list(handle)
@@ -193,7 +193,7 @@ def test_events_carry_every_token_and_the_text(
         assert "".join(event.text for event in events) == result.text == letters(result.tokens)
         reasons = [event.finish_reason for event in events]
         assert reasons == [None] * (len(events) - 1) + ["length"]
-    assert tuple(event.token for event in told) == first.result().tokens
+    assert tuple(event.token for event in received) == first.result().tokens
 
 
 def test_suppressed_ids_are_never_sampled(

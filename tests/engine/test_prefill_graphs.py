@@ -139,7 +139,7 @@ def test_decode_beside_prefill_keeps_its_logprobs(
     vip_model: Any, make_ask: Any, fed: list[tuple[int, int]]
 ) -> None:
     first, second = make_ask(20), make_ask(30, 1)
-    told = []
+    found = []
     for cuda_graphs in (False, True):
         engine = engine_of(vip_model, cuda_graphs, prefix_cache_tokens=0)
         engine.warm_up()
@@ -147,9 +147,9 @@ def test_decode_beside_prefill_keeps_its_logprobs(
         for _ in range(3):
             engine.step()
         submit(engine, second).result()
-        told.append([one.chosen for one in early.result().logprobs])
+        found.append([one.chosen for one in early.result().logprobs])
     assert fed == [(0, 20), (0, 34)]
-    assert told[1] == pytest.approx(told[0], abs=1e-4)
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
 
 
 def test_the_kv_cache_may_grow_under_graphs(

@@ -154,13 +154,13 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
         SamplingParams(),
         SamplingParams(logprobs=0),
     ]
-    told = logprobs(logits, [1, 0, None], [SamplingState(each, [0]) for each in asked])
+    found = logprobs(logits, [1, 0, None], [SamplingState(each, [0]) for each in asked])
     expected = logits[0].log_softmax(dim=-1).tolist()
-    assert told[1] is None and told[2] is None
-    assert told[0] is not None
-    assert told[0].chosen == pytest.approx(expected[1])
-    assert [token for token, _ in told[0].best] == [1, 3]
-    assert [value for _, value in told[0].best] == pytest.approx([expected[1], expected[3]])
+    assert found[1] is None and found[2] is None
+    assert found[0] is not None
+    assert found[0].chosen == pytest.approx(expected[1])
+    assert [token for token, _ in found[0].best] == [1, 3]
+    assert [value for _, value in found[0].best] == pytest.approx([expected[1], expected[3]])
     alone = logprobs(logits[2:], [2], [SamplingState(asked[2], [0])])[0]
     assert alone is not None and alone.best == ()
     assert alone.chosen == pytest.approx(float(logits[2].log_softmax(dim=-1)[2]))

@@ -126,9 +126,10 @@ def main() -> None:
     capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
     compiler: Any = Compiler(capability)
     JITFunction.__getitem__ = lambda kernel, grid: compiler(kernel, grid)  # type: ignore[method-assign]
-    for module in (launch, matmul, paged_decode, paged_prefill):
-        module.supports_overlap = lambda device: capability >= 90
-        module.num_processors = lambda device: 132  # of the GPU that layouts are tuned for
+    launch.supports_overlap = lambda device: capability >= 90  # type: ignore[assignment]
+    module: Any
+    for module in (matmul, paged_decode, paged_prefill):
+        module.num_processors = lambda device: 132  # of the GPU that configurations are tuned for
     with torch.inference_mode():
         x = torch.empty(2, 192, dtype=dtype)
         fused.rms_norm(x, x[0], 1e-5)

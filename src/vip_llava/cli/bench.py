@@ -115,7 +115,7 @@ def bench(
     if write is not None:
         note(f"written: {write}")
     if as_json:
-        whole = {"model": name, "measurements": [asdict(each) for each in found]}
+        whole: dict[str, Any] = {"model": name, "measurements": [asdict(each) for each in found]}
         whole |= {**asdict(roofline), "peak_bytes": peak, "failed": failed}
         text = f"{json.dumps(whole, indent=1)}\n"
     sys.stdout.write(text)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -177,8 +176,6 @@ class _HostBuffers:
         self._array = self.numbers.numpy()
         self._received = torch.zeros(max_num_seqs, dtype=torch.int32, pin_memory=pinned)
         self._event: Any = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-        self._tables: list[tuple[list[int], int]] = []
-        self._size = 0
 
     def fill(
         self,
@@ -208,26 +205,9 @@ class _HostBuffers:
         position[:count] = positions
         length[:count] = position[:count] + 1
         slot[:count] = slots
-        self._fill_tables(seqs, tables)
-        return end
-
-    def _fill_tables(self, seqs: abc.Sequence[Sequence], tables: npt.NDArray[np.int32]) -> None:
-        """Write the block tables, as far as they are not there from an earlier step."""
-        if len(tables) != self._size:
-            self._tables, self._size = [], len(tables)
-        written = self._tables
-        del written[len(seqs) :]
         for row, seq in enumerate(seqs):
-            count = len(seq.block_table)
-            if row == len(written):
-                written.append(([], 0))
-            # Another list: of another sequence, or of one that was preempted.
-            table, start = written[row]
-            if table is not seq.block_table:
-                start = 0
-            if count > start:
-                tables[row, start:count] = seq.block_table[start:]
-            written[row] = (seq.block_table, count)
+            tables[row, : len(seq.block_table)] = seq.block_table
+        return end
 
     def receive(self, sampled: Tensor, count: int) -> None:
         """Queue a copy of the step's tokens to the host."""

@@ -124,7 +124,7 @@ class EncoderCache:
         return [torch.cat([found[digest] for digest in digests]) for digests, _ in wanted]
 
     def warm_up(self, max_num_seqs: int) -> int:
-        """Capture encodings of up to six views, as far as so many requests may come together.
+        """Capture encodings of up to six views, and not more than `max_num_seqs`.
 
         Returns the tokens of a view, or 0 if nothing was captured.
         """

@@ -196,11 +196,11 @@ class EngineCore:
             self._isolate(seqs, error, lambda seq: self._compute_and_sample([(seq, 1)]))
             return
         self._graph_steps += 1
-        told = logprobs(step.logits, tokens, [seq.sampling for seq in step.seqs])
+        details = logprobs(step.logits, tokens, [seq.sampling for seq in step.seqs])
         for seq in step.seqs:
             if not seq.done:
                 self._blocks.advance(seq, 1)
-        self._append(step.seqs, tokens, told)
+        self._append(step.seqs, tokens, details)
 
     def _launch_ahead(self, step: InFlightStep) -> InFlightStep | None:
         """Launch the step after one that was not read yet, for its sequences that go on.
@@ -286,16 +286,16 @@ class EngineCore:
         self,
         seqs: abc.Sequence[Sequence],
         tokens: abc.Sequence[int | None],
-        told: abc.Sequence[Logprobs | None],
+        details: abc.Sequence[Logprobs | None],
     ) -> None:
-        for seq, token, about in zip(seqs, tokens, told, strict=True):
+        for seq, token, detail in zip(seqs, tokens, details, strict=True):
             if not seq.done:
                 try:
-                    self._append_token(seq, token, about)
+                    self._append_token(seq, token, detail)
                 except Exception as error:
                     self._fail(seq, error)
 
-    def _append_token(self, seq: Sequence, token: int | None, about: Logprobs | None) -> None:
+    def _append_token(self, seq: Sequence, token: int | None, detail: Logprobs | None) -> None:
         if token is None:
             raise VipLlavaError(
                 "the model's outputs are not finite numbers: its arithmetic overflowed; "
@@ -304,7 +304,7 @@ class EngineCore:
         if not seq.first_token_time:
             self._prompt_tokens += len(seq.prompt_ids)
             self._cached_tokens += seq.num_cached
-        event = seq.append(token, about, self.stop_ids)
+        event = seq.append(token, detail, self.stop_ids)
         if seq.on_event is not None:
             seq.on_event(event)
         if seq.finish_reason:
@@ -347,6 +347,6 @@ class EngineCore:
 
 
 def _is_text_next(seq: Sequence) -> bool:
-    """Whether the next pending token is no image token."""
+    """Whether the next pending token is not an image token."""
     first, last = seq.image_range(seq.num_computed, seq.num_computed + 1)
     return first == last

@@ -169,8 +169,8 @@ class FusedLlama:
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [N, Q, D], key and value [N, H, D]: views of their common product."""
         heads, kv_heads = self._heads, self._kv_heads
-        q, k, v = qkv.view(len(qkv), -1, self._width).split([heads, kv_heads, kv_heads], dim=1)
-        return q, k, v
+        states = qkv.view(len(qkv), heads + 2 * kv_heads, self._width)
+        return states[:, :heads], states[:, heads : heads + kv_heads], states[:, heads + kv_heads :]
 
     def _mlp(self, hidden: Tensor, attended: Tensor, layer: _Layer) -> Tensor:
         """The rest of a layer after its attention, whose result is [N, Q, D]."""

@@ -53,10 +53,6 @@ class GraphCache:
         self._graphs.move_to_end(size)
         return self._graphs[size]
 
-    def discard(self, size: int) -> None:
-        """Drop the graph of a size, if there is one."""
-        self._graphs.pop(size, None)
-
 
 class GraphPool:
     """Captures graphs on one device; those on CUDA share one pool of memory.

@@ -63,24 +63,23 @@ def logprobs(
     logits: Tensor, tokens: Sequence[int | None], states: Sequence[SamplingState]
 ) -> list[Logprobs | None]:
     """Log probabilities of the sampled tokens by `logits [R, V]`, for the requests that want them."""
-    asked = [
+    rows = [
         row
         for row, (token, state) in enumerate(zip(tokens, states, strict=True))
         if token is not None and state.params.logprobs is not None
     ]
-    told: list[Logprobs | None] = [None] * len(tokens)
-    if not asked:
-        return told
-    scores = logits[asked].float().log_softmax(dim=-1)
-    picked = torch.tensor([[tokens[row]] for row in asked], device=logits.device)
-    most = min(max(states[row].params.logprobs or 0 for row in asked), scores.shape[-1])
+    found: list[Logprobs | None] = [None] * len(tokens)
+    if not rows:
+        return found
+    scores = logits[rows].float().log_softmax(dim=-1)
+    sampled = torch.tensor([[tokens[row]] for row in rows], device=logits.device)
+    most = min(max(states[row].params.logprobs or 0 for row in rows), scores.shape[-1])
     values, ids = scores.topk(most)
-    chosen = scores.gather(1, picked).squeeze(1).tolist()
-    rows = zip(asked, chosen, values.tolist(), ids.tolist(), strict=True)
-    for row, mine, best, names in rows:
-        few = states[row].params.logprobs
-        told[row] = Logprobs(mine, tuple(zip(names[:few], best[:few], strict=True)))
-    return told
+    chosen = scores.gather(1, sampled).squeeze(1).tolist()
+    for row, one, best, best_ids in zip(rows, chosen, values.tolist(), ids.tolist(), strict=True):
+        count = states[row].params.logprobs
+        found[row] = Logprobs(one, tuple(zip(best_ids[:count], best[:count], strict=True)))
+    return found
 
 
 class Sampler:
@@ -156,10 +155,10 @@ class Sampler:
     def _with_penalty(self, scores: Tensor, vocabulary: int) -> Tensor:
         rows = self._penalized
         seen = torch.stack([self._states[row].seen(vocabulary, self._device) for row in rows])
-        mine = scores.index_select(0, self._penalized_rows)
-        penalized = torch.where(mine > 0, mine / self._penalty, mine * self._penalty)
+        before = scores.index_select(0, self._penalized_rows)
+        after = torch.where(before > 0, before / self._penalty, before * self._penalty)
         scores = scores.clone()
-        scores[self._penalized_rows] = torch.where(seen, penalized, mine)
+        scores[self._penalized_rows] = torch.where(seen, after, before)
         return scores
 
     def _draw(self, scores: Tensor) -> Tensor:

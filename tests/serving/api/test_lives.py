@@ -272,6 +272,7 @@ def test_a_model_that_overflows_fails_only_its_requests(
     broken = load(tiny_model_folder)
     with torch.no_grad():
         broken.backend.model.get_output_embeddings().weight.fill_(float("nan"))
+    broken.backend.engine.invalidate()
     api = serve(assistants={"tiny": tiny, "broken": broken})
     wanted = api.told("Hello?")["choices"]
     assert api.refused("Hello?", model="broken")[:2] == (500, "internal_error")

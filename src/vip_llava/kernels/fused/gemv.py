@@ -39,13 +39,13 @@ def scale_and_bias(total, s, at, b, BITS: tl.constexpr, BIAS: tl.constexpr):
 
 @triton.jit
 def store_result(total, row, outputs, before, residual, out, RESIDUAL: tl.constexpr):
-    mine = row < outputs
+    valid = row < outputs
     total = total.to(out.dtype.element_ty)
     if RESIDUAL:
         # Rounded before the sum, as in a separate step.
-        more = tl.load(residual + before + row, mask=mine, other=0.0)
+        more = tl.load(residual + before + row, mask=valid, other=0.0)
         total = (total.to(tl.float32) + more.to(tl.float32)).to(out.dtype.element_ty)
-    tl.store(out + before + row, total, mask=mine)
+    tl.store(out + before + row, total, mask=valid)
 
 
 @triton.jit

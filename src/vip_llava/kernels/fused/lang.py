@@ -12,7 +12,6 @@ __all__ = [
     "cast",
     "dot",
     "locate_tile",
-    "prefetch_columns",
     "prefetch_rows",
     "release_next",
     "rotated",
@@ -42,30 +41,6 @@ def wait_previous(OVERLAP: tl.constexpr):
     """
     if OVERLAP:
         gdc_wait()
-
-
-@triton.jit
-def prefetch_columns(
-    base, first, outputs, K: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr,
-    PIECES: tl.constexpr,
-):  # fmt: skip
-    """Prefetch the first columns of BN rows of K elements into the L2 cache.
-
-    It takes no registers. PIECES is a multiple of BN; each piece has a multiple of 16 bytes.
-    """
-    each: tl.constexpr = PIECES // BN
-    size: tl.constexpr = COLUMNS // each
-    item: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
-    piece = tl.arange(0, PIECES)
-    row = tl.minimum(first + piece // each, outputs - 1).to(tl.int64)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [base + row * K + piece % each * size, tl.full((PIECES,), size * item, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit

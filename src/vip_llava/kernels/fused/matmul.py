@@ -19,9 +19,8 @@ from vip_llava.kernels.fused import tuned_configs
 from vip_llava.kernels.fused.elementwise import rms_norm, silu_and_mul
 from vip_llava.kernels.fused.gemv import gemv
 from vip_llava.kernels.fused.int_gemv import int_gemv
-from vip_llava.kernels.fused.launch import num_processors, options, power_of_two, supports_overlap
+from vip_llava.kernels.fused.launch import num_processors, options, power_of_two
 from vip_llava.kernels.fused.small_gemm import small_gemm, small_gemm_int4
-from vip_llava.kernels.fused.tuned_configs import GemmConfig
 from vip_llava.kernels.values import Dense, Int4, Int8, Matrix, Norm
 
 __all__ = ["linear", "swiglu"]
@@ -100,16 +99,6 @@ def _three(tensors: Sequence[Tensor | None], other: Tensor) -> list[Tensor]:
     return found + [found[0]] * (3 - len(found))
 
 
-def _prefetch(config: GemmConfig, bits: int, x: Tensor) -> dict[str, int]:
-    """How much of a program's weights is prefetched: nothing, or the first columns of each."""
-    pieces, columns = 32 * config.warps, min(config.prefetch, x.shape[1])
-    size = columns * config.outputs * (8 * x.element_size() if bits == 16 else bits) // 8
-    fits = pieces % config.outputs == 0 and size > 0 and size % (16 * pieces) == 0
-    if not fits or not supports_overlap(x.device):
-        return {"PIECES": 0, "COLUMNS": 0}
-    return {"PIECES": pieces, "COLUMNS": columns}
-
-
 def _launch(
     x: Tensor,
     matrices: Sequence[Matrix],
@@ -131,7 +120,7 @@ def _launch(
     biases = _three([m.bias for m in matrices], x)
     pointers = [x, *_three(weights, x)]
     out = x.new_empty((len(x), outputs))
-    ends = [x if residual is None else residual, out]
+    ends: list[Any] = [x if residual is None else residual, out]
     flags: dict[str, Any] = {
         **dict(zip(("N0", "N1", "N2"), (*sizes, 0, 0), strict=False)), "K": inputs,
         "GATED": gated, "BIAS": matrices[0].bias is not None, "RESIDUAL": residual is not None,
@@ -160,7 +149,6 @@ def _launch(
         return launch(int_gemv, shared, programs, *arguments, BITS=bits, BG=shared.groups)
     rows = tuned_configs.gemm_config(bits, outputs, inputs, gated)
     flags |= {"BM": max(16, power_of_two(len(x))), "STAGES": rows.stages}
-    flags |= _prefetch(rows, bits, x)
     ends += [x.stride(0), len(x)]
     if bits == 4:
         arguments = (*scales, *lows, *biases, *ends)

@@ -99,11 +99,11 @@ def _attend_mha(
         key, value, seen = load_tile(keys, values, blocks, head, at, end, d, offset, H, D, BLOCK)
         peak, total, acc = _accumulate(peak, total, acc, query, key, value, seen)
     # The new token comes last, so that nothing of it delays reading the others.
-    mine = owns & (offset == 0)
-    score = tl.where(mine, tl.sum(new_key.to(tl.float32) * query, axis=0), NEVER)
+    new = owns & (offset == 0)
+    score = tl.where(new, tl.sum(new_key.to(tl.float32) * query, axis=0), NEVER)
     higher = tl.maximum(peak, score)
     decay = tl.exp(peak - higher)
-    p = tl.where(mine, tl.exp(score - higher), 0.0)
+    p = tl.where(new, tl.exp(score - higher), 0.0)
     total = total * decay + p
     acc = acc * decay[:, None] + p[:, None] * new_value.to(tl.float32)[None, :]
     top = tl.max(higher, axis=0)

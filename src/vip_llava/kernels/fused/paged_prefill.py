@@ -134,11 +134,11 @@ def _attend_prefill(
         tl.store(out + to, acc.to(out.dtype.element_ty), mask=mask)
     else:
         index = tile * Q + head
-        mine = (index * S + tl.program_id(2)) * BM + m
-        tl.store(peaks + mine, peak)
-        tl.store(totals + mine, total)
+        row = (index * S + tl.program_id(2)) * BM + m
+        tl.store(peaks + row, peak)
+        tl.store(totals + row, total)
         within = (m < BM)[:, None] & (d < D)[None, :]
-        tl.store(partial + mine[:, None] * D + d[None, :], acc, mask=within)
+        tl.store(partial + row[:, None] * D + d[None, :], acc, mask=within)
         if is_last_split(done + index, S):
             total, acc = _combined(partial, peaks, totals, index, m, d, within, D, DP, BM, S)
             acc = acc / tl.where(total > 0, total, 1.0)[:, None]

@@ -19,7 +19,6 @@ from vip_llava.kernels.fused.lang import (
     cast,
     dot,
     locate_tile,
-    prefetch_columns,
     release_next,
     select,
     silu,
@@ -33,13 +32,13 @@ __all__ = ["small_gemm", "small_gemm_int4"]
 @triton.jit
 def _store_result(total, row, m, M, outputs, before, N, residual, out, RESIDUAL: tl.constexpr):
     """Store a tile [BN, BM] of the transposed result."""
-    mine = (row < outputs)[:, None] & (m < M)[None, :]
+    valid = (row < outputs)[:, None] & (m < M)[None, :]
     where = m.to(tl.int64)[None, :] * N + (before + row)[:, None]
     total = total.to(out.dtype.element_ty)
     if RESIDUAL:
-        more = tl.load(residual + where, mask=mine, other=0.0)
+        more = tl.load(residual + where, mask=valid, other=0.0)
         total = (total.to(tl.float32) + more.to(tl.float32)).to(out.dtype.element_ty)
-    tl.store(out + where, total, mask=mine)
+    tl.store(out + where, total, mask=valid)
 
 
 @triton.jit
@@ -48,15 +47,11 @@ def small_gemm(
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     BITS: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] times up to three matrices of 16 or 8 bits; GATED as in `gemv`."""
     release_next(OVERLAP)
     w, number, outputs, first, before = locate_tile(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
-    if PIECES:
-        prefetch_columns(w, first, outputs, K, COLUMNS, BN, PIECES)
-        if GATED:
-            prefetch_columns(w1, first, outputs, K, COLUMNS, BN, PIECES)
     wait_previous(OVERLAP)
     row, m = first + tl.arange(0, BN), tl.arange(0, BM)
     at = tl.minimum(row, outputs - 1)
@@ -101,15 +96,11 @@ def small_gemm_int4(
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, STAGES: tl.constexpr,
     GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """x [M, K] times up to three matrices of 4 bits in groups of 32, eight products at a time."""
     release_next(OVERLAP)
     w, number, outputs, first, before = locate_tile(tl.program_id(0), w0, w1, w2, N0, N1, N2, BN)
-    if PIECES:
-        prefetch_columns(w, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
-        if GATED:
-            prefetch_columns(w1, first, outputs, K // 8, COLUMNS // 8, BN, PIECES)
     wait_previous(OVERLAP)
     s, low = select(s0, s1, s2, number), select(l0, l1, l2, number)
     GROUPS: tl.constexpr = K // 32

@@ -52,16 +52,12 @@ class IntGemvConfig:
 
 @dataclass(frozen=True, slots=True)
 class GemmConfig:
-    """Outputs of a program, inputs read at a time, warps, and pipeline stages.
-
-    prefetch: columns of a program's weights that are prefetched into the L2 cache first.
-    """
+    """Outputs of a program, inputs read at a time, warps, and pipeline stages."""
 
     outputs: int
     inputs: int
     warps: int = 4
     stages: int = 4
-    prefetch: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +107,13 @@ def gemv_config(outputs: int, inputs: int, gated: bool) -> GemvConfig:
 def gemm_config(bits: int, outputs: int, inputs: int, gated: bool) -> GemmConfig:
     """For several rows. `outputs` as for one row."""
     if bits == 4:
-        return GemmConfig(32, 256, stages=2)
+        return GemmConfig(64, 256, stages=2)
     size = max(16, min(128, 1 << (inputs.bit_length() - 1)))
     if bits == 16:
         if not gated and outputs <= _MANY:  # few programs, each with a deep pipeline
-            return GemmConfig(64, size, stages=5, prefetch=0)
+            return GemmConfig(64, size, stages=5)
         outputs, stages = (64, 4) if gated else (128, 6)
-        return GemmConfig(outputs, min(size, 64), stages=stages, prefetch=0)
+        return GemmConfig(outputs, min(size, 64), stages=stages)
     return GemmConfig(32 if gated or outputs < _MANY else 64, size, stages=4)
 
 
