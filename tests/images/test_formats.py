@@ -10,7 +10,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from vip_llava.errors import ImageError
 from vip_llava.images import open_image
-from vip_llava.images.formats import canvas_size, essential_png, check_scan_count, sniff
+from vip_llava.images.formats import canvas_size, check_scan_count, essential_png, sniff
 
 Encode = Callable[..., bytes]
 Chunk = Callable[[bytes, bytes], bytes]

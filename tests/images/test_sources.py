@@ -85,7 +85,7 @@ def test_paths(tmp_path: Path) -> None:
         read_source(path, 5)
     with pytest.raises(ImageError, match="is a folder"):
         read_source(tmp_path, LIMIT)
-    with pytest.raises(ImageError, match="image file .* does not exist"):
+    with pytest.raises(ImageError, match=r"image file .* does not exist"):
         read_source(tmp_path / "b.png", LIMIT)
     empty = tmp_path / "empty.png"
     empty.touch()
