@@ -112,7 +112,7 @@ def write_labelled(folder: Path) -> Path:
     """Four photos with `regions.jsonl`: two of them belong to validation; the last one has people only."""
     from PIL import Image, ImageDraw
 
-    from vip_llava.data.scenes.photos import is_validation
+    from vip_llava.evaluation.coco_annotations import is_validation
 
     names = [f"made_{number}" for number in range(200)]
     kept = [name for name in names if is_validation(name)][:2]

@@ -102,7 +102,8 @@ def desk(
     )
     write_rows(tmp_path)
     write_benchmarks(tmp_path)
-    (tmp_path / "labelled").symlink_to(labelled_folder)
+    for name in ("labelled", "shapes", "recognition"):
+        (tmp_path / name).symlink_to(labelled_folder)
     (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vip_llava.assistant.load", _tiny_load(tiny_model_folder))
@@ -140,7 +141,7 @@ def test_commands_of_the_page_and_of_help_work(
         asked: tuple[str, ...] = ("eval", "vip-bench", "--data", "vip-bench")
         assert program(*asked, "--output", "runs/vip-bench").code == 0
     if "eval report" in line:  # and this one runs to report
-        asked = ("eval", "shapes", "--data", "labelled", "--groups", "box", "--most", "1")
+        asked = ("eval", "shapes", "--data", "labelled", "--groups", "box", "--limit", "1")
         for folder in (word for word in words if word.startswith("runs/")):
             assert program(*asked, "--output", folder).code == 0
     ran = program(*words[1:], stdin=b"What is this?\n")

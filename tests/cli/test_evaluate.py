@@ -17,13 +17,13 @@ def test_table_json_and_page(
     program: Program, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     written, page = tmp_path / "scores.json", tmp_path / "page.html"
-    argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--most", 3)
+    argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--limit", 3)
     files = ("--json", written, "--html", page)
-    ran = program("eval", *argv, "--variants", "box,control", "--variants", "sides", *files)
+    ran = program("eval", "shapes", *argv, "--variants", "box,control", "--variants", "arrow", *files)
     assert ran.code == 0, ran.err
     lines = [line.split() for line in ran.out.splitlines() if line.strip()]
     first = [line[0] for line in lines]
-    assert [name for name in first if name in ("box", "control", "sides")] == ["box", "control", "sides"]  # fmt: skip
+    assert [name for name in first if name in ("box", "control", "arrow")] == ["box", "arrow", "control"]  # fmt: skip
     assert "box: 3 questions" in ran.err and "[" in ran.out
     found = json.loads(written.read_text("utf-8"))
     scores = {(score["name"], score["group"]): score for score in found["scores"]}
@@ -39,11 +39,11 @@ def test_a_benchmark_by_name_with_a_run_that_goes_on(
     program: Program, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--groups", "box,control")
-    again = ("eval", "shapes", *argv, "--output", tmp_path / "run", "--most", 2)
+    again = ("eval", "shapes", *argv, "--output", tmp_path / "run", "--limit", 2)
     ran = program(*again)
     assert ran.code == 0 and "4 questions in" in ran.err, ran.err
     ran = program(*again)
-    assert ran.code == 0 and "4 of 4 answers were there already" in ran.err
+    assert ran.code == 0 and "4 of 4 answers were already in the run directory" in ran.err
     ran = program(*again, "--seed", 1)
     assert ran.code == 2 and "another seed" in ran.err
     ran = program("eval", "report", tmp_path / "run", "-o", tmp_path / "page.html")
@@ -64,7 +64,7 @@ def test_the_originals_flags(
         *files,
         "--model-path",
         tiny_model_folder,
-        "--most",
+        "--limit",
         1,
         "--image_aspect_ratio",
         "resize",
@@ -81,29 +81,29 @@ def test_stopped_with_ctrl_c(
 ) -> None:
     from vip_llava.evaluation import run
 
-    whole = run.spread
+    whole = run.limit_per_group
 
     def interrupted(items: Any, most: Any) -> Any:
         def stop() -> Any:
             raise KeyboardInterrupt
 
-        return [*whole(items, most)[:3], replace(whole(items, most)[3], make=stop)]
+        return [*whole(items, most)[:3], replace(whole(items, most)[3], build_request=stop)]
 
     argv = ("eval", "shapes", "--data", labelled_folder, "--model", tiny_model_folder)
     more = ("--groups", "box", "--batch-size", 1, "--output", tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "spread", interrupted)
+        patch.setattr(run, "limit_per_group", interrupted)
         ran = program(*argv, *more)
-    assert ran.code == 130 and "the same command goes on in" in ran.err
+    assert ran.code == 130 and "the same command resumes the run in" in ran.err
     kept = (tmp_path / "run" / "rows.jsonl").read_text("utf-8").splitlines()
     assert len(kept) == 3
     ran = program(*argv, *more)
-    assert ran.code == 0 and "3 of 8 answers were there already" in ran.err
+    assert ran.code == 0 and "3 of 8 answers were already in the run directory" in ran.err
 
 
 def test_all_photos(program: Program, labelled_folder: Path, tiny_model_folder: Path) -> None:
     argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--variants", "box")
-    ran = program("eval", *argv, "--all")
+    ran = program("eval", "shapes", *argv, "--all")
     assert ran.code == 0 and "box: 12 questions" in ran.err
 
 
@@ -119,21 +119,22 @@ def test_the_group_lists_its_benchmarks(program: Program) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "--data"),
-        (["--data", "{tmp}/none"], "no such file or folder"),
-        (["--data", "{tmp}"], "regions.jsonl does not exist"),
+        (["--data", "{made}"], "No such option"),
+        (["shapes"], "--data"),
+        (["shapes", "--data", "{tmp}/none"], "no such file or folder"),
+        (["shapes", "--data", "{tmp}"], "holds no regions.jsonl"),
         (["vcr", "--data", "{made}"], "holds no vcr-val.json"),
         (["nonsense", "--data", "{made}"], "No such command 'nonsense'"),
-        (["--data", "{made}", "--variants", "boxes"], "known are box, "),
-        (["--data", "{made}", "--variants", ","], "known are box, "),
-        (["--data", "{made}", "--most", "0"], "--most"),
-        (["--data", "{made}", "--json", "{tmp}/none/a.json"], "there is no folder"),
-        (["--data", "{made}", "--html", "{tmp}/none/a.html"], "there is no folder"),
-        (["--data", "{made}", "--weights", "x", "--model", "y"], "leave --model out"),
-        (["--data", "{made}", "--weights", "x", "--template", "y"], "--template"),
-        (["report", "{tmp}", "-o", "{tmp}/a.html"], "no run of an evaluation"),
-        (["report", "{tmp}", "-o", "{tmp}/none/a.html"], "there is no folder"),
-        (["report", "{tmp}", "-o", "{tmp}"], "a folder; name the page's file"),
+        (["shapes", "--data", "{made}", "--variants", "boxes"], "the groups are box, "),
+        (["shapes", "--data", "{made}", "--variants", ","], "the groups are box, "),
+        (["shapes", "--data", "{made}", "--limit", "0"], "--limit"),
+        (["shapes", "--data", "{made}", "--json", "{tmp}/none/a.json"], "does not exist"),
+        (["shapes", "--data", "{made}", "--html", "{tmp}/none/a.html"], "does not exist"),
+        (["shapes", "--data", "{made}", "--weights", "x", "--model", "y"], "leave --model out"),
+        (["shapes", "--data", "{made}", "--weights", "x", "--template", "y"], "--template"),
+        (["report", "{tmp}", "-o", "{tmp}/a.html"], "not a run of an evaluation"),
+        (["report", "{tmp}", "-o", "{tmp}/none/a.html"], "does not exist"),
+        (["report", "{tmp}", "-o", "{tmp}"], "is a folder; name a file"),
     ],
 )
 def test_a_mistake_is_told_before_a_model_is_opened(
@@ -169,8 +170,8 @@ def test_other_weights_of_the_default_model(
         return lite_model(), lite_processor
 
     monkeypatch.setattr("vip_llava.models.default.build.load_default", load_default)
-    argv = ("--data", labelled_folder, "--weights", tmp_path, "--device", "cpu", "--most", 2)
-    ran = program("eval", *argv, "--variants", "box")
+    argv = ("--data", labelled_folder, "--weights", tmp_path, "--device", "cpu", "--limit", 2)
+    ran = program("eval", "shapes", *argv, "--variants", "box")
     assert ran.code == 0, ran.err
     assert opened["weights"] == tmp_path and str(opened["device"]) == "cpu"
 
@@ -178,5 +179,5 @@ def test_other_weights_of_the_default_model(
 @pytest.mark.default_model
 @pytest.mark.slow
 def test_the_default_model_is_scored(program: Program, labelled_folder: Path) -> None:
-    ran = program("eval", "--data", labelled_folder, "--variants", "box", "--most", 2)
+    ran = program("eval", "shapes", "--data", labelled_folder, "--variants", "box", "--limit", 2)
     assert ran.code == 0 and "box" in ran.out, ran.err

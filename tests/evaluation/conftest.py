@@ -1,4 +1,4 @@
-"""Small data folders in the formats in which the benchmarks are published; images are drawn here."""
+"""Small data folders in the published formats of the benchmarks, with drawn images."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from vip_llava.evaluation.benchmark import BenchmarkOptions
 from vip_llava.evaluation.benchmarks import benchmark_class, open_benchmark
-from vip_llava.evaluation.items import Options, Row, Score
-from vip_llava.evaluation.run import items_of
+from vip_llava.evaluation.results import ResultRow, Score
+from vip_llava.evaluation.run import select_items
 
 BOXES = [[4, 4, 40, 30], [50, 4, 90, 30], [4, 40, 40, 68], [50, 40, 90, 68]]
 
 
 @pytest.fixture(scope="session")
 def assistant(tiny_model_folder: Path) -> Any:
-    """A random tiny model: real answers without sense."""
+    """A tiny model with random weights."""
     from vip_llava.assistant import load
 
     return load(tiny_model_folder, device="cpu")
@@ -74,42 +75,26 @@ def visual7w(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def score_of() -> Callable[..., tuple[list[Row], list[Score]]]:
-    """`score_of(name, data, answers, **options)`: rows and scores when these answers are given.
+def score_of() -> Callable[..., tuple[list[ResultRow], list[Score]]]:
+    """`score_of(name, data, answers, **options)`: rows and scores of these answers.
 
-    answers: by item id; items whose request can't be made fail with their own reason.
+    answers: by item id; an item whose request can't be built fails with its own reason.
     """
 
     def run(
         name: str, data: Path, answers: Mapping[str, str], **options: Any
-    ) -> tuple[list[Row], list[Score]]:
+    ) -> tuple[list[ResultRow], list[Score]]:
         from vip_llava.errors import VipLlavaError
 
         kind = benchmark_class(name)
         rows = []
-        for item in items_of(open_benchmark(name, data, Options(**options))):
-            known: dict[str, Any] = {
-                "id": item.id,
-                "group": item.group,
-                "expected": item.expected,
-                "image": item.image,
-                "facts": item.facts,
-            }
+        for item in select_items(open_benchmark(name, data, BenchmarkOptions(**options))):
             try:
-                item.make()
+                item.build_request()
             except VipLlavaError as error:
-                rows.append(Row(**known, failed=str(error), score=0.0))
-                continue
-            verdict = kind.judge(item.expected, item.facts, answers[item.id])
-            rows.append(
-                Row(
-                    **known,
-                    answer=answers[item.id],
-                    score=verdict.score,
-                    right=verdict.right,
-                    read=verdict.read,
-                )
-            )
-        return rows, kind.scores(rows)
+                rows.append(item.failed_row(str(error)))
+            else:
+                rows.append(kind.scored_row(item, answers[item.id]))
+        return rows, kind.aggregate(rows)
 
     return run

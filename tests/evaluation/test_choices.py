@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vip_llava.evaluation.choices import judge_letter, read_letter
+from vip_llava.evaluation.choices import parse_letter, score_letter
 
 OPTIONS = ("The object within the red rectangle", "The cat", "A dog.", "I sleep")
 
@@ -47,11 +47,11 @@ OPTIONS = ("The object within the red rectangle", "The cat", "A dog.", "I sleep"
     ],
 )
 def test_letters(answer: str, letter: str | None) -> None:
-    assert read_letter(answer, OPTIONS) == letter
+    assert parse_letter(answer, OPTIONS) == letter
 
 
-def test_a_verdict_keeps_what_was_read() -> None:
-    verdict = judge_letter("B", "(b) since")
-    assert (verdict.score, verdict.right, verdict.read) == (1.0, True, "B")
-    verdict = judge_letter("B", "no idea")
-    assert (verdict.score, verdict.right, verdict.read) == (0.0, False, None)
+def test_a_score_has_the_parsed_letter() -> None:
+    score = score_letter("B", "(b) since")
+    assert (score.value, score.right, score.read) == (1.0, True, "B")
+    score = score_letter("B", "no idea")
+    assert (score.value, score.right, score.read) == (0.0, False, None)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vip_llava.evaluation.intervals import bootstrap, mean, share
+from vip_llava.evaluation.intervals import mean, mean_difference, proportion
 
 
 @pytest.mark.parametrize(
@@ -20,19 +20,19 @@ from vip_llava.evaluation.intervals import bootstrap, mean, share
     ],
 )
 def test_wilson_as_published(hits: int, count: int, low: float, high: float) -> None:
-    value, lower, upper = share(hits, count)
+    value, lower, upper = proportion(hits, count)
     assert value == hits / count
     assert (lower, upper) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
 def test_nothing_has_no_score() -> None:
-    assert share(0, 0) == (None, None, None) == mean([])
+    assert proportion(0, 0) == (None, None, None) == mean([])
 
 
 def test_a_mean_of_shares_is_about_wilsons() -> None:
     values = [1.0] * 300 + [0.0] * 200
     value, low, high = mean(values)
-    _, wilson_low, wilson_high = share(300, 500)
+    _, wilson_low, wilson_high = proportion(300, 500)
     assert value == 0.6 and low is not None and high is not None
     assert low == pytest.approx(wilson_low, abs=0.01)
     assert high == pytest.approx(wilson_high, abs=0.01)
@@ -55,8 +55,8 @@ def test_questions_about_one_image_are_not_independent() -> None:
 def test_differences_are_paired() -> None:
     ours = [1.0, 0.0] * 50
     theirs = [0.0, 0.0] * 50
-    value, low, high = bootstrap(ours, theirs)
+    value, low, high = mean_difference(ours, theirs)
     assert value == 0.5 and low is not None and high is not None and 0.35 < low < 0.5 < high < 0.65
-    assert bootstrap(ours, ours) == (0.0, 0.0, 0.0)
+    assert mean_difference(ours, ours) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="same"):
-        bootstrap(ours, theirs[:3])
+        mean_difference(ours, theirs[:3])

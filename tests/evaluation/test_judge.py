@@ -19,12 +19,12 @@ from fastapi.responses import JSONResponse
 
 from vip_llava.errors import DataError, RequestError
 from vip_llava.evaluation.benchmarks.vip_bench import VipBench
-from vip_llava.evaluation.items import Row
-from vip_llava.evaluation.judge.endpoint import Endpoint, checked_address
+from vip_llava.evaluation.judge.endpoint import JudgeEndpoint, checked_address
 from vip_llava.evaluation.judge.grading import grade_run
-from vip_llava.evaluation.judge.prompt import HINT, PROMPT, line, prompt_text, read_score
-from vip_llava.evaluation.judge.tables import write_judged
-from vip_llava.evaluation.run_directory import RunFolder
+from vip_llava.evaluation.judge.prompt import HINT, PROMPT, parse_score, read_prompt, table_row
+from vip_llava.evaluation.judge.score_files import write_judged
+from vip_llava.evaluation.results import ResultRow
+from vip_llava.evaluation.run_directory import RunDirectory
 
 
 @dataclass
@@ -96,10 +96,10 @@ ROWS = [
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     """A finished run of three answers and one row that failed."""
-    asked = {"benchmark": "vip-bench", "model": "mucai/vip"}
-    folder = RunFolder.begin(tmp_path / "run", asked, {})
+    config = {"benchmark": "vip-bench", "model": "mucai/vip"}
+    folder = RunDirectory.create_or_resume(tmp_path / "run", config, {})
     rows = [
-        Row(
+        ResultRow(
             f"bbox/{name}",
             "bbox",
             right,
@@ -109,14 +109,14 @@ def finished(tmp_path: Path) -> Path:
         for name, right, answer, caps in ROWS
     ]
     gone = {"question_id": "v1_3", "capability": ["rel"], "question": "?"}
-    rows.append(Row("bbox/v1_3", "bbox", "no", facts=gone, failed="no image", score=0.0))
-    folder.add(rows, 1.0)
-    folder.finish(rows, VipBench.scores(rows), {})
+    rows.append(ResultRow("bbox/v1_3", "bbox", "no", facts=gone, failed="no image", score=0.0))
+    folder.append(rows, 1.0)
+    folder.finish(rows, VipBench.aggregate(rows), {})
     return folder.path
 
 
-def judge(server: Server, **options: Any) -> Endpoint:
-    return Endpoint(server.url, "rules", **{"pause": 0.01, **options})
+def judge(server: Server, **options: Any) -> JudgeEndpoint:
+    return JudgeEndpoint(server.url, "rules", **{"pause": 0.01, **options})
 
 
 def graded(finished: Path, server: Server, times: int = 2, **options: Any) -> Any:
@@ -137,7 +137,7 @@ def test_the_contract(finished: Path, server: Server) -> None:
 def test_scores_files_and_what_failed(finished: Path, server: Server) -> None:
     """Grades 1, 0, 1 and a failed row: 50 in total; the spread is 0 as the rules never differ."""
     grades = graded(finished, server)
-    rows = RunFolder.open(finished).rows()
+    rows = RunDirectory.open(finished).rows()
     scores = {(s.name, s.group): s for s in write_judged(finished, rows, grades)}
     total = scores["score, bbox", ""]
     assert (total.value, total.count, total.failed) == (0.5, 4, 1)
@@ -168,7 +168,7 @@ def test_runs_that_differ_have_a_spread(finished: Path, server: Server) -> None:
     server.say = lambda text, number: "1.0" if number <= 3 else "0.4"
     with judge(server) as told:
         grades = grade_run(finished, told, PROMPT, times=2, parallel=1)
-    scores = write_judged(finished, RunFolder.open(finished).rows(), grades)
+    scores = write_judged(finished, RunDirectory.open(finished).rows(), grades)
     found = {score.name: score.value for score in scores if not score.group}
     assert found["score, bbox"] == pytest.approx(3 * 0.7 / 4)
     assert found["spread over runs, bbox"] == pytest.approx((75 - 30) / 2)
@@ -177,7 +177,7 @@ def test_runs_that_differ_have_a_spread(finished: Path, server: Server) -> None:
 def test_a_stopped_grading_goes_on(finished: Path, server: Server) -> None:
     server.before = [(200, {}, {"choices": [{"message": {"content": "0.5"}}]})] * 2
     server.before.append((400, {}, {"error": {"message": "enough"}}))
-    with judge(server) as told, pytest.raises(RequestError, match=r"refuses: 400 \(enough\)"):
+    with judge(server) as told, pytest.raises(RequestError, match=r"refused: 400 \(enough\)"):
         grade_run(finished, told, PROMPT, times=2, parallel=1)
     kept = (finished / "grades" / "rules.jsonl").read_text().splitlines()
     assert len(kept) == 2
@@ -220,7 +220,7 @@ def test_a_judge_that_never_works(server: Server) -> None:
     with judge(server, key="k") as told, pytest.raises(RequestError, match="302"):
         told.ask("x")
     server.before = [(200, {}, {"choices": []})]
-    with judge(server) as told, pytest.raises(RequestError, match="no chat completion"):
+    with judge(server) as told, pytest.raises(RequestError, match="not a chat completion"):
         told.ask("x")
     server.slow = 0.5
     with (
@@ -228,7 +228,7 @@ def test_a_judge_that_never_works(server: Server) -> None:
         pytest.raises(RequestError, match="ReadTimeout"),
     ):
         told.ask("a | b | b | ")
-    nobody = Endpoint("http://127.0.0.1:9/v1", "m", tries=1)
+    nobody = JudgeEndpoint("http://127.0.0.1:9/v1", "m", tries=1)
     with nobody as told, pytest.raises(RequestError, match="ConnectError"):
         told.ask("x")
 
@@ -250,7 +250,7 @@ def test_replies_without_a_number(finished: Path, server: Server) -> None:
     found = {grade.id: (grade.score, grade.tries) for grade in grades.grades}
     assert found == {"bbox/v1_0": (0.8, 2), "bbox/v1_1": (None, 5), "bbox/v1_2": (None, 5)}
     assert [body["temperature"] for body in server.asked[2:7]] == [0.0, 0.5, 1.0, 1.5, 2.0]
-    scores = write_judged(finished, RunFolder.open(finished).rows(), grades)
+    scores = write_judged(finished, RunDirectory.open(finished).rows(), grades)
     assert scores[0].value == pytest.approx(0.8 / 4)
     assert "2 of 3 grades held no number" in scores[0].method
 
@@ -262,14 +262,14 @@ def test_grades_of_another_prompt_are_not_mixed(
     path = tmp_path / "mine.txt"
     path.write_text("Question | Ground truth | Prediction | Correctness\n")
     with judge(server) as told, pytest.raises(RequestError, match="move them away"):
-        grade_run(finished, told, prompt_text(path), times=1)
+        grade_run(finished, told, read_prompt(path), times=1)
     path.write_text("Be nice.")
-    with pytest.raises(DataError, match="no prompt of a judge"):
-        prompt_text(path)
+    with pytest.raises(DataError, match="not a prompt for a judge"):
+        read_prompt(path)
 
 
 def test_other_runs_need_no_judge(tmp_path: Path, server: Server) -> None:
-    RunFolder.begin(tmp_path / "r", {"benchmark": "visual7w", "model": "m"}, {})
+    RunDirectory.create_or_resume(tmp_path / "r", {"benchmark": "visual7w", "model": "m"}, {})
     with judge(server) as told, pytest.raises(DataError, match="visual7w, whose answers need no"):
         grade_run(tmp_path / "r", told, PROMPT)
 
@@ -279,11 +279,11 @@ def test_other_runs_need_no_judge(tmp_path: Path, server: Server) -> None:
     [("0.5", 0.5), (" 1.0 ", 1.0), ("1", 1.0), ("0", 0.0), ("**0.3**", 0.3), (".5", 0.5), ("0.7 since", 0.7), ("1.5", None), ("10", None), ("Score: 1", None), ("", None), ("-1", None), ("0.", 0.0)],
 )  # fmt: skip
 def test_reading_a_reply(reply: str, score: float | None) -> None:
-    assert read_score(reply) == score
+    assert parse_score(reply) == score
 
 
 def test_a_line_of_the_table() -> None:
-    assert line("Q?", "a<OR>b", "c") == "Q? | a <OR> b | c | "
+    assert table_row("Q?", "a<OR>b", "c") == "Q? | a <OR> b | c | "
 
 
 @pytest.mark.parametrize("address", ["judge", "ftp://a/v1", "http://u:p@a/v1", "https://a/v1?k=1", "http:///v1"])  # fmt: skip
@@ -308,7 +308,10 @@ def test_the_command(finished: Path, server: Server, capfd: pytest.CaptureFixtur
     more = ["--times", "2", "--key-env", "JUDGE_KEY", "--price", "10,20"]
     assert main([*command, *more]) == 0
     told = capfd.readouterr()
-    assert "6 grades, 3000 tokens in and 18 out, cost 0.03" in told.err and "k3y" not in told.err
+    assert (
+        "6 grades, 3000 prompt tokens, 18 reply tokens, cost 0.03" in told.err
+        and "k3y" not in told.err
+    )
     assert "50.0 [" in told.out and "recognition" in told.out
     assert set(server.keys) == {"Bearer k3y"}
     page, other = finished.parent / "page.html", finished.parent / "other"
@@ -317,7 +320,7 @@ def test_the_command(finished: Path, server: Server, capfd: pytest.CaptureFixtur
     server.say = lambda text, number: "0.4"
     with judge(server) as told_otherwise:
         grades = grade_run(other, told_otherwise, PROMPT, times=1)
-    write_judged(other, RunFolder.open(other).rows(), grades)
+    write_judged(other, RunDirectory.open(other).rows(), grades)
     assert main(["eval", "report", str(finished), "-o", str(page)]) == 0
     text = page.read_text("utf-8")
     assert "judge rules, mean of 2 runs" in text and "NO JUDGE" not in text

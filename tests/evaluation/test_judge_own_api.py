@@ -9,24 +9,24 @@ import pytest
 
 from vip_llava.errors import RequestError
 from vip_llava.evaluation.benchmarks.vip_bench import VipBench
-from vip_llava.evaluation.items import Row
-from vip_llava.evaluation.judge.endpoint import Endpoint
+from vip_llava.evaluation.judge.endpoint import JudgeEndpoint
 from vip_llava.evaluation.judge.grading import grade_run
-from vip_llava.evaluation.judge.tables import write_judged
-from vip_llava.evaluation.run_directory import RunFolder
+from vip_llava.evaluation.judge.score_files import write_judged
+from vip_llava.evaluation.results import ResultRow
+from vip_llava.evaluation.run_directory import RunDirectory
 from vip_llava.serving.api.app import create_app
-from vip_llava.serving.middleware.running import background
+from vip_llava.serving.middleware.server import background
 from vip_llava.serving.settings import make_settings
 
 KEY = "a-key-of-this-test-and-no-other"
 
 
 def finished(path: Path) -> Path:
-    folder = RunFolder.begin(path, {"benchmark": "vip-bench", "model": "m"}, {})
+    folder = RunDirectory.create_or_resume(path, {"benchmark": "vip-bench", "model": "m"}, {})
     facts = {"question_id": "v1_0", "capability": ["rec"], "question": "What is it?"}
-    rows = [Row("bbox/v1_0", "bbox", "a dog", answer="a cat", facts=facts)]
-    folder.add(rows, 1.0)
-    folder.finish(rows, VipBench.scores(rows), {})
+    rows = [ResultRow("bbox/v1_0", "bbox", "a dog", answer="a cat", facts=facts)]
+    folder.append(rows, 1.0)
+    folder.finish(rows, VipBench.aggregate(rows), {})
     return path
 
 
@@ -40,19 +40,19 @@ def test_our_own_server_judges(
     app = create_app({"tiny": assistant}, settings)
     folder = finished(tmp_path / "run")
     with background(app, settings) as address:
-        with Endpoint(f"{address}/v1", "tiny", key=KEY) as judge:
+        with JudgeEndpoint(f"{address}/v1", "tiny", key=KEY) as judge:
             grades = grade_run(folder, judge, "| Correctness", times=2)
         with (
-            Endpoint(f"{address}/v1", "tiny", key="wrong") as stranger,
-            pytest.raises(RequestError, match="refuses: 401"),
+            JudgeEndpoint(f"{address}/v1", "tiny", key="wrong") as stranger,
+            pytest.raises(RequestError, match="refused: 401"),
         ):
             stranger.ask("?")
         with (
-            Endpoint(f"{address}/v1", "gpt-4", key=KEY) as other,
-            pytest.raises(RequestError, match="refuses: 404"),
+            JudgeEndpoint(f"{address}/v1", "gpt-4", key=KEY) as other,
+            pytest.raises(RequestError, match="refused: 404"),
         ):
             other.ask("?")
     assert [grade.tries for grade in grades.grades] == [5, 5]
     assert grades.tokens[0] > 0 and 0 < grades.tokens[1] <= 2 * 5 * 3
-    scores = write_judged(folder, RunFolder.open(folder).rows(), grades)
+    scores = write_judged(folder, RunDirectory.open(folder).rows(), grades)
     assert scores[0].value == 0.0 and "2 of 2 grades held no number" in scores[0].method

@@ -115,8 +115,8 @@ def test_a_recipe_inherits_from_another(tmp_path: Path) -> None:
 
 
 def test_recipes_of_the_default_model_are_distinguished() -> None:
-    assert not is_rows(RECIPES / "default-model.yaml")
-    assert not is_rows(RECIPES / "default-model-2.yaml")
+    folder = RECIPES.parent / "projects" / "default_model" / "recipes"
+    assert not is_rows(folder / "stage1.yaml") and not is_rows(folder / "stage2.yaml")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,11 @@ def test_a_mistake_is_named(tmp_path: Path, change: dict[str, str], message: str
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1\n", "must contain keys"), ("a: [\n", "can't be parsed"), ("like: 3\n", "must name one file")],
+    [
+        ("- 1\n", "must contain keys"),
+        ("a: [\n", "can't be parsed"),
+        ("like: 3\n", "must name one file"),
+    ],
 )
 def test_a_file_that_is_not_a_recipe(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):

@@ -1,6 +1,6 @@
 """`vip-llava eval NAME`: ask a model the questions of a benchmark and score its answers.
 
-Each benchmark is a verb of the group `eval`, all with the same options; without a name it is `marked`.
+Each benchmark of the registry is a verb of the group `eval`; all have the same options.
 """
 
 from __future__ import annotations
@@ -11,75 +11,56 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from vip_llava.cli.evaluate_options import QuestionOptions, RunOptions, WriteOptions
-from vip_llava.cli.prepare import open_assistant
-from vip_llava.cli.settings import DebugFlag, ModelOptions, option_name
+from vip_llava.cli.inputs import open_assistant
+from vip_llava.cli.model_options import DebugFlag, ModelOptions, option_name
 from vip_llava.cli.terminal import counting, loading, note
 from vip_llava.errors import RequestError
+from vip_llava.evaluation.benchmarks import BENCHMARKS, benchmark_class, open_benchmark
 
 if TYPE_CHECKING:
     from vip_llava.assistant import Assistant
-    from vip_llava.evaluation.items import Benchmark, Item, Score
-    from vip_llava.evaluation.run import Result
+    from vip_llava.evaluation.benchmark import Benchmark, BenchmarkItem
+    from vip_llava.evaluation.results import Score
+    from vip_llava.evaluation.run import RunResult
 
-__all__ = ["ABOUT", "EvalGroup", "benchmark_verb", "epilog", "show"]
+__all__ = ["BENCHMARKS", "BenchmarkHelp", "benchmark_verb", "epilog", "show"]
 
-#: Benchmark -> what its example adds to `vip-llava eval NAME --data NAME --output runs/NAME`.
-_EXAMPLES = {
-    "vcr": "--groups qa",
-    "vip-bench": "--groups human",
-    "shapes": "--all --most 1 --groups box,arrow,control",
-    "recognition": "--all --most 2",
-}
-_MARKED = """Examples
-
-  vip-llava eval --data labelled
-
-  vip-llava eval marked --data labelled --groups box,arrow,control --most 4 --html seen.html
-
-  vip-llava eval marked --data labelled --all --most 1 --output runs/marked --json scores.json
-"""
+_HELP = """Every question is asked once. A question that cannot be asked is reported and counts as \
+wrong; it is never replaced. The scores with their 95 % intervals go to stdout."""
 
 
-#: Benchmark -> its line on the help page; a test holds that these are the benchmarks' own words.
-ABOUT = {
-    "visual7w": "Visual7W pointing: which of four marked boxes is it?",
-    "pointqa": "PointQA LookTwice: how many are like the marked one?",
-    "vcr": "VCR: Q->A, QA->R and the joint Q->AR",
-    "vip-bench": "ViP-Bench: open questions about drawn marks, by capability (needs a judge)",
-    "refcocog": "RefCOCOg region captioning: CIDEr and METEOR",
-    "recognition": "What is in the red box? Any COCO-style file, by label and by size",
-    "shapes": "What is marked? Eight shapes, colours, widths, and a control without a mark",
-    "marked": "What is marked, and only because of the mark? The default model's validation",
-}
+class BenchmarkHelp:
+    """A command that reads its help from the class of its benchmark, and only if it is shown.
+
+    Importing the classes takes longer than the start of the program.
+    """
+
+    name: str
+
+    @property
+    def help(self) -> str:
+        return f"{benchmark_class(self.name).about}\n\n{_HELP}"
+
+    @help.setter
+    def help(self, value: object) -> None:
+        pass
 
 
 def epilog(benchmark: str) -> str:
-    """The examples under the help of a benchmark."""
-    if benchmark == "marked":
-        return _MARKED
-    folder = "labelled" if benchmark in ("shapes", "recognition") else benchmark
-    words = f"vip-llava eval {benchmark} --data {folder} --output runs/{benchmark}"
-    return f"Examples\n\n  {words} {_EXAMPLES.get(benchmark, '')}".rstrip() + "\n"
-
-
-class EvalGroup(TyperGroup):
-    """`vip-llava eval --data DIR` without a benchmark means the default model's own."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
-            args = ["marked", *args]
-        return super().parse_args(ctx, args)
+    """The example in the help of a benchmark."""
+    words = f"vip-llava eval {benchmark} --data {benchmark} --limit 2 -o runs/{benchmark}"
+    return f"Examples\n\n  {words}\n"
 
 
 def benchmark_verb(benchmark: str) -> Callable[..., None]:
-    """The verb of one benchmark: its name and its help; the options are everyone's."""
+    """The verb of one benchmark; the options are the same for all."""
 
     def verb(
         ctx: typer.Context,
@@ -98,72 +79,67 @@ def benchmark_verb(benchmark: str) -> Callable[..., None]:
     ) -> None:
         writing.check()
         if running.weights is not None and model.model is not None:
-            raise RequestError("--weights are parts of the default model; leave --model out")
-        opened, items = _questions(benchmark, data, questions)
+            raise RequestError("--weights are for the default model; leave --model out")
+        opened, items = _open(benchmark, data, questions)
         assistant = _assistant(running, model)
-        with _folder(writing.output) as folder:
-            command = typed(ctx)
+        with _run_directory(writing.output) as directory:
             try:
-                scores = _run(assistant, opened, items, folder, questions.most, running, command)
+                scores = _run(
+                    assistant, opened, items, directory, questions.limit, running, _typed(ctx)
+                )
             except KeyboardInterrupt:
                 if writing.output is not None:
-                    note(f"stopped; the same command goes on in {writing.output}")
+                    note(f"interrupted; the same command resumes the run in {writing.output}")
                 raise
-            _write(folder, writing)
+            _write(directory, writing)
         show(scores)
 
-    verb.__doc__ = f"{ABOUT[benchmark]}\n\n{_ALL}"
     verb.__name__ = benchmark.replace("-", "_")
     return verb
 
 
-_ALL = """Every question is asked once; one that can't be asked is reported, counted as wrong, and never
-replaced. Scores with their 95 % intervals are on stdout."""
-
-
-def typed(ctx: typer.Context) -> list[str]:
-    """The command line, word for word."""
+def _typed(ctx: typer.Context) -> list[str]:
+    """The command line as it was typed."""
     state = ctx.obj if isinstance(ctx.obj, dict) else {}
     return ["vip-llava", *map(str, state.get("argv", ()))]
 
 
-def _questions(name: str, data: Path, chosen: QuestionOptions) -> tuple[Benchmark, list[Item]]:
-    """The benchmark and its items, before a model is opened."""
-    from vip_llava.evaluation.benchmarks import benchmark_class, open_benchmark
-    from vip_llava.evaluation.items import Options
-    from vip_llava.evaluation.run import items_of
+def _open(name: str, data: Path, chosen: QuestionOptions) -> tuple[Benchmark, list[BenchmarkItem]]:
+    """The benchmark and its items; mistakes are found before a model is opened."""
+    from vip_llava.evaluation.benchmark import BenchmarkOptions
+    from vip_llava.evaluation.run import select_items
 
-    options = Options(
+    options = BenchmarkOptions(
         images=chosen.images.expanduser() if chosen.images is not None else None,
         groups=chosen.names(benchmark_class(name).groups),
         seed=chosen.seed,
         alpha=chosen.alpha,
         question=chosen.question,
-        everything=chosen.everything,
+        all_photos=chosen.all_photos,
     )
     benchmark = open_benchmark(name, data.expanduser(), options)
-    items = items_of(benchmark, chosen.most)
+    items = select_items(benchmark, chosen.limit)
     for group, number in Counter(item.group for item in items).items():
         note(f"{group or name}: {number} questions")
     return benchmark, items
 
 
 def _assistant(running: RunOptions, options: ModelOptions) -> Assistant:
-    """The model, or the default model with other trained parts."""
+    """The model, or the default model with other trained weights."""
     weights = running.weights
     if weights is None:
         return open_assistant(options, {})
     chosen = options.keywords()
     refused = sorted(chosen.keys() - {"device", "dtype"})
     if refused:
-        raise RequestError(f"--weights can't go with {option_name(refused[0])}")
+        raise RequestError(f"--weights can't be combined with {option_name(refused[0])}")
     with loading(f"opening {weights}") as progress:
         from vip_llava.assistant import Assistant
         from vip_llava.backends.native import NativeBackend
         from vip_llava.models.default.build import load_default
         from vip_llava.models.placement import Placement
 
-        place = Placement.of(chosen.get("dtype", "auto"), chosen.get("device"), None, None)
+        place = Placement.resolve(chosen.get("dtype", "auto"), chosen.get("device"), None, None)
         parts = load_default(
             dtype=place.dtype,
             device=place.device,
@@ -174,21 +150,21 @@ def _assistant(running: RunOptions, options: ModelOptions) -> Assistant:
 
 
 @contextlib.contextmanager
-def _folder(output: Path | None) -> Iterator[Path]:
-    """The run's folder; without one a run leaves nothing behind but what is asked for."""
+def _run_directory(output: Path | None) -> Iterator[Path]:
+    """The directory of the run; a temporary one without --output."""
     if output is not None:
         yield output.expanduser()
         return
-    with tempfile.TemporaryDirectory(prefix="vip-llava-eval-") as made:
-        yield Path(made) / "run"
+    with tempfile.TemporaryDirectory(prefix="vip-llava-eval-") as temporary:
+        yield Path(temporary) / "run"
 
 
 def _run(
     assistant: Assistant,
     benchmark: Benchmark,
-    items: Sequence[Item],
-    folder: Path,
-    most: int | None,
+    items: Sequence[BenchmarkItem],
+    directory: Path,
+    limit: int | None,
     running: RunOptions,
     command: Sequence[str],
 ) -> Sequence[Score]:
@@ -197,7 +173,7 @@ def _run(
     with counting(benchmark.name, "questions") as progress:
         done = 0
 
-        def seen(*_: object) -> None:
+        def count(*_: object) -> None:
             nonlocal done
             done += 1
             progress(done, len(items))
@@ -205,22 +181,22 @@ def _run(
         result = run(
             assistant,
             benchmark,
-            folder,
+            directory,
             items=items,
-            most=most,
+            limit=limit,
             batch_size=running.batch_size,
-            max_failed=running.limit,
+            max_failed=running.max_failed_rows,
             command=command,
-            on_row=seen,
+            on_row=count,
         )
-    _tell(result, len(items))
+    _summarize(result, len(items))
     return result.scores
 
 
-def _tell(result: Result, count: int) -> None:
-    """How it went, in a few lines on stderr."""
+def _summarize(result: RunResult, count: int) -> None:
+    """A few lines about the run on stderr."""
     if result.asked < count:
-        note(f"{count - result.asked} of {count} answers were there already")
+        note(f"{count - result.asked} of {count} answers were already in the run directory")
     failed = [row for row in result.rows if row.failed is not None]
     for row in failed[:5]:
         note(f"failed: {row.id}: {row.failed}")
@@ -230,40 +206,39 @@ def _tell(result: Result, count: int) -> None:
         note(f"{result.asked} questions in {result.seconds:.1f} s")
 
 
-def _write(folder: Path, writing: WriteOptions) -> None:
-    """The files for people and for other programs."""
+def _write(directory: Path, writing: WriteOptions) -> None:
+    """Write the JSON file and the page, if they were asked for."""
     if writing.json_file is not None:
-        from vip_llava.evaluation.run_directory import RunFolder
+        from vip_llava.evaluation.run_directory import RunDirectory
 
         content = {
-            "scores": json.loads((folder / "scores.json").read_text("utf-8")),
-            "answers": [row.to_json() for row in RunFolder.open(folder).rows()],
+            "scores": json.loads((directory / "scores.json").read_text("utf-8")),
+            "answers": [asdict(row) for row in RunDirectory.open(directory).rows()],
         }
         writing.json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        note(f"written: {writing.json_file}")
     if writing.html_file is not None:
-        from vip_llava.evaluation.report.page import report
+        from vip_llava.evaluation.report.page import render_page
 
-        writing.html_file.write_text(report([folder]), encoding="utf-8")
-        note(f"written: {writing.html_file}")
-    if writing.output is not None:
-        note(f"written: {writing.output}")
+        writing.html_file.write_text(render_page([directory]), encoding="utf-8")
+    for path in (writing.json_file, writing.html_file, writing.output):
+        if path is not None:
+            note(f"written: {path}")
 
 
 def show(scores: Sequence[Score]) -> None:
-    """The table on stdout, one line a group; shares in percent with their 95 % intervals."""
+    """Print the scores as tables on stdout, one line per group, with their 95 % intervals."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from vip_llava.evaluation.tables import table_of
+    from vip_llava.evaluation.tables import score_tables
 
-    # A file or a pipe has no width; a narrow terminal breaks within a cell, never cuts it.
-    wide = None if sys.stdout.isatty() else 200
-    for head, lines in table_of(scores):
+    # A file or a pipe has no width; a narrow terminal wraps within a cell and cuts nothing.
+    width = None if sys.stdout.isatty() else 200
+    for head, lines in score_tables(scores):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, title in enumerate(head):
             table.add_column(title, justify="right" if number else "left", overflow="fold")
         for line in lines:
             table.add_row(*line)
-        Console(file=sys.stdout, width=wide).print(table)
+        Console(file=sys.stdout, width=width).print(table)

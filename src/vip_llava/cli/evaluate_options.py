@@ -1,4 +1,7 @@
-"""Options of `vip-llava eval NAME`: what is asked, how it is run, what is written. Imports nothing heavy."""
+"""Options of `vip-llava eval NAME`: what to ask, how to run it, what to write.
+
+It imports nothing that is slow to import.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def _option(panel: str, *flags: str, text: str, **more: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuestionOptions:
-    """Which questions are asked, and how things are marked."""
+    """Which questions to ask, and how to mark objects."""
 
     groups: Annotated[
         list[str] | None,
@@ -28,14 +31,14 @@ class QuestionOptions:
             "--groups",
             "--variants",
             metavar="NAME,...",
-            text="Which parts to ask (repeatable; all if not given).",
+            text="Groups of questions to ask (repeatable; default: all).",
         ),
     ] = None
-    most: Annotated[
+    limit: Annotated[
         int | None,
-        _option("Questions", "--most", metavar="N", min=1, text="At most N questions a group."),
+        _option("Questions", "--limit", metavar="N", min=1, text="At most N questions per group."),
     ] = None
-    everything: Annotated[
+    all_photos: Annotated[
         bool,
         _option("Questions", "--all", text="Also photos that the default model was trained on."),
     ] = False
@@ -46,7 +49,7 @@ class QuestionOptions:
             "--images",
             "--image-folder",
             metavar="DIR",
-            text="The images, if elsewhere.",
+            text="Folder of the images, if they are not beside the data.",
         ),
     ] = None
     question: Annotated[
@@ -55,11 +58,11 @@ class QuestionOptions:
             "Questions",
             "--question",
             metavar="TEXT",
-            text='For shapes and recognition, instead of "What is <region:1>?".',
+            text='For shapes and recognition: replaces "What is <region:1>?".',
         ),
     ] = None
     seed: Annotated[
-        int, _option("Questions", "--seed", metavar="N", text="Of all that is drawn by lot.")
+        int, _option("Questions", "--seed", metavar="N", text="Seed of all random choices.")
     ] = 0
     alpha: Annotated[
         int,
@@ -67,49 +70,52 @@ class QuestionOptions:
     ] = 128
 
     def names(self, known: tuple[str, ...]) -> tuple[str, ...]:
-        """The groups that were named. Raises RequestError for one that is not known."""
+        """The groups that were given. Raises RequestError for an unknown one."""
         given = self.groups or ()
         names = [part.strip() for text in given for part in text.split(",") if part.strip()]
         if any(part not in known for part in names) or (given and not names):
             listed = ", ".join(known) or "none"
-            raise RequestError(f"--groups {' '.join(given)}: known are {listed}")
+            raise RequestError(f"--groups {' '.join(given)}: the groups are {listed}")
         return tuple(dict.fromkeys(names))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a run goes."""
+    """How to run it."""
 
     batch_size: Annotated[
         int,
-        _option("Run", "--batch-size", metavar="N", min=1, text="Questions that run together."),
+        _option("Run", "--batch-size", metavar="N", min=1, text="Questions per batch."),
     ] = 8
     max_failed: Annotated[
         float,
         _option(
             "Run",
             "--max-failed",
-            metavar="SHARE|N",
+            metavar="N",
             min=0,
-            text="How many questions may fail before the run stops: a share below 1, or a number.",
+            text="Failed questions that end the run if exceeded: a count, or a fraction below 1.",
         ),
     ] = 0.05
     weights: Annotated[
         Path | None,
         _option(
-            "Run", "--weights", metavar="DIR", text="Trained parts to put into the default model."
+            "Run",
+            "--weights",
+            metavar="DIR",
+            text="Trained weights to load into the default model.",
         ),
     ] = None
 
     @property
-    def limit(self) -> int | float:
-        """A whole number of failures, or a share below 1."""
+    def max_failed_rows(self) -> int | float:
+        """A count, or a fraction below 1."""
         return int(self.max_failed) if self.max_failed >= 1 else self.max_failed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """What is kept of a run."""
+    """What to write."""
 
     output: Annotated[
         Path | None,
@@ -118,20 +124,26 @@ class WriteOptions:
             "--output",
             "-o",
             metavar="RUN",
-            text="Folder of the run: rows, answers, scores. A run that was stopped goes on there.",
+            text="Directory for rows, answers and scores; resumes an interrupted run there.",
         ),
     ] = None
     json_file: Annotated[
         Path | None,
-        _option("Output", "--json", metavar="FILE", text="Write scores and all answers as JSON."),
+        _option(
+            "Output", "--json", metavar="FILE", text="Write the scores and all answers as JSON."
+        ),
     ] = None
     html_file: Annotated[
         Path | None,
-        _option("Output", "--html", metavar="FILE", text="Write a page with charts and images."),
+        _option(
+            "Output", "--html", metavar="FILE", text="Write an HTML page with charts and images."
+        ),
     ] = None
 
     def check(self) -> None:
-        """RequestError where a file's folder does not exist."""
+        """Raises RequestError if the folder of a file does not exist."""
         for target in (self.json_file, self.html_file):
             if target is not None and not target.absolute().parent.is_dir():
-                raise RequestError(f"{target}: there is no folder {target.absolute().parent}")
+                raise RequestError(
+                    f"{target}: the folder {target.absolute().parent} does not exist"
+                )

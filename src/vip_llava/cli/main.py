@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import vip_llava
 from vip_llava.cli import (
@@ -61,11 +60,12 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "train": (train.train, train.EPILOG),
     **{
         f"eval {name}": (evaluate.benchmark_verb(name), evaluate.epilog(name))
-        for name in evaluate.ABOUT
+        for name in evaluate.BENCHMARKS
     },
     "eval judge": (evaluate_judge.judge, evaluate_judge.JUDGE_EPILOG),
     "eval report": (evaluate_report.report, evaluate_report.REPORT_EPILOG),
 }
+BENCHMARK_VERBS = {f"eval {name}" for name in evaluate.BENCHMARKS}
 #: Heading of the help page -> its verbs and groups.
 PANELS = {
     "Ask and draw": ("ask", "chat", "draw"),
@@ -75,9 +75,8 @@ PANELS = {
 }
 GROUPS = {
     "data": "Check data files, look at their rows, convert public data sets.",
-    "eval": "Score models on benchmarks; without a name (eval --data DIR) on marked things.",
+    "eval": "Score models on benchmarks, grade open answers, report runs.",
 }
-GROUP_CLASSES: dict[str, type[TyperGroup]] = {"eval": evaluate.EvalGroup}
 #: Verbs that run without any argument; the others then show their help.
 WITHOUT_ARGUMENTS = frozenset({"models", "serve", "controller", "worker", "web"})
 
@@ -89,6 +88,10 @@ class _Command(OrderedCommand):
     """A verb; it also accepts the original's names of options."""
 
     aliases = LEGACY_ALIASES
+
+
+class _BenchmarkCommand(evaluate.BenchmarkHelp, _Command):
+    """A verb whose help is that of a benchmark."""
 
 
 def _show_version(value: bool) -> None:
@@ -130,13 +133,12 @@ def make_app(verbs: Mapping[str, tuple[Callable[..., None], str]]) -> typer.Type
     for name, (verb, epilog) in verbs.items():
         group, _, short = name.rpartition(" ")
         if group not in groups:
-            kind = GROUP_CLASSES.get(group, TyperGroup)
-            groups[group] = typer.Typer(no_args_is_help=True, cls=kind)
+            groups[group] = typer.Typer(no_args_is_help=True)
             about, panel = GROUPS[group], panel_of[group]
             app.add_typer(groups[group], name=group, help=about, rich_help_panel=panel)
         groups[group].command(
             short,
-            cls=_Command,
+            cls=_BenchmarkCommand if name in BENCHMARK_VERBS else _Command,
             help=_paragraphs(verb),
             epilog=epilog,
             no_args_is_help=name not in WITHOUT_ARGUMENTS,

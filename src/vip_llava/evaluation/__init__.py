@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Benchmarks of visual prompting, their runs, and reports of the scores."""

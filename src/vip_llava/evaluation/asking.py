@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from vip_llava.assistant import Assistant, PendingAnswer
     from vip_llava.prompting.prepare import Prepared, Request
 
-__all__ = ["Asked", "ask_each"]
+__all__ = ["Outcome", "ask_each"]
 
 Make = Callable[[], "Request | Mapping[str, Any]"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Outcome:
     """What became of one item: the question as it was worded, and the answer or why there is none."""
 
     question: str
@@ -43,7 +43,7 @@ def ask_each(
     *,
     batch_size: int,
     sampling: Mapping[str, Any],
-) -> Generator[tuple[int, Asked], None, None]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """The answer of every request, or why there is none, with its place and in order of places.
 
     makes: build the requests, as `Assistant.ask_many` takes them; a `VipLlavaError` raised there is
@@ -76,9 +76,9 @@ class _Line:
         self._begun = 0
         self._running: dict[int, PendingAnswer] = {}
         self._questions: dict[int, str] = {}
-        self._done: dict[int, Asked] = {}
+        self._done: dict[int, Outcome] = {}
 
-    def result(self, place: int) -> Asked:
+    def result(self, place: int) -> Outcome:
         """What became of a request; runs others meanwhile."""
         while place not in self._done:
             self._begin()
@@ -116,4 +116,4 @@ class _Line:
                 self._end(place, error)
 
     def _end(self, place: int, answer: Answer | VipLlavaError) -> None:
-        self._done[place] = Asked(self._questions.pop(place, ""), answer)
+        self._done[place] = Outcome(self._questions.pop(place, ""), answer)

@@ -1,8 +1,8 @@
-"""Which option an answer chooses: "B", "b.", "(B) because ...", "The answer is B", or an option's text.
+"""Which option an answer chooses: "B", "b.", "(B) because ...", "The answer is B", an option's text.
 
-Two rules, both kept with every row. The original's evaluation counts an answer as right only if it is
-the letter and nothing else; models say more, so the letter is also read from a longer answer. It
-deliberately does not guess: an answer that names no option, or several, chooses none.
+The original's evaluation accepts the letter alone. Models often say more, so the letter is also
+parsed from a longer answer; benchmarks report both scores. Nothing is guessed: an answer that names
+no option, or several, chooses none.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vip_llava.evaluation.items import Verdict
+from vip_llava.evaluation.results import AnswerScore
 
-__all__ = ["judge_letter", "read_letter"]
+__all__ = ["parse_letter", "score_letter"]
 
 _ALONE = re.compile(r"[\s(\[\"'*]*([A-Za-z])[\s)\].:,;\"'*]*")
 # A letter that begins the answer and is set off: "(B) because", "B. The", "B: the", "**B** since".
 _FRONT = re.compile(
     r"[\s\"'*]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?:[).:,;\]*]|\s*[-=–—]))"
 )
-# "B because ..." too; a lone "A" is often an article, so it needs the word that gives a reason.
+# "B because ..." too; a lone "A" is often an article, so it needs a word that gives a reason.
 _REASON = re.compile(r"([B-Z])\s+\S|(A)\s+(?:because|since|as|is)\b")
 _BEFORE = re.compile(
     r"\b(?i:answer|option|choice|choose|opt for|pick|select|is)\s*(?i:is|would be)?\s*:?\s*"
@@ -28,7 +28,7 @@ _BEFORE = re.compile(
 _BRACKETS = re.compile(r"\(([A-Za-z])\)")
 
 
-def read_letter(answer: str, options: Sequence[str] = (), letters: str = "ABCD") -> str | None:
+def parse_letter(answer: str, options: Sequence[str] = (), letters: str = "ABCD") -> str | None:
     """The letter that an answer chooses, in upper case, or None.
 
     options: their texts in the order of `letters`; an answer that repeats one of them chooses it.
@@ -57,11 +57,10 @@ def read_letter(answer: str, options: Sequence[str] = (), letters: str = "ABCD")
     return None
 
 
-def judge_letter(expected: str, answer: str, options: Sequence[str] = ()) -> Verdict:
-    """Right if the letter that is read from the answer is the expected one."""
-    read = read_letter(answer, options)
-    right = read == expected
-    return Verdict(float(right), right, read)
+def score_letter(expected: str, answer: str) -> AnswerScore:
+    """Right if the letter parsed from the answer is the expected one."""
+    letter = parse_letter(answer)
+    return AnswerScore(float(letter == expected), letter == expected, letter)
 
 
 def _known(letter: str, letters: str) -> str | None:

@@ -1,6 +1,7 @@
-"""Confidence intervals of scores, all at 95 %, without chance: the same rows give the same interval.
+"""95 % confidence intervals of scores.
 
-It deliberately does not know what was measured.
+They use no random state: the same values always give the same interval. It does not know what the
+values measure.
 """
 
 from __future__ import annotations
@@ -10,56 +11,56 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-__all__ = ["Interval", "bootstrap", "mean", "share"]
+__all__ = ["Interval", "mean", "mean_difference", "proportion"]
 
 Interval = tuple[float | None, float | None, float | None]
-"""Value, low end, high end; None where nothing was counted."""
+"""Value, lower bound, upper bound; None if there was nothing to count."""
 
 _Z = 1.959963984540054
-_ROUNDS = 1000
+_RESAMPLES = 1000
 
 
-def share(hits: int, count: int) -> Interval:
-    """A share of independent questions, with Wilson's interval (E. B. Wilson, JASA 1927).
+def proportion(hits: int, count: int) -> Interval:
+    """A proportion of independent trials, with Wilson's score interval (JASA 22, 1927).
 
-    It stays inside 0..1 and is sensible for few questions and for shares of 0 and 1.
+    It stays within 0..1 and is accurate for few trials and for proportions of 0 and 1.
     """
     if not count:
         return None, None, None
-    value = hits / count
-    middle = (hits + _Z**2 / 2) / (count + _Z**2)
+    center = (hits + _Z**2 / 2) / (count + _Z**2)
     half = _Z / (count + _Z**2) * math.sqrt(hits * (count - hits) / count + _Z**2 / 4)
-    return value, max(0.0, middle - half), min(1.0, middle + half)
+    return hits / count, max(0.0, center - half), min(1.0, center + half)
 
 
 def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
-    """A mean, with the bootstrap's percentile interval.
+    """A mean, with the percentile interval of a bootstrap.
 
-    clusters: what values belong together (the image of each); whole clusters are drawn, since
+    clusters: the cluster of each value, such as its image. Whole clusters are resampled, since
     questions about one image are not independent.
     """
     if not values:
         return None, None, None
-    places = range(len(values)) if clusters is None else clusters
+    keys = range(len(values)) if clusters is None else clusters
     numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(place, len(numbers)) for place in places])
+    index = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
     sums = np.bincount(index, weights=np.asarray(values, dtype=float))
     sizes = np.bincount(index).astype(float)
-    drawn = _draws(len(numbers))
-    means = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.percentile(means, (2.5, 97.5))
+    drawn = _resample(len(numbers))
+    low, high = np.percentile((drawn @ sums) / (drawn @ sizes), (2.5, 97.5))
     return float(np.mean(values)), float(low), float(high)
 
 
-def bootstrap(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-    """The mean of the differences ours - theirs on the same questions, with its interval."""
+def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """The mean of the paired differences `ours - theirs`, with its bootstrap interval."""
     if len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} values beside {len(theirs)}: the questions must be the same")
+        raise ValueError(
+            f"{len(ours)} values and {len(theirs)}: they must be of the same questions"
+        )
     return mean([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
-def _draws(count: int) -> np.ndarray:
-    """How often each of `count` clusters is drawn, [rounds, count]; memory stays bounded."""
-    rounds = max(100, min(_ROUNDS, 5_000_000 // count))
+def _resample(count: int) -> np.ndarray:
+    """How often each of `count` clusters is drawn: [resamples, count], of bounded size."""
+    rounds = max(100, min(_RESAMPLES, 5_000_000 // count))
     rng = np.random.default_rng(0)
     return rng.multinomial(count, np.full(count, 1 / count), size=rounds).astype(float)

@@ -1,21 +1,23 @@
-"""Files that grow line by line, and whose last line may have been cut when a program was stopped."""
+"""JSON-lines files that grow while a program runs, and may end in a truncated line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["whole_lines"]
+__all__ = ["complete_lines"]
 
 
-def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file, none if there is no file. A last one that was cut is dropped, in the
-    file too, so that the next line begins where it should.
+def complete_lines(path: Path) -> list[bytes]:
+    """The lines of a file; none if the file does not exist.
+
+    A last line without its newline is removed from the file, so that the next one is appended in
+    the right place.
     """
     if not path.is_file():
         return []
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
+    complete = content.rfind(b"\n") + 1
+    if complete != len(content):
         with path.open("r+b") as file:
-            file.truncate(whole)
-    return content[:whole].splitlines()
+            file.truncate(complete)
+    return content[:complete].splitlines()

@@ -1,18 +1,19 @@
-"""Scores as tables of text: a line for each group, a column for each score. Knows no one benchmark."""
+"""Scores as tables of text: a line for each group, a column for each score."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vip_llava.evaluation.items import Score
+from vip_llava.evaluation.results import Score
 
-__all__ = ["number", "table_of", "with_interval"]
+__all__ = ["score_tables"]
 
 Table = tuple[list[str], list[list[str]]]
+"""Column names, and lines of cells."""
 
 
-def table_of(scores: Sequence[Score]) -> list[Table]:
-    """Head and lines of one table for each axis, in the order of the scores."""
+def score_tables(scores: Sequence[Score]) -> list[Table]:
+    """One table for each axis, in the order of the scores."""
     tables = []
     for axis in dict.fromkeys(score.axis for score in scores):
         several = [score for score in scores if score.axis == axis]
@@ -25,22 +26,21 @@ def table_of(scores: Sequence[Score]) -> list[Table]:
             first = next(iter(found.values()))
             line = [group or "all", str(first.count)]
             line += [str(first.failed)] if any_failed else []
-            line += [with_interval(found[name]) if name in found else "" for name in names]
+            line += [_with_interval(found[name]) if name in found else "" for name in names]
             lines.append(line)
         tables.append((head, lines))
     return tables
 
 
-def with_interval(score: Score) -> str:
-    """ "63.1 [60.8, 65.4]", in percent for shares; empty where nothing was counted."""
+def _with_interval(score: Score) -> str:
+    """ "63.1 [60.8, 65.4]": proportions in percent; empty where nothing was counted."""
     if score.value is None:
         return ""
-    text = number(score.value, score.kind)
+    text = _number(score.value, score.kind)
     if score.low is None or score.high is None:
         return text
-    return f"{text} [{number(score.low, score.kind)}, {number(score.high, score.kind)}]"
+    return f"{text} [{_number(score.low, score.kind)}, {_number(score.high, score.kind)}]"
 
 
-def number(value: float, kind: str) -> str:
-    """A share in percent with one digit, points with two."""
-    return f"{100 * value:.1f}" if kind == "share" else f"{value:.2f}"
+def _number(value: float, kind: str) -> str:
+    return f"{100 * value:.1f}" if kind == "proportion" else f"{value:.2f}"

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import DataError, RequestError
+from vip_llava.evaluation.benchmark import BenchmarkOptions
 from vip_llava.evaluation.benchmarks import open_benchmark
-from vip_llava.evaluation.items import Options, Score
-from vip_llava.evaluation.run import items_of
+from vip_llava.evaluation.results import Score
+from vip_llava.evaluation.run import select_items
 
 ScoreOf = Callable[..., tuple[list[Any], list[Score]]]
 BOXES = [[4, 4, 40, 30], [50, 4, 90, 30], [4, 40, 40, 68], [50, 40, 90, 68]]
@@ -35,8 +36,8 @@ def test_visual7w(visual7w: Path, score_of: ScoreOf) -> None:
 
 
 def test_visual7w_asks_as_the_original(visual7w: Path) -> None:
-    items = items_of(open_benchmark("visual7w", visual7w))
-    request = items[1].make()
+    items = select_items(open_benchmark("visual7w", visual7w))
+    request = items[1].build_request()
     assert request.question.startswith("Which thing is it?\nA. The object within ")
     assert request.question.endswith(
         "Answer with the option's letter from the given choices directly."
@@ -44,9 +45,11 @@ def test_visual7w_asks_as_the_original(visual7w: Path) -> None:
     assert [region.shape for region in request.regions] == ["box"] * 4
     assert {region.alpha for region in request.regions} == {128}
     assert len({region.color for region in request.regions}) == 4
-    again = items_of(open_benchmark("visual7w", visual7w))[1].make()
+    again = select_items(open_benchmark("visual7w", visual7w))[1].build_request()
     assert (again.question, again.regions) == (request.question, request.regions)
-    other = items_of(open_benchmark("visual7w", visual7w, Options(seed=1, alpha=40)))[1].make()
+    other = select_items(open_benchmark("visual7w", visual7w, BenchmarkOptions(seed=1, alpha=40)))[
+        1
+    ].build_request()
     assert other.regions != request.regions and {r.alpha for r in other.regions} == {40}
 
 
@@ -79,9 +82,9 @@ def test_the_data_must_be_there(tmp_path: Path, visual7w: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no v7w-test\.json or"):
         open_benchmark("visual7w", tmp_path / "empty")
-    with pytest.raises(RequestError, match="has no group 'qa'; known are none"):
-        open_benchmark("visual7w", visual7w, Options(groups=("qa",)))
-    with pytest.raises(RequestError, match="no benchmark 'v7w'; there are visual7w"):
+    with pytest.raises(RequestError, match="has no group 'qa'; its groups: none"):
+        open_benchmark("visual7w", visual7w, BenchmarkOptions(groups=("qa",)))
+    with pytest.raises(RequestError, match="no benchmark 'v7w'; known: visual7w"):
         open_benchmark("v7w", visual7w)
 
 
@@ -131,8 +134,8 @@ def test_vcr_joint_equals_a_table_made_by_hand(vcr_folder: Path, score_of: Score
 
 
 def test_vcr_asks_for_the_reason_with_the_right_answer(vcr_folder: Path) -> None:
-    items = {item.id: item for item in items_of(open_benchmark("vcr", vcr_folder))}
-    asked, why = items["vcr-1/qa"].make(), items["vcr-1/qar"].make()
+    items = {item.id: item for item in select_items(open_benchmark("vcr", vcr_folder))}
+    asked, why = items["vcr-1/qa"].build_request(), items["vcr-1/qar"].build_request()
     assert "waits 2." in asked.question and "A. " in asked.question
     assert 'The answer is "The person at the' in why.question and "waits 2." in why.question
     assert {region.shape for region in asked.regions} == {"point"}

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from vip_llava.errors import DataError
+from vip_llava.evaluation.benchmark import BenchmarkOptions
 from vip_llava.evaluation.benchmarks import open_benchmark
-from vip_llava.evaluation.benchmarks.labels import judge_label
-from vip_llava.evaluation.coco_annotations import read_things
-from vip_llava.evaluation.items import Options, Score
-from vip_llava.evaluation.run import items_of
+from vip_llava.evaluation.benchmarks.labels import score_label
+from vip_llava.evaluation.coco_annotations import read_annotations
+from vip_llava.evaluation.results import Score
+from vip_llava.evaluation.run import select_items
 from vip_llava.regions import draw
 
 ScoreOf = Callable[..., tuple[list[Any], list[Score]]]
@@ -46,10 +47,10 @@ def coco(tmp_path: Path, draw_image: Callable[..., None]) -> Path:
     return tmp_path
 
 
-def test_things_of_a_coco_file(coco: Path) -> None:
-    listing, [subject] = read_things(coco)
-    assert listing.name == "instances_val2017.json" and subject.image.is_file()
-    labels = [getattr(thing, "label", "broken") for thing in subject.things]
+def test_objects_of_a_coco_file(coco: Path) -> None:
+    listing, [photo] = read_annotations(coco)
+    assert listing.name == "instances_val2017.json" and photo.path.is_file()
+    labels = [getattr(thing, "label", "broken") for thing in photo.objects]
     assert labels == ["person", "person", "couch", "broken", "broken"]
 
 
@@ -64,13 +65,16 @@ def test_recognition(coco: Path, score_of: ScoreOf) -> None:
     assert found["right by size", "20 to 56 pixels"].value == 1 / 2
     assert found["right by size", "0 to 20 pixels"].count == 3
     assert ["without area" in (row.failed or "") for row in rows][3]
-    assert "99 is missing" in rows[4].failed
+    assert "99 is missing or unknown" in rows[4].failed
 
 
 def test_shapes_ask_the_same_with_different_marks(coco: Path) -> None:
-    items = {item.id: item for item in items_of(open_benchmark("shapes", coco))}
+    items = {item.id: item for item in select_items(open_benchmark("shapes", coco))}
     assert len(items) == 20 * 5  # eight shapes, eight colours, three widths, the control
-    made = {group: items[f"{group}/1/0"].make() for group in open_benchmark("shapes", coco).groups}
+    made = {
+        group: items[f"{group}/1/0"].build_request()
+        for group in open_benchmark("shapes", coco).groups
+    }
     assert {request.question for request in made.values()} == {
         "What is <region:1>?",
         "What is the object within the red rectangle?",
@@ -92,11 +96,13 @@ def test_shapes_ask_the_same_with_different_marks(coco: Path) -> None:
 
 def test_shapes_from_regions_jsonl(labelled_folder: Path, score_of: ScoreOf) -> None:
     groups = ("box", "control")
-    benchmark = open_benchmark("shapes", labelled_folder, Options(groups=groups))
-    items = items_of(benchmark)
+    benchmark = open_benchmark("shapes", labelled_folder, BenchmarkOptions(groups=groups))
+    items = select_items(benchmark)
     assert len(items) == 2 * 8  # two photos of the validation split, four things each
-    everything = open_benchmark("shapes", labelled_folder, Options(groups=groups, everything=True))
-    assert len(items_of(everything)) == 2 * 12
+    everything = open_benchmark(
+        "shapes", labelled_folder, BenchmarkOptions(groups=groups, all_photos=True)
+    )
+    assert len(select_items(everything)) == 2 * 12
     answers = {item.id: item.expected if item.group == "box" else "nothing" for item in items}
     _, scores = score_of("shapes", labelled_folder, answers, groups=groups)
     found = {(score.name, score.group): score.value for score in scores}
@@ -105,11 +111,14 @@ def test_shapes_from_regions_jsonl(labelled_folder: Path, score_of: ScoreOf) -> 
 
 
 def test_another_question(coco: Path) -> None:
-    options = Options(groups=("box",), question="Name <region:1> in one word.")
-    assert items_of(open_benchmark("shapes", coco, options))[0].make().question == options.question
+    options = BenchmarkOptions(groups=("box",), question="Name <region:1> in one word.")
+    assert (
+        select_items(open_benchmark("shapes", coco, options))[0].build_request().question
+        == options.question
+    )
 
 
-def test_a_image_of_another_size_fails(coco: Path, score_of: ScoreOf) -> None:
+def test_an_image_of_another_size_fails(coco: Path, score_of: ScoreOf) -> None:
     from PIL import Image
 
     Image.new("RGB", (97, 72)).save(coco / "val2017" / "1.jpg")
@@ -122,9 +131,9 @@ def test_a_image_of_another_size_fails(coco: Path, score_of: ScoreOf) -> None:
     [
         ("[]", "a JSON object with images"),
         ("{}", "'images' is missing"),
-        ('{"images": [{}], "annotations": [], "categories": []}', "no COCO instances"),
-        ('{"images": [], "annotations": [{"image_id": 4}], "categories": []}', "which is absent"),
-        ('{"images": [], "annotations": [], "categories": []}', "no things to ask about"),
+        ('{"images": [{}], "annotations": [], "categories": []}', "not a COCO instances file"),
+        ('{"images": [], "annotations": [{"image_id": 4}], "categories": []}', "which is missing"),
+        ('{"images": [], "annotations": [], "categories": []}', "no objects to ask about"),
         ("{", "not JSON"),
     ],
 )
@@ -139,4 +148,4 @@ def test_no_coco_file(tmp_path: Path, content: str, message: str) -> None:
     [("couch", True), (" A Couch. ", True), ("the sofa", True), ("couches", False), ("", False), ("a", False)],
 )  # fmt: skip
 def test_labels(answer: str, right: bool) -> None:
-    assert judge_label("couch", answer).right is right
+    assert score_label("couch", answer).right is right

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from vip_llava.errors import DataError
+from vip_llava.evaluation.benchmark import BenchmarkOptions
 from vip_llava.evaluation.benchmarks import benchmark_class, open_benchmark
 from vip_llava.evaluation.benchmarks.vip_bench import capability_scores
-from vip_llava.evaluation.items import Options, Row, Score
 from vip_llava.evaluation.metrics.cider import cider
-from vip_llava.evaluation.run import items_of
+from vip_llava.evaluation.results import ResultRow, Score
+from vip_llava.evaluation.run import select_items
 
 ScoreOf = Callable[..., tuple[list[Any], list[Score]]]
 
@@ -40,7 +41,7 @@ def test_pointqa(tmp_path: Path, write_rows: Callable[..., Path], score_of: Scor
         ("accuracy", 4 / 7),
         ("accuracy, exact", 2 / 7),
     ]
-    request = items_of(open_benchmark("pointqa", folder))[0].make()
+    request = select_items(open_benchmark("pointqa", folder))[0].build_request()
     assert [(r.shape, r.color) for r in request.regions] == [("box", "red")]
     assert "single word or phrase" in request.question
 
@@ -72,7 +73,7 @@ def test_refcocog(
     assert scores[1].name.startswith("METEOR") and scores[1].method
     assert scores[1].value is not None and 0 < scores[1].value < 1
     assert (scores[0].count, scores[0].failed) == (3, 1)
-    request = items_of(open_benchmark("refcocog", folder))[0].make()
+    request = select_items(open_benchmark("refcocog", folder))[0].build_request()
     assert request.question.startswith("Describe the ") and len(request.regions) == 1
 
 
@@ -132,7 +133,7 @@ def test_vip_bench(vip_bench: Path, score_of: ScoreOf) -> None:
 def test_vip_bench_writes_the_published_format(vip_bench: Path, score_of: ScoreOf) -> None:
     said = dict.fromkeys([f"{s}/{n}" for s in ("bbox", "human") for n in META], "é")
     rows, _ = score_of("vip-bench", vip_bench, said)
-    files = benchmark_class("vip-bench").files(rows, "vip-llava-7b")
+    files = benchmark_class("vip-bench").export(rows, "vip-llava-7b")
     assert list(files) == ["results/vip-llava-7b-bbox.json", "results/vip-llava-7b-human.json"]
     human = json.loads(files["results/vip-llava-7b-human.json"])
     assert list(human) == ["v1_0", "v1_1", "v1_2", "v1_10"]  # by number, as published
@@ -140,8 +141,10 @@ def test_vip_bench_writes_the_published_format(vip_bench: Path, score_of: ScoreO
 
 
 def test_vip_bench_asks_what_the_split_says(vip_bench: Path) -> None:
-    items = items_of(open_benchmark("vip-bench", vip_bench, Options(groups=("human",))))
-    request = items[0].make()
+    items = select_items(
+        open_benchmark("vip-bench", vip_bench, BenchmarkOptions(groups=("human",)))
+    )
+    request = items[0].build_request()
     assert request.question == "What is within the human rectangle 0?" and not request.regions
     assert items[0].facts["capability"] == ["math", "ocr"]
 
@@ -154,20 +157,24 @@ def test_vip_bench_faults_of_the_folder(vip_bench: Path, score_of: ScoreOf, tmp_
     rows, _ = score_of("vip-bench", vip_bench, answers, groups=("bbox",))
     assert len(rows) == 4 and "question v1_0 is missing" in rows[0].failed
     questions.write_text("{broken\n", "utf-8")
-    with pytest.raises(DataError, match="line 1: no question"):
-        items_of(open_benchmark("vip-bench", vip_bench))
+    with pytest.raises(DataError, match="line 1: not a question"):
+        select_items(open_benchmark("vip-bench", vip_bench))
     questions.write_text('{"question_id": 77, "image": "a.png", "text": "?"}\n', "utf-8")
     with pytest.raises(DataError, match="v1_77 is not in"):
-        items_of(open_benchmark("vip-bench", vip_bench))
+        select_items(open_benchmark("vip-bench", vip_bench))
     questions.unlink()
-    assert {item.group for item in items_of(open_benchmark("vip-bench", vip_bench))} == {"human"}
+    assert {item.group for item in select_items(open_benchmark("vip-bench", vip_bench))} == {
+        "human"
+    }
     with pytest.raises(DataError, match=r"bbox/questions\.jsonl does not exist"):
-        open_benchmark("vip-bench", vip_bench, Options(groups=("bbox",)))
+        open_benchmark("vip-bench", vip_bench, BenchmarkOptions(groups=("bbox",)))
 
 
 def test_capability_tables_are_means_over_runs() -> None:
     rows = [
-        Row(f"bbox/{n}", "bbox", "", facts={"question_id": n, "capability": meta["capability"]})
+        ResultRow(
+            f"bbox/{n}", "bbox", "", facts={"question_id": n, "capability": meta["capability"]}
+        )
         for n, meta in META.items()
     ]
     grades = {"bbox/v1_0": [1.0, 0.0], "bbox/v1_1": [0.3, 0.3], "bbox/v1_2": [0.5]}

@@ -20,8 +20,8 @@ from PIL import Image
 from vip_llava.errors import DataError, RequestError
 from vip_llava.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from vip_llava.evaluation.lmms import tasks
-from vip_llava.evaluation.lmms.docs import VARIABLE, Task
-from vip_llava.evaluation.lmms.messages import request_of, sampling_of
+from vip_llava.evaluation.lmms.docs import DATA_VARIABLE, Task
+from vip_llava.evaluation.lmms.messages import request_of_messages, sampling_of_settings
 from vip_llava.evaluation.lmms.tasks import utils
 
 FOLDER = Path(tasks.__file__).parent
@@ -46,7 +46,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_every_published_benchmark_has_a_task() -> None:
     names = {path.stem.removeprefix("vip_llava_").replace("_", "-") for path in FILES}
-    assert names == set(BENCHMARKS) - {"marked"}  # the default model's own needs no one else
+    assert names == set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -71,7 +71,7 @@ def test_a_task_file_asks_as_the_benchmark(path: Path) -> None:
 @pytest.fixture
 def data(visual7w: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (visual7w.parent / "visual7w").symlink_to(visual7w)
-    monkeypatch.setenv(VARIABLE, str(visual7w.parent))
+    monkeypatch.setenv(DATA_VARIABLE, str(visual7w.parent))
     return visual7w.parent
 
 
@@ -94,10 +94,10 @@ def test_documents(data: Path) -> None:
 
 
 def test_the_data_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(DataError, match=f"set {VARIABLE} to a folder"):
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    with pytest.raises(DataError, match=f"set {DATA_VARIABLE} to a folder"):
         Task("vcr").docs(None)
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     with pytest.raises(DataError, match="vcr needs vcr-val"):
         Task("vcr").docs(None)
 
@@ -105,9 +105,9 @@ def test_the_data_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_messages_to_requests() -> None:
     image = Image.new("RGB", (8, 8))
     part, text = {"type": "image", "url": image}, {"type": "text", "text": "What?"}
-    one = request_of([{"role": "user", "content": [part, text]}])
+    one = request_of_messages([{"role": "user", "content": [part, text]}])
     assert (one.question, one.image, one.images) == ("What?", image, ())
-    several = request_of(
+    several = request_of_messages(
         [
             {"role": "system", "content": "Be short."},
             {"role": "user", "content": [part, text]},
@@ -117,10 +117,10 @@ def test_messages_to_requests() -> None:
     )
     assert several.question == "And?" and len(several.images) == 2
     assert [turn["text"] for turn in several.history] == ["Be short.\nWhat?", "That."]  # type: ignore[index]
-    with pytest.raises(RequestError, match="video can't be asked"):
-        request_of([{"role": "user", "content": [{"type": "video", "url": "x"}]}])
-    with pytest.raises(RequestError, match="end with a question"):
-        request_of([{"role": "assistant", "content": "x"}])
+    with pytest.raises(RequestError, match="type video is not supported"):
+        request_of_messages([{"role": "user", "content": [{"type": "video", "url": "x"}]}])
+    with pytest.raises(RequestError, match="end with a user turn"):
+        request_of_messages([{"role": "assistant", "content": "x"}])
 
 
 def test_messages_are_answered(assistant: Any) -> None:
@@ -132,7 +132,9 @@ def test_messages_are_answered(assistant: Any) -> None:
         {"role": "assistant", "content": [{"type": "text", "text": "That."}]},
         {"role": "user", "content": [image, text]},
     ]
-    answer = assistant.ask_many([request_of(turns)], **sampling_of({"max_new_tokens": 3}))[0]
+    answer = assistant.ask_many(
+        [request_of_messages(turns)], **sampling_of_settings({"max_new_tokens": 3})
+    )[0]
     assert answer.usage.image_tokens == 2 * 16
 
 
@@ -148,12 +150,12 @@ def test_messages_are_answered(assistant: Any) -> None:
     ],
 )  # fmt: skip
 def test_settings_to_sampling(settings: dict[str, Any], sampling: dict[str, Any]) -> None:
-    assert sampling_of(settings) == sampling
+    assert sampling_of_settings(settings) == sampling
 
 
 def test_beams_are_refused() -> None:
     with pytest.raises(RequestError, match="num_beams 5"):
-        sampling_of({"num_beams": 5})
+        sampling_of_settings({"num_beams": 5})
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from vip_llava.evaluation.metrics.cider import cider
 from vip_llava.evaluation.metrics.meteor import JavaMeteor, NltkMeteor
-from vip_llava.evaluation.metrics.words import words
+from vip_llava.evaluation.metrics.tokenizer import tokenize
 
 # Answer, its words, CIDEr-D, METEOR 1.5: recorded from pycocoevalcap 1.2 (PTBTokenizer, Cider, Meteor).
 RECORDED = [
@@ -76,7 +76,7 @@ ANSWERS = [answer for answer, *_ in RECORDED]
 
 def test_words_are_the_reference_tokenizers() -> None:
     for answer, wanted, *_ in RECORDED:
-        assert " ".join(words(answer)) == wanted
+        assert " ".join(tokenize(answer)) == wanted
 
 
 def test_cider_equals_the_reference() -> None:
@@ -104,9 +104,9 @@ def test_nltk_meteor_of_the_published_example() -> None:
     ]
     found = NltkMeteor()
     if "no WordNet" in found.method:
-        assert found.each([said], [told]) == [pytest.approx(0.6944, abs=5e-5)]
-    assert found.each(["non matching"], [["this is a cat"]]) == [0.0]
-    [all_of_it] = found.each(["this is a small cat"], [["this is a small cat"]])
+        assert found.score_each([said], [told]) == [pytest.approx(0.6944, abs=5e-5)]
+    assert found.score_each(["non matching"], [["this is a cat"]]) == [0.0]
+    [all_of_it] = found.score_each(["this is a small cat"], [["this is a small cat"]])
     assert all_of_it == pytest.approx(1 - 0.5 / 5**3)  # one chunk of five words
     assert "not comparable" in found.method
 
@@ -118,5 +118,5 @@ def test_nltk_meteor_of_the_published_example() -> None:
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_meteor_1_5_is_the_program_itself() -> None:
-    found = JavaMeteor().each(ANSWERS, REFERENCES)
+    found = JavaMeteor().score_each(ANSWERS, REFERENCES)
     assert found == pytest.approx([row[3] for row in RECORDED], abs=1e-6)

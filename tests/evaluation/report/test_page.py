@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from vip_llava.errors import DataError
-from vip_llava.evaluation.items import Row, Score
 from vip_llava.evaluation.report.charts import Bar, bars, radar
-from vip_llava.evaluation.report.page import report
-from vip_llava.evaluation.run_directory import RunFolder
-from vip_llava.evaluation.tables import table_of
+from vip_llava.evaluation.report.page import render_page
+from vip_llava.evaluation.results import ResultRow, Score
+from vip_llava.evaluation.run_directory import RunDirectory
+from vip_llava.evaluation.tables import score_tables
 
 NASTY = '<script>alert("x")</script>&'
 
@@ -43,12 +43,12 @@ class Reader(HTMLParser):
         return [str(attributes["src"]) for _, attributes in self.tags if "src" in attributes]
 
 
-def asked(model: str, benchmark: str = "shapes") -> dict[str, Any]:
+def config(model: str, benchmark: str = "shapes") -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "data": {"d/regions.jsonl": "ab12"},
         "groups": ["box"],
-        "most": None,
+        "limit": None,
         "seed": 0,
         "alpha": 128,
         "sampling": {"max_new_tokens": 8},
@@ -64,20 +64,20 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`make_run(name, model, hits)`: a finished run of four shapes with ten questions each."""
 
     def make(name: str, model: str, hits: dict[str, int], more: str = "", failed: int = 0) -> Path:
-        about = {
+        provenance = {
             "command": ["vip-llava", "eval", "shapes", more],
             "begun": "2026-01-02T03:04:05Z",
             "versions": {"torch": "9.9"},
             "hardware": {"devices": ["H200"], "processor": "EPYC", "cores": 2, "system": "Linux"},
         }
-        folder = RunFolder.begin(tmp_path / name, asked(model), about)
+        folder = RunDirectory.create_or_resume(tmp_path / name, config(model), provenance)
         image = Image.new("RGB", (640, 320), (200, 30, 30))
         rows, scores = [], []
         for group, right in hits.items():
             for number in range(10):
-                shown = folder.keep_image(image, f"{group}{number}") if number in (0, 9) else ""
+                shown = folder.save_image(image, f"{group}{number}") if number in (0, 9) else ""
                 rows.append(
-                    Row(
+                    ResultRow(
                         f"{group}/{number}{more}",
                         group,
                         f"cat{more}",
@@ -91,7 +91,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 )
             value = right / 10
             scores.append(Score("right", group, value, 10, value - 0.1, value + 0.1, axis="shape", method=f"exact{more}"))  # fmt: skip
-        folder.add(rows, 8.0)
+        folder.append(rows, 8.0)
         folder.finish(rows, scores, {})
         return folder.path
 
@@ -99,7 +99,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_one_run(make_run: Callable[..., Path]) -> None:
-    text = report([make_run("a", "tiny", {"box": 6, "arrow": 5, "mask": 7, "control": 1})])
+    text = render_page([make_run("a", "tiny", {"box": 6, "arrow": 5, "mask": 7, "control": 1})])
     read = Reader(text)
     for words in (
         "60.0 [50.0, 70.0]",
@@ -109,7 +109,9 @@ def test_one_run(make_run: Callable[..., Path]) -> None:
         "torch 9.9",
     ):
         assert words in read.words
-    assert "40 questions in 8 s, 5.0 a second" in read.words and "parameters 1234567" in read.words
+    assert (
+        "40 questions in 8 s, 5.0 per second" in read.words and "parameters 1234567" in read.words
+    )
     labels = [attributes.get("aria-label") for tag, attributes in read.tags if tag == "svg"]
     assert labels == ["bar chart", "radar chart"]
     assert text.count('class="right"') == 4 and text.count('class="wrong"') == 4
@@ -117,7 +119,7 @@ def test_one_run(make_run: Callable[..., Path]) -> None:
 
 
 def test_nothing_is_fetched_and_images_are_small(make_run: Callable[..., Path]) -> None:
-    text = report([make_run("a", "tiny", {"box": 6})])
+    text = render_page([make_run("a", "tiny", {"box": 6})])
     read = Reader(text)
     tags = {tag for tag, _ in read.tags}
     assert tags.isdisjoint({"script", "link", "iframe", "object"}) and "url(" not in text
@@ -129,7 +131,7 @@ def test_nothing_is_fetched_and_images_are_small(make_run: Callable[..., Path]) 
 
 
 def test_nothing_given_becomes_markup(make_run: Callable[..., Path]) -> None:
-    text = report(
+    text = render_page(
         [make_run("a", f"m{NASTY}", {f"box{NASTY}": 6}, NASTY, failed=2)], title=f"t{NASTY}"
     )
     assert NASTY not in text
@@ -139,7 +141,7 @@ def test_nothing_given_becomes_markup(make_run: Callable[..., Path]) -> None:
 
 
 def test_failures_are_named(make_run: Callable[..., Path]) -> None:
-    read = Reader(report([make_run("a", "tiny", {"box": 6}, failed=3)]))
+    read = Reader(render_page([make_run("a", "tiny", {"box": 6}, failed=3)]))
     assert "3 of 10 questions could not be asked and count as wrong" in read.words
     assert "box/9: gone" in read.words
 
@@ -147,32 +149,32 @@ def test_failures_are_named(make_run: Callable[..., Path]) -> None:
 def test_models_side_by_side(make_run: Callable[..., Path]) -> None:
     small = make_run("a", "small", {"box": 2, "arrow": 5})
     large = make_run("b", "large", {"box": 9, "arrow": 5})
-    read = Reader(report([small, large]))
+    read = Reader(render_page([small, large]))
     assert "large - small" in read.words
     [line] = re.findall(r"large - smallbox10(.*?)large - small", read.words)
     assert line.startswith("+70.0 [+") and line.endswith("yes")
     assert "large - smallarrow10+0.0 [+0.0, +0.0]" in read.words
     assert "These runs differ in" not in read.words
     about = json.loads((large / "run.json").read_text())
-    about["asked"] |= {"seed": 5, "data": {"d/regions.jsonl": "ff"}}
+    about["config"] |= {"seed": 5, "data": {"d/regions.jsonl": "ff"}}
     (large / "run.json").write_text(json.dumps(about))
-    assert "These runs differ in data, seed" in Reader(report([small, large])).words
-    same = Reader(report([small, make_run("c", "small", {"box": 3, "arrow": 5})]))
+    assert "These runs differ in data, seed" in Reader(render_page([small, large])).words
+    same = Reader(render_page([small, make_run("c", "small", {"box": 3, "arrow": 5})]))
     assert "small (a)" in same.words and "small (c)" in same.words  # folders tell them apart
 
 
 def test_runs_that_are_not_finished_or_broken(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="no run of an evaluation"):
-        report([tmp_path])
+    with pytest.raises(DataError, match="not a run of an evaluation"):
+        render_page([tmp_path])
     path = make_run("a", "tiny", {"box": 2})
     (path / "scores.json").write_text('[{"what": 1}]')
     with pytest.raises(DataError, match="scores can't be read"):
-        report([path])
+        render_page([path])
     (path / "scores.json").unlink()
-    with pytest.raises(DataError, match="was not finished; the same command goes on"):
-        report([path])
+    with pytest.raises(DataError, match="is not finished; the same command resumes it"):
+        render_page([path])
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "images/../../secret.jpg", "/etc/hostname", "x.jpg", "images/gone.jpg"])  # fmt: skip
@@ -182,7 +184,7 @@ def test_a_row_names_no_other_file(make_run: Callable[..., Path], name: str) -> 
     lines = (path / "rows.jsonl").read_text().splitlines()
     rows = [{**json.loads(line), "shown": name} for line in lines]
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert Reader(report([path])).sources() == []
+    assert Reader(render_page([path])).sources() == []
 
 
 def test_charts_hold_their_values() -> None:
@@ -204,7 +206,7 @@ def test_tables_have_a_line_for_each_group() -> None:
         Score("right", "control", None, 0, axis="shape"),
         Score("right", "", 1.5, 4, kind="points", failed=1),
     ]
-    assert table_of(scores) == [
+    assert score_tables(scores) == [
         (
             ["shape", "questions", "right", "by label"],
             [["box", "4", "50.0 [10.0, 90.0]", "25.0"], ["control", "0", "", ""]],

@@ -1,7 +1,7 @@
-"""Answers that should be a thing's label, and their scores: of all, of all but people, by label, by size.
+"""Scores of answers that should be the label of an object: over all, without people, by label, size.
 
-Photos are full of people, and "person" is an easy guess; so the share without people stands beside the
-share of all, and how often "person" was said of something else. It deliberately does not know marks.
+Photos are full of people, so that "person" is an easy guess. The scores therefore also leave people
+out, and report how often other objects are called "person". It does not know marks.
 """
 
 from __future__ import annotations
@@ -11,40 +11,35 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from vip_llava.data.scenes.words import canonical
-from vip_llava.evaluation.benchmarks.proportions import failures, share_score
+from vip_llava.evaluation.benchmarks.proportions import proportion_score
 from vip_llava.evaluation.intervals import mean
-from vip_llava.evaluation.items import Row, Score, Verdict
+from vip_llava.evaluation.label_names import canonical
+from vip_llava.evaluation.results import AnswerScore, ResultRow, Score, count_failed
 
-__all__ = ["judge_label", "label_scores", "said_label"]
+__all__ = ["label_scores", "score_label", "size_scores"]
 
 _ARTICLE = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)
 _METHOD = "the answer is the label; case, article, full stop and synonyms aside"
+#: Lower bounds of the size classes: pixels of the longer side of an object.
+_SIZES = (0, 20, 56, 100)
 
 
-def said_label(answer: str) -> str:
-    """The word that an answer says, as labels are written."""
-    plain = answer.strip().rstrip(".").strip()
-    return canonical(_ARTICLE.sub("", plain, count=1) if _ARTICLE.match(plain) else plain)
-
-
-def judge_label(expected: Any, answer: str) -> Verdict:
+def score_label(expected: Any, answer: str) -> AnswerScore:
     """Right if the answer is the label and nothing else."""
-    said = said_label(answer)
-    right = said == canonical(str(expected))
-    return Verdict(float(right), right, said)
+    plain = answer.strip().rstrip(".").strip()
+    label = canonical(_ARTICLE.sub("", plain, count=1) if _ARTICLE.match(plain) else plain)
+    right = label == canonical(str(expected))
+    return AnswerScore(float(right), right, label)
 
 
-def label_scores(
-    rows: Sequence[Row], *, group: str = "", axis: str = "", sizes: bool = False
-) -> list[Score]:
-    """The scores of rows whose facts hold their `label` (and `side`, the longer side in pixels)."""
-    others = [row for row in rows if _label(row) != "person"]
-    found = [
-        share_score("right", rows, group=group, axis=axis, method=_METHOD),
-        share_score("right, not people", others, group=group, axis=axis, method=_METHOD),
-        _by_label(rows, group, axis),
-        share_score(
+def label_scores(rows: Sequence[ResultRow], *, group: str = "", axis: str = "") -> list[Score]:
+    """The scores of rows whose facts have a `label`."""
+    others = [row for row in rows if row.facts["label"] != "person"]
+    return [
+        proportion_score("right", rows, group=group, axis=axis, method=_METHOD),
+        proportion_score("right, not people", others, group=group, axis=axis, method=_METHOD),
+        _mean_over_labels(rows, group, axis),
+        proportion_score(
             '"person" of other things',
             others,
             group=group,
@@ -53,38 +48,26 @@ def label_scores(
             right=lambda row: row.read == "person",
         ),
     ]
-    if sizes:
-        found += _by_size(rows)
-    return found
 
 
-def _by_label(rows: Sequence[Row], group: str, axis: str) -> Score:
-    """The mean over labels, so that a common one counts no more than a rare one."""
+def _mean_over_labels(rows: Sequence[ResultRow], group: str, axis: str) -> Score:
+    """The mean of the accuracies of all labels, so that frequent labels count no more than others."""
     hits: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        hits[_label(row)].append(float(bool(row.right)))
+        hits[row.facts["label"]].append(float(bool(row.right)))
     value, low, high = mean([sum(each) / len(each) for each in hits.values()])
-    return Score(
-        "mean over labels", group, value, len(hits), low, high, failures(rows), axis=axis, method=_METHOD
-    )  # fmt: skip
+    count, failed, name = len(hits), count_failed(rows), "mean over labels"
+    return Score(name, group, value, count, low, high, failed, axis=axis, method=_METHOD)
 
 
-def _by_size(rows: Sequence[Row]) -> list[Score]:
-    steps = ((0, 20), (20, 56), (56, 100), (100, None))
-    found = []
-    for low, high in steps:
-        several = [
-            row
-            for row in rows
-            if low <= float(row.facts["side"]) < (high if high is not None else float("inf"))
-        ]
+def size_scores(rows: Sequence[ResultRow]) -> list[Score]:
+    """Accuracy by the size of the objects, for rows whose facts have a `side` in pixels."""
+    scores = []
+    for low, high in zip(_SIZES, (*_SIZES[1:], float("inf")), strict=True):
+        several = [row for row in rows if low <= float(row.facts["side"]) < high]
         if several:
-            title = f"{low} to {high} pixels" if high else f"{low} pixels and more"
-            found.append(
-                share_score("right by size", several, group=title, axis="size", method=_METHOD)
+            title = f"{low} to {high} pixels" if high in _SIZES else f"{low} pixels and more"
+            scores.append(
+                proportion_score("right by size", several, group=title, axis="size", method=_METHOD)
             )
-    return found
-
-
-def _label(row: Row) -> str:
-    return str(row.facts["label"])
+    return scores

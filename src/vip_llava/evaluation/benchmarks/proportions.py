@@ -1,36 +1,38 @@
-"""Shares of right answers, with intervals: the scores of most benchmarks. Knows no one benchmark."""
+"""Scores that are proportions of right answers. It does not know any one benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vip_llava.evaluation.intervals import share
-from vip_llava.evaluation.items import Row, Score
+from vip_llava.evaluation.intervals import proportion
+from vip_llava.evaluation.results import ResultRow, Score, count_failed
 
-__all__ = ["failures", "letter_scores", "share_score"]
+__all__ = ["letter_scores", "proportion_score"]
 
 
-def share_score(
+def proportion_score(
     name: str,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     *,
     group: str = "",
     axis: str = "",
     method: str = "",
-    right: Callable[[Row], bool] | None = None,
+    right: Callable[[ResultRow], bool] = lambda row: bool(row.right),
 ) -> Score:
-    """The share of rows that are right; a row that failed is not."""
-    is_right = right or (lambda row: bool(row.right))
-    hits = sum(row.failed is None and is_right(row) for row in rows)
-    value, low, high = share(hits, len(rows))
-    return Score(name, group, value, len(rows), low, high, failures(rows), axis=axis, method=method)
+    """The proportion of rows that are right; a failed row counts as wrong."""
+    hits = sum(row.failed is None and right(row) for row in rows)
+    value, low, high = proportion(hits, len(rows))
+    failed = count_failed(rows)
+    return Score(name, group, value, len(rows), low, high, failed, axis=axis, method=method)
 
 
-def letter_scores(rows: Sequence[Row], *, group: str = "", axis: str = "") -> list[Score]:
-    """Accuracy with letters read from answers, and by the original's rule: the letter and no more."""
+def letter_scores(rows: Sequence[ResultRow], *, group: str = "", axis: str = "") -> list[Score]:
+    """Accuracy of the parsed letters, and of the answers that are the letter and nothing else."""
     return [
-        share_score("accuracy", rows, group=group, axis=axis, method="letter read from the answer"),
-        share_score(
+        proportion_score(
+            "accuracy", rows, group=group, axis=axis, method="letter parsed from the answer"
+        ),
+        proportion_score(
             "accuracy, letter alone",
             rows,
             group=group,
@@ -39,8 +41,3 @@ def letter_scores(rows: Sequence[Row], *, group: str = "", axis: str = "") -> li
             right=lambda row: row.answer.strip().lower() == str(row.expected).lower(),
         ),
     ]
-
-
-def failures(rows: Sequence[Row]) -> int:
-    """How many rows could not be asked."""
-    return sum(row.failed is not None for row in rows)

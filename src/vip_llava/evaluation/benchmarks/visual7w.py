@@ -5,14 +5,15 @@ Data: `v7w-test.json` as the original publishes it, rows of kind v7w with images
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vip_llava.data.region_rows import V7wRow
+from vip_llava.evaluation.benchmark import BenchmarkItem
 from vip_llava.evaluation.benchmarks.proportions import letter_scores
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
-from vip_llava.evaluation.choices import judge_letter
-from vip_llava.evaluation.items import Item, Row, Score, Verdict
+from vip_llava.evaluation.choices import score_letter
+from vip_llava.evaluation.results import AnswerScore, ResultRow, Score
 
 __all__ = ["Visual7W"]
 
@@ -24,17 +25,16 @@ class Visual7W(RowBenchmark):
     about = "Visual7W pointing: which of four marked boxes is it?"
     needs = "v7w-test.json and its images"
     kind = "v7w"
-    files_of = ("v7w-test.json", "v7w_test.json", "v7w*test*.json*", "v7w*.json*")
-    max_new_tokens = 128
+    file_patterns = ("v7w-test.json", "v7w_test.json", "v7w*test*.json*", "v7w*.json*")
 
-    def of_row(self, row: V7wRow, index: int) -> Iterator[Item]:
+    def items_of_row(self, row: V7wRow, index: int) -> Iterator[BenchmarkItem]:
         letter = "ABCD"[row.bboxes.index(row.answer)]
-        yield Item(row.id, "", letter, self.make(index), row.images[0])
+        yield BenchmarkItem(row.id, "", letter, self.request_builder(index), row.images[0])
 
     @classmethod
-    def judge(cls, expected: Any, facts: Mapping[str, Any], answer: str) -> Verdict:
-        return judge_letter(expected, answer)
+    def score(cls, expected: Any, answer: str) -> AnswerScore:
+        return score_letter(expected, answer)
 
     @classmethod
-    def scores(cls, rows: Sequence[Row]) -> list[Score]:
+    def aggregate(cls, rows: Sequence[ResultRow]) -> list[Score]:
         return letter_scores(rows)

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Grades the open answers of ViP-Bench with a judge over HTTP."""

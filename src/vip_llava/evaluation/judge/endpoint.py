@@ -1,6 +1,7 @@
-"""A judge over HTTP: any server with OpenAI's chat completions. Retries what passes, stops at what doesn't.
+"""A judge over HTTP: any server with OpenAI's chat completions.
 
-It deliberately does not know what is judged.
+Temporary failures (rate limits, server errors, broken connections) are retried; a refusal is an
+error at once. It does not know what is judged.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from vip_llava.errors import MissingExtraError, RequestError
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Endpoint", "Reply"]
+__all__ = ["JudgeEndpoint", "JudgeReply", "checked_address"]
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_LONGEST_WAIT = 60.0
-_LARGEST = 1_000_000  # bytes of a reply; a judge says one number
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_MAX_WAIT = 60.0
+_MAX_BYTES = 1_000_000  # of a reply, which is one number
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What a judge said, which model it says it is, and the tokens it counted (0: it counted none)."""
+class JudgeReply:
+    """A judge's text, the model that it reports, and the tokens that it counted, 0 if none."""
 
     text: str
     model: str
@@ -37,12 +38,13 @@ class Reply:
     completion_tokens: int
 
 
-class Endpoint:
-    """`endpoint.ask(prompt)`; may be used by several threads, and is closed by `with`.
+class JudgeEndpoint:
+    """A client of one judge, for use in a `with` statement and by several threads.
 
-    base_url: up to and with `/v1`, as OpenAI's clients take it. key: sent as a bearer, over https or to
-    this machine only. tries: how often one question is sent at most. pause: the first wait in seconds;
-    it doubles, unless the server says how long. Raises RequestError for an address that can't be, and
+    base_url: up to and including `/v1`, as OpenAI's clients take it. key: sent as a bearer token,
+    over https or to this machine only. tries: how often a question is sent at most. pause: the
+    first wait in seconds; it doubles with each try, unless the server gives a wait. on_wait: called
+    with seconds and reason before each wait. Raises RequestError for an invalid address, and
     MissingExtraError without httpx.
     """
 
@@ -67,20 +69,20 @@ class Endpoint:
         self._on_wait = on_wait
         self._closed = threading.Event()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # A redirect could carry the key elsewhere, and an environment's proxy could read it.
+        # A redirect could send the key elsewhere, and a proxy of the environment could read it.
         self._client = httpx.Client(
             headers=headers, timeout=timeout, follow_redirects=False, trust_env=False
         )
 
-    def __enter__(self) -> Endpoint:
+    def __enter__(self) -> JudgeEndpoint:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._closed.set()
         self._client.close()
 
-    def ask(self, prompt: str, temperature: float = 0.0) -> Reply:
-        """One question, answered. Raises RequestError where waiting does not help."""
+    def ask(self, prompt: str, temperature: float = 0.0) -> JudgeReply:
+        """The reply to one question. Raises RequestError if retrying does not help."""
         import httpx
 
         body = {
@@ -89,80 +91,82 @@ class Endpoint:
             "temperature": temperature,
             "max_tokens": self._max_tokens,
         }
-        why = ""
+        reason = ""
         for number in range(self._tries):
             wait = self._pause * 2**number * (1 + 0.25 * random.random())
             try:
                 response = self._client.post(f"{self.base_url}/chat/completions", json=body)
             except httpx.TransportError as error:
-                why = f"{type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
-                    return _reply(response, self.model)
-                why = _complaint(response)
-                if response.status_code not in _PASSING:
-                    raise RequestError(f"the judge at {self.base_url} refuses: {why}")
-                wait = _asked_wait(response.headers.get("retry-after"), wait)
+                    return _parse(response, self.model)
+                reason = _error_message(response)
+                if response.status_code not in _RETRIED:
+                    raise RequestError(f"the judge at {self.base_url} refused: {reason}")
+                wait = _retry_after(response.headers.get("retry-after"), wait)
             if number + 1 < self._tries:
-                wait = min(wait, _LONGEST_WAIT)
+                wait = min(wait, _MAX_WAIT)
                 if self._on_wait is not None:
-                    self._on_wait(wait, why)
+                    self._on_wait(wait, reason)
                 if self._closed.wait(wait):
-                    raise RequestError("the judge is not asked any more")
-        raise RequestError(f"the judge at {self.base_url} failed {self._tries} times; last: {why}")
+                    raise RequestError("the connection to the judge was closed")
+        raise RequestError(
+            f"the judge at {self.base_url} failed {self._tries} times; last: {reason}"
+        )
 
 
 def checked_address(base_url: str, with_key: bool) -> str:
-    """The address without a slash at its end. Raises RequestError for one that can't be."""
+    """The address without a trailing slash. Raises RequestError for an invalid one."""
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RequestError(f"{base_url!r} is no address of a judge; write https://HOST/v1")
+        raise RequestError(f"{base_url!r} is not an http address; write https://HOST/v1")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise RequestError(
-            "the judge's address can't hold a password or a query; keys go elsewhere"
+            "the judge's address must not hold a password or a query; set the key in the environment"
         )
-    if with_key and parts.scheme == "http" and not _is_here(parts.hostname):
-        raise RequestError(f"a key would be readable on its way to {base_url}; use https")
+    if with_key and parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise RequestError(f"a key must not be sent unencrypted to {base_url}; use https")
     return base_url.rstrip("/")
 
 
-def _is_here(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _reply(response: httpx.Response, model: str) -> Reply:
+def _parse(response: httpx.Response, model: str) -> JudgeReply:
     try:
-        if len(response.content) > _LARGEST:
-            raise ValueError("the reply is too long")
+        if len(response.content) > _MAX_BYTES:
+            raise ValueError("it is too long")
         value: Any = response.json()
         text = value["choices"][0]["message"]["content"]
         usage = value.get("usage") or {}
-        return Reply(
+        return JudgeReply(
             str(text or ""),
             str(value.get("model") or model),
             int(usage.get("prompt_tokens") or 0),
             int(usage.get("completion_tokens") or 0),
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise RequestError(f"the judge's reply is no chat completion: {error}") from None
+        raise RequestError(f"the judge's reply is not a chat completion: {error}") from None
 
 
-def _complaint(response: httpx.Response) -> str:
-    """ "401 (Incorrect API key ...)": the server's own words, cut."""
+def _error_message(response: httpx.Response) -> str:
+    """ "401 (Incorrect API key ...)": the status and the server's message, shortened."""
     try:
-        said = response.json()["error"]["message"]
+        message = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        said = response.text
-    return f"{response.status_code} ({' '.join(str(said).split())[:200]})"
+        message = response.text
+    return f"{response.status_code} ({' '.join(str(message).split())[:200]})"
 
 
-def _asked_wait(header: str | None, otherwise: float) -> float:
-    """The wait that a server asks for: seconds or a date."""
+def _retry_after(header: str | None, default: float) -> float:
+    """The wait in a `Retry-After` header, which holds seconds or a date."""
     if header is None:
-        return otherwise
+        return default
     try:
         return max(0.0, float(header))
     except ValueError:
@@ -170,4 +174,4 @@ def _asked_wait(header: str | None, otherwise: float) -> float:
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, TypeError):
-        return otherwise
+        return default

@@ -1,6 +1,6 @@
-"""Grades a run of ViP-Bench with a judge, several times, and goes on where it was stopped.
+"""Grades a run of ViP-Bench with a judge, several times, and resumes an interrupted grading.
 
-Grades are lines of one file for each judge in the run's folder. It deliberately does not know HTTP.
+Grades are lines of one file per judge in the run directory. It does not know HTTP.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from vip_llava.errors import DataError, RequestError
-from vip_llava.evaluation.items import Row
-from vip_llava.evaluation.jsonl import whole_lines
-from vip_llava.evaluation.judge.endpoint import Reply
-from vip_llava.evaluation.judge.prompt import HINT, fingerprint, line, read_score
-from vip_llava.evaluation.run_directory import RunFolder, slug
+from vip_llava.evaluation.jsonl import complete_lines
+from vip_llava.evaluation.judge.endpoint import JudgeReply
+from vip_llava.evaluation.judge.prompt import HINT, parse_score, prompt_fingerprint, table_row
+from vip_llava.evaluation.results import ResultRow
+from vip_llava.evaluation.run_directory import RunDirectory, slug
 
-__all__ = ["Grade", "Grades", "Judge", "grade_run"]
+__all__ = ["Grade", "Grades", "Judge", "gradable_rows", "grade_run", "scores_by_row"]
 
-_TRIES = 5  # replies without a number, as in the published evaluator
-_HOTTER = 0.5  # and how much the temperature grows with each
+_MAX_TRIES = 5  # per grade, if replies hold no number; as in the published evaluator
+_TEMPERATURE_STEP = 0.5  # added with each of them
 
 
 class Judge(Protocol):
-    """What grades; see `Endpoint`."""
+    """What grades an answer; see `JudgeEndpoint`."""
 
     model: str
 
-    def ask(self, prompt: str, temperature: float = 0.0) -> Reply: ...
+    def ask(self, prompt: str, temperature: float = 0.0) -> JudgeReply: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """One grade: `score` 0..1; None if no reply held a number, which counts as 0 and is reported."""
+    """One grade. score: 0..1, or None if no reply held a number; that counts as 0."""
 
     id: str
     run: int
@@ -49,7 +49,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Grades:
-    """All grades of a run, by one judge with one prompt."""
+    """The grades of a run by one judge with one prompt; `times` grades per row."""
 
     judge: str
     prompt: str
@@ -58,19 +58,24 @@ class Grades:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Prompt and completion tokens as the judge counted them."""
+        """Prompt and completion tokens, as the judge counted them."""
         return (
             sum(grade.prompt_tokens for grade in self.grades),
             sum(grade.completion_tokens for grade in self.grades),
         )
 
-    def of(self, id: str) -> list[Grade]:
+    @property
+    def unread(self) -> int:
+        """How many grades hold no number."""
+        return sum(grade.score is None for grade in self.grades)
+
+    def of_row(self, id: str) -> list[Grade]:
         """The grades of one row in the order of the runs."""
         return sorted((g for g in self.grades if g.id == id), key=lambda grade: grade.run)
 
 
 def grade_run(
-    folder: Path,
+    run: Path,
     judge: Judge,
     prompt: str,
     *,
@@ -78,16 +83,16 @@ def grade_run(
     parallel: int = 4,
     on_grade: Callable[[int, int], None] | None = None,
 ) -> Grades:
-    """Grade every answer of a run `times` times; what is graded already is not sent again.
+    """Grade every answer of a run `times` times; stored grades are not asked for again.
 
-    A row that failed is not sent: it has no answer, and counts as 0. on_grade: (done, all).
-    Raises DataError for a run of another benchmark or an unfinished one, RequestError where the judge
-    refuses or where grades were made with another prompt.
+    A failed row has no answer to grade and counts as 0. on_grade: called with the number of grades
+    done and of all. Raises DataError for an unfinished run or one of another benchmark, and
+    RequestError if the judge refuses or stored grades were made with another prompt.
     """
-    rows = judgeable(folder)
-    path = folder / "grades" / f"{slug(judge.model)}.jsonl"
-    _same_prompt(path.with_suffix(".json"), judge.model, fingerprint(prompt))
-    known = {(grade.id, grade.run): grade for grade in read_grades(path)}
+    rows = gradable_rows(run)
+    path = run / "grades" / f"{slug(judge.model)}.jsonl"
+    _check_prompt(path.with_suffix(".json"), judge.model, prompt_fingerprint(prompt))
+    known = {(grade.id, grade.run): grade for grade in _read_grades(path)}
     wanted = [(row, number) for number in range(times) for row in rows if row.failed is None]
     left = [(row, number) for row, number in wanted if (row.id, number) not in known]
     done = len(wanted) - len(left)
@@ -103,29 +108,29 @@ def grade_run(
             if on_grade is not None:
                 on_grade(done, len(wanted))
     finally:
-        # Not waited for: a thread may be in the middle of a minute's pause for a busy server.
+        # A thread may be waiting up to a minute for a busy server; do not wait for it.
         pool.shutdown(wait=False, cancel_futures=True)
     kept = tuple(known[row.id, number] for row, number in wanted)
-    return Grades(judge.model, fingerprint(prompt), times, kept)
+    return Grades(judge.model, prompt_fingerprint(prompt), times, kept)
 
 
-def judgeable(folder: Path) -> list[Row]:
-    """The rows of a finished ViP-Bench run. Raises DataError for anything else."""
-    run = RunFolder.open(folder)
-    benchmark = run.about["asked"].get("benchmark")
+def gradable_rows(path: Path) -> list[ResultRow]:
+    """The rows of a finished ViP-Bench run. Raises DataError for any other run."""
+    run = RunDirectory.open(path)
+    benchmark = run.info["config"].get("benchmark")
     if benchmark != "vip-bench":
-        raise DataError(f"{folder} is a run of {benchmark}, whose answers need no judge")
-    if not (folder / "scores.json").is_file():
-        raise DataError(f"{folder}: the run was not finished; the same command goes on")
+        raise DataError(f"{path} is a run of {benchmark}, whose answers need no judge")
+    if not (path / "scores.json").is_file():
+        raise DataError(f"{path}: the run is not finished; the same command resumes it")
     return run.rows()
 
 
-def _grade(judge: Judge, prompt: str, row: Row, number: int) -> Grade:
+def _grade(judge: Judge, prompt: str, row: ResultRow, number: int) -> Grade:
     question = str(row.facts["question"])
-    asked = f"{prompt}\n{line(question, str(row.expected), row.answer)}"
-    replies = [judge.ask(asked)]
-    while (score := read_score(replies[-1].text)) is None and len(replies) < _TRIES:
-        replies.append(judge.ask(asked + HINT, _HOTTER * len(replies)))
+    text = f"{prompt}\n{table_row(question, str(row.expected), row.answer)}"
+    replies = [judge.ask(text)]
+    while (score := parse_score(replies[-1].text)) is None and len(replies) < _MAX_TRIES:
+        replies.append(judge.ask(text + HINT, _TEMPERATURE_STEP * len(replies)))
     return Grade(
         id=row.id,
         run=number,
@@ -138,34 +143,33 @@ def _grade(judge: Judge, prompt: str, row: Row, number: int) -> Grade:
     )
 
 
-def read_grades(path: Path) -> list[Grade]:
-    """The grades of a file; a last line that was cut is left out, in the file too."""
+def _read_grades(path: Path) -> list[Grade]:
     try:
-        return [Grade(**json.loads(text)) for text in whole_lines(path)]
+        return [Grade(**json.loads(text)) for text in complete_lines(path)]
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is no file of grades: {error}") from None
+        raise DataError(f"{path} can't be read as grades: {error}") from None
 
 
-def _same_prompt(path: Path, model: str, prompt: str) -> None:
-    """Grades of one file have one prompt."""
-    asked: dict[str, Any] = {"judge": model, "prompt": prompt}
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} can't be read: {error}") from None
-        if before != asked:
-            raise RequestError(
-                f"{path.parent} holds grades of {before.get('judge')} with prompt "
-                f"{before.get('prompt')}, not {prompt}; move them away to grade anew"
-            )
+def _check_prompt(path: Path, model: str, prompt: str) -> None:
+    """Store the prompt of a new file of grades; all grades of a file have the same prompt."""
+    now = {"judge": model, "prompt": prompt}
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(now) + "\n", encoding="utf-8")
         return
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    try:
+        before = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} can't be read: {error}") from None
+    if before != now:
+        raise RequestError(
+            f"{path.parent} holds grades of {before.get('judge')} with prompt "
+            f"{before.get('prompt')}, not {prompt}; move them away to grade again"
+        )
 
 
-def by_row(grades: Iterable[Grade]) -> dict[str, list[float]]:
-    """Row -> the scores of its runs; a grade without a number is 0."""
+def scores_by_row(grades: Iterable[Grade]) -> dict[str, list[float]]:
+    """Id of a row -> the scores of its runs; a grade without a number is 0."""
     found: dict[str, list[float]] = {}
     for grade in sorted(grades, key=lambda grade: grade.run):
         found.setdefault(grade.id, []).append(grade.score or 0.0)

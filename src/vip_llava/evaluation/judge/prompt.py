@@ -1,9 +1,10 @@
-"""What a judge is asked, and how its reply is read: the contract of the published ViP-Bench evaluator.
+"""The judge's prompt and how its reply is parsed: the contract of the published evaluator.
 
-A table of examples with the columns question, ground truth, prediction, correctness, whose last line
-lacks the correctness; `<AND>` and `<OR>` in the truth; a number from 0.0 to 1.0 as the reply. The wording
-and the examples here are our own. Scores depend on the wording: for numbers to set beside published ones
-give the published text as a file, which `prompt_text` reads.
+The prompt is a table of examples with the columns question, ground truth, prediction, correctness;
+its last line lacks the correctness. The ground truth may hold `<AND>` and `<OR>`; the reply is a
+number from 0.0 to 1.0. The wording and the examples here are this project's own, and scores depend
+on the wording. For scores to compare with published ones, `read_prompt` reads the published text
+from a file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from vip_llava.errors import DataError
 
-__all__ = ["HINT", "PROMPT", "fingerprint", "line", "prompt_text", "read_score"]
+__all__ = ["HINT", "PROMPT", "parse_score", "prompt_fingerprint", "read_prompt", "table_row"]
 
 PROMPT = """\
 You grade answers to questions about images. Each line of the table gives a question, the ground truth \
@@ -39,14 +40,14 @@ Why is the man pointed to by the green arrow wet? | He has just climbed out of t
 his boat turned over. | His boat capsized and he had to swim to the shore of the lake. | 1.0
 """
 
-#: Added where a reply was no number, for the next try.
+#: Appended for the next try after a reply without a number.
 HINT = "\nPredict the correctness of the answer (digit): "
 
 _NUMBER = re.compile(r"\s*(?:\*\*)?(\d(?:\.\d+)?|\.\d+)(?![\d.]*\d)")
 
 
-def prompt_text(path: Path | None = None) -> str:
-    """The text before the line to grade: ours, or that of a file. Raises DataError."""
+def read_prompt(path: Path | None = None) -> str:
+    """The text before the row to grade: from a file, or `PROMPT`. Raises DataError."""
     if path is None:
         return PROMPT
     try:
@@ -55,25 +56,25 @@ def prompt_text(path: Path | None = None) -> str:
         raise DataError(f"{path} can't be read: {error}") from None
     if "Correctness" not in text or "|" not in text:
         raise DataError(
-            f"{path}: no prompt of a judge; a table with Question | Ground truth | Prediction | "
-            "Correctness is expected"
+            f"{path}: not a prompt for a judge; it must hold a table with Question | Ground truth | "
+            "Prediction | Correctness"
         )
     return text
 
 
-def fingerprint(prompt: str) -> str:
-    """A short name of a prompt's text, kept beside its scores."""
+def prompt_fingerprint(prompt: str) -> str:
+    """A short hash of the prompt, which is stored with its scores."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:12]
 
 
-def line(question: str, truth: str, prediction: str) -> str:
-    """The table's last line, without the correctness."""
-    spread = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    return " | ".join([question, spread, prediction, ""])
+def table_row(question: str, truth: str, prediction: str) -> str:
+    """The last row of the table, without the correctness."""
+    spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return " | ".join([question, spaced, prediction, ""])
 
 
-def read_score(reply: str) -> float | None:
-    """The number that a reply begins with, if it is within 0..1."""
+def parse_score(reply: str) -> float | None:
+    """The number at the start of a reply, if it is within 0..1."""
     found = _NUMBER.match(reply)
     if found is None:
         return None

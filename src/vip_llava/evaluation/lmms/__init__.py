@@ -1,5 +1,5 @@
-"""The plug-in for lmms-eval: our models there, and our region benchmarks as its tasks.
+"""The plug-in for lmms-eval: this project's models there, and its benchmarks as tasks.
 
-LLaVA's image-level benchmarks (VQAv2, GQA, MME, ...) are lmms-eval's own tasks and are not written here
-again. Nothing of lmms-eval is imported before it asks for the plug-in.
+LLaVA's image-level benchmarks (VQAv2, GQA, MME, ...) are tasks of lmms-eval itself. lmms-eval is
+imported only after it has loaded the plug-in.
 """

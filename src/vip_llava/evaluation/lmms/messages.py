@@ -1,4 +1,7 @@
-"""lmms-eval's messages and settings to requests and sampling parameters of ours. Knows no lmms-eval."""
+"""Converts lmms-eval's messages and settings to requests and sampling parameters.
+
+It does not import lmms-eval.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from vip_llava.errors import RequestError
 from vip_llava.prompting.prepare import Request
 from vip_llava.prompting.turns import MarkedImage
 
-__all__ = ["request_of", "sampling_of"]
+__all__ = ["request_of_messages", "sampling_of_settings"]
 
-_LONGEST = 1024  # tokens, where a task says nothing
+_DEFAULT_MAX_NEW_TOKENS = 1024
 
 
-def request_of(messages: Sequence[Mapping[str, Any]]) -> Request:
-    """A request of chat messages whose contents are {"type": "text" | "image", ...}.
+def request_of_messages(messages: Sequence[Mapping[str, Any]]) -> Request:
+    """The request of chat messages whose contents are {"type": "text" | "image", ...}.
 
-    Images belong to their turn; a system message goes in front of the first question. Raises
+    Each image stays in its turn; a system message is put in front of the first question. Raises
     RequestError for video, audio and conversations that do not end with a question.
     """
     turns: list[dict[str, Any]] = []
@@ -30,7 +33,7 @@ def request_of(messages: Sequence[Mapping[str, Any]]) -> Request:
         turn: dict[str, Any] = {"role": message["role"], "text": text}
         turns.append(turn | ({"images": images} if images else {}))
     if not turns or turns[-1]["role"] != "user":
-        raise RequestError("the messages of a task must end with a question")
+        raise RequestError("the messages of a task must end with a user turn")
     turns[0]["text"] = instructions + turns[0]["text"]
     *history, asked = turns
     shown = asked.get("images", [])
@@ -49,28 +52,31 @@ def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[Marked
         elif part["type"] == "image":
             images.append(MarkedImage(part["url"]))
         else:
-            raise RequestError(f"a task with {part['type']} can't be asked; images and text can")
+            raise RequestError(
+                f"content of type {part['type']} is not supported; only images and text are"
+            )
     return "\n".join(texts).strip(), images
 
 
-def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling parameters of a task's `generation_kwargs`; greedy unless it asks for heat.
+def sampling_of_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling parameters of a task's `generation_kwargs`; greedy without a temperature.
 
-    `until` ends an answer. What beam search and the like ask for has no place here and is refused,
-    since another way of generating gives other scores.
+    `until` becomes stop strings. Raises RequestError for beam search, which is not supported: with
+    another way of generating, the scores would not be those of the task.
     """
     beams = settings.get("num_beams") or 1
     if beams != 1:
-        raise RequestError(f"num_beams {beams}: answers are greedy or drawn, there are no beams")
-    sampling: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens") or _LONGEST)}
-    heat = float(settings.get("temperature") or 0.0)
-    if heat > 0 and settings.get("do_sample", True):
-        sampling["temperature"] = heat
+        raise RequestError(f"num_beams {beams}: beam search is not supported; use num_beams 1")
+    longest = int(settings.get("max_new_tokens") or _DEFAULT_MAX_NEW_TOKENS)
+    sampling: dict[str, Any] = {"max_new_tokens": longest}
+    temperature = float(settings.get("temperature") or 0.0)
+    if temperature > 0 and settings.get("do_sample", True):
+        sampling["temperature"] = temperature
         if settings.get("top_p"):
             sampling["top_p"] = float(settings["top_p"])
     until = settings.get("until") or ()
     stops = [until] if isinstance(until, str) else list(until)
-    # Tasks that name the next turn's header mean "until the answer's end", which the template knows.
+    # A task that stops at the next turn's header means the end of the answer, as the template does.
     kept = [stop for stop in stops if stop.strip() and stop not in ("ASSISTANT:", "</s>")]
     if kept:
         sampling["stop"] = tuple(kept)

@@ -1,6 +1,7 @@
 """Any model that `vip_llava.load` opens, as a model of lmms-eval: `--model vip_llava`.
 
-Its requests run together in the engine and answer as they would alone. Imported by lmms-eval only.
+The engine batches its requests; the answers are those without batching. Only lmms-eval imports
+this module.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from lmms_eval.api.model import lmms
 from vip_llava.assistant import Assistant, load
 from vip_llava.errors import RequestError, VipLlavaError
 from vip_llava.evaluation.asking import ask_each
-from vip_llava.evaluation.lmms.messages import request_of, sampling_of
+from vip_llava.evaluation.lmms.messages import request_of_messages, sampling_of_settings
 
 __all__ = ["VipLlavaForLmmsEval"]
 
@@ -38,9 +39,9 @@ class VipLlavaForLmmsEval(lmms):  # type: ignore[misc]
         image_aspect_ratio: str | None = None,
         **others: Any,
     ) -> None:
-        """pretrained: as for `load`; the default model without it. Unknown arguments are a TypeError."""
+        """pretrained: as for `load`; the default model if None. Raises TypeError for others."""
         super().__init__()
-        # lmms-eval adds these by itself; they have no meaning here.
+        # lmms-eval always adds these two; they have no effect.
         unknown = set(others) - {"max_batch_size", "system_prompt"}
         if unknown:
             raise TypeError(f"vip_llava has no argument {sorted(unknown)[0]!r}")
@@ -58,31 +59,33 @@ class VipLlavaForLmmsEval(lmms):  # type: ignore[misc]
         )
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answers of lmms-eval's instances, in their order.
+        """The answers to lmms-eval's instances, in order.
 
-        An instance holds (context, messages of a document, settings, document, task, split).
+        The `args` of an instance: context, function from a document to messages, settings, number
+        of the document, task, split. Raises RequestError for a document that cannot be asked.
         """
-        makes = [partial(self._request, instance.args) for instance in requests]
-        found = ask_each(self.assistant, makes, batch_size=self.batch_size, sampling={})
+        builders = [partial(self._request, instance.args) for instance in requests]
+        outcomes = ask_each(self.assistant, builders, batch_size=self.batch_size, sampling={})
         answers = []
-        for place, asked in found:
-            if isinstance(asked.answer, VipLlavaError):
-                _, _, _, number, task, _ = requests[place].args
-                raise RequestError(f"{task}, document {number}: {asked.answer}") from asked.answer
-            answers.append(asked.answer.text)
+        for index, outcome in outcomes:
+            if isinstance(outcome.answer, VipLlavaError):
+                _, _, _, number, task, _ = requests[index].args
+                message = f"{task}, document {number}: {outcome.answer}"
+                raise RequestError(message) from outcome.answer
+            answers.append(outcome.answer.text)
         return answers
 
     def _request(self, args: Sequence[Any]) -> dict[str, Any]:
-        """A document's request; its images are opened when its turn comes."""
+        """The request of a document; its images are opened here."""
         _, messages, settings, number, task, split = args
-        request = request_of(_plain(messages(self.task_dict[task][split][number])))
-        return {**_as_mapping(request), **sampling_of(settings)}
+        request = request_of_messages(_plain(messages(self.task_dict[task][split][number])))
+        return {**_as_mapping(request), **sampling_of_settings(settings)}
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("vip_llava answers in text; choose tasks of type generate_until")
+        raise NotImplementedError("vip_llava supports tasks of type generate_until only")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        raise NotImplementedError("vip_llava has no tasks of several rounds yet")
+        raise NotImplementedError("vip_llava does not support tasks of several rounds")
 
 
 def _plain(messages: Sequence[Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What lmms-eval finds through the entry point `lmms_eval.models`: the model `vip_llava`."""
+"""The entry point `lmms_eval.models`, through which lmms-eval finds the model `vip_llava`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from typing import Any
 
 __all__ = ["AVAILABLE_MODELS", "manifests"]
 
-#: Asked for by the older way of plugging in (`LMMS_EVAL_PLUGINS`), which finds tasks; the model comes
-#: through the entry point.
+#: Read by lmms-eval's older plug-ins (`LMMS_EVAL_PLUGINS`), which find tasks but not this model.
 AVAILABLE_MODELS: dict[str, str] = {}
 
 
 def manifests() -> list[Any]:
-    """The one manifest: a chat model, so that tasks hand over messages with their images."""
+    """One manifest, of a chat model: tasks then give messages with their images."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [

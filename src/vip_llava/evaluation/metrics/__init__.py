@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Metrics of captions."""

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""HTML pages of finished runs."""

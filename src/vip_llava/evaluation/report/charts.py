@@ -1,7 +1,7 @@
-"""Bar and radar charts as SVG text, drawn for a light page; no script, no library.
+"""Bar and radar charts as SVG text for a light page, without scripts or libraries.
 
-A chart has several series (models) over the same categories (shapes, capabilities). It deliberately
-does not know what was measured.
+A chart has several series (models) over the same categories (shapes, capabilities). It does not
+know what was measured.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from html import escape
 
 __all__ = ["COLORS", "Bar", "bars", "radar"]
 
-#: Colours of the series that can be told apart also without red and green (after Okabe and Ito).
+#: Colours of the series, distinguishable with colour blindness (after Okabe and Ito).
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#555555")
 _GRID = "#ddd"
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One value 0..1 with its interval; None: not measured."""
+    """One value 0..1 with its interval; None if it was not measured."""
 
     value: float | None
     low: float | None = None
@@ -28,12 +28,12 @@ class Bar:
 
 
 def bars(categories: Sequence[str], series: Sequence[tuple[str, Sequence[Bar]]]) -> str:
-    """Horizontal bars with whiskers, one group of bars for each category. Values run 0..1."""
+    """Horizontal bars with error bars, a group for each category. Values are 0..1."""
     left, width, thick, gap = 190, 460, 14, 10
     block = thick * len(series) + gap
     height = block * len(categories) + 34
     parts = [_open(left + width + 60, height, "bar chart")]
-    top = _round(max((_top(bar) for _, row in series for bar in row), default=1.0))
+    top = _axis_end(max((_top(bar) for _, row in series for bar in row), default=1.0))
     for step in range(5):
         x = left + width * step / 4
         parts.append(
@@ -69,10 +69,10 @@ def _bar(
 
 
 def radar(categories: Sequence[str], series: Sequence[tuple[str, Sequence[Bar]]]) -> str:
-    """A polygon for each series over three or more categories; the rim is the largest value's step."""
+    """A polygon for each series over three or more categories, scaled to the largest value."""
     size, radius = 420, 140
     center = size / 2
-    top = _round(max((bar.value or 0.0 for _, row in series for bar in row), default=1.0))
+    top = _axis_end(max((bar.value or 0.0 for _, row in series for bar in row), default=1.0))
     turn = [2 * math.pi * i / len(categories) - math.pi / 2 for i in range(len(categories))]
 
     def points(lengths: Sequence[float]) -> str:
@@ -117,6 +117,6 @@ def _top(bar: Bar) -> float:
     return max(bar.high or 0.0, bar.value or 0.0)
 
 
-def _round(value: float) -> float:
-    """The end of the axis: the next of 0.1, 0.2, 0.4, 1, 2, 4, 10."""
+def _axis_end(value: float) -> float:
+    """The end of the axis: the next larger of 0.1, 0.2, 0.4, 1, 2, 4, 10."""
     return next((end for end in (0.1, 0.2, 0.4, 1.0, 2.0, 4.0) if value <= end), 10.0)

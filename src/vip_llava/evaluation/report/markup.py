@@ -1,4 +1,4 @@
-"""The page's style and its tables. All text that is given is escaped."""
+"""The style of the page, and tables. All text in a table is escaped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ svg { max-width: 100%; height: auto; vertical-align: top; }
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table; without a head it is one of facts."""
+    """A table; without a head, its lines are names and values."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in line)}</tr>" for line in lines

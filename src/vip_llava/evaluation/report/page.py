@@ -1,8 +1,7 @@
-"""One HTML page of one or several runs: scores with intervals, charts, models side by side, galleries.
+"""One HTML page for one or several runs: scores with intervals, charts, comparison, galleries.
 
-Everything is inside the file (images as data addresses, charts as SVG, no script, nothing fetched), so
-it can be mailed or put beside a paper. It is made of the runs' folders alone; data and models are not
-needed.
+The page is a single file (images as data URLs, charts as SVG, no scripts, nothing fetched), so that
+it can be mailed or archived. It is made from run directories alone, without the data or the models.
 """
 
 from __future__ import annotations
@@ -16,94 +15,101 @@ from pathlib import Path
 from typing import Any
 
 from vip_llava.errors import DataError
-from vip_llava.evaluation.items import Row, Score
 from vip_llava.evaluation.report.charts import COLORS, Bar, bars, radar
 from vip_llava.evaluation.report.compare import differences
 from vip_llava.evaluation.report.gallery import gallery
 from vip_llava.evaluation.report.markup import STYLE, table
-from vip_llava.evaluation.run_directory import RunFolder
-from vip_llava.evaluation.tables import table_of
+from vip_llava.evaluation.results import ResultRow, Score
+from vip_llava.evaluation.run_directory import RunDirectory
+from vip_llava.evaluation.tables import score_tables
 
-__all__ = ["Loaded", "load_run", "report"]
+__all__ = ["LoadedRun", "load_run", "render_page"]
 
-_LARGEST_RADAR = 14
-_CHARTS = 2
+_MAX_RADAR_GROUPS = 14
+_CHARTS_PER_AXIS = 2
+_MAX_FAILED_SHOWN = 20
+#: Keys of a run's config that say which questions it asks, and how.
+_QUESTION_KEYS = (
+    "data", "groups", "limit", "seed", "alpha", "question", "all_photos", "sampling",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A run as the page needs it."""
+class LoadedRun:
+    """A finished run, read from its directory."""
 
     name: str
     path: Path
-    about: dict[str, Any]
-    rows: tuple[Row, ...]
+    info: dict[str, Any]
+    rows: tuple[ResultRow, ...]
     scores: tuple[Score, ...]
 
     @property
-    def benchmark(self) -> str:
-        return str(self.about["asked"]["benchmark"])
+    def config(self) -> dict[str, Any]:
+        """The benchmark, data, model and settings."""
+        config: dict[str, Any] = self.info["config"]
+        return config
 
 
-def load_run(path: Path, name: str | None = None) -> Loaded:
-    """A finished run. Raises DataError where there is none, or where it has not been finished."""
-    folder = RunFolder.open(path)
-    about, rows = folder.about, folder.rows()
+def load_run(path: Path) -> LoadedRun:
+    """A finished run. Raises DataError if there is none, or if it is not finished.
+
+    The scores of a judge replace those without one.
+    """
+    directory = RunDirectory.open(path)
+    info, rows = directory.info, directory.rows()
     try:
         scores = json.loads((path / "scores.json").read_text("utf-8"))
         if (path / "judged.json").is_file():
-            # What was counted without a judge says nothing beside what a judge said.
             judged = json.loads((path / "judged.json").read_text("utf-8"))
             scores, means = judged["scores"], judged["rows"]
             rows = [replace(row, score=float(means.get(row.id, 0.0))) for row in rows]
         found = tuple(Score(**each) for each in scores)
     except FileNotFoundError:
-        raise DataError(f"{path}: the run was not finished; the same command goes on") from None
+        raise DataError(f"{path}: the run is not finished; the same command resumes it") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: its scores can't be read: {error}") from None
-    model = name or str(about["asked"]["model"])
-    return Loaded(model, path, about, tuple(rows), found)
+    return LoadedRun(str(info["config"]["model"]), path, info, tuple(rows), found)
 
 
-def report(paths: Sequence[Path], title: str = "vip-llava evaluation") -> str:
-    """The page's text for runs of one or several models and benchmarks. Raises DataError."""
-    runs = _named([load_run(path) for path in paths])
+def render_page(paths: Sequence[Path], title: str = "vip-llava evaluation") -> str:
+    """The HTML of runs of one or several models and benchmarks. Raises DataError."""
+    runs = _with_unique_names([load_run(path) for path in paths])
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
         '<meta name="viewport" content="width=device-width">',
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>",
     ]
-    for benchmark in dict.fromkeys(run.benchmark for run in runs):
-        parts += _benchmark(benchmark, [run for run in runs if run.benchmark == benchmark])
-    parts += ["<h2>How this was made</h2>", *(_made(run) for run in runs)]
+    for benchmark in dict.fromkeys(run.config["benchmark"] for run in runs):
+        several = [run for run in runs if run.config["benchmark"] == benchmark]
+        parts += _benchmark_section(str(benchmark), several)
+    parts += ["<h2>How this was made</h2>", *(_provenance(run) for run in runs)]
     return "\n".join([*parts, "</body></html>", ""])
 
 
-def _named(runs: Sequence[Loaded]) -> list[Loaded]:
-    """Runs whose models have the same name get that of their folder, too."""
-    names = [(run.benchmark, run.name) for run in runs]
+def _with_unique_names(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
+    """Append the directory's name where two runs of a benchmark have models of the same name."""
+    names = [(run.config["benchmark"], run.name) for run in runs]
     return [
-        run
-        if names.count((run.benchmark, run.name)) == 1
-        else Loaded(f"{run.name} ({run.path.name})", run.path, run.about, run.rows, run.scores)
-        for run in runs
+        run if names.count(name) == 1 else replace(run, name=f"{run.name} ({run.path.name})")
+        for run, name in zip(runs, names, strict=True)
     ]
 
 
-def _benchmark(name: str, runs: Sequence[Loaded]) -> list[str]:
+def _benchmark_section(name: str, runs: Sequence[LoadedRun]) -> list[str]:
     parts = [f"<section><h2>{escape(name)}</h2>"]
     if len(runs) > 1:
         keys = (
-            f'<li><span style="background:{COLORS[number % len(COLORS)]}"></span>{escape(run.name)}</li>'
+            f'<li><span style="background:{COLORS[number % len(COLORS)]}"></span>'
+            f"{escape(run.name)}</li>"
             for number, run in enumerate(runs)
         )
-        parts.append(f'<ul class="key">{"".join(keys)}</ul>')
-        parts.append(_unlike(runs))
+        parts.append(f'<ul class="key">{"".join(keys)}</ul>{_warning_if_different(runs)}')
     parts += _charts(runs)
     for run in runs:
-        parts.append(f"<h3>{escape(run.name)}</h3>{_failed(run)}")
-        parts += [table(head, lines) for head, lines in table_of(run.scores)]
+        parts.append(f"<h3>{escape(run.name)}</h3>{_failed_list(run)}")
+        parts += [table(head, lines) for head, lines in score_tables(run.scores)]
         methods = dict.fromkeys(f"{s.name}: {s.method}" for s in run.scores if s.method)
         parts.append("".join(f'<p class="note">{escape(text)}</p>' for text in methods))
     parts += differences([(run.name, run.rows) for run in runs])
@@ -112,98 +118,95 @@ def _benchmark(name: str, runs: Sequence[Loaded]) -> list[str]:
     return [*parts, "</section>"]
 
 
-def _unlike(runs: Sequence[Loaded]) -> str:
-    """A warning where runs that stand side by side were not asked the same in the same way."""
-    keys = ("data", "groups", "most", "seed", "alpha", "question", "everything", "sampling")
-    first = runs[0].about["asked"]
-    unlike = [
+def _warning_if_different(runs: Sequence[LoadedRun]) -> str:
+    """A warning if the runs did not ask the same questions in the same way."""
+    first = runs[0].config
+    different = [
         key
-        for key in keys
-        if any(run.about["asked"].get(key) != first.get(key) for run in runs[1:])
+        for key in _QUESTION_KEYS
+        if any(run.config.get(key) != first.get(key) for run in runs[1:])
     ]
-    if not unlike:
+    if not different:
         return ""
     return (
-        f'<p class="failed">These runs differ in {escape(", ".join(unlike))}: their scores stand for '
-        "different questions. The differences below are on the questions that they share.</p>"
+        f'<p class="failed">These runs differ in {escape(", ".join(different))}, so their scores '
+        "are of different questions. The differences below are on the shared questions.</p>"
     )
 
 
-def _charts(runs: Sequence[Loaded]) -> list[str]:
-    """For the first scores of each axis: bars, and a radar where it can be read.
+def _charts(runs: Sequence[LoadedRun]) -> list[str]:
+    """Bars of the first scores of each axis, and a radar chart where it is legible.
 
-    The others are in the tables; a chart of each would bury the one that matters.
+    The tables have the other scores.
     """
     every = dict.fromkeys((s.axis, s.name) for run in runs for s in run.scores)
-    keys = [key for key in every if [k for k in every if k[0] == key[0]].index(key) < _CHARTS]
+    keys = [
+        key for key in every if [k for k in every if k[0] == key[0]].index(key) < _CHARTS_PER_AXIS
+    ]
     parts = []
     for axis, name in keys:
-        groups = list(
-            dict.fromkeys(
-                s.group for run in runs for s in run.scores if (s.axis, s.name) == (axis, name)
-            )
-        )
+        found = [
+            {s.group: s for s in run.scores if (s.axis, s.name) == (axis, name)} for run in runs
+        ]
+        groups = list(dict.fromkeys(group for scores in found for group in scores))
         if len(groups) < 2 and len(runs) < 2:
             continue
-        series = [(run.name, [_found(run, axis, name, group) for group in groups]) for run in runs]
+        series = [
+            (run.name, [_bar(scores.get(group)) for group in groups])
+            for run, scores in zip(runs, found, strict=True)
+        ]
         chart = bars([group or "all" for group in groups], series)
-        if 3 <= len(groups) <= _LARGEST_RADAR and axis in ("shape", "capability"):
+        if 3 <= len(groups) <= _MAX_RADAR_GROUPS and axis in ("shape", "capability"):
             chart += radar(groups, series)
-        heading = f"{name} by {axis}" if axis else name
-        parts.append(
-            f'<figure class="chart"><figcaption>{escape(heading)}</figcaption>{chart}</figure>'
-        )
+        heading = escape(f"{name} by {axis}" if axis else name)
+        parts.append(f'<figure class="chart"><figcaption>{heading}</figcaption>{chart}</figure>')
     return parts
 
 
-def _found(run: Loaded, axis: str, name: str, group: str) -> Bar:
-    for score in run.scores:
-        if (score.axis, score.name, score.group) == (axis, name, group):
-            return Bar(score.value, score.low, score.high)
-    return Bar(None)
+def _bar(score: Score | None) -> Bar:
+    return Bar(None) if score is None else Bar(score.value, score.low, score.high)
 
 
-def _failed(run: Loaded) -> str:
+def _failed_list(run: LoadedRun) -> str:
     failed = [row for row in run.rows if row.failed is not None]
     if not failed:
         return ""
     listed = "".join(
-        f"<li><code>{escape(row.id)}</code>: {escape(row.failed or '')}</li>" for row in failed[:20]
+        f"<li><code>{escape(row.id)}</code>: {escape(row.failed or '')}</li>"
+        for row in failed[:_MAX_FAILED_SHOWN]
     )
-    more = f"<li>and {len(failed) - 20} more</li>" if len(failed) > 20 else ""
+    hidden = len(failed) - _MAX_FAILED_SHOWN
+    more = f"<li>and {hidden} more</li>" if hidden > 0 else ""
     return (
-        f'<p class="failed">{len(failed)} of {len(run.rows)} questions could not be asked and count '
-        f"as wrong:</p><ul>{listed}{more}</ul>"
+        f'<p class="failed">{len(failed)} of {len(run.rows)} questions could not be asked and '
+        f"count as wrong:</p><ul>{listed}{more}</ul>"
     )
 
 
-def _made(run: Loaded) -> str:
-    """Command, versions, hardware, data: what somebody needs who wants the same numbers."""
-    about, asked = run.about, run.about["asked"]
-    seconds, count = float(about.get("seconds", 0)), len(run.rows)
-    speed = f"{count} questions in {seconds:.0f} s" + (
-        f", {count / seconds:.1f} a second" if seconds else ""
-    )
-    hardware = about.get("hardware", {})
-    machine = ", ".join(
-        [
-            *hardware.get("devices", []),
-            f"{hardware.get('processor', '')}, {hardware.get('cores', '?')} cores",
-            str(hardware.get("system", "")),
-        ]
-    )
-    data = "; ".join(f"{name} sha256 {digest}" for name, digest in asked.get("data", {}).items())
-    parts = ("architecture", "parameters", "dtype", "template")
-    model = ", ".join([str(asked.get("model")), *(f"{k} {asked[k]}" for k in parts if k in asked)])
-    chosen = ("groups", "most", "seed", "alpha", "sampling")
-    lines = [
-        ["command", shlex.join(map(str, about.get("command", [])))],
-        ["begun", str(about.get("begun", ""))],
-        ["time", speed],
-        ["model", model],
-        ["data", data],
-        ["settings", ", ".join(f"{key} {asked[key]}" for key in chosen if key in asked)],
-        ["versions", ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())],
-        ["hardware", machine],
+def _provenance(run: LoadedRun) -> str:
+    """What is needed to get the same numbers: command, versions, hardware, data."""
+    info, config = run.info, run.config
+    seconds, count = float(info.get("seconds", 0)), len(run.rows)
+    rate = f", {count / seconds:.1f} per second" if seconds else ""
+    hardware = info.get("hardware", {})
+    machine = [
+        *hardware.get("devices", []),
+        f"{hardware.get('processor', '')}, {hardware.get('cores', '?')} cores",
+        str(hardware.get("system", "")),
     ]
-    return f"<h3>{escape(run.benchmark)}, {escape(run.name)}</h3>{table([], lines)}"
+    data = (f"{name} sha256 {digest}" for name, digest in config.get("data", {}).items())
+    parts = ("architecture", "parameters", "dtype", "template")
+    model = [str(config.get("model")), *(f"{key} {config[key]}" for key in parts if key in config)]
+    chosen = ("groups", "limit", "seed", "alpha", "sampling")
+    lines = [
+        ["command", shlex.join(map(str, info.get("command", [])))],
+        ["begun", str(info.get("begun", ""))],
+        ["time", f"{count} questions in {seconds:.0f} s{rate}"],
+        ["model", ", ".join(model)],
+        ["data", "; ".join(data)],
+        ["settings", ", ".join(f"{key} {config[key]}" for key in chosen if key in config)],
+        ["versions", ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items())],
+        ["hardware", ", ".join(machine)],
+    ]
+    heading = escape(f"{config['benchmark']}, {run.name}")
+    return f"<h3>{heading}</h3>{table([], lines)}"

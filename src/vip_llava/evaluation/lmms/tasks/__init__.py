@@ -1,1 +1,1 @@
-"""The task files of lmms-eval and the functions that they name."""
+"""The task files for lmms-eval and the functions that they name."""

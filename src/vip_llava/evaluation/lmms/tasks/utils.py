@@ -1,4 +1,4 @@
-"""The functions that the task files beside it name, one set for each benchmark."""
+"""The functions that the task files name, a set for each benchmark."""
 
 from __future__ import annotations
 

@@ -1,0 +1,76 @@
+"""Marks for labelled things: any of the eight shapes, in the paper's styles or the drawing defaults."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vip_llava.evaluation.coco_annotations import LabelledObject, Rectangle
+from vip_llava.regions import PALETTE, Contour, Mask, Point, Region, resolve
+from vip_llava.regions.sampling import sample_region
+
+SHAPES = ("box", "ellipse", "triangle", "point", "scribble", "contour", "mask", "arrow")
+
+# A filled mask more opaque than this hides the thing it marks; the paper's range goes up to 255.
+_MASK_ALPHA = 150
+_DEFAULT_STYLE_SHARE = 0.5
+
+
+def mark(
+    things: Sequence[LabelledObject],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    weights: Mapping[str, float] | None = None,
+    *,
+    jitter: float = 0.12,
+) -> tuple[Region, ...]:
+    """One resolved region for each thing, ids "1", "2", ...; several get different named colours.
+
+    weights: how often a shape comes against the others, where that is not once.
+    """
+    chances = np.array([(weights or {}).get(shape, 1.0) for shape in SHAPES])
+    reached = np.cumsum(chances / chances.sum())
+    dice = random.Random(int(rng.integers(2**62)))
+    colors: list[str | None] = [None] * len(things)
+    if len(things) > 1 or rng.random() < 0.5:
+        names = list(PALETTE)
+        colors = [names[i] for i in rng.permutation(len(names))[: len(things)]]
+    regions = []
+    for number, (thing, color) in enumerate(zip(things, colors, strict=True), 1):
+        box = _jittered(thing.box, size, rng, jitter)
+        region = sample_region(
+            box,
+            thing.polygons,
+            size=size,
+            rng=dice,
+            shape=SHAPES[min(int(reached.searchsorted(rng.random(), "right")), len(SHAPES) - 1)],
+            color=color,
+            id=str(number),
+        )
+        regions.append(_restyled(region, rng))
+    return resolve(regions, size).regions
+
+
+def _restyled(region: Region, rng: np.random.Generator) -> Region:
+    if rng.random() < _DEFAULT_STYLE_SHARE:
+        looks: dict[str, None] = {"alpha": None, "width": None}
+        return region.changed(**looks, **({"radius": None} if isinstance(region, Point) else {}))
+    if isinstance(region, Mask | Contour) and (region.alpha or 0) > _MASK_ALPHA:
+        return region.changed(alpha=_MASK_ALPHA)
+    return region
+
+
+def _jittered(
+    box: Rectangle, size: tuple[int, int], rng: np.random.Generator, jitter: float
+) -> Rectangle:
+    """The box with its edges moved a little, kept inside the image and at least 3 pixels wide."""
+    x1, y1, x2, y2 = box
+    dx, dy = (x2 - x1) * jitter, (y2 - y1) * jitter
+    move = rng.uniform(-1, 1, 4) * (dx, dy, dx, dy) * rng.random()
+    x1, y1 = max(x1 + move[0], 0.0), max(y1 + move[1], 0.0)
+    x2, y2 = min(x2 + move[2], float(size[0])), min(y2 + move[3], float(size[1]))
+    if x2 - x1 < 3 or y2 - y1 < 3:
+        return box
+    return float(x1), float(y1), float(x2), float(y2)

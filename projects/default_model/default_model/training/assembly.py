@@ -1,0 +1,175 @@
+"""Trains the default model: puts its published parts, the photos and a recipe together.
+
+The language model and the tower start from their published weights, the projector from nothing.
+Validation photos (`data.scenes.photos.is_validation`) are left out. The command line is `cli/train.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, VipLlavaForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from default_model.scenes.mixture import RegionMixture
+from default_model.scenes.mixture_config import MixtureConfig
+from default_model.scenes.photos import Photo, read_labelled_photos, read_pack, read_regions
+from default_model.training.efficientnet_weights import ensure_tower, load_published, read_tower
+from default_model.training.param_groups import set_trainable
+from default_model.training.recipe import StageRecipe
+from default_model.training.trainer import RegionTrainer
+from vip_llava.evaluation.coco_annotations import is_validation
+from vip_llava.models.default.build import (
+    FOCAL,
+    IMAGE_TOKEN_ID,
+    default_config,
+    default_processor,
+    new_default,
+)
+from vip_llava.models.default.efficientnet import EfficientNetLiteConfig
+from vip_llava.models.default.fetch import Progress
+from vip_llava.models.default.language_model import ensure_language_model
+from vip_llava.prompting.focal_views import FocalSettings
+
+# Packs of photos of one thing, beside `regions.jsonl`; each may be absent.
+PACKS = ("photos/photos.npz", "tiny-imagenet/tiny-imagenet.npz", "imagenet-samples")
+# The shape of SmolLM2-135M, so that a plan can be made before it is fetched.
+_LANGUAGE_MODEL: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+
+
+@dataclass(frozen=True)
+class TrainingPhotos:
+    """What a data folder gives to training; `absent` names the packs that are not there."""
+
+    photos: Sequence[Photo]
+    singles: Sequence[Photo]
+    left_out: int
+    absent: tuple[str, ...]
+
+
+def read_training_photos(data: Path, most: int | None = None) -> TrainingPhotos:
+    """The photos of a folder with `regions.jsonl` and packs, without those kept for validation.
+
+    `most` bounds the photos of each kind. Raises DataError for a row that can't be used.
+    """
+    everything = list(read_regions(data))
+    photos = [p for p in everything if not is_validation(p.id)]
+    singles: list[Photo] = []
+    for name in PACKS:
+        path = data / name
+        if path.exists():
+            singles += read_pack(path) if path.suffix == ".npz" else read_labelled_photos(path)
+    absent = tuple(name for name in PACKS if not (data / name).exists())
+    left_out = len(everything) - len(photos)
+    return TrainingPhotos(photos[:most], singles[:most], left_out, absent)
+
+
+def mixture_config(settings: StageRecipe) -> MixtureConfig:
+    """The mix's own settings with the run's shares and batch sizes."""
+    own = MixtureConfig()
+    rows = {k: max(round(v * settings.rows_scale), 1) for k, v in own.rows.items()}
+    low, high = (settings.focal_scale / FOCAL.scale * v for v in own.focal_scale)
+    return MixtureConfig(
+        shares={str(k): v for k, v in settings.shares.items()},
+        rows=rows,
+        mosaic_share=settings.mosaic_share,
+        single_share=settings.single_share,
+        label_power=settings.label_power,
+        shape_weights={str(k): v for k, v in settings.shape_weights.items()},
+        focal_scale=(low, high),
+        augment=replace(own.augment, harsh_share=settings.harsh_share, scale=settings.image_scale),
+    )
+
+
+def focal_settings(settings: StageRecipe) -> FocalSettings:
+    """How the model of a run looks closely at a region."""
+    return replace(
+        FOCAL,
+        scale=settings.focal_scale,
+        minimum=settings.focal_minimum,
+        point_share=settings.focal_point_share,
+        named=settings.named_views,
+        ranked=settings.ranked_views,
+        told=settings.told_views,
+        fine=settings.fine_marks,
+    )
+
+
+def trained_parts(settings: StageRecipe) -> dict[str, int]:
+    """How many weights of each part a run trains; opens and fetches none."""
+    config = default_config(
+        EfficientNetLiteConfig(), LlamaConfig(**_LANGUAGE_MODEL), IMAGE_TOKEN_ID
+    )
+    with torch.device("meta"), no_init_weights():
+        model: Any = VipLlavaForConditionalGeneration(config)
+    set_trainable(model, settings)
+    inner = model.model
+    parts = {
+        "tower": inner.vision_tower,
+        "projector": inner.multi_modal_projector,
+        "language model (LoRA)" if settings.lora_rank else "language model": inner.language_model,
+    }
+    return {
+        name: sum(p.numel() for p in part.parameters() if p.requires_grad)
+        for name, part in parts.items()
+    }
+
+
+def build(
+    settings: StageRecipe,
+    data: Path | TrainingPhotos,
+    tower: Path | None,
+    device: str,
+    *,
+    compiled: bool,
+    most: int | None = None,
+    start: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> RegionTrainer:
+    """The trainer with its data, everything decoded and on the device.
+
+    data: a folder, or what `read_training_photos` made of it. tower: a file of the published tower
+    (`.pth` or safetensors), fetched if None. start: go on from these trained parts, of several folders from their mean.
+    Raises DataError, CheckpointError or DownloadError.
+    """
+    torch.manual_seed(settings.seed)
+    read = read_training_photos(data, most) if isinstance(data, Path) else data
+    model, language_model = untrained(tower, progress)
+    focal = focal_settings(settings)
+    processor = default_processor(language_model, focal)
+    mix = RegionMixture(
+        read.photos, read.singles, processor, focal, mixture_config(settings), settings.seed
+    )
+    mix.source.decode_all()
+    return RegionTrainer(model, mix, settings, device, compiled=compiled, start=start)
+
+
+def untrained(tower: Path | None, progress: Progress | None = None) -> tuple[Any, Path]:
+    """A VipLlava of the published parts with a new projector, and the language model's folder.
+
+    tower: as in `build`. Raises CheckpointError or DownloadError.
+    """
+    language_model = ensure_language_model(progress=progress)
+    model: Any = new_default(language_model)
+    published = read_tower(tower if tower is not None else ensure_tower(progress=progress))
+    load_published(model.model.vision_tower, published)
+    reset_projector(model)
+    return model, language_model
+
+
+def reset_projector(model: Any) -> None:
+    """Give the projector of a VipLlava new weights, from torch's generator."""
+    projector = model.model.multi_modal_projector
+    for layer in (projector.linear_1, projector.linear_2, projector.projector_layernorm):
+        layer.reset_parameters()
