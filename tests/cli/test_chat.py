@@ -82,7 +82,7 @@ def test_a_mistake_in_piped_input_exits_with_2(
 
 def test_a_shape_command_adds_a_region_with_its_style(session: ChatSession, photo: Path) -> None:
     session.command("/point 60,40,3 color=blue alpha=99")
-    added = session.chat.regions[-1]
+    added: Any = session.chat.regions[-1]
     assert (added.id, added.color, added.alpha, added.radius) == ("2", "blue", 99, 3)
     wanted = draw(
         open_image(photo),
@@ -218,7 +218,9 @@ def test_ctrl_c_during_an_answer_stops_only_the_answer(
     monkeypatch.setattr(chat, "write_answer", interrupted)
     assert sit_down(["What is this?", "/undo", "What is this?"]) == 0
     shown = capfd.readouterr()
-    assert "stopped" in shown.err and "no turn or region to remove" in shown.err and shown.out.strip()
+    assert (
+        "stopped" in shown.err and "no turn or region to remove" in shown.err and shown.out.strip()
+    )
 
 
 @pytest.mark.parametrize(

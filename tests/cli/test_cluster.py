@@ -78,7 +78,9 @@ def test_check_prints_the_settings(program: Program) -> None:
         (["serve", "--check", "--models", "a/x,b/x"], "two models are called x"),
     ],
 )
-def test_contradictions_and_missing_options_are_reported(program: Program, words: list[str], told: str) -> None:
+def test_contradictions_and_missing_options_are_reported(
+    program: Program, words: list[str], told: str
+) -> None:
     ran = program(*words)
     assert ran.code == 2 and told in ran.err
 

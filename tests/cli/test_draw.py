@@ -72,7 +72,9 @@ def test_clipping_is_noted_on_stderr_and_in_json(program: Program, photo: Path) 
     assert "cut off" in json.loads(ran.out)["notes"][0]
 
 
-def test_flags_of_the_original_draw_the_same_region(program: Program, photo: Path, tmp_path: Path) -> None:
+def test_flags_of_the_original_draw_the_same_region(
+    program: Program, photo: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.png"
     ran = program(
         "draw", "--image-file", photo, "--bbox", "10,10,60,50", "--shape", "rectangle",

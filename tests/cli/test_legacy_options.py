@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ SIZE = (672, 400)
 BOX = "100,80,260,300"
 
 
-def region(shape: str, *, bbox: str | None = BOX, seg: str | None = None, **style: object):
+def region(shape: str, *, bbox: str | None = BOX, seg: str | None = None, **style: object) -> Any:
     options = LegacyOptions(bbox=[bbox] if bbox else None, seg=[seg] if seg else None, shape=shape)
     return legacy_region(options, SIZE, style)
 

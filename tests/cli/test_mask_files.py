@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ def inside() -> np.ndarray:
     return mask
 
 
-def drawn(outline: dict) -> np.ndarray:
+def drawn(outline: dict[str, Any]) -> np.ndarray:
     """Where a Mask with this outline colours a black image."""
     image = draw(Image.new("RGB", SIZE), [Mask(**outline, color="red", alpha=255)])
-    return np.asarray(image)[..., 0] == 255
+    return np.asarray(np.asarray(image)[..., 0] == 255)
 
 
 def write(path: Path, kind: str) -> Path:

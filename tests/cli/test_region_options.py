@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vip_llava.cli.option_groups import TypedOption
 from vip_llava.cli.legacy_options import LegacyOptions
+from vip_llava.cli.option_groups import TypedOption
 from vip_llava.cli.region_options import SHAPE_OPTIONS, region_from_text, regions_from_typed
 from vip_llava.errors import RegionError
 from vip_llava.regions import Arrow, Box, Contour, Ellipse, Mask, Point, Scribble, Triangle
@@ -21,8 +21,8 @@ TYPED = {
     "point": ("1,2,3", Point(1, 2, radius=3)),
     "arrow": ("1,2,30,40", Arrow(tail=(1, 2), tip=(30, 40))),
     "scribble": ("1,2,3,4,5,6,7,8", Scribble(((1, 2), (3, 4), (5, 6), (7, 8)))),
-    "contour": ("1,2,30,40,5,60", Contour(polygons=[[1, 2, 30, 40, 5, 60]])),
-    "mask": ("1,2,30,40,5,60", Mask(polygons=[[1, 2, 30, 40, 5, 60]])),
+    "contour": ("1,2,30,40,5,60", Contour(polygons=((1, 2, 30, 40, 5, 60),))),
+    "mask": ("1,2,30,40,5,60", Mask(polygons=((1, 2, 30, 40, 5, 60),))),
 }
 
 
@@ -140,9 +140,7 @@ def test_a_wrong_regions_file_is_named(tmp_path: Path, content: str) -> None:
         regions_from_typed(typed(f"regions={tmp_path / 'r.json'}"), SIZE)
 
 
-def test_an_empty_regions_file_is_noted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_regions_file_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.json").write_text("[]")
     assert regions_from_typed(typed(f"regions={tmp_path / 'r.json'}"), SIZE) == []
     assert "the list of regions is empty" in capsys.readouterr().err.replace("\n", " ")

@@ -36,12 +36,12 @@ VIEW_EPILOG = """Examples
 
   vip-llava data view rows.jsonl --images photos -o page.html
 
-  vip-llava data view rows.jsonl --images photos --rows 1,2 --seed 7 -o page.html
+  vip-llava data view rows.jsonl --images photos --rows 1,2 -o page.html
 """
 
 CONVERT_EPILOG = """Examples
 
-  vip-llava data convert refcocog refs.json instances.json --prefix train2014 -o rows.jsonl
+  vip-llava data convert refcocog refs.json instances.json -o rows.jsonl
 
   vip-llava data convert coco instances.json --ids ids.txt -o rows.jsonl
 """

@@ -28,7 +28,7 @@ EPILOG = """Examples
 
   vip-llava models ./checkpoints/vip-llava-7b --json
 
-  vip-llava ask photo.jpg "What is this?" --model llava-hf/vip-llava-7b-hf --dtype bfloat16
+  vip-llava ask photo.jpg "What is this?" --model llava-hf/vip-llava-7b-hf
 """
 
 

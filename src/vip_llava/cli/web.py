@@ -138,7 +138,9 @@ def _names(
     return named_models(models or model.model or "default")
 
 
-def _remote(url: str, key_file: Path | None, settings: ServerSettings, *, reload: bool) -> ChatClient:
+def _remote(
+    url: str, key_file: Path | None, settings: ServerSettings, *, reload: bool
+) -> ChatClient:
     from vip_llava.serving.web.asking_http import HttpClient
 
     key = os.environ.get(KEY_VARIABLE)
@@ -147,7 +149,9 @@ def _remote(url: str, key_file: Path | None, settings: ServerSettings, *, reload
     return HttpClient(url, key, reload=reload, seconds=settings.limits.answer_seconds)
 
 
-def _local(names: dict[str, str | None], model: ModelOptions, settings: ServerSettings) -> ChatClient:
+def _local(
+    names: dict[str, str | None], model: ModelOptions, settings: ServerSettings
+) -> ChatClient:
     from vip_llava.serving.web.asking import LocalClient
 
     keywords = model.keywords()
