@@ -313,13 +313,13 @@ def test_the_only_complete_checkpoint_is_kept(tmp_path: Path, keep: int) -> None
     assert (tmp_path / "checkpoint-3").exists()  # kept for inspection
 
 
-def test_protected_checkpoints_and_other_folders_are_kept(tmp_path: Path) -> None:
+def test_other_folders_are_kept(tmp_path: Path) -> None:
     prepared(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "checkpoint-old").mkdir()
-    prune(tmp_path, 1, protect=[tmp_path / "checkpoint-1"])
+    prune(tmp_path, 1)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["checkpoint-1", "checkpoint-3", "checkpoint-old", "notes"]
+    assert names == ["checkpoint-3", "checkpoint-old", "notes"]
 
 
 def test_keeping_none_is_refused(tmp_path: Path) -> None:

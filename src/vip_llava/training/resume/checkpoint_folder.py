@@ -14,7 +14,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -223,8 +223,8 @@ def _candidates(run: Path) -> list[tuple[int, Path]]:
     return [(-step, path) for step, _, path in sorted(found)]
 
 
-def prune(run: Path, keep: int, *, protect: Collection[Path] = ()) -> list[Path]:
-    """Remove all complete checkpoints but the newest `keep` and those in `protect`; returns them.
+def prune(run: Path, keep: int) -> list[Path]:
+    """Remove all complete checkpoints but the newest `keep`; returns the removed folders.
 
     Only complete checkpoints count, so the last usable one is never removed. What an interrupted
     save or removal left is removed as well. A folder that differs from its marker is kept for
@@ -234,7 +234,6 @@ def prune(run: Path, keep: int, *, protect: Collection[Path] = ()) -> list[Path]
         raise CheckpointError(f"keep is {keep}: at least one checkpoint must be kept")
     removed: list[Path] = []
     kept: set[int] = set()
-    protected = {path.resolve() for path in protect}
     for step, folder in _candidates(run):
         final = run / f"checkpoint-{step}"
         complete = why_incomplete(folder, deep=False) is None
@@ -243,7 +242,7 @@ def prune(run: Path, keep: int, *, protect: Collection[Path] = ()) -> list[Path]
             kept.add(step)
             if not final.exists():
                 folder.rename(final)
-        elif not damaged and folder.resolve() not in protected:
+        elif not damaged:
             _remove(folder)
             removed.append(folder)
     return removed

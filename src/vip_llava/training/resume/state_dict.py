@@ -140,7 +140,7 @@ def _shard(value: Tensor, like: DTensor) -> DTensor:
 
 
 def optimizer_tensors(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state, named `PARAMETER/KEY`."""
+    """The tensors of an optimizer's state, named `PARAMETER/KEY`; AdamW has no other state."""
     names = _names(model)
     return {
         f"{names[id(parameter)]}/{key}": value
@@ -151,19 +151,12 @@ def optimizer_tensors(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_settings(optimizer: Any, model: nn.Module) -> list[dict[str, Any]]:
-    """The parameter groups and the state values that are not tensors, as JSON values."""
-    names, inner = _names(model), _inner(optimizer)
+    """The parameter groups as JSON values."""
+    names = _names(model)
     groups = []
-    for group in inner.param_groups:
+    for group in _inner(optimizer).param_groups:
         settings = {key: _jsonable(value) for key, value in group.items() if key != "params"}
-        other = {
-            f"{names[id(p)]}/{key}": value
-            for p in group["params"]
-            for key, value in inner.state.get(p, {}).items()
-            if not isinstance(value, Tensor)
-        }
-        members = [names[id(p)] for p in group["params"]]
-        groups.append({"settings": settings, "parameters": members, "other_state": other})
+        groups.append({"settings": settings, "parameters": [names[id(p)] for p in group["params"]]})
     return groups
 
 
@@ -192,15 +185,10 @@ def load_optimizer_state(
             _require_same_names(path, set(members), set(saved["parameters"]))
             first = len(state)
             for name, parameter in zip(members, group["params"], strict=True):
-                values = {
+                state[len(state)] = {
                     key: _value(file, f"{name}/{key}", parameter)
                     for key in tensor_keys.get(name, [])
                 }
-                for full_key, value in saved["other_state"].items():
-                    owner, _, key = full_key.rpartition("/")
-                    if owner == name:
-                        values[key] = value
-                state[len(state)] = values
             settings = {
                 key: _typed(value, group.get(key)) for key, value in saved["settings"].items()
             }
