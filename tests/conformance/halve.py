@@ -14,6 +14,7 @@ from pathlib import Path
 
 def halve(source: Path, target: Path, *, odd: bool) -> None:
     """Write the half of `source` with the odd (first, third, ...) or even cases to `target`."""
+    target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.rglob("*")):
         copy = target / path.relative_to(source)
         if path.is_dir():
@@ -31,7 +32,6 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("half", choices=("odd", "even"))
     options = parser.parse_args()
-    options.target.mkdir(parents=True, exist_ok=True)
     halve(options.source, options.target, odd=options.half == "odd")
 
 
