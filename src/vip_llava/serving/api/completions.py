@@ -5,13 +5,13 @@ It connects parsing (`chat`), image sources (`fetch`, `uploads`), `generation` a
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
@@ -125,7 +125,7 @@ class ChatCompletions:
         async with self._generate(body, request) as chat:
             answers = [await self.finish(chat, each) for each in chat.generations]
             # Hashing and encoding large images takes time, so it does not run on the loop.
-            content = await asyncio.to_thread(
+            content = await self.pool.finish(
                 lambda: replies.as_json(replies.completion(chat.metadata, answers))
             )
         return Response(content, media_type="application/json")
@@ -190,8 +190,8 @@ class ChatCompletions:
             if event.finish_reason is not None:
                 answer = await self.finish(chat, generation)
                 answers.append(answer)
-                chunk["vip_llava"] = await asyncio.to_thread(
-                    replies.extension, chat.metadata, answer
+                chunk["vip_llava"] = await self.pool.finish(
+                    partial(replies.extension, chat.metadata, answer)
                 )
             if delta or event.finish_reason is not None:
                 yield chunk

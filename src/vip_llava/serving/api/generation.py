@@ -77,7 +77,7 @@ class Generation:
         async for _ in self.events():
             pass
         assert self._pending is not None
-        return await asyncio.to_thread(self._pending.answer)
+        return await self._pool.finish(self._pending.answer)
 
     def check(self, now: float, max_seconds: float) -> None:
         """Detect an end without a last event: an error, a dead engine, a time limit."""
@@ -127,6 +127,7 @@ class GenerationPool:
         """Answers running or waiting, as counted by `reserve`."""
         self._limits = limits
         self._prepare_executor = ThreadPoolExecutor(limits.preparing, "vip-llava-prepare")
+        self._finish_executor = ThreadPoolExecutor(2, "vip-llava-finish")
         self._mean_seconds = 1.0
         self._watchdog: asyncio.Task[None] | None = None
 
@@ -143,6 +144,7 @@ class GenerationPool:
         for generation in self.running:
             generation.cancel()
         self._prepare_executor.shutdown(wait=False, cancel_futures=True)
+        self._finish_executor.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.contextmanager
     def reserve(self, count: int) -> Iterator[None]:
@@ -163,6 +165,10 @@ class GenerationPool:
     async def prepare(self, work: Callable[[], T]) -> T:
         """Run work that precedes an answer in one of the `preparing` threads."""
         return await asyncio.get_running_loop().run_in_executor(self._prepare_executor, work)
+
+    async def finish(self, work: Callable[[], T]) -> T:
+        """Run work that follows an answer in one of two threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._finish_executor, work)
 
     @contextlib.asynccontextmanager
     async def run(
