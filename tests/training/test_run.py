@@ -147,7 +147,7 @@ def test_packing_keeps_the_average_batch_size(tmp_path: Path) -> None:
 
     from vip_llava.training.recipes.model_init import load_initial_model
 
-    initial = load_initial_model(made, tmp_path, dtype=torch.float32, row_texts=row_texts(rows))
+    initial = load_initial_model(made, tmp_path, dtype=torch.float32, texts=row_texts(rows))
     for world in (1, 2):
         data = build_data_module(made, rows, initial.processor, world)
         assert data.rows_per_step == pytest.approx(20, rel=0.35)

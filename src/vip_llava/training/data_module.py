@@ -126,7 +126,10 @@ def build_data_module(
     per_device, accumulation = recipe.accumulation(world_size)
     data = recipe.data
     images = Path(data.root).expanduser() / data.images
-    dataset = SampleDataset(rows, images, processor, seed=recipe.seed, max_length=data.max_length)
+    sequence: Any = rows  # typed as a torch Dataset, with the methods of a Sequence
+    dataset = SampleDataset(
+        sequence, images, processor, seed=recipe.seed, max_length=data.max_length
+    )
     if data.packing:
         sizes = [min(abs(length), data.max_length) for length in estimate_lengths(dataset)]
         capacity = _pack_capacity(recipe, sum(sizes) / len(sizes), world_size)
