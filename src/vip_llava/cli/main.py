@@ -90,7 +90,7 @@ class _Command(OrderedCommand):
     aliases = LEGACY_ALIASES
 
 
-class _BenchmarkCommand(evaluate.BenchmarkHelp, _Command):
+class _BenchmarkCommand(evaluate.BenchmarkHelp, _Command):  # type: ignore[misc]  # a lazy help
     """A verb whose help is that of a benchmark."""
 
 
