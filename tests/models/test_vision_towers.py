@@ -29,6 +29,7 @@ from vip_llava.errors import CheckpointError
 from vip_llava.models.checkpoints import read_vision_tower
 from vip_llava.models.convert import convert
 from vip_llava.models.loading import load_model, load_weights
+from vip_llava.models.spec import FEATURE_LAYERS_ARGUMENT
 from vip_llava.models.vision_towers import (
     canonical_tower_id,
     get_vision_tower,
@@ -65,12 +66,16 @@ def make_llava(tiny_model_folder: Path, tmp_path: Path) -> Make:
     ) -> tuple[Path, Any]:
         config = json.loads((tiny_model_folder / "config.json").read_text())
         text = LlamaConfig(**config["text_config"])
-        common = {"text_config": text, "vision_config": vision, "image_token_index": 399}
+        common: dict[str, Any] = {
+            "text_config": text,
+            "vision_config": vision,
+            "image_token_index": 399,
+        }
         torch.manual_seed(0)
         model: Any
         if vip:
             model = VipLlavaForConditionalGeneration(
-                VipLlavaConfig(**common, vision_feature_layer=layers)
+                VipLlavaConfig(**common, **{FEATURE_LAYERS_ARGUMENT: layers})
             )
         else:
             strategy = "default" if drop else "full"

@@ -22,6 +22,7 @@ from vip_llava.models.layouts import PROJECTOR, TOWER, ProjectorStyle, projector
 from vip_llava.models.vision_towers import VisionTower, get_vision_tower, published_tower
 
 __all__ = [
+    "FEATURE_LAYERS_ARGUMENT",
     "FIVE_LAYERS",
     "METADATA_KEY",
     "ModelSpec",
@@ -35,6 +36,13 @@ __all__ = [
 
 FIVE_LAYERS = (-2, -5, -8, -11, 6)
 """Hidden states of the tower that ViP-LLaVA concatenates, in this order."""
+
+FEATURE_LAYERS_ARGUMENT = (
+    "vision_feature_layer"
+    if "vision_feature_layer" in {field.name for field in dataclasses.fields(VipLlavaConfig)}
+    else "vision_feature_layers"
+)
+"""`VipLlavaConfig`'s argument for the feature layers; plural up to transformers 5.17."""
 
 METADATA_KEY = "vip_llava"
 """Key in `config.json` of what the other layout could not say."""
@@ -108,10 +116,7 @@ def is_original_config(config: Mapping[str, Any]) -> bool:
 
 
 def layer_setting(config: Any) -> int | tuple[int, ...]:
-    """The feature layers of a transformers configuration.
-
-    VipLlava's setting was called `vision_feature_layers` up to transformers 5.17.
-    """
+    """The feature layers of a transformers configuration."""
     layers = getattr(config, "vision_feature_layer", None)
     layers = config.vision_feature_layers if layers is None else layers
     return layers if isinstance(layers, int) else tuple(layers)
@@ -276,12 +281,8 @@ def transformers_config(spec: ModelSpec) -> PreTrainedConfig:
         common["vision_feature_layer"] = picked
         common["vision_feature_select_strategy"] = "default" if spec.drop_class_token else "full"
         return LlavaConfig(**common)
-    names = {field.name for field in dataclasses.fields(VipLlavaConfig)}
-    # See `layer_setting`.
-    singular = "vision_feature_layer"
-    common[singular if singular in names else "vision_feature_layers"] = picked
-    eps = float(spec.metadata.get("projector_layernorm_eps", 1e-5))
-    common["projector_layernorm_eps"] = eps
+    common[FEATURE_LAYERS_ARGUMENT] = picked
+    common["projector_layernorm_eps"] = float(spec.metadata.get("projector_layernorm_eps", 1e-5))
     return VipLlavaConfig(**common)
 
 

@@ -10,7 +10,6 @@ This module does not know how the parts are trained.
 
 from __future__ import annotations
 
-import inspect
 import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -41,6 +40,7 @@ from vip_llava.models.default.language_model import ensure_language_model
 from vip_llava.models.hub import Progress
 from vip_llava.models.layouts import format_names
 from vip_llava.models.safetensors_files import load_tensors, save_tensors
+from vip_llava.models.spec import FEATURE_LAYERS_ARGUMENT
 from vip_llava.prompting.focal_views import FocalSettings
 from vip_llava.prompting.geometry import ImageGeometry
 from vip_llava.prompting.processor import Processor
@@ -79,9 +79,7 @@ def default_config(
     vision: EfficientNetLiteConfig, text: LlamaConfig, image_token_id: int
 ) -> VipLlavaConfig:
     """The configuration of a VipLlava with an EfficientNet-Lite tower."""
-    # The setting is plural in transformers 5.17 and singular in later versions.
-    plural = "vision_feature_layers" in inspect.signature(VipLlavaConfig).parameters
-    layer: dict[str, Any] = {"vision_feature_layers" if plural else "vision_feature_layer": 0}
+    layer: dict[str, Any] = {FEATURE_LAYERS_ARGUMENT: 0}
     return VipLlavaConfig(
         vision_config=vision,
         text_config=text,
