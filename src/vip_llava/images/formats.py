@@ -69,7 +69,10 @@ def sniff(data: bytes) -> Format:
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    raise ImageError(f"the file is {_guess(data)}; supported formats: {', '.join(FORMATS)}")
+    raise ImageError(
+        f"the file is {_guess(data)}, not a supported image; supported formats: "
+        f"{', '.join(FORMATS)}"
+    )
 
 
 def _guess(data: bytes) -> str:
