@@ -1,4 +1,4 @@
-"""A photo to work on, and the program run in this process."""
+"""A photo, and the program run in this process or as a child process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """How a run of the program ended."""
+    """Exit code and output of a run of the program."""
 
     code: int
     out: str
@@ -88,7 +88,7 @@ def vip_llava(
 
 @pytest.fixture(scope="session")
 def assistant(tiny_model_folder: Path) -> Any:
-    """The tiny model, open."""
+    """The tiny model, loaded."""
     from vip_llava.assistant import load
 
     return load(tiny_model_folder)

@@ -158,7 +158,7 @@ def test_save_regions_and_help_commands(
 
 
 class Terminal:
-    """Input that says it is a terminal; lines come from `input`, an exception is raised there."""
+    """A stdin that claims to be a terminal; an exception among the lines is raised."""
 
     def __init__(self, lines: list[str | type[BaseException]]) -> None:
         self.lines: Iterator[str | type[BaseException]] = iter(lines)
@@ -174,14 +174,16 @@ class Terminal:
 
 
 @pytest.fixture
-def sit_down(monkeypatch: pytest.MonkeyPatch, photo: Path, opened: None) -> Callable[..., int]:
-    """`sit_down(lines, options)` chats in a terminal and returns the exit code."""
+def chat_in_terminal(
+    monkeypatch: pytest.MonkeyPatch, photo: Path, opened: None
+) -> Callable[..., int]:
+    """`chat_in_terminal(lines, options)` runs `chat` in a terminal and returns the exit code."""
     from vip_llava.cli.main import main
 
     def run(lines: list[str | type[BaseException]], *argv: object) -> int:
         monkeypatch.setattr(sys, "stdin", Terminal(lines))
         monkeypatch.setattr(
-            builtins, "input", lambda _prompt="": pytest.fail("stdout is no terminal")
+            builtins, "input", lambda _prompt="": pytest.fail("stdout is not a terminal")
         )
         return main(["chat", str(photo), "--max-new-tokens", "4", *map(str, argv)])
 
@@ -189,21 +191,25 @@ def sit_down(monkeypatch: pytest.MonkeyPatch, photo: Path, opened: None) -> Call
 
 
 def test_in_a_terminal_the_chat_continues_after_a_mistake(
-    sit_down: Callable[..., int], capfd: pytest.CaptureFixture[str]
+    chat_in_terminal: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code = sit_down(["/star", "What is <region:9>?", "/box 5,5,40,30", "What is <region:1>?"])
+    code = chat_in_terminal(
+        ["/star", "What is <region:9>?", "/box 5,5,40,30", "What is <region:1>?"]
+    )
     shown = capfd.readouterr()
     assert code == 0 and shown.out.strip()
     assert shown.err.count("error:") == 2 and "<region:1> red box" in shown.err
     assert "tokens in" in shown.err
 
 
-def test_ctrl_c_at_the_prompt_exits_with_130(sit_down: Callable[..., int]) -> None:
-    assert sit_down([KeyboardInterrupt]) == 130
+def test_ctrl_c_at_the_prompt_exits_with_130(chat_in_terminal: Callable[..., int]) -> None:
+    assert chat_in_terminal([KeyboardInterrupt]) == 130
 
 
 def test_ctrl_c_during_an_answer_stops_only_the_answer(
-    sit_down: Callable[..., int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    chat_in_terminal: Callable[..., int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from vip_llava.cli import chat
 
@@ -216,7 +222,7 @@ def test_ctrl_c_during_an_answer_stops_only_the_answer(
         write(piece, end=end)
 
     monkeypatch.setattr(chat, "write_answer", interrupted)
-    assert sit_down(["What is this?", "/undo", "What is this?"]) == 0
+    assert chat_in_terminal(["What is this?", "/undo", "What is this?"]) == 0
     shown = capfd.readouterr()
     assert (
         "stopped" in shown.err and "no turn or region to remove" in shown.err and shown.out.strip()

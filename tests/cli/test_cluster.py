@@ -54,18 +54,18 @@ def test_the_address_of_a_worker() -> None:
 
 
 def test_check_prints_the_settings(program: Program) -> None:
-    told = json.loads(program("controller", "--check", "--allow-worker", "10.1.0.0/16").out)
-    assert told["allow_worker"] == ["10.1.0.0/16"] and told["port"] == 21001
-    assert told["dispatch_method"] == "shortest_queue"
+    printed = json.loads(program("controller", "--check", "--allow-worker", "10.1.0.0/16").out)
+    assert printed["allow_worker"] == ["10.1.0.0/16"] and printed["port"] == 21001
+    assert printed["dispatch_method"] == "shortest_queue"
     ran = program("worker", "--check", "--models", "a=./x,default", "--limit", "tokens=7")
-    told = json.loads(ran.out)
-    assert told["models"] == ["a", "default"] and told["limits"]["tokens"] == 7
-    told = json.loads(program("serve", "--check", "--models", "a=./x,default").out)
-    assert told["models"] == ["a", "default"]
+    printed = json.loads(ran.out)
+    assert printed["models"] == ["a", "default"] and printed["limits"]["tokens"] == 7
+    printed = json.loads(program("serve", "--check", "--models", "a=./x,default").out)
+    assert printed["models"] == ["a", "default"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "printed"),
     [
         (["controller"], "--secret-file"),
         (["controller", "--check", "--dispatch-method", "fastest"], "shortest_queue, lottery"),
@@ -79,10 +79,10 @@ def test_check_prints_the_settings(program: Program) -> None:
     ],
 )
 def test_contradictions_and_missing_options_are_reported(
-    program: Program, words: list[str], told: str
+    program: Program, words: list[str], printed: str
 ) -> None:
     ran = program(*words)
-    assert ran.code == 2 and told in ran.err
+    assert ran.code == 2 and printed in ran.err
 
 
 def test_flags_of_the_original_are_accepted(program: Program) -> None:

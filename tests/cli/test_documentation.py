@@ -1,4 +1,4 @@
-"""The commands of `docs/cli.md` and of the help pages, run as they are written."""
+"""The commands of `docs/cli.md` and of the help pages, run as written."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("vip-llava ")]
 
 
-def write_rows(desk: Path) -> None:
-    """A data file with its photos, and the raw files of a data set."""
-    (desk / "photos").mkdir()
-    Image.open(desk / "photo.jpg").save(desk / "photos" / "photo.jpg")
+def write_rows(workspace: Path) -> None:
+    """Write a data file with its photos, and the raw files of a data set."""
+    (workspace / "photos").mkdir()
+    Image.open(workspace / "photo.jpg").save(workspace / "photos" / "photo.jpg")
     turns = [{"from": "human", "value": "What is <bbox0>?"}, {"from": "gpt", "value": "Noise."}]
     row = {"image": "photo.jpg", "bboxes": [[10, 20, 200, 150]], "conversations": turns}
     rows = [{"id": f"custom-{number}", **row} for number in range(1, 11)]
-    (desk / "rows.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+    (workspace / "rows.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
     refs = [
         {
             "ref_id": 1,
@@ -43,19 +43,19 @@ def write_rows(desk: Path) -> None:
             "sentences": [{"sent_id": 1, "sent": "the noise"}],
         }
     ]
-    (desk / "refs.json").write_text(json.dumps(refs))
+    (workspace / "refs.json").write_text(json.dumps(refs))
     thing = {"id": 9, "image_id": 5, "category_id": 1, "bbox": [5, 5, 20, 10], "segmentation": []}
     content = {
         "images": [{"id": 5, "file_name": "photo.jpg"}],
         "annotations": [thing],
         "categories": [{"id": 1, "name": "noise"}],
     }
-    (desk / "instances.json").write_text(json.dumps(content))
-    (desk / "ids.txt").write_text("5\n")
+    (workspace / "instances.json").write_text(json.dumps(content))
+    (workspace / "ids.txt").write_text("5\n")
 
 
-def write_benchmarks(desk: Path) -> None:
-    """A folder for each benchmark with one question, in its own format."""
+def write_benchmarks(workspace: Path) -> None:
+    """Write a folder for each benchmark with one question, in its own format."""
     box = [10, 20, 200, 150]
     boxes = [box, [10, 200, 90, 300], [300, 20, 400, 150], [300, 200, 400, 300]]
     said = [["It", "is", str(number)] for number in range(4)]
@@ -70,27 +70,27 @@ def write_benchmarks(desk: Path) -> None:
     }  # fmt: skip
     kinds = {"visual7w": "v7w", "pointqa": "pointQA_twice"}
     for name, (file, row) in rows.items():
-        (desk / name).mkdir()
+        (workspace / name).mkdir()
         shown = {"id": f"{kinds.get(name, name)}-1", "image": "photo.jpg", **row}
-        Image.open(desk / "photo.jpg").save(desk / name / "photo.jpg")
-        (desk / name / file).write_text(json.dumps([shown]))
-    images = desk / "vip-bench" / "human" / "images"
+        Image.open(workspace / "photo.jpg").save(workspace / name / "photo.jpg")
+        (workspace / name / file).write_text(json.dumps([shown]))
+    images = workspace / "vip-bench" / "human" / "images"
     images.mkdir(parents=True)
-    Image.open(desk / "photo.jpg").save(images / "v1_0.png")
+    Image.open(workspace / "photo.jpg").save(images / "v1_0.png")
     asked = {"question_id": 0, "image": "v1_0.png", "text": "What is it?"}
-    (desk / "vip-bench" / "human" / "questions.jsonl").write_text(json.dumps(asked))
+    (workspace / "vip-bench" / "human" / "questions.jsonl").write_text(json.dumps(asked))
     meta = {"v1_0": {"question": "?", "answer": "noise", "capability": ["rec"]}}
-    (desk / "vip-bench" / "vip-bench-meta-data.json").write_text(json.dumps(meta))
+    (workspace / "vip-bench" / "vip-bench-meta-data.json").write_text(json.dumps(meta))
 
 
 @pytest.fixture
-def desk(
+def workspace(
     tmp_path: Path,
     tiny_model_folder: Path,
     labelled_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """A folder with the files that the page names; the tiny model stands for every model."""
+    """A folder with the files that the page names; every model is the tiny one."""
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 255, (400, 500, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
@@ -130,13 +130,13 @@ def _tiny_load(folder: Path) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("line", commands())
 def test_commands_of_the_page_and_of_help_work(
-    program: Program, desk: Path, tiny_model_folder: Path, line: str
+    program: Program, workspace: Path, tiny_model_folder: Path, line: str
 ) -> None:
     words = shlex.split(line.partition("|")[0])
     target = words[3] if words[1] == "convert" else None
     for folder in (word for word in words if word.startswith("./") and word != target):
-        (desk / folder).parent.mkdir(exist_ok=True)
-        (desk / folder).symlink_to(tiny_model_folder)
+        (workspace / folder).parent.mkdir(exist_ok=True)
+        (workspace / folder).symlink_to(tiny_model_folder)
     if "eval judge" in line:  # which needs a run to grade
         asked: tuple[str, ...] = ("eval", "vip-bench", "--data", "vip-bench")
         assert program(*asked, "--output", "runs/vip-bench").code == 0
@@ -147,7 +147,7 @@ def test_commands_of_the_page_and_of_help_work(
     ran = program(*words[1:], stdin=b"What is this?\n")
     assert ran.code == 0, ran.err
     for saved in re.findall(r"--save (\S+\.png)", line):
-        assert (desk / saved).is_file()
+        assert (workspace / saved).is_file()
 
 
 def test_the_page_names_every_verb_and_every_shape() -> None:

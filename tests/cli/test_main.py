@@ -96,7 +96,7 @@ def test_an_unknown_verb_is_a_usage_error(program: Program) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "printed"),
     [
         (ImageError("photo.jpg: broken"), 2, "photo.jpg: broken"),
         (CheckpointError("no weights"), 2, "no weights"),
@@ -113,14 +113,14 @@ def test_exit_codes(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
     code: int,
-    told: str,
+    printed: str,
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("vip_llava.cli.draw.mark", fail)
     ran = program("draw", photo, "--json")
-    assert ran.code == code and told in ran.err
+    assert ran.code == code and printed in ran.err
     assert "Traceback" not in ran.err and "long story" not in ran.err
 
 

@@ -27,7 +27,7 @@ KEYWORD = re.compile(r"(?<![\w.])([a-z_]+)=(?=[\s,;)]|$)")
 
 
 def commands(command: Any, name: str = "") -> Iterator[tuple[str, set[str]]]:
-    """Verbs with their options."""
+    """Each verb with its options."""
     for short, one in getattr(command, "commands", {}).items():
         yield from commands(one, f"{name} {short}".strip())
     helps = set(command.context_settings.get("help_option_names", ["--help"])) | {"--help"}
@@ -59,7 +59,7 @@ def messages(source: str) -> Iterator[tuple[int, str]]:
 
 
 def unknown_names(source: str, options: set[str]) -> list[str]:
-    """What the messages of a source file name and does not exist."""
+    """Options and arguments that messages of a source file name but that do not exist."""
     found = []
     for line, text in messages(source):
         if " " not in text or "var(--" in text:  # the names themselves; style sheets

@@ -82,7 +82,7 @@ def test_a_model_that_fails_to_load_ends_the_server(program: Program, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "printed"),
     [
         (["--host", "0.0.0.0"], "API key"),
         (["--limit", "tokens"], "--limit tokens=2048"),
@@ -93,10 +93,10 @@ def test_a_model_that_fails_to_load_ends_the_server(program: Program, tmp_path: 
         (["--port", "99999"], "port"),
     ],
 )
-def test_wrong_settings_are_named(program: Program, words: list[str], told: str) -> None:
+def test_wrong_settings_are_named(program: Program, words: list[str], printed: str) -> None:
     ran = program("serve", "--check", *words)
     assert ran.code == 2
-    assert told in ran.err
+    assert printed in ran.err
 
 
 def test_check_prints_no_key(
@@ -108,9 +108,13 @@ def test_check_prints_no_key(
     ran = program(
         "serve", "--check", "--host", "0.0.0.0", "--api-key-file", file, "--limit", "tokens=2_048"
     )
-    told = json.loads(ran.out)
+    printed = json.loads(ran.out)
     assert ran.code == 0
-    assert (told["api_keys"], told["limits"]["tokens"], told["host"]) == (3, 2048, "0.0.0.0")
+    assert (printed["api_keys"], printed["limits"]["tokens"], printed["host"]) == (
+        3,
+        2048,
+        "0.0.0.0",
+    )
     assert KEY not in ran.out
 
 
