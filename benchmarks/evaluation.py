@@ -32,8 +32,8 @@ from vip_llava.backends.native import NativeBackend
 from vip_llava.bench.bench_model import random_model
 from vip_llava.engine import EngineConfig
 from vip_llava.evaluation.benchmarks import open_benchmark
-from vip_llava.evaluation.items import Benchmark
-from vip_llava.evaluation.run import items_of, run
+from vip_llava.evaluation.benchmark import Benchmark
+from vip_llava.evaluation.run import select_items, run
 from vip_llava.prompting.geometry import ImageGeometry
 from vip_llava.prompting.processor import Processor
 from vip_llava.prompting.templates import get_template
@@ -92,11 +92,11 @@ def random_assistant(size: str, device: str, batch_size: int) -> Assistant:
 def loop(assistant: Assistant, benchmark: Benchmark, rows: int, new_tokens: int) -> float:
     """Rows a second of one after the other with transformers' generate."""
     model: Any = assistant.backend.model
-    items = items_of(benchmark, rows)
+    items = select_items(benchmark, rows)
     _finish(model)
     began = time.perf_counter()
     for item in items:
-        prepared = assistant.prepare(item.make())
+        prepared = assistant.prepare(item.build_request())
         inputs = assistant.backend.processor([prepared.turns])
         with torch.inference_mode():
             model.generate(
@@ -123,7 +123,7 @@ def together(
             assistant,
             benchmark,
             Path(folder) / "run",
-            most=rows,
+            limit=rows,
             batch_size=batch_size,
             sampling=sampling,
         )

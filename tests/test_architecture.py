@@ -145,6 +145,29 @@ def test_imports_follow_the_arrows() -> None:
     assert wrong == []
 
 
+def test_the_package_imports_no_project() -> None:
+    projects = {path.name for path in (ROOT / "projects").iterdir() if path.is_dir()}
+    wrong = [
+        f"{where(path, line)}: imports {name}"
+        for path in source_files()
+        for line, name in imports_of(path)
+        if name.split(".")[0] in projects
+    ]
+    assert projects and wrong == []
+
+
+def test_projects_use_only_public_names_of_the_package() -> None:
+    wrong = [
+        f"{where(path, node.lineno)}: imports {alias.name} of {node.module}"
+        for path in (ROOT / "projects").rglob("*.py")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vip_llava")
+        for alias in node.names
+        if alias.name.startswith("_") or "._" in (node.module or "")
+    ]
+    assert wrong == []
+
+
 def test_regions_need_only_numpy_and_pillow() -> None:
     wrong = []
     for path in sorted((SOURCE / "regions").rglob("*.py")):
@@ -187,7 +210,7 @@ def test_the_network_has_its_doors() -> None:
 
 def test_nothing_unsafe_is_called() -> None:
     wrong = []
-    others = [ROOT / folder for folder in ("benchmarks", "examples", "recipes")]
+    others = [ROOT / folder for folder in ("benchmarks", "examples", "projects")]
     paths = source_files() + [path for folder in others for path in folder.rglob("*.py")]
     for path in paths:
         for node in ast.walk(tree_of(path)):

@@ -1,14 +1,14 @@
-"""What parts of the default model's way of looking are worth: the same short training without each.
+"""Ablations of the default model: the same short training without one of its parts.
 
-Every variant starts from the published parts, sees the same number of questions in the same order
-and is asked about the same things of validation photos. The runs are short, so their scores
-are far below the default model's and say only which of two is better at that size.
+Every variant starts from the published weights, is trained on the same number of questions in the
+same order, and is evaluated on the same objects of validation photos. The runs are short, so their
+scores are far below those of the default model and only compare variants with each other.
 
-    python benchmarks/ablations.py --data FOLDER --out RUNS [--variant NAME ...] [--steps 400]
-    python benchmarks/ablations.py --out RUNS --table     # of what has been run
-    python benchmarks/ablations.py --data FOLDER --out RUNS --tiny   # shows that it runs
+    python projects/default_model/ablations.py --data FOLDER --out RUNS [--variant NAME ...] [--steps 400]
+    python projects/default_model/ablations.py --out RUNS --table     # of the runs so far
+    python projects/default_model/ablations.py --data FOLDER --out RUNS --tiny   # checks that it runs
 
-FOLDER holds `regions.jsonl` and its photos, as for `vip-llava train recipes/default-model.yaml`.
+FOLDER holds `regions.jsonl` and its photos, as for `train.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from default_model.benchmarks.marked_questions import NAMING, Item, items_of
+from default_model.benchmarks.marked_questions import NAMING, marked_items
 from default_model.scenes.marking import SHAPES
 from default_model.scenes.mixture import RegionMixture, Row
 from default_model.scenes.photos import Photo, read_regions
@@ -43,9 +43,11 @@ from default_model.training.recipe import StageRecipe
 from default_model.training.trainer import RegionTrainer
 from vip_llava import Assistant
 from vip_llava.backends.native import NativeBackend
+from vip_llava.evaluation.benchmark import BenchmarkItem, limit_per_group
 from vip_llava.evaluation.coco_annotations import is_validation
-from vip_llava.evaluation.intervals import share
+from vip_llava.evaluation.intervals import proportion
 from vip_llava.models.default.build import default_processor, load_default
+from vip_llava.prompting.prepare import Request
 from vip_llava.prompting.turns import MarkedImage, Turn
 
 SEEN = ("box", "ellipse", "contour", "scribble")
@@ -54,7 +56,7 @@ UNSEEN = tuple(shape for shape in SHAPES if shape not in SEEN)
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of looking. `kind`: of the mix's batches; `groups`: how it is asked."""
+    """One variant. kind: of the batches; groups: of the questions in the evaluation."""
 
     what: str
     kind: str = "one"
@@ -79,13 +81,13 @@ VARIANTS = {
 
 
 def in_words(text: str, box: Sequence[float], size: tuple[int, int]) -> str:
-    """A question with the box in hundredths of the image in the place of the region's words."""
+    """The question with the box in hundredths of the image in place of the region's phrase."""
     hundredths = [round(100 * v / size[i % 2]) for i, v in enumerate(box)]
     return text.replace("<region:1>", f"the object at {hundredths}")
 
 
 class Mix(RegionMixture):
-    """Questions about one marked thing, the same ones for every variant."""
+    """Questions about one marked object, the same ones for every variant."""
 
     variant = Variant("")
 
@@ -112,7 +114,7 @@ class Mix(RegionMixture):
 
 
 def only_last_depth(tower: Any) -> None:
-    """From now on all features but those of the last depth are 0."""
+    """Set all features of the tower to 0, except those of the last depth."""
     kept = tower.config.head_channels
 
     def cut(_module: nn.Module, _given: Any, out: BaseModelOutputWithPooling) -> Any:
@@ -126,7 +128,7 @@ def only_last_depth(tower: Any) -> None:
 
 
 def train(variant: Variant, given: argparse.Namespace, device: str, out: Path) -> None:
-    """A short run from the published parts."""
+    """A short run from the published weights."""
     settings = StageRecipe(
         steps=given.steps,
         warmup=min(40, given.steps // 4 + 1),
@@ -141,7 +143,7 @@ def train(variant: Variant, given: argparse.Namespace, device: str, out: Path) -
         workers=given.workers,
     )
     torch.manual_seed(0)
-    read = read_training_photos(given.data, given.most_photos)
+    read = read_training_photos(given.data, given.limit_photos)
     model, language_model = untrained(given.tower)
     if variant.last_depth:
         only_last_depth(model.model.vision_tower)
@@ -149,32 +151,35 @@ def train(variant: Variant, given: argparse.Namespace, device: str, out: Path) -
     chosen = replace(mixture_config(settings), rows={variant.kind: given.rows})
     mix = Mix(read.photos, read.singles, default_processor(language_model, focal), focal, chosen)
     mix.variant = variant
-    mix.source.captioned = []  # questions about marked things alone
+    mix.source.captioned = []  # only questions about marked objects
     mix.source.decode_all()
     trainer = RegionTrainer(model, mix, settings, device, compiled=device == "cuda")
     trainer.run(out, seconds=given.seconds, report=lambda row: print(json.dumps(row), flush=True))
 
 
-def items(photos: Sequence[Photo], group: str, most: int) -> list[Item]:
-    """Questions about things that are not people, evenly spread."""
-    found = worded(photos) if group == "in-words" else items_of(photos, group)
-    found = [item for item in found if item.label != "person"]
-    return [found[i * len(found) // most] for i in range(most)] if len(found) > most else found
+def items(photos: Sequence[Photo], group: str, limit: int) -> list[BenchmarkItem]:
+    """Questions about objects that are not people, at most `limit`, evenly spaced."""
+    found = in_words_items(photos) if group == "in-words" else marked_items(photos, group)
+    others = [item for item in found if item.facts["label"] != "person"]
+    return limit_per_group(others, limit)
 
 
-def worded(photos: Sequence[Photo]) -> list[Item]:
-    """An item for each thing, with its box in words."""
+def in_words_items(photos: Sequence[Photo]) -> list[BenchmarkItem]:
+    """An item for each object, with its box in words."""
     made = []
     for photo in (p for p in photos if p.is_coco):
-        for index, thing in enumerate(photo.objects):
-            question = in_words(NAMING, thing.box, photo.size)
-            request = partial(dict, image=photo.jpeg, question=question)
-            made.append(Item(f"{photo.id}/{index}", thing.label, request, thing.label))
+        for index, each in enumerate(photo.objects):
+            question = in_words(NAMING, each.box, photo.size)
+            build = partial(Request, image=photo.jpeg, question=question)
+            facts = {"label": each.label}
+            made.append(
+                BenchmarkItem(f"{photo.id}/{index}", "in-words", each.label, build, facts=facts)
+            )
     return made
 
 
 def ask(variant: Variant, given: argparse.Namespace, device: str, out: Path) -> dict[str, Any]:
-    """Right answers and questions of each group."""
+    """The number of right answers and of questions in each group."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model, processor = load_default(dtype=dtype, device=device, weights=out)
     if variant.last_depth:
@@ -186,17 +191,17 @@ def ask(variant: Variant, given: argparse.Namespace, device: str, out: Path) -> 
     found = {}
     for group in variant.groups:
         asked = items(photos, group, given.questions)
-        requests = [item.request for item in asked]
+        requests = [item.build_request() for item in asked]
         answers = assistant.ask_many(requests, batch_size=32, max_new_tokens=12)
         pairs = zip(answers, asked, strict=True)
-        right = sum(answer.text.strip().lower() == item.answer for answer, item in pairs)
+        right = sum(answer.text.strip().lower() == item.expected for answer, item in pairs)
         found[group] = [right, len(asked)]
         print(f"{group}: {right} of {len(asked)}", flush=True)
     return found
 
 
 def run(name: str, given: argparse.Namespace) -> None:
-    """Train and ask one variant; its counts go to `NAME.json`."""
+    """Train and evaluate one variant, and write its counts to `NAME.json`."""
     device = "cuda" if torch.cuda.is_available() and not given.tiny else "cpu"
     began = time.perf_counter()
     out = given.out / name
@@ -215,7 +220,7 @@ def run(name: str, given: argparse.Namespace) -> None:
 
 
 def table(folder: Path) -> str:
-    """What has been run, as Markdown."""
+    """The runs so far as a Markdown table."""
     lines = ["| variant | steps, rows | asked with | exact answers |", "|---|---|---|---|"]
     for name, variant in VARIANTS.items():
         path = folder / f"{name}.json"
@@ -223,7 +228,7 @@ def table(folder: Path) -> str:
             continue
         facts = json.loads(path.read_text("utf-8"))
         for number, (group, (right, count)) in enumerate(facts["groups"].items()):
-            value, low, high = share(right, count)
+            value, low, high = proportion(right, count)
             size = f"{facts['steps']:,}, {facts['rows']:,}"
             start = f"| {variant.what} | {size} " if number == 0 else "| | "
             trained = "" if variant.weights.get(group, 1.0) else " (not trained with)"
@@ -246,10 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a few rows, on a CPU")
     parser.add_argument("--table", action="store_true", help="print the table of what was run")
     given = parser.parse_args(arguments)
-    given.most_photos = None
+    given.limit_photos = None
     if given.tiny:
         given.steps, given.rows, given.questions, given.workers = 2, 4, 4, 0
-        given.most_photos = 40
+        given.limit_photos = 40
     if not given.table:
         if given.data is None:
             parser.error("--data is needed: a folder with regions.jsonl and its photos")

@@ -1,11 +1,12 @@
-"""Lengths of real conversations about regions, for the case `ragged` of `training_step.py`.
+"""Lengths of real conversations about regions, for the case `ragged` of `benchmarks/training_step.py`.
 
-    python benchmarks/ragged_rows.py FOLDER
+    python projects/default_model/ragged_rows.py FOLDER
 
-FOLDER holds `regions.jsonl`. Of 96 photos spread over its training part each becomes a conversation:
-a caption, if there is one, and the name of each of up to twelve things, in Vicuna's template. Written
-are `ragged_rows.json`: tokens of the text and how many of them are learned. They are counted with the
-default model's tokenizer (49,152 words; Llama's of 32,000 makes somewhat more of the same text).
+FOLDER holds `regions.jsonl`. Each of 96 photos, evenly spaced over its training part, becomes a
+conversation: a caption, if there is one, and the label of each of up to twelve objects, in Vicuna's
+template. `benchmarks/ragged_rows.json` gets the number of text tokens of each, and of supervised
+tokens. They are counted with the default model's tokenizer (49,152 tokens; Llama's, with 32,000,
+needs somewhat more for the same text).
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.regions import PALETTE, Box, resolve
 from vip_llava.regions.phrases import expand
 
-LISTED = Path(__file__).parent / "ragged_rows.json"
+LENGTHS = Path(__file__).parents[2] / "benchmarks" / "ragged_rows.json"
 ROWS, MOST = 96, 12
 QUESTIONS = ("What is {}?", "Name {}.", "What is the object {}?", "Can you tell me what {} is?")
 
 
 def conversation(photo: Photo, rng: np.random.Generator) -> list[Turn]:
-    """What is asked about a photo, the first time with the image, and the answers."""
-    things = photo.objects[:MOST]
+    """The turns about a photo; the first one has the image."""
+    objects = photo.objects[:MOST]
     colors = [*PALETTE] * MOST
-    boxes = [Box(*thing.box, id=str(i), color=colors[i]) for i, thing in enumerate(things)]
+    boxes = [Box(*thing.box, id=str(i), color=colors[i]) for i, thing in enumerate(objects)]
     regions = resolve(boxes, photo.size).regions
     said = [("Describe the image.", pick(rng, photo.captions))] if photo.captions else []
-    for thing, region in zip(things, regions, strict=True):
+    for thing, region in zip(objects, regions, strict=True):
         said.append((pick(rng, QUESTIONS).format(f"<region:{region.id}>"), thing.label))
     messages = []
     for question, answer in said:
@@ -50,7 +51,7 @@ def conversation(photo: Photo, rng: np.random.Generator) -> list[Turn]:
 
 
 def lengths(folder: Path) -> list[tuple[int, int]]:
-    """Tokens of the text of each row, without its image, and how many of them are learned."""
+    """Text tokens of each row, without its image, and how many of them are supervised."""
     photos = [p for p in read_regions(folder) if p.objects and not is_validation(p.id)]
     tokenizer = default_processor(ensure_language_model()).tokenizer
     template = get_template("vicuna_v1")
@@ -64,11 +65,11 @@ def lengths(folder: Path) -> list[tuple[int, int]]:
 
 
 def main() -> None:
-    """Write the lengths, and print how they lie."""
+    """Write the lengths, and print their range and median."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     rows = lengths(Path(sys.argv[1]))
-    LISTED.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    LENGTHS.write_text(json.dumps(rows) + "\n", encoding="utf-8")
     for name, values in zip(("tokens", "learned"), zip(*rows, strict=True), strict=True):
         low, middle, high = np.percentile(values, (0, 50, 100))
         print(f"{name}: {low:.0f} to {high:.0f}, half of the rows up to {middle:.0f}")

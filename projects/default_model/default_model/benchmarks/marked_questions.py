@@ -1,19 +1,18 @@
-"""Marked things: does the model say what the mark points at, and only because of the mark?
+"""Questions about marked objects: does the model name what the mark points at, because of the mark?
 
-Questions about labelled things of photos that training never saw. Variants of one question: each of
-the eight shapes in red; `drawn` (the mark is on the image, the model gets no geometry); `control`
-(the same words, nothing drawn, no geometry); and for several marks `four` (which of four marked
-things is the ...?), `sides` (left or right, above or below?), `furthest` (which of two is further left,
-which of three or four is the lowest, ...?), `larger` (which of two?) and `count` (how many are
-marked: two, three or four?). Answers are greedy and must equal the label. Geometry comes from one seed for each question, so a score can be had again. It
-deliberately does not know the model: it makes requests and judges answers.
+The objects are those of photos in which all COCO classes are labelled. Groups about one object: the
+eight shapes in red; `drawn` (the mark is drawn, but the model gets no geometry); `control` (the
+same words, nothing drawn, no geometry). Groups about several marks: `four` (which of four marked
+objects is the ...?), `sides` (left or right, above or below?), `furthest` (which of two to four is
+further left, lowest, ...?), `larger` (which of two?) and `count` (two, three or four marks?).
+
+Each question has its own seed, so it is always the same. It does not know models.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,14 +24,17 @@ from default_model.scenes.photos import Photo
 from default_model.scenes.questions import choosing, marks, relations
 from default_model.scenes.scene import Scene, Task, overlap
 from vip_llava.errors import RequestError
+from vip_llava.evaluation.benchmark import BenchmarkItem
 from vip_llava.evaluation.coco_annotations import LabelledObject
-from vip_llava.evaluation.label_names import canonical
+from vip_llava.prompting.prepare import Request
 from vip_llava.regions import PALETTE, Point, Region, draw, resolve
 from vip_llava.regions.phrases import expand
 from vip_llava.regions.sampling import sample_region
 
+__all__ = ["GROUPS", "NAMING", "SEVERAL_MARKS", "marked_items"]
+
 NAMING = "What is <region:1>?"
-# Of several marks: how many they may be, by turns, and what is asked.
+#: Group -> the numbers of marks, taken in turn, and the question.
 _SEVERAL: dict[str, tuple[tuple[int, ...], Task]] = {
     "four": ((4,), choosing.choose_region),
     "sides": ((2,), relations.side),
@@ -40,117 +42,94 @@ _SEVERAL: dict[str, tuple[tuple[int, ...], Task]] = {
     "larger": ((2,), relations.larger),
     "count": ((2, 3, 4), marks.count_marks),
 }
-SEVERAL = tuple(_SEVERAL)
-"""Variants about several marks."""
-VARIANTS = (*SHAPES, "drawn", "control", *SEVERAL)
+SEVERAL_MARKS = tuple(_SEVERAL)
+GROUPS = (*SHAPES, "drawn", "control", *SEVERAL_MARKS)
+_QUESTIONS_PER_PHOTO = 4  # of a group about several marks
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One question: how its request for `Assistant.ask_many` is made, and the right answer."""
+def marked_items(photos: Sequence[Photo], group: str) -> list[BenchmarkItem]:
+    """The items of a group. Facts: the `label` of the object and its `place`, the same in all groups.
 
-    id: str
-    label: str
-    make: Callable[[], Mapping[str, Any]] = field(repr=False)
-    answer: str
-
-    @property
-    def request(self) -> Mapping[str, Any]:
-        """The request, made anew: drawn images of many items would fill the memory."""
-        return self.make()
-
-
-def naming_items(photos: Iterable[Photo], variant: str, *, most: int | None = None) -> list[Item]:
-    """One item for each thing of a COCO class; at most `most`, evenly spread.
-
-    Raises RequestError for an unknown variant.
+    Raises RequestError for an unknown group.
     """
-    if variant not in (*SHAPES, "drawn", "control"):
-        raise RequestError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
-    places = [(p, i) for p in photos if p.is_coco for i in range(len(p.objects))]
-    items = []
-    for photo, index in _spread(places, most):
-        thing = photo.objects[index]
-        name = f"{photo.id}/{index}"
-        items.append(Item(name, thing.label, partial(_naming, photo, index, variant), thing.label))
-    return items
+    if group not in GROUPS:
+        raise RequestError(f"unknown group {group!r}; known: {', '.join(GROUPS)}")
+    build = _several_items if group in _SEVERAL else _naming_items
+    return [item for photo in photos if photo.is_coco for item in build(photo, group)]
 
 
-def _naming(photo: Photo, index: int, variant: str) -> dict[str, Any]:
-    shape = variant if variant in SHAPES else "box"
-    region = red_mark(photo.objects[index], photo.size, shape, f"{photo.id}/{index}")
-    if variant not in ("drawn", "control"):
-        return {"image": photo.jpeg, "question": NAMING, "regions": [region]}
+def _item(
+    photo: Photo, group: str, place: str, label: str, build: Callable[[], Request]
+) -> BenchmarkItem:
+    facts = {"label": label, "place": place}
+    return BenchmarkItem(f"{group}/{place}", group, label, build, photo.id, facts)
+
+
+def _naming_items(photo: Photo, group: str) -> Iterator[BenchmarkItem]:
+    """An item for each object of a photo."""
+    for index, target in enumerate(photo.objects):
+        place = f"{photo.id}/{index}"
+        build = partial(_naming_request, photo, target, group, place)
+        yield _item(photo, group, place, target.label, build)
+
+
+def _naming_request(photo: Photo, target: LabelledObject, group: str, place: str) -> Request:
+    region = _red_mark(target, photo.size, group if group in SHAPES else "box", place)
+    if group not in ("drawn", "control"):
+        return Request(image=photo.jpeg, question=NAMING, regions=[region])
     resolved = resolve([region], photo.size).regions
-    image = draw(photo.open(), resolved) if variant == "drawn" else photo.jpeg
-    return {"image": image, "question": expand(NAMING, resolved)}
+    image = draw(photo.open(), resolved) if group == "drawn" else photo.jpeg
+    return Request(image=image, question=expand(NAMING, resolved))
 
 
-def red_mark(thing: LabelledObject, size: tuple[int, int], shape: str, name: str) -> Region:
-    """A red mark of the drawing defaults; where it lies on the thing is drawn by lot from `name`."""
-    if shape == "box":
-        dice = random.Random(0)
-        region = sample_region(thing.box, None, size=size, rng=dice, shape="box", color="red")
-    else:
-        dice = random.Random(f"marked/{shape}/{name}")
-        region = sample_region(
-            thing.box, thing.polygons, size=size, rng=dice, shape=shape, color="red"
-        )
-    looks: dict[str, None] = {"radius": None} if isinstance(region, Point) else {}
-    return region.changed(alpha=None, width=None, id="1", **looks)
+def _red_mark(target: LabelledObject, size: tuple[int, int], shape: str, seed: str) -> Region:
+    """A red mark in the default style; `seed` decides where on the object it is."""
+    box = shape == "box"
+    region = sample_region(
+        target.box,
+        None if box else target.polygons,
+        size=size,
+        rng=random.Random(0 if box else f"marked/{shape}/{seed}"),
+        shape=shape,
+        color="red",
+    )
+    style: dict[str, Any] = {"radius": None} if isinstance(region, Point) else {}
+    return region.changed(alpha=None, width=None, id="1", **style)
 
 
-def several_items(photos: Iterable[Photo], variant: str, *, most: int | None = None) -> list[Item]:
-    """Questions about several marked things of one COCO photo, up to four of a photo."""
-    counts, task = _SEVERAL[variant]
-    items = []
-    for photo, attempt in ((p, a) for p in photos if p.is_coco for a in range(4)):
-        count = counts[attempt % len(counts)]
-        name = f"{photo.id}/{variant}/{attempt}"
-        rng = np.random.default_rng(list(name.encode()))
-        marked = _apart(photo.objects, count, rng)
+def _several_items(photo: Photo, group: str) -> Iterator[BenchmarkItem]:
+    """Questions about several marked objects of a photo."""
+    counts, task = _SEVERAL[group]
+    for attempt in range(_QUESTIONS_PER_PHOTO):
+        place = f"{photo.id}/{group}/{attempt}"
+        rng = np.random.default_rng(list(place.encode()))
+        marked = _choose_apart(photo.objects, counts[attempt % len(counts)], rng)
         if marked is None:
             continue
         regions = [
-            red_mark(thing, photo.size, "box", name).changed(color=color, id=str(i))
-            for i, (thing, color) in enumerate(zip(marked, PALETTE, strict=False), 1)
+            _red_mark(target, photo.size, "box", place).changed(color=color, id=str(i))
+            for i, (target, color) in enumerate(zip(marked, PALETTE, strict=False), 1)
         ]
         resolved = resolve(regions, photo.size).regions
-        # Tasks look at boxes, words and ids only; the image is opened by the assistant.
+        # Questions depend on boxes, labels and ids only; the image is opened for the request.
         scene = Scene(Image.new("RGB", photo.size), photo.objects, tuple(marked), resolved)
         exchange = task(scene, rng)
-        if exchange is None or (variant == "four" and len(exchange[1]) > 1):  # letters only
+        if exchange is None or (group == "four" and len(exchange[1]) > 1):  # letters only
             continue
         question, answer = exchange[0], expand(exchange[1], resolved)
-        request = {"image": photo.jpeg, "question": question, "regions": regions}
-        items.append(Item(name, answer, partial(dict, request), answer))
-    return list(_spread(items, most))
+        build = partial(Request, image=photo.jpeg, question=question, regions=regions)
+        yield _item(photo, group, place, answer, build)
 
 
-def _apart(
-    things: Sequence[LabelledObject], count: int, rng: np.random.Generator
+def _choose_apart(
+    objects: Sequence[LabelledObject], count: int, rng: np.random.Generator
 ) -> list[LabelledObject] | None:
+    """Objects that hardly overlap, with different labels if there are more than two."""
     chosen: list[LabelledObject] = []
-    for index in rng.permutation(len(things)).tolist():
-        thing = things[index]
-        fresh = all(t.label != thing.label for t in chosen) or count == 2
-        if len(chosen) < count and fresh and all(overlap(thing.box, t.box) < 0.4 for t in chosen):
-            chosen.append(thing)
+    for index in rng.permutation(len(objects)).tolist():
+        target = objects[index]
+        fresh = count == 2 or all(each.label != target.label for each in chosen)
+        apart = all(overlap(target.box, each.box) < 0.4 for each in chosen)
+        if len(chosen) < count and fresh and apart:
+            chosen.append(target)
     return chosen if len(chosen) == count else None
-
-
-def _spread(rows: Sequence[Any], most: int | None) -> Sequence[Any]:
-    if most is None or len(rows) <= most:
-        return rows
-    return [rows[i * len(rows) // most] for i in range(most)]
-
-
-def items_of(photos: Sequence[Photo], variant: str, most: int | None = None) -> list[Item]:
-    """The items of any variant. Raises RequestError for an unknown one."""
-    build: Callable[..., list[Item]] = several_items if variant in SEVERAL else naming_items
-    return build(photos, variant, most=most)
-
-
-def is_right(item: Item, answer: str) -> bool:
-    """Exact comparison, both lower case, synonyms merged, no full stop at the end."""
-    return canonical(answer.strip().rstrip(".")) == canonical(item.answer)

@@ -35,7 +35,7 @@ from vip_llava.models.default.fetch import Progress
 from vip_llava.models.default.language_model import ensure_language_model
 from vip_llava.prompting.focal_views import FocalSettings
 
-# Packs of photos of one thing, beside `regions.jsonl`; each may be absent.
+# Packs of photos of one thing, beside `regions.jsonl`; each may be missing.
 PACKS = ("photos/photos.npz", "tiny-imagenet/tiny-imagenet.npz", "imagenet-samples")
 # The shape of SmolLM2-135M, so that a plan can be made before it is fetched.
 _LANGUAGE_MODEL: dict[str, Any] = {
@@ -50,12 +50,12 @@ _LANGUAGE_MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TrainingPhotos:
-    """What a data folder gives to training; `absent` names the packs that are not there."""
+    """What a data folder gives to training; `missing` names the packs that are not there."""
 
     photos: Sequence[Photo]
     singles: Sequence[Photo]
     left_out: int
-    absent: tuple[str, ...]
+    missing: tuple[str, ...]
 
 
 def read_training_photos(data: Path, most: int | None = None) -> TrainingPhotos:
@@ -70,9 +70,9 @@ def read_training_photos(data: Path, most: int | None = None) -> TrainingPhotos:
         path = data / name
         if path.exists():
             singles += read_pack(path) if path.suffix == ".npz" else read_labelled_photos(path)
-    absent = tuple(name for name in PACKS if not (data / name).exists())
+    missing = tuple(name for name in PACKS if not (data / name).exists())
     left_out = len(everything) - len(photos)
-    return TrainingPhotos(photos[:most], singles[:most], left_out, absent)
+    return TrainingPhotos(photos[:most], singles[:most], left_out, missing)
 
 
 def mixture_config(settings: StageRecipe) -> MixtureConfig:
@@ -106,7 +106,7 @@ def focal_settings(settings: StageRecipe) -> FocalSettings:
     )
 
 
-def trained_parts(settings: StageRecipe) -> dict[str, int]:
+def trained_parameters(settings: StageRecipe) -> dict[str, int]:
     """How many weights of each part a run trains; opens and fetches none."""
     config = default_config(
         EfficientNetLiteConfig(), LlamaConfig(**_LANGUAGE_MODEL), IMAGE_TOKEN_ID

@@ -22,7 +22,7 @@ from default_model.training.assembly import (
     focal_settings,
     mixture_config,
     read_training_photos,
-    trained_parts,
+    trained_parameters,
 )
 from default_model.training.recipe import StageRecipe
 from vip_llava.errors import DataError
@@ -69,9 +69,9 @@ def test_validation_photos_never_get_into_training(labelled_folder: Path) -> Non
 
 
 def test_packs_may_be_absent_and_that_is_said(labelled_folder: Path, whole_folder: Path) -> None:
-    assert read_training_photos(labelled_folder).absent == PACKS
+    assert read_training_photos(labelled_folder).missing == PACKS
     read = read_training_photos(whole_folder)
-    assert read.absent == () and len(read.singles) == 5
+    assert read.missing == () and len(read.singles) == 5
     assert len(read_training_photos(whole_folder, most=1).singles) == 1
     (whole_folder / PACKS[0]).write_bytes(b"spoilt")
     with pytest.raises(DataError, match=r"photos\.npz is no readable pack"):
@@ -106,13 +106,13 @@ def test_batch_sizes_are_scaled() -> None:
 
 
 def test_what_is_trained_is_counted_without_weights() -> None:
-    few = trained_parts(StageRecipe(steps=1, lora_rank=8))
-    many = trained_parts(StageRecipe(steps=1, lora_rank=32))
+    few = trained_parameters(StageRecipe(steps=1, lora_rank=8))
+    many = trained_parameters(StageRecipe(steps=1, lora_rank=32))
     assert many["language model (LoRA)"] == 4 * few["language model (LoRA)"]
     assert many["tower"] == few["tower"] > 4_000_000
     # The weights that the package carries, in 16 bit: 30 layers of 7 changed matrices.
     assert many["language model (LoRA)"] == 9_768_960
-    tuned = trained_parts(StageRecipe(steps=1, lora_rank=0))
+    tuned = trained_parameters(StageRecipe(steps=1, lora_rank=0))
     assert tuned["language model"] == 134_515_008
 
 

@@ -299,7 +299,7 @@ def test_the_parts_say_how_closely_they_look(tmp_path: Path) -> None:
     (tmp_path / "parts.json").write_text('{"files": [], "lora_scale": 1}')
     assert trained_focal(tmp_path) == FocalSettings()
     (tmp_path / "parts.json").write_text('{"focal": {"zoom": 2}}')
-    with pytest.raises(CheckpointError, match="focal settings"):
+    with pytest.raises(CheckpointError, match="focal"):
         trained_focal(tmp_path)
 
 

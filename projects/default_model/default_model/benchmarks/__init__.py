@@ -1,0 +1,1 @@
+"""The benchmark on which the default model is validated."""
