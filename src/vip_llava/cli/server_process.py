@@ -10,7 +10,6 @@ import importlib
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -73,7 +72,7 @@ def load_for_serving(model: str | None, keywords: Mapping[str, Any]) -> Assistan
 def run_app(
     make_app: Callable[[Callable[[Exception], None]], FastAPI],
     settings: ServerSettings,
-    listener: socket.socket,
+    listener: Any,
     *,
     ready: str = "listening on",
 ) -> None:
@@ -81,6 +80,7 @@ def run_app(
 
     Args:
         make_app: takes the callback for a model that fails to load; the server then stops.
+        listener: the listening socket, from `listen`.
         ready: the note once the server accepts requests; its address follows.
 
     Raises:
