@@ -145,6 +145,29 @@ def test_imports_follow_the_arrows() -> None:
     assert wrong == []
 
 
+def _imported_on_load(path: Path) -> set[str]:
+    """Modules of the package that importing a file loads: not those of functions or type checks."""
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree_of(path)):
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if lazy or (isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING")):
+            skipped |= {child for child in ast.walk(node) if child is not node}
+    modules = {module_of(each) for each in source_files()}
+    found: set[str] = set()
+    for node in ast.walk(tree_of(path)):
+        if node not in skipped and isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else node.module for name in names}
+    return found & modules - {module_of(path)}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    left = {module_of(path): _imported_on_load(path) for path in source_files()}
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert left == {}, "these modules import each other in a circle"
+
+
 def test_the_package_imports_no_project() -> None:
     projects = {path.name for path in (ROOT / "projects").iterdir() if path.is_dir()}
     wrong = [
