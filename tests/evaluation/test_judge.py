@@ -110,7 +110,8 @@ def finished(tmp_path: Path) -> Path:
     ]
     gone = {"question_id": "v1_3", "capability": ["rel"], "question": "?"}
     rows.append(ResultRow("bbox/v1_3", "bbox", "no", facts=gone, failed="no image", score=0.0))
-    folder.append(rows, 1.0)
+    for row in rows:
+        folder.append(row)
     folder.finish(rows, VipBench.aggregate(rows), {})
     return folder.path
 

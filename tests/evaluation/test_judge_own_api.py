@@ -25,7 +25,7 @@ def finished(path: Path) -> Path:
     folder = RunDirectory.create_or_resume(path, {"benchmark": "vip-bench", "model": "m"}, {})
     facts = {"question_id": "v1_0", "capability": ["rec"], "question": "What is it?"}
     rows = [ResultRow("bbox/v1_0", "bbox", "a dog", answer="a cat", facts=facts)]
-    folder.append(rows, 1.0)
+    folder.append(rows[0])
     folder.finish(rows, VipBench.aggregate(rows), {})
     return path
 

@@ -70,7 +70,7 @@ def test_a_stopped_run_goes_on(assistant: Any, labelled_folder: Path, tmp_path: 
     run(assistant, benchmark(), tmp_path / "whole", **FEW)
     seen: list[str] = []
 
-    def stop(row: ResultRow, _: object) -> None:
+    def stop(row: ResultRow) -> None:
         seen.append(row.id)
         if len(seen) == 7:
             raise StopError
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on(assistant: Any, labelled_folder: Path, tmp_path: 
         file.write('{"id": "half')
     again: list[str] = []
     result = run(
-        assistant, benchmark(), tmp_path / "cut", on_row=lambda r, _: again.append(r.id), **FEW
+        assistant, benchmark(), tmp_path / "cut", on_row=lambda row: again.append(row.id), **FEW
     )
     assert result.asked == len(again) == 9 and not set(again) & set(seen)
     assert listed(tmp_path / "whole") == listed(tmp_path / "cut")

@@ -7,10 +7,8 @@ without the model and the data. It does not know benchmarks or files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
-
-from vip_llava.errors import DataError
 
 __all__ = ["AnswerScore", "ResultRow", "Score", "count_failed"]
 
@@ -30,7 +28,7 @@ class AnswerScore:
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """A question with its answer and score, or with the reason why it failed.
+    """A question with its answer and score, or with the reason why it failed. All JSON values.
 
     score, right, read: see `AnswerScore`. failed: why the question could not be asked. regions:
     as JSON, resolved. tokens: of the answer. shown: path of the drawn image in the run directory,
@@ -48,24 +46,12 @@ class ResultRow:
     right: bool | None = None
     read: str | None = None
     failed: str | None = None
-    regions: Sequence[Mapping[str, Any]] = ()
-    notes: Sequence[str] = ()
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     tokens: int = 0
     seed: int = 0
     finish_reason: str = ""
     shown: str = ""
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ResultRow:
-        """The row of a JSON object. Raises DataError for missing or unknown keys."""
-        try:
-            unknown = sorted(set(value) - {each.name for each in fields(cls)})
-            if unknown:
-                raise TypeError(f"unknown key {unknown[0]!r}")
-            lists = {key: tuple(value[key]) for key in ("regions", "notes") if key in value}
-            return cls(**{**value, **lists})
-        except TypeError as error:
-            raise DataError(f"not a result row of an evaluation: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["RunResult", "run", "select_items"]
 
 _SHOWN = 6  # images to keep of right answers, and of wrong ones, in each group
-_ROWS_PER_WRITE = 32
-_SECONDS_PER_WRITE = 5.0
-
-OnRow = Callable[[ResultRow, "Answer | None"], None]
-"""Called for each new row with its complete answer, or None for a row that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +66,14 @@ def run(
     sampling: Mapping[str, Any] | None = None,
     max_failed: int | float = 0.05,
     command: Sequence[str] = (),
-    on_row: OnRow | None = None,
+    on_row: Callable[[ResultRow], None] | None = None,
 ) -> RunResult:
     """Ask the items of a benchmark and write the run directory `output`; resumes a run there.
 
     items: those of `select_items(benchmark, limit)`, if the caller has them already. sampling: as
     for `Assistant.ask`; greedy by default. max_failed: how many rows may fail, as a count or a
     proportion below 1; with more the run stops with a DataError, and keeps its rows. command: the
-    command line, to record it.
+    command line, to record it. on_row: called for each new row.
     """
     wanted = list(items) if items is not None else select_items(benchmark, limit)
     sampling = {"max_new_tokens": benchmark.max_new_tokens, **(sampling or {})}
@@ -99,17 +94,19 @@ def run(
     known = {row.id: row for row in directory.rows() if row.failed is None}
     left = [item for item in wanted if item.id not in known]
     failures = _failures(max_failed, len(wanted))
-    writer = _Writer(directory, benchmark, list(known.values()), failures, on_row)
+    recorder = _Recorder(directory, benchmark, list(known.values()), failures)
     began = time.perf_counter()
+    builders = [item.build_request for item in left]
     try:
-        requests = [item.build_request for item in left]
         for index, outcome in ask_each(
-            assistant, requests, batch_size=batch_size, sampling=sampling
+            assistant, builders, batch_size=batch_size, sampling=sampling
         ):
-            writer.add(left[index], outcome)
+            row = known[left[index].id] = recorder.add(left[index], outcome)
+            if on_row is not None:
+                on_row(row)
+            recorder.check(row)
     finally:
-        writer.flush()
-    known.update((row.id, row) for row in writer.rows)
+        directory.add_seconds(time.perf_counter() - began)
     rows = [known[item.id] for item in wanted]
     scores = benchmark.aggregate(rows)
     if left:
@@ -138,8 +135,8 @@ def _failures(max_failed: int | float, rows: int) -> Failures:
     return Failures(max_failed)
 
 
-class _Writer:
-    """Turns outcomes into rows, and writes them to the directory in groups."""
+class _Recorder:
+    """Turns outcomes into rows, and appends each to the run directory."""
 
     def __init__(
         self,
@@ -147,48 +144,33 @@ class _Writer:
         benchmark: Benchmark,
         before: Sequence[ResultRow],
         failures: Failures,
-        on_row: OnRow | None,
     ) -> None:
-        self._directory, self._benchmark = directory, benchmark
-        self._failures, self._on_row = failures, on_row
-        self.rows: list[ResultRow] = []
-        self._unwritten: list[ResultRow] = []
-        self._last_write = time.perf_counter()
+        self._directory, self._benchmark, self._failures = directory, benchmark, failures
         self._shown = Counter((row.group, row.right) for row in before if row.shown)
         failures.seen(len(before))
 
-    def add(self, item: BenchmarkItem, outcome: Outcome) -> None:
-        """Add the row of an item. Raises DataError if too many rows failed."""
-        answer = None if isinstance(outcome.answer, VipLlavaError) else outcome.answer
-        if answer is None:
+    def add(self, item: BenchmarkItem, outcome: Outcome) -> ResultRow:
+        """Record the outcome of an item; `check` then tells whether too many failed."""
+        if isinstance(outcome.answer, VipLlavaError):
             row = item.failed_row(str(outcome.answer), outcome.question)
         else:
-            row = self._scored_row(item, outcome.question, answer)
-        self.rows.append(row)
-        self._unwritten.append(row)
-        waited = time.perf_counter() - self._last_write
-        if len(self._unwritten) >= _ROWS_PER_WRITE or waited > _SECONDS_PER_WRITE:
-            self.flush()
-        if self._on_row is not None:
-            self._on_row(row, answer)
+            row = self._scored_row(item, outcome.question, outcome.answer)
+        self._directory.append(row)
+        return row
+
+    def check(self, row: ResultRow) -> None:
+        """Raises DataError if too many rows failed."""
         self._failures.seen()
         if row.failed is not None:
             self._failures.add(row.group or "questions", row.id, row.failed)
-
-    def flush(self) -> None:
-        """Write the rows that are not on disk yet."""
-        now = time.perf_counter()
-        if self._unwritten:
-            self._directory.append(self._unwritten, now - self._last_write)
-        self._unwritten, self._last_write = [], now
 
     def _scored_row(self, item: BenchmarkItem, question: str, answer: Answer) -> ResultRow:
         row = self._benchmark.scored_row(
             item,
             answer.text,
             question=question,
-            regions=tuple(region.to_json() for region in answer.regions),
-            notes=tuple(answer.notes),
+            regions=[region.to_json() for region in answer.regions],
+            notes=list(answer.notes),
             tokens=answer.usage.completion_tokens,
             seed=self._benchmark.options.seed,
             finish_reason=answer.finish_reason,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -93,19 +92,19 @@ class RunDirectory:
         rows: dict[str, ResultRow] = {}
         for number, line in enumerate(complete_lines(path), 1):
             try:
-                row = ResultRow.from_json(json.loads(line))
+                row = ResultRow(**json.loads(line))
             except (ValueError, TypeError) as error:
-                raise DataError(f"{path}, line {number}: {error}") from None
+                raise DataError(f"{path}, line {number}: not a result row: {error}") from None
             rows[row.id] = row
         return list(rows.values())
 
-    def append(self, rows: Sequence[ResultRow], seconds: float) -> None:
-        """Append rows, which are on disk when this returns, and add to the run's time."""
-        lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    def append(self, row: ResultRow) -> None:
+        """Append a row to rows.jsonl."""
         with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+
+    def add_seconds(self, seconds: float) -> None:
+        """Add to the time that the run has taken."""
         info = self.info
         info["seconds"] = round(info["seconds"] + seconds, 3)
         self.write_json("run.json", info)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from vip_llava.evaluation.metrics.cider import cider
-from vip_llava.evaluation.metrics.meteor import JavaMeteor, NltkMeteor
+from vip_llava.evaluation.metrics.meteor import java_meteor, nltk_meteor
 from vip_llava.evaluation.metrics.tokenizer import tokenize
 
 # Answer, its words, CIDEr-D, METEOR 1.5: recorded from pycocoevalcap 1.2 (PTBTokenizer, Cider, Meteor).
@@ -102,11 +102,11 @@ def test_nltk_meteor_of_the_published_example() -> None:
         "command of the Party",
         "It is the practical guide for the army always to heed the directions of the party",
     ]
-    found = NltkMeteor()
+    found = nltk_meteor([said], [told])
     if "no WordNet" in found.method:
-        assert found.score_each([said], [told]) == [pytest.approx(0.6944, abs=5e-5)]
-    assert found.score_each(["non matching"], [["this is a cat"]]) == [0.0]
-    [all_of_it] = found.score_each(["this is a small cat"], [["this is a small cat"]])
+        assert found.values == [pytest.approx(0.6944, abs=5e-5)]
+    assert nltk_meteor(["non matching"], [["this is a cat"]]).values == [0.0]
+    [all_of_it] = nltk_meteor(["this is a small cat"], [["this is a small cat"]]).values
     assert all_of_it == pytest.approx(1 - 0.5 / 5**3)  # one chunk of five words
     assert "not comparable" in found.method
 
@@ -118,5 +118,5 @@ def test_nltk_meteor_of_the_published_example() -> None:
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_meteor_1_5_is_the_program_itself() -> None:
-    found = JavaMeteor().score_each(ANSWERS, REFERENCES)
+    found = java_meteor(ANSWERS, REFERENCES).values
     assert found == pytest.approx([row[3] for row in RECORDED], abs=1e-6)

@@ -15,7 +15,7 @@ from vip_llava.evaluation.benchmark import BenchmarkItem
 from vip_llava.evaluation.benchmarks.row_file import RowBenchmark
 from vip_llava.evaluation.intervals import mean
 from vip_llava.evaluation.metrics.cider import cider
-from vip_llava.evaluation.metrics.meteor import find_meteor
+from vip_llava.evaluation.metrics.meteor import meteor
 from vip_llava.evaluation.results import AnswerScore, ResultRow, Score, count_failed
 
 __all__ = ["RefCocoG"]
@@ -55,11 +55,11 @@ class RefCocoG(RowBenchmark):
         answers = [row.answer for row in rows]
         references = [row.expected or [""] for row in rows]
         images, failed = [row.image for row in rows], count_failed(rows)
-        meteor = find_meteor()
+        meteor_scores = meteor(answers, references)
         scores = []
         for name, values, method in (
             ("CIDEr", cider(answers, references), "CIDEr-D over these questions"),
-            (meteor.name, meteor.score_each(answers, references), meteor.method),
+            (meteor_scores.name, meteor_scores.values, meteor_scores.method),
         ):
             value, low, high = mean(values, images)
             scores.append(Score(name, "", value, len(rows), low, high, failed, method=method))

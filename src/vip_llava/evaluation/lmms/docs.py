@@ -101,7 +101,7 @@ class Task:
     def score(self, rows: Sequence[Mapping[str, Any]]) -> float:
         """The aggregation: the benchmark's first score, in percent."""
         kind = benchmark_class(self.name)
-        value = kind.aggregate([ResultRow.from_json(row) for row in rows])[0].value
+        value = kind.aggregate([ResultRow(**row) for row in rows])[0].value
         return float("nan") if value is None else 100 * value
 
     def functions(self) -> dict[str, Callable[..., Any]]:

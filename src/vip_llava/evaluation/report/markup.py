@@ -22,7 +22,13 @@ table.facts td { text-align: left; overflow-wrap: anywhere; }
 figure { margin: 0; }
 figure.chart { margin: 1em 0; }
 figure.chart figcaption { font-weight: 600; }
-svg { max-width: 100%; height: auto; vertical-align: top; }
+table.bars { display: table; width: 100%; }
+table.bars th { width: 12em; font-weight: normal; }
+table.bars td { text-align: left; padding-right: 4em; }
+.bar { position: relative; height: 1.2em; }
+.bar b { position: absolute; left: 0; top: 2px; bottom: 2px; }
+.bar i { position: absolute; top: 50%; border-top: 1px solid #222; }
+.bar span { position: absolute; left: 100%; padding-left: .5em; font-size: 12px; }
 .cards { display: flex; flex-wrap: wrap; gap: 1em; }
 .cards figure { width: 20em; border: 1px solid #ddd; border-top: 4px solid #888; padding: .6em; }
 .cards figure.right { border-top-color: #2a7; }

@@ -1,7 +1,7 @@
 """One HTML page for one or several runs: scores with intervals, charts, comparison, galleries.
 
-The page is a single file (images as data URLs, charts as SVG, no scripts, nothing fetched), so that
-it can be mailed or archived. It is made from run directories alone, without the data or the models.
+The page is a single file (images as data URLs, no scripts, nothing fetched), so that it can be
+mailed or archived. It is made from run directories alone, without the data or the models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vip_llava.errors import DataError
-from vip_llava.evaluation.report.charts import COLORS, Bar, bars, radar
+from vip_llava.evaluation.intervals import Interval
+from vip_llava.evaluation.report.charts import COLORS, bar_chart
 from vip_llava.evaluation.report.compare import differences
 from vip_llava.evaluation.report.gallery import gallery
 from vip_llava.evaluation.report.markup import STYLE, table
@@ -25,7 +26,6 @@ from vip_llava.evaluation.tables import score_tables
 
 __all__ = ["LoadedRun", "load_run", "render_page"]
 
-_MAX_RADAR_GROUPS = 14
 _CHARTS_PER_AXIS = 2
 _MAX_FAILED_SHOWN = 20
 #: Keys of a run's config that say which questions it asks, and how.
@@ -135,36 +135,29 @@ def _warning_if_different(runs: Sequence[LoadedRun]) -> str:
 
 
 def _charts(runs: Sequence[LoadedRun]) -> list[str]:
-    """Bars of the first scores of each axis, and a radar chart where it is legible.
-
-    The tables have the other scores.
-    """
+    """Charts of the first scores of each axis; the tables have the other scores."""
     every = dict.fromkeys((s.axis, s.name) for run in runs for s in run.scores)
-    keys = [
-        key for key in every if [k for k in every if k[0] == key[0]].index(key) < _CHARTS_PER_AXIS
-    ]
-    parts = []
-    for axis, name in keys:
-        found = [
-            {s.group: s for s in run.scores if (s.axis, s.name) == (axis, name)} for run in runs
-        ]
-        groups = list(dict.fromkeys(group for scores in found for group in scores))
-        if len(groups) < 2 and len(runs) < 2:
-            continue
-        series = [
-            (run.name, [_bar(scores.get(group)) for group in groups])
-            for run, scores in zip(runs, found, strict=True)
-        ]
-        chart = bars([group or "all" for group in groups], series)
-        if 3 <= len(groups) <= _MAX_RADAR_GROUPS and axis in ("shape", "capability"):
-            chart += radar(groups, series)
-        heading = escape(f"{name} by {axis}" if axis else name)
-        parts.append(f'<figure class="chart"><figcaption>{heading}</figcaption>{chart}</figure>')
-    return parts
+    charts = []
+    for axis in dict.fromkeys(axis for axis, _ in every):
+        names = [name for each, name in every if each == axis]
+        for name in names[:_CHARTS_PER_AXIS]:
+            found = [
+                {s.group: s for s in run.scores if (s.axis, s.name) == (axis, name)} for run in runs
+            ]
+            groups = list(dict.fromkeys(group for scores in found for group in scores))
+            if len(groups) < 2 and len(runs) < 2:
+                continue
+            series = [
+                (run.name, [_interval(scores.get(group)) for group in groups])
+                for run, scores in zip(runs, found, strict=True)
+            ]
+            title = f"{name} by {axis}" if axis else name
+            charts.append(bar_chart(title, [group or "all" for group in groups], series))
+    return charts
 
 
-def _bar(score: Score | None) -> Bar:
-    return Bar(None) if score is None else Bar(score.value, score.low, score.high)
+def _interval(score: Score | None) -> Interval:
+    return (None, None, None) if score is None else (score.value, score.low, score.high)
 
 
 def _failed_list(run: LoadedRun) -> str:
