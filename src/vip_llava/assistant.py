@@ -59,17 +59,22 @@ def load(
     vision_tower: str | Path | None = None,
     revision: str | None = None,
 ) -> Assistant:
-    """Open a model; without a name the small one that ships with the project.
+    """Open a model; without a name the small one that ships with the package.
 
-    name_or_folder: a folder in the Hugging Face or the original's layout (also projector-only or
-        LoRA, then with `base`), or a name on the hub, of which `revision` is a commit.
-    dtype: "auto" (float32 on a CPU, bfloat16 elsewhere), a name or a torch dtype. On a CPU "auto"
-        keeps the default model's weights in 16 bits (`model.half`), which is faster.
-    device or device_map: where to; the best device by default. quantization: "8bit" or "4bit".
-    merge_adapter: fold a LoRA into the weights. template, image_aspect_ratio ("pad", "square",
-        "resize") and vision_tower replace what the checkpoint says.
-    progress: called as `progress(stage, done, total)`.
-    Raises CheckpointError, QuantizationError or DownloadError.
+    Args:
+        name_or_folder: a folder in the Hugging Face or the original's layout (projector-only and
+            LoRA folders need `base`), or a name on the hub, with `revision` a commit or branch.
+        dtype: "auto" (float32 on a CPU, bfloat16 elsewhere), a name or a torch dtype. On a CPU
+            "auto" stores the default model's linear weights as float16, which is faster.
+        device, device_map: where the model goes; by default the best available device.
+        quantization: "8bit" or "4bit".
+        merge_adapter: merge a LoRA into the weights.
+        template, image_aspect_ratio, vision_tower: override what the checkpoint says;
+            `image_aspect_ratio` is "pad", "square" or "resize".
+        progress: called as `progress(stage, done, total)`.
+
+    Raises:
+        CheckpointError, QuantizationError or DownloadError.
     """
     from vip_llava.backends.native import NativeBackend
     from vip_llava.models.loading import load_model
@@ -117,7 +122,7 @@ class Assistant:
     ) -> Answer:
         """Ask one question about an image and regions of it.
 
-        image: path, bytes, PIL image, numpy array [H, W, 3], data address, or None.
+        image: path, bytes, PIL image, numpy array [H, W, 3], data URL, `MarkedImage`, or None.
         question: `<region:1>` stands for the region with that id (by default "1", "2", ... in
             order) and is worded as the model was trained: "within the red rectangle".
         regions: Region objects (`Box(...)`, ...) or their JSON objects; drawn on the image.
@@ -136,9 +141,9 @@ class Assistant:
         history: Sequence[TurnLike] = (),
         **sampling: Unpack[Sampling],
     ) -> AnswerStream:
-        """As `ask`, giving pieces of text as they come; `.answer` has the rest at the end.
+        """As `ask`, yielding pieces of text as they are generated; `.answer` is complete at the end.
 
-        What was given is checked here, at once; generation begins with the first piece.
+        The request is checked here; generation begins with the first piece.
         """
         request = Request(image=image, question=question, regions=regions, history=history)
         return AnswerStream(self.backend, self.backend.prepare(request, _params(sampling)))
@@ -151,18 +156,19 @@ class Assistant:
         on_answer: Callable[[int, Answer], None] | None = None,
         **sampling: Unpack[Sampling],
     ) -> list[Answer]:
-        """Answer many requests together; the answers are in their order and equal single ones.
+        """Answer many requests in batches; answers are in request order and equal single ones.
 
         requests: `Request`s or mappings `dict(image=..., question=..., regions=...)`, which may
             hold sampling parameters of their own.
-        batch_size: how many run together, as far as the engine's settings allow; as one ends the
-            next begins. Memory grows with it, and so does speed on a GPU.
-        on_answer: called with (index, answer) as soon as one is done; longest prompts begin.
-        All requests are checked before the first one runs; the error names the request's index.
-        Every answer keeps its drawn image: split very long lists.
+        batch_size: how many run at once; as one ends the next begins. Memory grows with it, and so
+            does speed on a GPU.
+        on_answer: called with (index, answer) as soon as an answer is complete; the longest prompts
+            run first.
+        All requests are checked before the first one runs; an error names the request's index.
+        Every answer keeps its drawn images: split very long lists.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise RequestError(f"batch_size: {batch_size!r}; allowed are whole numbers from 1")
+            raise RequestError(f"batch_size: must be an integer of at least 1, not {batch_size!r}")
         params = _params(sampling)
         prepared = []
         for index, request in enumerate(requests):
@@ -212,7 +218,7 @@ class Assistant:
     def _run(
         self, prepared: Sequence[Prepared], order: Sequence[int], together: int
     ) -> Generator[tuple[int, Answer]]:
-        """The answers with their indices as they end; at most `together` are on their way."""
+        """The answers with their indices as they complete; at most `together` run at once."""
         begin = iter(order)
         running: dict[int, PendingAnswer] = {}
         try:
@@ -260,7 +266,7 @@ class AnswerStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; RuntimeError before the last piece has been taken."""
+        """The whole answer. Raises RuntimeError before the last piece was taken."""
         if self._answer is None:
             raise RuntimeError("the answer is not complete; take all pieces first")
         return self._answer

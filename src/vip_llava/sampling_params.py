@@ -24,14 +24,14 @@ _GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one answer is generated. Raises `RequestError` that names the field and its range.
+    """How one answer is generated. Raises RequestError with the field and its range.
 
-    The order of operations is: repetition penalty, temperature, `top_k`, `top_p`, `min_p`, draw.
-    With `temperature` 0 the most probable token is taken and the three cuts do nothing.
+    Order of operations: repetition penalty, temperature, `top_k`, `top_p`, `min_p`, draw. With
+    `temperature` 0 the most probable token is taken and `top_k`, `top_p` and `min_p` have no effect.
     """
 
     max_new_tokens: int = 512
-    """Most tokens to generate, at least 1; the model's positions may end the answer sooner."""
+    """Most tokens to generate, at least 1; the model's positions may end the answer earlier."""
     temperature: float = 0.0
     """0 (always the most probable token) to 2."""
     top_p: float = 1.0
@@ -43,12 +43,12 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     """0.1 to 10: above 1 makes tokens of prompt and answer so far less probable; 1 is off."""
     seed: int | None = None
-    """The same seed draws the same answer; None takes a fresh one (and the result names it)."""
+    """The same seed gives the same answer; None takes a random one, which the result names."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it. One text may be given alone."""
+    """Strings that end the answer and are not part of it; a single one needs no list."""
     logprobs: int | None = None
-    """Tell with each token its log-probability, and so many of the most probable tokens with
-    theirs: as the model gives them, before penalty, temperature and cuts. None: tell none."""
+    """Return the log-probability of each token, and those of this many of the most probable tokens,
+    before penalty, temperature and truncation. None: return none."""
 
     def __post_init__(self) -> None:
         _check_int("max_new_tokens", self.max_new_tokens, 1, _MAX_NEW_TOKENS)
@@ -56,7 +56,7 @@ class SamplingParams:
         _check_float("top_p", self.top_p, 0.0, 1.0, above=True)
         _check_int("top_k", self.top_k, 0, _MAX_SEED)
         _check_float("min_p", self.min_p, 0.0, 1.0)
-        # Less would carry logits out of float32.
+        # Smaller values would overflow float32 logits.
         _check_float("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, _MAX_SEED)
@@ -70,7 +70,7 @@ class SamplingParams:
         return self.temperature < _GREEDY_BELOW
 
     def with_seed(self) -> SamplingParams:
-        """The same parameters with a seed that is set: a fresh random one where there was none."""
+        """These parameters with a seed: a random one where none is set."""
         if self.seed is not None:
             return self
         values = {name: getattr(self, name) for name in self.__slots__}
@@ -79,34 +79,34 @@ class SamplingParams:
 
 def _check_int(field: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{field}: {value!r} is no whole number; allowed are {low} to {high}")
+        raise RequestError(f"{field}: must be an integer from {low} to {high}, not {value!r}")
     if not low <= value <= high:
-        raise RequestError(f"{field}: {value} is out of range; allowed are {low} to {high}")
+        raise RequestError(f"{field}: must be an integer from {low} to {high}, not {value}")
 
 
 def _check_float(
     field: str, value: object, low: float, high: float, *, above: bool = False
 ) -> None:
-    allowed = f"allowed is {'above ' if above else ''}{low:g} to {high:g}"
+    allowed = f"a number {'above' if above else 'from'} {low:g} to {high:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{field}: {value!r} is no number; {allowed}")
-    # NaN fails every comparison, so the test is written for what is allowed.
+        raise RequestError(f"{field}: must be {allowed}, not {value!r}")
+    # NaN fails every comparison, so this tests for the allowed range.
     if not (low < value <= high if above else low <= value <= high):
-        raise RequestError(f"{field}: {value} is out of range; {allowed}")
+        raise RequestError(f"{field}: must be {allowed}, not {value}")
 
 
 def _checked_stop(stop: object) -> tuple[str, ...]:
     if isinstance(stop, str):
         stop = (stop,)
     if not isinstance(stop, Sequence) or isinstance(stop, bytes):
-        raise RequestError(f"stop: {stop!r} is no text; allowed are a text or a list of texts")
+        raise RequestError(f"stop: must be a string or a list of strings, not {stop!r}")
     if len(stop) > MAX_STOP_STRINGS:
-        raise RequestError(f"stop: {len(stop)} texts given; allowed are 0 to {MAX_STOP_STRINGS}")
+        raise RequestError(f"stop: at most {MAX_STOP_STRINGS} strings, not {len(stop)}")
     for text in stop:
         if not isinstance(text, str):
-            raise RequestError(f"stop: {text!r} is no text; allowed are texts only")
+            raise RequestError(f"stop: must be strings, not {text!r}")
         if not 1 <= len(text) <= _MAX_STOP_LENGTH:
             raise RequestError(
-                f"stop: a text of {len(text)} characters; allowed are 1 to {_MAX_STOP_LENGTH}"
+                f"stop: strings have 1 to {_MAX_STOP_LENGTH} characters, not {len(text)}"
             )
     return tuple(stop)

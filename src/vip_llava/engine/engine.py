@@ -131,19 +131,20 @@ class Engine:
 
     def room(self, prompt_tokens: int) -> int:
         """The most tokens that can follow a prompt; RequestError if not even one can."""
-        limit = self._core.kv_cache_tokens
-        if prompt_tokens + 1 > limit:
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens (images included) and the KV cache "
-                f"holds {limit}; shorten it or increase kv_cache_tokens"
-            )
         config = self._model.config.get_text_config()
         positions = getattr(config, "max_position_embeddings", None)
+        # The model's limit first: no setting can raise it.
         if positions is not None and prompt_tokens + 1 > positions:
             raise RequestError(
                 f"the prompt has {prompt_tokens} tokens (images included) and the model has "
                 f"{positions} positions, which leaves no room for an answer; "
                 f"shorten it by at least {prompt_tokens + 1 - positions} tokens"
+            )
+        limit = self._core.kv_cache_tokens
+        if prompt_tokens + 1 > limit:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens (images included) and the KV cache "
+                f"holds {limit}; shorten it or increase kv_cache_tokens"
             )
         return min(limit, limit if positions is None else int(positions)) - prompt_tokens
 
