@@ -120,6 +120,11 @@ def judge(server: Server, **options: Any) -> JudgeEndpoint:
     return JudgeEndpoint(server.url, "rules", **{"pause": 0.01, **options})
 
 
+def grades_file(finished: Path) -> Path:
+    [path] = (finished / "grades").iterdir()
+    return path
+
+
 def graded(finished: Path, server: Server, times: int = 2, **options: Any) -> Any:
     with judge(server, **options) as told:
         return grade_run(finished, told, PROMPT, times=times)
@@ -180,9 +185,9 @@ def test_a_stopped_grading_goes_on(finished: Path, server: Server) -> None:
     server.before.append((400, {}, {"error": {"message": "enough"}}))
     with judge(server) as told, pytest.raises(RequestError, match=r"refused: 400 \(enough\)"):
         grade_run(finished, told, PROMPT, times=2, parallel=1)
-    kept = (finished / "grades" / "rules.jsonl").read_text().splitlines()
+    kept = grades_file(finished).read_text().splitlines()
     assert len(kept) == 2
-    (finished / "grades" / "rules.jsonl").write_text("\n".join([*kept, '{"id": "cut']))
+    grades_file(finished).write_text("\n".join([*kept, '{"id": "cut']))
     before = len(server.asked)
     grades = graded(finished, server)
     # One more may have been on its way when the first grading was stopped.
@@ -259,11 +264,13 @@ def test_replies_without_a_number(finished: Path, server: Server) -> None:
 def test_grades_of_another_prompt_are_not_mixed(
     finished: Path, server: Server, tmp_path: Path
 ) -> None:
-    graded(finished, server, times=1)
+    first = graded(finished, server, times=1)
     path = tmp_path / "mine.txt"
     path.write_text("Question | Ground truth | Prediction | Correctness\n")
-    with judge(server) as told, pytest.raises(RequestError, match="move them away"):
-        grade_run(finished, told, read_prompt(path), times=1)
+    with judge(server) as client:
+        other = grade_run(finished, client, read_prompt(path), times=1)
+    assert len(server.asked) == 6 and first.prompt != other.prompt
+    assert len(list((finished / "grades").iterdir())) == 2
     path.write_text("Be nice.")
     with pytest.raises(DataError, match="not a prompt for a judge"):
         read_prompt(path)

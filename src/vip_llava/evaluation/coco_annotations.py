@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vip_llava.data.converters.base import box_of_corner_and_size, read_json
+from vip_llava.data.converters.base import SkipEntry, box_of_corner_and_size, read_json
 from vip_llava.data.converters.coco import outline
 from vip_llava.errors import DataError
 from vip_llava.evaluation.label_names import canonical
@@ -139,7 +139,7 @@ def _object_of_annotation(
         return LabelledObject(names[annotation["category_id"]], (x1, y1, x2, y2), outlines)
     except KeyError as error:
         return InvalidAnnotation(f"{where}: {error} is missing or unknown")
-    except Exception as error:  # the converters' reasons for leaving a row out are not one type
+    except (SkipEntry, TypeError, ValueError) as error:
         return InvalidAnnotation(f"{where}: {error}")
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["file_hashes", "run_provenance", "weights_fingerprint"]
 
 _SAMPLED_VALUES = 16
-_LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "nltk")
+#: Distribution -> the module to look for.
+_LIBRARIES = {name: name for name in ("torch", "transformers", "tokenizers", "numpy", "nltk")}
+_LIBRARIES["pillow"] = "PIL"
 
 
 def file_hashes(paths: Sequence[Path]) -> dict[str, str]:
@@ -59,30 +62,21 @@ def run_provenance(command: Sequence[str]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"vip-llava": __version__, "python": sys.version.split()[0]}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {
+        name: metadata.version(name) for name, module in _LIBRARIES.items() if find_spec(module)
+    }
+    return {"vip-llava": __version__, "python": sys.version.split()[0], **installed}
 
 
 def _hardware() -> dict[str, Any]:
     import torch
 
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
         "system": platform.system(),
-        "processor": _processor(),
+        "processor": next(names, platform.processor() or platform.machine()),
         "cores": os.cpu_count() or 0,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -1,1 +1,1 @@
-"""The default model's own training data: labelled photos, marked at random, and questions about them."""
+"""The training data of the default model: labelled photos, random marks, questions about them."""

@@ -1,7 +1,7 @@
-"""Random views of a photo and its labelled things: crop, zoom, aspect, flip, light, colour.
+"""Random views of a photo and its labelled objects: crop, zoom, aspect, flip, light, colour.
 
-Geometry moves the boxes and outlines with the image, before anything is drawn on it, so that a
-mark is never mirrored or tinted. All randomness comes from the generator that is handed in.
+Boxes and outlines follow the image. Marks are drawn on the view afterwards, so they are never
+mirrored or tinted. All randomness comes from the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from PIL import Image, ImageFilter
 
 from vip_llava.evaluation.coco_annotations import LabelledObject, Rectangle
 
-_VISIBLE = 0.5  # a thing of which less than this share is left is no longer known
+_VISIBLE = 0.5  # an object of which less than this fraction is left is dropped
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Ranges of the random changes; `longest` bounds the result's longer side in pixels."""
+    """Ranges of the random changes; `longest` limits the longer side of the view in pixels."""
 
     smallest_window: float = 0.55
     zoom_out: float = 1.2
@@ -32,7 +32,7 @@ class AugmentSettings:
     saturation: tuple[float, float] = (0.5, 1.4)
     longest: int = 448
     harsh_share: float = 0.0
-    """So many views are tinted, blurred, made grey or grainy too, each by lot."""
+    """The fraction of views that are also randomly tinted, blurred, grey or grainy."""
     tint: float = 0.2
     blur: tuple[float, float] = (0.3, 1.2)
     grain: tuple[float, float] = (3.0, 14.0)
@@ -41,16 +41,16 @@ class AugmentSettings:
 
 def augment(
     image: Image.Image,
-    things: Sequence[LabelledObject],
+    objects: Sequence[LabelledObject],
     keep: Sequence[int],
     rng: np.random.Generator,
     settings: AugmentSettings,
 ) -> tuple[Image.Image, list[LabelledObject | None]]:
-    """A random view of an RGB image in which the things numbered in `keep` stay whole.
+    """A random view of an RGB image in which the objects with the indices `keep` stay whole.
 
-    Returns the view and the things in its pixels, in order; None for those that fell out of it.
+    Returns the view, and the objects in its pixels in the same order, None for those outside it.
     """
-    window = _window(image.size, [things[i].box for i in keep], rng, settings)
+    window = _window(image.size, [objects[i].box for i in keep], rng, settings)
     width, height = window[2] - window[0], window[3] - window[1]
     stretch = np.exp(rng.uniform(-settings.aspect, settings.aspect, 2))
     scale = rng.uniform(*settings.scale)
@@ -62,7 +62,7 @@ def augment(
     flip = rng.random() < 0.5
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    moved = [_move(t, window, (sx, sy), size, flip) for t in things]
+    moved = [_move(t, window, (sx, sy), size, flip) for t in objects]
     view = _relight(view, rng, settings)
     if settings.harsh_share and rng.random() < settings.harsh_share:
         view = _harsh(view, rng, settings)
@@ -75,7 +75,7 @@ def _window(
     rng: np.random.Generator,
     settings: AugmentSettings,
 ) -> Rectangle:
-    """The part of the photo to look at; wider than the photo where it zooms out."""
+    """The part of the photo to show; larger than the photo if it zooms out."""
     width, height = size
     if rng.random() < settings.zoom_out_share:
         grow = rng.uniform(1.0, settings.zoom_out)
@@ -108,7 +108,7 @@ def _cut(
 
 
 def _move(
-    thing: LabelledObject,
+    target: LabelledObject,
     window: Rectangle,
     scale: tuple[float, float],
     size: tuple[int, int],
@@ -123,24 +123,24 @@ def _move(
     def y_of(y: float) -> float:
         return (y - window[1]) * sy
 
-    xs = sorted((x_of(thing.box[0]), x_of(thing.box[2])))
-    ys = (y_of(thing.box[1]), y_of(thing.box[3]))
+    xs = sorted((x_of(target.box[0]), x_of(target.box[2])))
+    ys = (y_of(target.box[1]), y_of(target.box[3]))
     x1, x2 = max(xs[0], 0.0), min(xs[1], float(size[0]))
     y1, y2 = max(ys[0], 0.0), min(ys[1], float(size[1]))
     whole = (xs[1] - xs[0]) * (ys[1] - ys[0])
     if x2 - x1 < 3 or y2 - y1 < 3 or (x2 - x1) * (y2 - y1) < _VISIBLE * whole:
         return None
     polygons = None
-    if thing.polygons:
+    if target.polygons:
         polygons = tuple(
             tuple(x_of(v) if i % 2 == 0 else y_of(v) for i, v in enumerate(p))
-            for p in thing.polygons
+            for p in target.polygons
         )
-    return LabelledObject(thing.label, (x1, y1, x2, y2), polygons)
+    return LabelledObject(target.label, (x1, y1, x2, y2), polygons)
 
 
 def _relight(view: Image.Image, rng: np.random.Generator, settings: AugmentSettings) -> Image.Image:
-    """Brightness and contrast through one table, then saturation by blending with grey."""
+    """Change brightness and contrast with one lookup table, then saturation by blending with grey."""
     brightness, contrast = rng.uniform(*settings.light, 2)
     ramp = (np.arange(256) * brightness - 127.5) * contrast + 127.5
     table = np.clip(ramp, 0, 255).astype(np.uint8).tolist()
@@ -152,7 +152,7 @@ def _relight(view: Image.Image, rng: np.random.Generator, settings: AugmentSetti
 
 
 def _harsh(view: Image.Image, rng: np.random.Generator, settings: AugmentSettings) -> Image.Image:
-    """What worse cameras do, one or more by lot: a tint, no colours, a blur, grain."""
+    """Degrade the view as bad cameras do: at random a tint, no colours, blur, grain."""
     chances = rng.random(4)
     if chances[0] < 0.5:
         gains = rng.uniform(1 - settings.tint, 1 + settings.tint, 3)
@@ -164,7 +164,7 @@ def _harsh(view: Image.Image, rng: np.random.Generator, settings: AugmentSetting
         view = view.filter(ImageFilter.GaussianBlur(float(rng.uniform(*settings.blur))))
     if chances[3] < 0.35:
         pixels = np.asarray(view, np.int16)
-        # One table of random numbers, read from a random place: as good, and ten times faster.
+        # A slice of one table of random numbers is ten times faster than new ones.
         table = _grain()
         start = int(rng.integers(len(table) - pixels.size)) if pixels.size < len(table) else 0
         grain = np.resize(table[start : start + pixels.size], pixels.shape)
@@ -175,5 +175,5 @@ def _harsh(view: Image.Image, rng: np.random.Generator, settings: AugmentSetting
 
 @functools.cache
 def _grain() -> np.ndarray[Any, np.dtype[np.float32]]:
-    """8 MB of normal random numbers, made when a view first needs them."""
+    """8 MB of normal random numbers, made on first use."""
     return np.random.default_rng(0).standard_normal(2**21, dtype=np.float32)

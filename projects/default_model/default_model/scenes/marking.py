@@ -1,4 +1,4 @@
-"""Marks for labelled things: any of the eight shapes, in the paper's styles or the drawing defaults."""
+"""Random marks for labelled objects: the eight shapes, in the paper's styles or the default one."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ from vip_llava.evaluation.coco_annotations import LabelledObject, Rectangle
 from vip_llava.regions import PALETTE, Contour, Mask, Point, Region, resolve
 from vip_llava.regions.sampling import sample_region
 
+#: Marks are sampled by index, so the order is part of the training data.
 SHAPES = ("box", "ellipse", "triangle", "point", "scribble", "contour", "mask", "arrow")
 
-# A filled mask more opaque than this hides the thing it marks; the paper's range goes up to 255.
+# A filled mask of a higher opacity hides its object; the range of the paper goes up to 255.
 _MASK_ALPHA = 150
 _DEFAULT_STYLE_SHARE = 0.5
 
 
 def mark(
-    things: Sequence[LabelledObject],
+    objects: Sequence[LabelledObject],
     size: tuple[int, int],
     rng: np.random.Generator,
     weights: Mapping[str, float] | None = None,
     *,
     jitter: float = 0.12,
 ) -> tuple[Region, ...]:
-    """One resolved region for each thing, ids "1", "2", ...; several get different named colours.
+    """A resolved region for each object, with ids "1", "2", ...; several have different colours.
 
-    weights: how often a shape comes against the others, where that is not once.
+    weights: relative frequency of each shape, 1 by default. jitter: maximum shift of an edge, as a
+    fraction of the side.
     """
     chances = np.array([(weights or {}).get(shape, 1.0) for shape in SHAPES])
     reached = np.cumsum(chances / chances.sum())
     dice = random.Random(int(rng.integers(2**62)))
-    colors: list[str | None] = [None] * len(things)
-    if len(things) > 1 or rng.random() < 0.5:
+    colors: list[str | None] = [None] * len(objects)
+    if len(objects) > 1 or rng.random() < 0.5:
         names = list(PALETTE)
-        colors = [names[i] for i in rng.permutation(len(names))[: len(things)]]
+        colors = [names[i] for i in rng.permutation(len(names))[: len(objects)]]
     regions = []
-    for number, (thing, color) in enumerate(zip(things, colors, strict=True), 1):
-        box = _jittered(thing.box, size, rng, jitter)
+    for number, (target, color) in enumerate(zip(objects, colors, strict=True), 1):
+        box = _jittered(target.box, size, rng, jitter)
         region = sample_region(
             box,
-            thing.polygons,
+            target.polygons,
             size=size,
             rng=dice,
             shape=SHAPES[min(int(reached.searchsorted(rng.random(), "right")), len(SHAPES) - 1)],
@@ -65,7 +67,7 @@ def _restyled(region: Region, rng: np.random.Generator) -> Region:
 def _jittered(
     box: Rectangle, size: tuple[int, int], rng: np.random.Generator, jitter: float
 ) -> Rectangle:
-    """The box with its edges moved a little, kept inside the image and at least 3 pixels wide."""
+    """The box with randomly shifted edges, within the image and at least 3 pixels wide."""
     x1, y1, x2, y2 = box
     dx, dy = (x2 - x1) * jitter, (y2 - y1) * jitter
     move = rng.uniform(-1, 1, 4) * (dx, dy, dx, dy) * rng.random()

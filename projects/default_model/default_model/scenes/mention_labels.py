@@ -1,8 +1,8 @@
-"""What each mention of a mark means: the words of marked things, as further labels of a training row.
+"""Further labels of a training row: the name of the marked object at each mention of a mark.
 
-A question about several marks is answered in steps (which view, what is in it, which option); an answer
-alone teaches them badly. Here the first step gets labels of its own, wherever a mark is spoken of. It
-deliberately does not know what is asked.
+A question about several marks is answered in steps (which view, what is in it, which option), and
+the answer alone is a weak signal for them. These labels supervise the first step wherever a mark is
+mentioned. It does not know what is asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vip_llava.regions import Region
 from vip_llava.regions.phrases import phrase
 
 IGNORED = -100
-"""Stands where nothing is learned."""
+"""The label of tokens without supervision."""
 
 
 def mention_labels(
@@ -26,23 +26,24 @@ def mention_labels(
     labels: Sequence[int],
     processor: Processor,
 ) -> list[int]:
-    """For the T ids of a row: the first token of a marked thing's word behind each mention of its mark.
+    """Labels for the T ids of a row: after each mention of a mark, the first token of its object.
 
-    Only of several `shown` regions (the scene's, each with a focal view), only where that view comes
-    before, and not where the row's own labels are; `IGNORED` everywhere else.
+    shown: the scene's regions, each with a focal view; with fewer than two there are no labels. A
+    mention counts only after the focal view of its region, and not where the row has labels of its
+    own. All other labels are `IGNORED`.
     """
     names = [IGNORED] * len(ids)
     if len(shown) < 2:
         return names
     holder, tokens = processor.image_token_id, processor.tokens_per_view
-    # The last place of each focal view; the first view is the whole image.
+    # The last token of each focal view; the first view is the whole image.
     ends = [i for i, id_ in enumerate(ids) if id_ == holder][2 * tokens - 1 :: tokens]
     for region, thing, end in zip(shown, scene.marked, ends, strict=True):
         try:
             words = phrase(region, shown)
-        except PhraseError:  # alike ones, at one place: nothing is said of either alone
+        except PhraseError:  # two equal marks at one place have no phrases of their own
             continue
-        # Behind its first word, a wording has the same tokens everywhere.
+        # After its first word, a phrase has the same tokens everywhere.
         spoken = _tokens(words[words.index(" ") :], processor)
         first = _tokens(thing.label, processor)[0]
         for start in range(end, len(ids) - len(spoken)):

@@ -1,9 +1,9 @@
-"""The default model's training mix: batches of scenes with marks, questions and answers.
+"""The training mixture of the default model: batches of scenes with marks, questions and answers.
 
-A batch is made whole from (seed, number) alone, so any worker can make any batch and a resumed run
-sees the same data. All rows of a batch have the same number of views: "one" (whole image and one
-focal view), "two", "three", "four" (that many marked things) or "whole" (no geometry: marks that are
-only drawn, captions, presence). It deliberately does not know the model or the device.
+A batch depends on (seed, number) alone, so that any worker can make any batch and a run can be
+repeated. All rows of a batch have the same number of views: "one" (the whole image and a focal
+view), "two", "three", "four" (that many marked objects) or "whole" (no geometry: marks that are only
+drawn, captions, presence). It does not know the model or the device.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from vip_llava.regions import Region, draw
 from vip_llava.regions.phrases import expand
 
 Row = tuple[list[Image.Image], list[int], list[int], list[int], list[int]]
-"""Views, ids, labels, names of mentions, and the class of the thing in each focal view."""
+"""Views, ids, labels, mention labels, and the class of the object in each focal view."""
 
 
 class RegionMixture:
-    """Makes training batches from photos with labelled things and packs of single photos."""
+    """Makes training batches from photos with labelled objects and photos of single objects."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class RegionMixture:
         settings: MixtureConfig | None = None,
         seed: int = 0,
     ) -> None:
-        """`photos` may hold several things each, `singles` one; `focal` is how marks are looked at.
+        """photos: with several objects each; singles: with one. focal: settings of focal views.
 
-        Raises DataError where no photo has a labelled thing.
+        Raises DataError if no photo has a labelled object.
         """
         self.settings, self.seed = settings or MixtureConfig(), seed
         self.source = SceneSource(photos, singles, self.settings)
@@ -55,7 +55,7 @@ class RegionMixture:
         self.class_of = {word: i for i, word in enumerate(self.classes)}
 
     def kind_of(self, number: int) -> str:
-        """Which kind batch `number` is."""
+        """The kind of batch `number`."""
         rng = np.random.default_rng((self.seed, number, 0))
         kinds = list(self.settings.shares)
         chances = np.array([self.settings.shares[k] for k in kinds])
@@ -64,7 +64,7 @@ class RegionMixture:
     def batch(self, number: int) -> dict[str, Any]:
         """Batch `number`: `views` uint8 [B, V, S, S, 3], `input_ids` and `labels` int64 [B, T].
 
-        `names` int64 [B, T]: see `mention_labels`. `classes` [B, V - 1]: those of the things in the
+        `names` int64 [B, T]: see `mention_labels`. `classes` int64 [B, V - 1]: of the objects in the
         focal views. Padding is on the right.
         """
         kind = self.kind_of(number)
@@ -93,12 +93,12 @@ class RegionMixture:
         }
 
     def tasks(self, kind: str, scene: Scene) -> list[Task]:
-        """What may be asked about a scene, each as often as it comes; another mix may ask others."""
+        """The questions about a scene, repeated by their frequency; a subclass may ask others."""
         return tasks_of(kind, scene, self.source.words, told=self.focal.told)
 
     def _row(self, kind: str, rng: np.random.Generator) -> Row:
-        # A scene may have nothing to ask, or too much to say: draw another; bounded, so that a
-        # mistake in a task shows as an error instead of a hang.
+        # A scene may have no question, or too long ones: sample another. The number of tries is
+        # limited, so that a mistake in a task is an error and not a hang.
         for _ in range(200):
             scene = self.source.scene(kind, rng)
             if scene is None:
@@ -113,13 +113,13 @@ class RegionMixture:
     def _encoded(
         self, kind: str, scene: Scene, asked: Sequence[Exchange], rng: np.random.Generator
     ) -> Row | None:
-        """The row of a scene and as much of what is said about it as there is room for.
+        """The row of a scene with as many of its exchanges as fit.
 
-        None where it can't be drawn, or not even one question fits.
+        None if the marks cannot be drawn, or not even one exchange fits.
         """
         try:
             image = draw(scene.image, scene.regions) if scene.regions else scene.image
-        except RegionError:  # a random mark that would not be seen: its line is off the image
+        except RegionError:  # a random mark whose lines are outside the image
             return None
         shown = () if kind == "whole" else scene.regions
         spoken = [[expand(text, scene.regions) for text in turn] for turn in asked]
@@ -141,7 +141,7 @@ class RegionMixture:
         return views, ids, labels, names, classes
 
     def _length(self, kind: str) -> int:
-        """Tokens of a row of this kind, its views included."""
+        """Tokens of a row of this kind, views included."""
         words = self.settings.text_tokens[kind]
         if self.focal.named:
             marks = VIEWS[kind] - 1

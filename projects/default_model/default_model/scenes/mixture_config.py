@@ -1,7 +1,4 @@
-"""What a training mix is made of: kinds of batches, their sizes, and how their scenes are drawn.
-
-It deliberately does not know how scenes, questions and rows are made of it.
-"""
+"""Configuration of a training mixture: kinds of batches, their sizes, and the sampling of scenes."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ from dataclasses import dataclass, field
 from default_model.scenes.augment import AugmentSettings
 
 VIEWS = {"whole": 1, "one": 2, "two": 3, "three": 4, "four": 5}
-"""Images of a row, by the kind of its batch: the whole one, and a focal view of each region."""
+"""Views of a row by the kind of its batch: the whole image, and a focal view of each region."""
 MARKED = {"whole": 1, "one": 1, "two": 2, "three": 3, "four": 4}
-"""Marked things of a scene, where things are marked."""
+"""Marked objects of a scene by the kind of its batch."""
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Shares and sizes of the batches, and where their scenes come from."""
+    """Proportions and sizes of the kinds of batches, and where their scenes come from."""
 
     shares: dict[str, float] = field(
         default_factory=lambda: {"one": 0.66, "whole": 0.14, "two": 0.10, "four": 0.10}
@@ -32,12 +29,11 @@ class MixtureConfig:
     turns: dict[str, int] = field(
         default_factory=lambda: {"one": 1, "whole": 1, "two": 3, "three": 4, "four": 4}
     )
-    """Questions about one scene, as far as there is room for them."""
+    """Maximum number of questions about a scene."""
     caption_tokens: tuple[int, int] = (30, 46)
-    """Room for the words about each focal view, where the views are named: its name and place, and
-    with how it lies to the others."""
+    """Tokens for the caption of each named focal view: without and with its relation to the others."""
     shape_weights: Mapping[str, float] = field(default_factory=dict)
-    """How often a shape comes against the others, where that is not once."""
+    """Relative frequency of each shape, 1 by default."""
     mosaic_share: float = 0.18
     single_share: float = 0.10
     label_power: float = -0.5

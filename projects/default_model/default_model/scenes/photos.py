@@ -1,9 +1,9 @@
-"""Photos with labelled things, as training and evaluation read them.
+"""Readers of photos with labelled objects, for training and evaluation.
 
-Two sources: a folder in the `regions.jsonl` format (a JSON row a photo, with boxes, outlines and
-captions), and packs of single photos (`.npz` with all JPEG files end to end, or a folder with
-`labels.jsonl`). Pixels are decoded only when a photo is opened, and nothing is random; a row that
-can't be used is an error that names file and line. It deliberately does not know marks or questions.
+There are two formats: a folder with `regions.jsonl` (a JSON object per photo, with boxes, outlines
+and captions), and packs of photos of one object each (an `.npz` of concatenated JPEG files, or a
+folder with `labels.jsonl`). Pixels are decoded when a photo is opened. An invalid row is an error
+that names file and line. It does not know marks or questions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vip_llava.images import open_image
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photo: the JPEG file's bytes, what is labelled in it, and what is promised complete."""
+    """A JPEG file, its labelled objects, and the classes whose objects are all labelled."""
 
     id: str
     source: str
@@ -39,7 +39,7 @@ class Photo:
     exhaustive_for: frozenset[str] = frozenset()
 
     def open(self) -> Image.Image:
-        """The decoded image, RGB. Raises DataError that names the photo."""
+        """Decode the image to RGB. Raises DataError with the photo's id."""
         try:
             return open_image(self.jpeg)
         except ImageError as error:
@@ -47,7 +47,7 @@ class Photo:
 
     @property
     def is_coco(self) -> bool:
-        """Whether all 80 COCO classes are labelled in it."""
+        """Whether all objects of the 80 COCO classes are labelled."""
         return self.exhaustive_for >= frozenset(COCO80)
 
 
@@ -59,10 +59,10 @@ def read_regions(folder: Path) -> Iterator[Photo]:
 def _rows(
     folder: Path, name: str, build: Callable[[Path, dict[str, Any]], Photo]
 ) -> Iterator[Photo]:
-    """A photo of each row of a JSON-lines file; DataError names file, line and reason."""
+    """The photo of each row of a JSON-lines file. Raises DataError with file, line and reason."""
     listing = folder / name
     if not listing.is_file():
-        raise DataError(f"{listing} does not exist: a folder with {name} is expected")
+        raise DataError(f"{listing} does not exist; give a folder with {name}")
     with listing.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -88,14 +88,14 @@ def _photo_of_row(folder: Path, row: dict[str, Any]) -> Photo:
 
 
 def read_pack(path: Path) -> Iterator[Photo]:
-    """Single photos of an `.npz` pack: one thing each, the main one. Raises DataError."""
+    """Photos of an `.npz` pack, each with its main object. Raises DataError."""
     if not path.is_file():
-        raise DataError(f"{path} does not exist: a pack of photos (.npz) is expected")
+        raise DataError(f"{path} does not exist; give a pack of photos (.npz)")
     try:
         with np.load(path, allow_pickle=False) as pack:
             arrays = {name: pack[name] for name in pack.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no readable pack of photos: {error}") from error
+        raise DataError(f"{path} can't be read as a pack of photos: {error}") from error
     missing = {"jpeg", "offset", "label", "box", "filename", "name"} - set(arrays)
     if missing:
         raise DataError(f"{path} lacks the arrays {sorted(missing)}")

@@ -1,7 +1,7 @@
-"""A scene: one image, the things in it, and the regions that mark some of them.
+"""A scene: an image, the objects in it, and the regions that mark some of them.
 
-What every conversation task gets. It deliberately does not know how the image was made (a photo,
-a crop, a mosaic) nor how the conversation becomes tokens.
+Every question is made from a scene. It does not know how the image was made (a photo, a crop, a
+mosaic) nor how a conversation becomes tokens.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from vip_llava.evaluation.coco_annotations import LabelledObject
 from vip_llava.regions import Region
 
 Exchange = tuple[str, str]
-"""A question, in which `<region:ID>` may stand, and its answer."""
+"""A question and its answer; both may contain `<region:ID>`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`marked[i]` is the thing that `regions[i]` marks; `objects` are all known objects, marked or not.
+    """`regions[i]` marks the object `marked[i]`; `objects` are all known objects, marked or not.
 
-    `regions` are resolved (pixel frame, with id, colour, width, alpha). `exhaustive_for` are the
-    words whose every instance is in `objects`; `captions` describe the whole image.
+    regions: resolved (pixel frame, with id, colour, width, alpha). exhaustive_for: the classes of
+    which `objects` has every object. captions: of the whole image.
     """
 
     image: Image.Image
@@ -35,13 +35,13 @@ class Scene:
     exhaustive_for: frozenset[str] = frozenset()
 
     def shares(self, index: int) -> list[str]:
-        """Labels of things that cover nearly the same place as marked thing `index`."""
+        """Labels of the objects that cover nearly the same place as marked object `index`."""
         mine = self.marked[index]
         return [t.label for t in self.objects if t is not mine and overlap(t.box, mine.box) > 0.7]
 
 
 Task = Callable[[Scene, np.random.Generator], Exchange | None]
-"""Makes an exchange about a scene, or None where the scene has nothing to ask."""
+"""Makes an exchange about a scene, or returns None if the scene does not allow its question."""
 
 
 def overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
@@ -55,5 +55,5 @@ def overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, 
 
 
 def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    """One of the options, each as likely."""
+    """One of the options, with equal probability."""
     return options[int(rng.integers(len(options)))]

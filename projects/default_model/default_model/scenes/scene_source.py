@@ -1,6 +1,6 @@
-"""Where the training mix gets its scenes: photos with labelled things, single photos and mosaics.
+"""Samples scenes from photos with labelled objects, photos of single objects, and mosaics.
 
-It deliberately does not know what is asked about a scene, nor how it becomes a row.
+It does not know what is asked about a scene, nor how it becomes a row.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from vip_llava.evaluation.coco_annotations import LabelledObject
 
 
 class SceneSource:
-    """Draws scenes of a kind from photos, by a generator alone."""
+    """Samples scenes from photos; a scene depends on its kind and the generator alone."""
 
     def __init__(
         self, photos: Sequence[Photo], singles: Sequence[Photo], settings: MixtureConfig
     ) -> None:
-        """`photos` may hold several things each, `singles` one.
+        """photos: with several objects each; singles: with one.
 
-        Raises DataError where no photo has a labelled thing.
+        Raises DataError if no photo has a labelled object.
         """
         self.photos, self.singles, self.settings = list(photos), list(singles), settings
         self.places = [
             (p, t) for p, photo in enumerate(self.photos) for t in range(len(photo.objects))
         ]
         if not self.places:
-            raise DataError("no photo with labelled things to train on")
+            raise DataError("no photo with labelled objects to train on")
         labels = [self.photos[p].objects[t].label for p, t in self.places]
         self.words = tuple(word for word, _ in Counter(labels).most_common(120))
         """The most frequent labels."""
@@ -51,12 +51,12 @@ class SceneSource:
         self.decoded: dict[int, Image.Image] = {}
 
     def decode_all(self) -> None:
-        """Decode every photo once, before workers are forked, so that they share the pixels."""
+        """Decode every photo once; workers that are forked afterwards share the pixels."""
         with ThreadPoolExecutor(16) as pool:
             self.decoded = dict(enumerate(pool.map(Photo.open, self.photos)))
 
     def scene(self, kind: str, rng: np.random.Generator) -> Scene | None:
-        """A scene of a kind, from one of its sources by lot; None where the draw came to nothing."""
+        """A scene of a kind from a random source; None if the sample cannot be used."""
         chance = rng.random()
         if chance < self.settings.mosaic_share:
             image, things = mosaic(partial(self._tile, rng), rng)
@@ -72,7 +72,7 @@ class SceneSource:
         return self._photo_scene(MARKED[kind], rng)
 
     def _single_scene(self, kind: str, rng: np.random.Generator) -> Scene | None:
-        """A photo of one thing: marked, or shown without a mark in half of the "whole" rows."""
+        """A photo of one object: marked, or in half of the "whole" rows without a mark."""
         photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
         image, moved = augment(photo.open(), photo.objects, (0,), rng, self.settings.augment)
         things = [t for t in moved if t]
@@ -81,7 +81,7 @@ class SceneSource:
         return self._marked(image, things, [0], rng) if things else None
 
     def _captioned_scene(self, rng: np.random.Generator) -> Scene:
-        """A photo with captions and without marks, hardly cropped, so that its captions stay true."""
+        """A photo with captions and without marks, cropped little, so that its captions stay true."""
         number = self.captioned[int(rng.integers(len(self.captioned)))]
         photo = self.photos[number]
         gentle = replace(self.settings.augment, smallest_window=0.9, zoom_out_share=0.0)
@@ -117,13 +117,15 @@ class SceneSource:
         rng: np.random.Generator,
     ) -> Scene:
         marked = tuple(things[c] for c in chosen)
-        order = rng.permutation(len(marked))  # the first region is not always the first one chosen
+        order = rng.permutation(
+            len(marked)
+        )  # region 1 is not always the first object that was chosen
         marked = tuple(marked[i] for i in order)
         regions = mark(marked, image.size, rng, self.settings.shape_weights)
         return Scene(image, tuple(things), marked, regions)
 
     def _tile(self, rng: np.random.Generator) -> tuple[Image.Image, str]:
-        """A mosaic's tile: a single photo, or a thing cut out of a photo with some surroundings."""
+        """A tile of a mosaic: a photo of one object, or an object cut out with some surroundings."""
         if self.singles and rng.random() < 0.55:
             photo = self.singles[int(self.single_chance.searchsorted(rng.random()))]
             return photo.open(), photo.objects[0].label
@@ -145,7 +147,7 @@ class SceneSource:
 
 
 def _chances(labels: Sequence[str], power: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Cumulative chance of each item, by the count of its label to a power."""
+    """Cumulative probabilities, proportional to the count of each label to a power."""
     counts = Counter(labels)
     weight = np.array([counts[label] ** power for label in labels], np.float64)
     return np.cumsum(weight / weight.sum()) if len(weight) else weight

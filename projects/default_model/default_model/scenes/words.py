@@ -1,8 +1,4 @@
-"""Words for things: one name for each kind, its article and plural, and plain nouns for fine classes.
-
-Sources name one thing in several ways ("sofa", "couch"); a model that is asked for an exact word
-must have learned one of them. The chosen word is COCO's where COCO has one.
-"""
+"""The COCO class names, articles and plurals, and common nouns for ImageNet classes."""
 
 from __future__ import annotations
 
@@ -91,8 +87,8 @@ COCO80 = (
     "toothbrush",
 )
 
-# ImageNet classes that people call by one plain noun, and those whose word means another thing
-# elsewhere: ranges of WordNet ids, both ends included.
+# ImageNet classes with one common noun, and those whose name means something else in other data
+# sets: ranges of WordNet ids, both ends included.
 _FINE_CLASSES = (
     ("n01440764", "n01443537", "fish"),
     ("n01484850", "n01494475", "shark"),
@@ -187,13 +183,13 @@ _NO_ARTICLE = frozenset(
         "sky",
     ]
 )
-# Letters do not say it: the first sound of "unicycle" is no vowel, that of "hourglass" is one.
+# Exceptions by sound: "unicycle" does not begin with a vowel sound, and "hourglass" does.
 _A_BEFORE, _AN_BEFORE = ("eu", "uni", "uku"), ("hour",)
 _IRREGULAR = {"person": "people", "knife": "knives", "sheep": "sheep", "skis": "skis"}
 
 
 def plain_noun(wnid: str, label: str) -> str:
-    """The everyday noun for an ImageNet class ("Labrador retriever" -> "dog")."""
+    """The common noun for an ImageNet class ("Labrador retriever" -> "dog")."""
     for first, last, noun in _FINE_CLASSES:
         if first <= wnid <= last:
             return noun
@@ -201,7 +197,7 @@ def plain_noun(wnid: str, label: str) -> str:
 
 
 def with_article(label: str) -> str:
-    """Give "a dog", "an apple", "skis"."""
+    """ "a dog", "an apple", "skis"."""
     if label in _NO_ARTICLE or (label.endswith("s") and not label.endswith(("ss", "us", "is"))):
         return label
     vowel = label.startswith(tuple("aeiou")) and not label.startswith(_A_BEFORE)
@@ -209,7 +205,7 @@ def with_article(label: str) -> str:
 
 
 def plural(label: str) -> str:
-    """Give "dogs", "people", "benches"."""
+    """ "dogs", "people", "benches"."""
     if label in _IRREGULAR:
         return _IRREGULAR[label]
     if label in _NO_ARTICLE:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import ipaddress
 import random
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -164,14 +162,8 @@ def _error_message(response: httpx.Response) -> str:
 
 
 def _retry_after(header: str | None, default: float) -> float:
-    """The wait in a `Retry-After` header, which holds seconds or a date."""
-    if header is None:
-        return default
+    """The wait in a `Retry-After` header; the default without one, or for a date."""
     try:
-        return max(0.0, float(header))
+        return max(0.0, float(header or default))
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError):
         return default

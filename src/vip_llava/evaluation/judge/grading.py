@@ -1,6 +1,7 @@
 """Grades a run of ViP-Bench with a judge, several times, and resumes an interrupted grading.
 
-Grades are lines of one file per judge in the run directory. It does not know HTTP.
+Grades are lines of a file in the run directory, one file per judge and prompt. It does not know
+HTTP.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vip_llava.errors import DataError, RequestError
+from vip_llava.errors import DataError
 from vip_llava.evaluation.jsonl import complete_lines
 from vip_llava.evaluation.judge.endpoint import JudgeReply
 from vip_llava.evaluation.judge.prompt import HINT, parse_score, prompt_fingerprint, table_row
@@ -87,11 +88,12 @@ def grade_run(
 
     A failed row has no answer to grade and counts as 0. on_grade: called with the number of grades
     done and of all. Raises DataError for an unfinished run or one of another benchmark, and
-    RequestError if the judge refuses or stored grades were made with another prompt.
+    RequestError if the judge refuses.
     """
     rows = gradable_rows(run)
-    path = run / "grades" / f"{slug(judge.model)}.jsonl"
-    _check_prompt(path.with_suffix(".json"), judge.model, prompt_fingerprint(prompt))
+    fingerprint = prompt_fingerprint(prompt)
+    path = run / "grades" / f"{slug(judge.model)}-{fingerprint}.jsonl"
+    path.parent.mkdir(exist_ok=True)
     known = {(grade.id, grade.run): grade for grade in _read_grades(path)}
     wanted = [(row, number) for number in range(times) for row in rows if row.failed is None]
     left = [(row, number) for row, number in wanted if (row.id, number) not in known]
@@ -111,7 +113,7 @@ def grade_run(
         # A thread may be waiting up to a minute for a busy server; do not wait for it.
         pool.shutdown(wait=False, cancel_futures=True)
     kept = tuple(known[row.id, number] for row, number in wanted)
-    return Grades(judge.model, prompt_fingerprint(prompt), times, kept)
+    return Grades(judge.model, fingerprint, times, kept)
 
 
 def gradable_rows(path: Path) -> list[ResultRow]:
@@ -148,24 +150,6 @@ def _read_grades(path: Path) -> list[Grade]:
         return [Grade(**json.loads(text)) for text in complete_lines(path)]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} can't be read as grades: {error}") from None
-
-
-def _check_prompt(path: Path, model: str, prompt: str) -> None:
-    """Store the prompt of a new file of grades; all grades of a file have the same prompt."""
-    now = {"judge": model, "prompt": prompt}
-    if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(now) + "\n", encoding="utf-8")
-        return
-    try:
-        before = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} can't be read: {error}") from None
-    if before != now:
-        raise RequestError(
-            f"{path.parent} holds grades of {before.get('judge')} with prompt "
-            f"{before.get('prompt')}, not {prompt}; move them away to grade again"
-        )
 
 
 def scores_by_row(grades: Iterable[Grade]) -> dict[str, list[float]]:

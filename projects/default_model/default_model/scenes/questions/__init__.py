@@ -1,5 +1,5 @@
-"""What to ask about a scene: one small file per kind of question.
+"""The questions about scenes, a file for each topic.
 
-Each task is a function of a scene and a generator that returns a question and its answer, or None
-where the scene has nothing to ask. Questions name regions as `<region:ID>`.
+A task is a function of a scene and a generator that returns a question and its answer, or None if
+the scene does not allow it. Questions name regions as `<region:ID>`.
 """

@@ -1,4 +1,4 @@
-"""Choose among options (A-D): words for one marked thing, or marked things for one word."""
+"""Multiple choice (A-D): labels for a marked object, or marked objects for a label."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LETTERS = "ABCD"
 def choose_word(
     scene: Scene, rng: np.random.Generator, *, others: tuple[str, ...]
 ) -> Exchange | None:
-    """Which of four words names the marked thing? The answer is a letter.
+    """Which of four words names the marked object? The answer is a letter.
 
-    `others` are words to be wrong with; those of things at the same place are left out.
+    others: words for the wrong options, except those of objects at the same place.
     """
     if len(scene.marked) != 1:
         return None
@@ -32,7 +32,7 @@ def choose_word(
 
 
 def choose_region(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Which of the marked things is the ...? The answer is a letter, or the mark's wording."""
+    """Which of the marked objects is the ...? The answer is a letter, or the phrase of the mark."""
     labels = [t.label for t in scene.marked]
     if len(labels) < 2 or len(labels) > len(_LETTERS):
         return None
@@ -50,7 +50,7 @@ def choose_region(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def letter_of(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Which letter stands before a mark? It asks nothing of the picture: half of `choose_region`."""
+    """Which letter has a mark? This is the second step of `choose_region`, without the image."""
     if not 2 <= len(scene.marked) <= len(_LETTERS):
         return None
     target = int(rng.integers(len(scene.regions)))
@@ -61,7 +61,7 @@ def letter_of(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def lettered(question: str, options: Sequence[str], answer: int, order: Sequence[int]) -> Exchange:
-    """The question with its options, in an order, behind letters; the answer is one of those."""
+    """The question with its options in the given order and their letters; the answer is a letter."""
     lines = "\n".join(f"{_LETTERS[i]}. {options[j]}" for i, j in enumerate(order))
     asked = f"{question}\n{lines}\nAnswer with the letter of the right option."
     return asked, _LETTERS[list(order).index(answer)]

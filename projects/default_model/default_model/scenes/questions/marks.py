@@ -1,4 +1,4 @@
-"""Questions about the marks themselves: colour, shape, how many."""
+"""Questions about the marks themselves: colour, shape, number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COUNTS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 def mark_color(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Which colour is the mark? Only where the colour has a name."""
+    """Which colour is the mark? Only for colours with a name."""
     if len(scene.regions) != 1:
         return None
     painted = scene.regions[0].color
@@ -31,7 +31,7 @@ def mark_shape(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def count_marks(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """How many things are marked?"""
+    """How many objects are marked?"""
     if not 0 < len(scene.regions) < len(_COUNTS):
         return None
     question = pick(rng, ("How many objects are marked?", "How many regions are marked?"))

@@ -1,4 +1,4 @@
-"""What is the marked thing? The bare word, unless a sentence is asked for."""
+"""What is the marked object? The answer is the label, or a sentence if one is asked for."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SENTENCE = (" Answer in one sentence.", " Answer in a full sentence.", " Please
 
 
 def name_region(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """A question for the word of the one marked thing."""
+    """A question about the only marked object."""
     if len(scene.marked) != 1:
         return None
     label = scene.marked[0].label
@@ -61,7 +61,7 @@ def _sentence(label: str, scene: Scene, rng: np.random.Generator) -> str:
 
 
 def name_one_of_many(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Several things are marked; the question is about one of them, by its mark."""
+    """A question about one of several marked objects, by its mark."""
     if len(scene.marked) < 2:
         return None
     index = int(rng.integers(len(scene.marked)))
@@ -71,7 +71,7 @@ def name_one_of_many(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def is_it(scene: Scene, rng: np.random.Generator, *, others: tuple[str, ...]) -> Exchange | None:
-    """Is the marked thing a ...? yes or no; `others` are words to be wrong with."""
+    """Is the marked object a ...? Yes or no; others: words for wrong guesses."""
     if len(scene.marked) != 1:
         return None
     label = scene.marked[0].label

@@ -1,4 +1,4 @@
-"""How two marked things relate: sides, size, sameness. Decided from their boxes and words."""
+"""Relations of marked objects: sides, size, sameness. Decided from their boxes and labels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from default_model.scenes.scene import Exchange, Scene, pick
 from vip_llava.evaluation.coco_annotations import Rectangle
 from vip_llava.prompting.focal_views import centre, view_remarks
 
-# Two centres count as apart on an axis when they differ by this share of the larger side, so that
-# the answer is one that people would give too.
+# Two centres are apart on an axis if they differ by this fraction of the larger side, so that
+# people would give the same answer.
 _APART = 0.5
-# So many times the area of the other is clearly larger.
+# Ratio of the areas from which one object is clearly larger.
 _LARGER = 1.5
 
 
 def side(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Left or right of, above or below: as a choice or as yes or no."""
+    """Left or right of, above or below: as a choice, or as a yes-or-no question."""
     if len(scene.marked) < 2:
         return None
     i, j = (int(k) for k in rng.permutation(len(scene.marked))[:2])
@@ -30,7 +30,7 @@ def side(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     before = a[axis] + a[axis + 2] < b[axis] + b[axis + 2]
     size = scene.image.size
     places = [centre(scene.regions[k], size)[axis] for k in (i, j)]
-    if (places[0] < places[1]) != before:  # marks that point elsewhere than at the middle
+    if (places[0] < places[1]) != before:  # the marks do not point at the centres
         return None
     words = (("left", "to the left of"), ("right", "to the right of"))
     if axis == 1:
@@ -43,7 +43,7 @@ def side(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     return f"Is {first} {asked[1]} {second}?", "yes" if asked == true_word else "no"
 
 
-# Of each axis: the words of its low and of its high end.
+# For each axis: the words for its low and its high end.
 _FURTHEST = (
     (("further left", "the leftmost"), ("further right", "the rightmost")),
     (("higher up", "the highest"), ("lower", "the lowest")),
@@ -53,14 +53,13 @@ _FURTHEST = (
 def further(scene: Scene, rng: np.random.Generator) -> Exchange | None:
     """Which one is further left, right, up or down; of more than two, which is furthest?
 
-    The answer is the mark's wording, or the letter before it.
+    The answer is the phrase of the mark, or its letter.
     """
     count, size = len(scene.marked), scene.image.size
     if count < 2:
         return None
     axis, end = (int(k) for k in rng.integers(2, size=2))
-    # Of those at the wanted end the first two, by what is pointed at: the first must be clear of
-    # the second as a thing, too.
+    # The first two at the wanted end, by what the marks point at. The objects must be apart, too.
     places = [centre(region, size)[axis] * (-1 if end else 1) for region in scene.regions]
     first, second = np.argsort(places, kind="stable")[:2].tolist()
     a, b = scene.marked[first].box, scene.marked[second].box
@@ -71,7 +70,7 @@ def further(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def larger(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Which of the two is larger, or smaller, in the picture? Answered as `further` is."""
+    """Which of the two is larger, or smaller, in the image? Answered like `further`."""
     if len(scene.marked) != 2:
         return None
     areas = [_area(thing.box) for thing in scene.marked]
@@ -83,7 +82,7 @@ def larger(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def _which(scene: Scene, answer: int, words: tuple[str, str], rng: np.random.Generator) -> Exchange:
-    """Which of the marked things is so? `words`: of two ("further left"), and of all ("the leftmost")."""
+    """Which of the marked objects is it? words: of two ("further left"), of all ("the leftmost")."""
     marks = [f"<region:{region.id}>" for region in scene.regions]
     order = rng.permutation(len(marks)).tolist()
     if rng.random() < 0.3:
@@ -96,7 +95,7 @@ def _which(scene: Scene, answer: int, words: tuple[str, str], rng: np.random.Gen
 
 
 def where(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """How one of several lies to the others, in the words of `view_remarks`."""
+    """Where is one of several, relative to the others? In the words of `view_remarks`."""
     if len(scene.marked) < 2:
         return None
     index = int(rng.integers(len(scene.marked)))
@@ -109,7 +108,7 @@ def where(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def size(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Which of the two is larger in the picture?"""
+    """Is one of two larger, or smaller, than the other? In the image."""
     if len(scene.marked) != 2:
         return None
     areas = [_area(thing.box) for thing in scene.marked]
@@ -123,11 +122,11 @@ def size(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def same_kind(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Are the two the same kind of thing?"""
+    """Are the two marked objects of the same class?"""
     if len(scene.marked) != 2:
         return None
     same = scene.marked[0].label == scene.marked[1].label
-    if not same and rng.random() < 0.5:  # different pairs are the more common ones
+    if not same and rng.random() < 0.5:  # pairs of different objects are more frequent
         return None
     return "Are the two marked objects the same kind of thing?", "yes" if same else "no"
 

@@ -1,4 +1,4 @@
-"""Which questions are asked about a scene, by the kind of its batch."""
+"""Selects the questions about a scene by the kind of its batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vip_llava.regions.phrases import placeholders
 def exchanges(
     scene: Scene, tasks: list[Task], most: int, rng: np.random.Generator
 ) -> list[Exchange]:
-    """Up to `most` different questions about a scene: one twice would be answered by looking back."""
+    """Up to `most` different exchanges; the answer to a repeated question could be copied."""
     found: dict[Hashable, Exchange] = {}
     for _ in range(most if most == 1 else 2 * most):
         task = tasks[int(rng.integers(len(tasks)))]
@@ -26,19 +26,19 @@ def exchanges(
 
 
 def _subject(task: Task, question: str, answer: str) -> tuple[Hashable, ...]:
-    """What two questions of a task have in common that ask the same in other words."""
+    """A key that is equal for two questions of a task that ask the same in other words."""
     asked = question.partition("\n")[0]
     marks = frozenset(placeholders(asked))
-    if task is relations.side:  # of two marks both directions may be asked, and both ways round
+    if task is relations.side:  # both axes and both orders of two marks may be asked
         return marks, answer
     return (marks or asked.partition(" is ")[2],)
 
 
 def tasks_of(kind: str, scene: Scene, words: tuple[str, ...], *, told: bool) -> list[Task]:
-    """What may be asked about a scene, each as often as it comes.
+    """The tasks for a scene, each repeated by its frequency.
 
-    words: labels to be wrong with. told: whether the model is told where several marks lie; then
-    it is also asked for steps on the way to an answer.
+    words: labels for wrong options. told: whether captions say how several marks lie; then the
+    tasks include the steps towards an answer.
     """
     if not scene.regions:
         if not scene.captions:

@@ -1,4 +1,4 @@
-"""Questions about the whole picture: captions, presence, the main thing, two people's count."""
+"""Questions about the whole image: captions, presence, counts, the main object."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NUMBERS = ("zero", "one", "two", "three", "four")
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Describe the picture in one sentence."""
+    """A request for a caption."""
     if not scene.captions:
         return None
     question = pick(
@@ -29,7 +29,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """Is there a ... in the picture? Only for words that are labelled wherever they appear."""
+    """Is there a ... in the image? Only for classes of which every object is labelled."""
     if not scene.exhaustive_for:
         return None
     here = sorted({t.label for t in scene.objects} & scene.exhaustive_for)
@@ -41,7 +41,7 @@ def presence(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def how_many(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """How many ... are in the picture? Up to four, for words that are labelled everywhere."""
+    """How many ... are in the image? Up to four, for classes of which every object is labelled."""
     labels = [t.label for t in scene.objects]
     words = sorted({w for w in labels if w in scene.exhaustive_for and labels.count(w) < 5})
     if not words:
@@ -51,7 +51,7 @@ def how_many(scene: Scene, rng: np.random.Generator) -> Exchange | None:
 
 
 def main_thing(scene: Scene, rng: np.random.Generator) -> Exchange | None:
-    """What is the main thing of a picture that shows one?"""
+    """What is the main object? For images of one object."""
     if len(scene.objects) != 1:
         return None
     question = pick(
