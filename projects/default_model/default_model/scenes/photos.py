@@ -95,7 +95,7 @@ def read_pack(path: Path) -> Iterator[Photo]:
         with np.load(path, allow_pickle=False) as pack:
             arrays = {name: pack[name] for name in pack.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} can't be read as a pack of photos: {error}") from error
+        raise DataError(f"{path} can't be read: not an .npz file of plain arrays") from error
     missing = {"jpeg", "offset", "label", "box", "filename", "name"} - set(arrays)
     if missing:
         raise DataError(f"{path} lacks the arrays {sorted(missing)}")

@@ -1,1 +1,1 @@
-"""The trainer of the default model, on scenes made as it goes (`data.scenes`)."""
+"""Trains the default model on scenes that are made during training."""

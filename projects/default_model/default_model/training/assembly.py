@@ -1,7 +1,7 @@
-"""Trains the default model: puts its published parts, the photos and a recipe together.
+"""Assembles a training run of the default model: published weights, photos and a recipe.
 
-The language model and the tower start from their published weights, the projector from nothing.
-Validation photos (`data.scenes.photos.is_validation`) are left out. The command line is `cli/train.py`.
+The language model and the tower start from their published weights, the projector from random
+ones. Photos of the validation split are left out.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from vip_llava.models.default.fetch import Progress
 from vip_llava.models.default.language_model import ensure_language_model
 from vip_llava.prompting.focal_views import FocalSettings
 
-# Packs of photos of one thing, beside `regions.jsonl`; each may be missing.
+#: Packs of photos of one object, beside `regions.jsonl`; each may be missing.
 PACKS = ("photos/photos.npz", "tiny-imagenet/tiny-imagenet.npz", "imagenet-samples")
-# The shape of SmolLM2-135M, so that a plan can be made before it is fetched.
+# The shape of SmolLM2-135M, for a plan without downloading it.
 _LANGUAGE_MODEL: dict[str, Any] = {
     "vocab_size": 49152,
     "hidden_size": 576,
@@ -50,7 +50,10 @@ _LANGUAGE_MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TrainingPhotos:
-    """What a data folder gives to training; `missing` names the packs that are not there."""
+    """The training photos of a data folder.
+
+    left_out: number of validation photos. missing: the packs that the folder does not have.
+    """
 
     photos: Sequence[Photo]
     singles: Sequence[Photo]
@@ -58,10 +61,10 @@ class TrainingPhotos:
     missing: tuple[str, ...]
 
 
-def read_training_photos(data: Path, most: int | None = None) -> TrainingPhotos:
-    """The photos of a folder with `regions.jsonl` and packs, without those kept for validation.
+def read_training_photos(data: Path, limit: int | None = None) -> TrainingPhotos:
+    """The photos of a folder with `regions.jsonl` and packs, without the validation split.
 
-    `most` bounds the photos of each kind. Raises DataError for a row that can't be used.
+    limit: maximum number of photos of each kind. Raises DataError for an invalid row.
     """
     everything = list(read_regions(data))
     photos = [p for p in everything if not is_validation(p.id)]
@@ -72,11 +75,11 @@ def read_training_photos(data: Path, most: int | None = None) -> TrainingPhotos:
             singles += read_pack(path) if path.suffix == ".npz" else read_labelled_photos(path)
     missing = tuple(name for name in PACKS if not (data / name).exists())
     left_out = len(everything) - len(photos)
-    return TrainingPhotos(photos[:most], singles[:most], left_out, missing)
+    return TrainingPhotos(photos[:limit], singles[:limit], left_out, missing)
 
 
 def mixture_config(settings: StageRecipe) -> MixtureConfig:
-    """The mix's own settings with the run's shares and batch sizes."""
+    """The configuration of the mixture with the values of a recipe."""
     own = MixtureConfig()
     rows = {k: max(round(v * settings.rows_scale), 1) for k, v in own.rows.items()}
     low, high = (settings.focal_scale / FOCAL.scale * v for v in own.focal_scale)
@@ -93,7 +96,7 @@ def mixture_config(settings: StageRecipe) -> MixtureConfig:
 
 
 def focal_settings(settings: StageRecipe) -> FocalSettings:
-    """How the model of a run looks closely at a region."""
+    """The settings of focal views of a recipe."""
     return replace(
         FOCAL,
         scale=settings.focal_scale,
@@ -107,7 +110,7 @@ def focal_settings(settings: StageRecipe) -> FocalSettings:
 
 
 def trained_parameters(settings: StageRecipe) -> dict[str, int]:
-    """How many weights of each part a run trains; opens and fetches none."""
+    """The number of trained parameters of each part; needs no weights."""
     config = default_config(
         EfficientNetLiteConfig(), LlamaConfig(**_LANGUAGE_MODEL), IMAGE_TOKEN_ID
     )
@@ -133,18 +136,17 @@ def build(
     device: str,
     *,
     compiled: bool,
-    most: int | None = None,
     start: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> RegionTrainer:
-    """The trainer with its data, everything decoded and on the device.
+    """The trainer, with all photos decoded and the model on the device.
 
-    data: a folder, or what `read_training_photos` made of it. tower: a file of the published tower
-    (`.pth` or safetensors), fetched if None. start: go on from these trained parts, of several folders from their mean.
-    Raises DataError, CheckpointError or DownloadError.
+    data: a folder, or the result of `read_training_photos`. tower: a file of the published tower
+    (`.pth` or safetensors), downloaded if None. start: folders of trained weights to start from; the
+    mean of several. Raises DataError, CheckpointError or DownloadError.
     """
     torch.manual_seed(settings.seed)
-    read = read_training_photos(data, most) if isinstance(data, Path) else data
+    read = read_training_photos(data) if isinstance(data, Path) else data
     model, language_model = untrained(tower, progress)
     focal = focal_settings(settings)
     processor = default_processor(language_model, focal)
@@ -156,7 +158,7 @@ def build(
 
 
 def untrained(tower: Path | None, progress: Progress | None = None) -> tuple[Any, Path]:
-    """A VipLlava of the published parts with a new projector, and the language model's folder.
+    """A VipLlava with published weights and a new projector, and the language model's folder.
 
     tower: as in `build`. Raises CheckpointError or DownloadError.
     """
@@ -169,7 +171,7 @@ def untrained(tower: Path | None, progress: Progress | None = None) -> tuple[Any
 
 
 def reset_projector(model: Any) -> None:
-    """Give the projector of a VipLlava new weights, from torch's generator."""
+    """Initialize the projector of a VipLlava with torch's generator."""
     projector = model.model.multi_modal_projector
     for layer in (projector.linear_1, projector.linear_2, projector.projector_layernorm):
         layer.reset_parameters()

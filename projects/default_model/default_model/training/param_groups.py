@@ -1,6 +1,6 @@
-"""What of the default model learns, at which rates, and the trained parts that a run starts from.
+"""Which parameters are trained, at which rates, and the trained weights that a run starts from.
 
-It deliberately does not know batches and steps.
+It does not know batches and steps.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ _PIECES = ("tower", "projector", "lora", "language")
 
 
 def set_trainable(model: Any, settings: StageRecipe) -> None:
-    """Let a VipLlava's tower and projector train, and of its language model LoRA layers, put in
-    here, or with rank 0 all of it; everything else is frozen, and so is a part whose rate is 0."""
+    """Make the tower, the projector and the LoRA layers of a VipLlava trainable.
+
+    The LoRA layers are added here; with rank 0, the whole language model is trainable. All other
+    parameters are frozen, and so is a part whose rate is 0.
+    """
     inner = model.model
     model.requires_grad_(False)
     if settings.lora_rank:
-        # peft's annotation wants a whole alpha; what it computes with is alpha / r.
+        # peft annotates alpha as int, but computes with alpha / r.
         alpha: Any = settings.lora_alpha
         config = LoraConfig(
             r=settings.lora_rank,
@@ -41,16 +44,16 @@ def set_trainable(model: Any, settings: StageRecipe) -> None:
     if settings.lr_language == 0:
         inner.language_model.requires_grad_(False)
     elif settings.tuned_layers:
-        # Nothing below them needs a gradient then, if the projector rests too.
+        # With a frozen projector, the layers below then need no gradient.
         inner.language_model.layers[: -settings.tuned_layers].requires_grad_(False)
     inner.vision_tower.requires_grad_(settings.lr_tower > 0)
     inner.multi_modal_projector.requires_grad_(settings.lr_projector > 0)
 
 
 def start_from(model: Any, folders: Sequence[Path], settings: StageRecipe) -> None:
-    """Put trained parts into a model whose LoRA layers are in place; of several folders their mean.
+    """Load trained weights into a model with LoRA layers; the mean of several folders.
 
-    Raises CheckpointError for parts that don't fit the settings or each other.
+    Raises CheckpointError for weights that do not match the recipe or each other.
     """
     found = [_fitting(folder, settings) for folder in folders]
     parts, folder = _mean(found, folders), folders[0]
@@ -61,12 +64,12 @@ def start_from(model: Any, folders: Sequence[Path], settings: StageRecipe) -> No
     lora = {f"{k[:-1]}{letters[k[-1]]}": v for k, v in parts.lora.items()}
     try:
         result = model.model.language_model.load_state_dict(lora, strict=False)
-    except RuntimeError as error:  # another rank
-        raise CheckpointError(f"{folder}: the LoRA does not fit: {error}") from error
+    except RuntimeError as error:  # e.g. another rank
+        raise CheckpointError(f"{folder}: the LoRA weights do not fit: {error}") from error
     missing = [k for k in result.missing_keys if ".lora_" in k]
     if missing or result.unexpected_keys:
         raise CheckpointError(
-            f"{folder}: LoRA lacks {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
+            f"{folder}: LoRA weights: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
         )
 
 
@@ -74,19 +77,19 @@ def _fitting(folder: Path, s: StageRecipe) -> TrainedParts:
     parts = read_trained(folder)
     if bool(parts.lora) != bool(s.lora_rank):
         raise CheckpointError(
-            f"{folder} was trained {'with' if parts.lora else 'without'} LoRA, and this run "
+            f"{folder} was trained {'with' if parts.lora else 'without'} LoRA, and the recipe "
             f"has lora_rank {s.lora_rank}"
         )
     if parts.lora and not math.isclose(parts.lora_scale, s.lora_alpha / s.lora_rank):
         raise CheckpointError(
-            f"{folder} has the LoRA scale {parts.lora_scale}, and this run lora_alpha / "
+            f"{folder} has the LoRA scale {parts.lora_scale}, and the recipe lora_alpha / "
             f"lora_rank = {s.lora_alpha / s.lora_rank}"
         )
     return parts
 
 
 def _mean(found: Sequence[TrainedParts], folders: Sequence[Path]) -> TrainedParts:
-    """The parts weight by weight; those of a low-rank change each by itself, not their product."""
+    """The mean of each weight; of the two LoRA matrices each, not of their product."""
     first = found[0]
 
     def mean(piece: str) -> dict[str, Tensor]:
@@ -96,7 +99,7 @@ def _mean(found: Sequence[TrainedParts], folders: Sequence[Path]) -> TrainedPart
             if each != shapes[0]:
                 raise CheckpointError(
                     f"{folder} and {folders[0]} have different weights ({piece}); "
-                    "only runs of one recipe's sizes have a mean"
+                    "only weights of the same shapes have a mean"
                 )
         return {k: torch.stack([each[k] for each in held]).mean(0) for k in held[0]}
 
@@ -104,7 +107,7 @@ def _mean(found: Sequence[TrainedParts], folders: Sequence[Path]) -> TrainedPart
 
 
 def param_groups(model: Any, classifier: nn.Module, s: StageRecipe) -> list[dict[str, Any]]:
-    """Groups for an optimizer: what learns, each part at its rate, vectors without decay."""
+    """Parameter groups for an optimizer: each part at its rate, vectors without weight decay."""
     inner = model.model
     parts = (
         (inner.language_model, s.lr_language),

@@ -1,8 +1,8 @@
-"""The region trainer: tower, projector and language model together, on batches of marked scenes.
+"""Trains tower, projector and language model together on batches of marked scenes.
 
-It trains the default model on one device. Batches come whole from worker processes (`data.scenes.mix`),
-with constant shapes for each kind, so that compiled code is compiled once a kind. It deliberately
-does not know where data or weights lie, and prints nothing: it reports to whoever asked.
+It uses one device. Worker processes make complete batches (`scenes.mixture`) with a constant shape
+for each kind, so that code is compiled once per kind. It does not know where data or weights are,
+and prints nothing.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from vip_llava.errors import RequestError
 from vip_llava.models.default.build import save_trained, trained_state
 
 Report = Callable[[dict[str, Any]], None]
-"""Gets step, rows, seconds, losses and the kind of batch every `report_every` steps."""
+"""Called every `report_every` steps with step, rows, seconds, losses and the kind of batch."""
 
 
 class Batches(Dataset[dict[str, Any]]):
-    """Batch `first + i` of a mix as item i."""
+    """Batch `first + i` of a mixture as item i."""
 
     def __init__(self, mix: RegionMixture, first: int, count: int) -> None:
         self.mix, self.first, self.count = mix, first, count
@@ -47,7 +47,7 @@ class Batches(Dataset[dict[str, Any]]):
 
 
 class RegionTrainer:
-    """Holds the model in training form, its optimizer and its averaged weights."""
+    """The model, its optimizer and the moving average of its weights."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class RegionTrainer:
         compiled: bool,
         start: Sequence[Path] = (),
     ) -> None:
-        """`model`: a VipLlava with float32 weights; it is changed in place.
+        """model: a VipLlava with float32 weights; it is changed in place. device: "cuda" or "cpu".
 
-        device: of torch ("cuda", "cpu"). compiled: compile the tower and the decoder's layers.
-        start: go on from these trained parts (of several folders their mean), with a fresh
-        optimizer; CheckpointError if they don't fit.
+        compiled: compile the tower and the decoder layers. start: folders of trained weights to
+        start from (the mean of several), with a new optimizer. Raises CheckpointError if they do
+        not fit.
         """
         self.model, self.mix, self.settings, self.device = model, mix, settings, device
         set_trainable(model, settings)
@@ -80,11 +80,11 @@ class RegionTrainer:
         self.weights = [p for g in self.groups for p in g["params"]]
         self.averages = [p.detach().clone() for p in self.weights]
         if settings.mean_with_start and not start:
-            raise RequestError("mean_with_start needs parts to start from")
+            raise RequestError("mean_with_start needs weights to start from")
         self.started = [p.detach().clone() for p in self.weights if settings.mean_with_start]
         self.tower_rows = max(mix.settings.rows[k] * VIEWS[k] for k in mix.settings.rows)
         if compiled:
-            # Shapes are constant for each kind of batch; dynamic ones would compile slower code.
+            # Shapes are constant for each kind of batch; code for dynamic shapes would be slower.
             model.model.vision_tower.compile(dynamic=False)
             for layer in model.model.language_model.layers:
                 layer.compile(dynamic=False)
@@ -92,13 +92,13 @@ class RegionTrainer:
         self.std = torch.tensor(mix.processor.geometry.std, device=device).view(1, 3, 1, 1)
 
     def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Answer, class and naming loss of a batch on the device; all are means, in nats."""
+        """Answer, class and naming loss of a batch on the device: means, in nats."""
         views = batch["views"]
         rows, count, side = views.shape[:3]
         pixels = views.reshape(rows * count, side, side, 3).permute(0, 3, 1, 2)
         pixels = (pixels.float().div_(255) - self.mean) / self.std
         inner, ids = self.model.model, batch["input_ids"]
-        # Blank views fill up to one constant count, so that the tower is compiled once.
+        # Pad with blank views to a constant number, so that the tower is compiled once.
         pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, self.tower_rows - len(pixels)))
         tower = inner.vision_tower(pixels.contiguous(memory_format=torch.channels_last))
         features = inner.multi_modal_projector(tower.hidden_states[0][: rows * count, 1:])
@@ -115,13 +115,13 @@ class RegionTrainer:
             batch["classes"].flatten(),
             label_smoothing=self.settings.smoothing,
         )
-        # Only rows of several marks have such names; the others have nothing to compute.
+        # Only rows with several marks have mention labels.
         several = count > 2 and self.settings.naming > 0
         named = self._answer_loss(hidden, batch["names"]) if several else answer.new_zeros(())
         return answer, classes, named
 
     def _dropped(self, features: Tensor, views: int) -> Tensor:
-        """Features [N, K, C] with some tokens, and some whole views beside a focal one, set to 0."""
+        """Features [N, K, C] with random tokens, and random whole-image views, set to 0."""
         s = self.settings
         keep = torch.rand(features.shape[:2], device=features.device) >= s.drop_token
         if views > 1:
@@ -131,7 +131,7 @@ class RegionTrainer:
         return features * keep.unsqueeze(-1)
 
     def _answer_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean over supervised tokens; a row's weight grows with the root of its answer's length."""
+        """Mean over supervised tokens; the weight of a row is the root of its answer's length."""
         targets = labels[:, 1:]
         chosen = targets != IGNORED
         logits = self.model.lm_head(hidden[:, :-1][chosen]).float()
@@ -142,7 +142,7 @@ class RegionTrainer:
         return (loss * weight).sum() / weight.sum()
 
     def step(self, batch: dict[str, Any], number: int) -> dict[str, float | Tensor]:
-        """One optimizer step; returns the losses as tensors, so that nothing waits for the device."""
+        """One optimizer step. Returns the losses as tensors, without waiting for the device."""
         share = self._rate(number)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
@@ -174,9 +174,9 @@ class RegionTrainer:
     def run(
         self, out: Path, *, seconds: float = math.inf, report: Report | None = None
     ) -> list[dict[str, Any]]:
-        """All steps, or as many as fit into `seconds`; saves the averaged weights at the end.
+        """Run all steps, or as many as fit into `seconds`, and save the averaged weights to `out`.
 
-        Returns the reports, which are also written to `log.json` in the folder `out`.
+        Returns the reports, which are also written to `log.json` there.
         """
         out.mkdir(parents=True, exist_ok=True)
         log: list[dict[str, Any]] = []
@@ -205,7 +205,7 @@ class RegionTrainer:
         return log
 
     def _stream(self) -> Iterator[dict[str, Any]]:
-        """Batches on the device. How many processes make them changes nothing of what they hold."""
+        """Batches on the device; their content does not depend on the number of workers."""
         workers = min(self.settings.workers, os.cpu_count() or 1)
         cuda = self.device.startswith("cuda")
         loader = DataLoader(
@@ -223,7 +223,7 @@ class RegionTrainer:
             }
 
     def save(self, out: Path, steps: int) -> None:
-        """The averaged weights as the default model's parts (see `model.default.save_trained`)."""
+        """Save the averaged weights in the format of `models.default.build.save_trained`."""
         averages = self.averages
         if self.started:
             pairs = zip(averages, self.started, strict=True)

@@ -1,4 +1,4 @@
-"""Scenes made by hand: coloured rectangles whose places, words and marks are known."""
+"""Made scenes with known places, labels and marks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SceneMaker = Callable[..., Scene]
 
 @pytest.fixture(scope="session")
 def make_scene() -> SceneMaker:
-    """`make_scene([("cat", box), ...], marked=2)`: the first `marked` things get boxes as marks."""
+    """`make_scene([("cat", box), ...], marked=2)`: the first `marked` objects get boxes as marks."""
 
     def make(
         things: Sequence[tuple[str, Rectangle]],

@@ -1,4 +1,4 @@
-"""Random views: boxes go with the image, wanted things stay whole."""
+"""Random views: boxes follow the image, chosen objects stay whole."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_the_box_follows_the_image(box: Rectangle, seed: int) -> None:
 
 @given(box=boxes(), seed=st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
-def test_wanted_things_stay_whole(box: Rectangle, seed: int) -> None:
-    """The kept thing keeps its whole area, in the scale of the view."""
+def test_chosen_objects_stay_whole(box: Rectangle, seed: int) -> None:
+    """A kept object keeps its whole area, in the scale of the view."""
     x1, y1, x2, y2 = box
     outline = (x1, y1, x2, y1, x2, y2, x1, y2)
     rng = np.random.default_rng(seed)
@@ -82,8 +82,8 @@ def test_flips_mirror_image_and_box_together() -> None:
     assert sides == {"as it was", "mirrored"}
 
 
-def test_what_is_mostly_gone_is_not_known_any_more() -> None:
-    """Of a thing in the corner, cut by windows that keep another thing: all or most, or nothing."""
+def test_objects_that_are_mostly_outside_are_dropped() -> None:
+    """An object in the corner, cut by windows that keep another one, is mostly there or dropped."""
     corner, kept = (0.0, 0.0, 40.0, 40.0), (150.0, 100.0, 230.0, 170.0)
     things = [LabelledObject("cup", corner), LabelledObject("cat", kept)]
     close = AugmentSettings(smallest_window=0.4, zoom_out_share=0.0, aspect=0.0, scale=(1.0, 1.0))
@@ -134,7 +134,7 @@ def test_harsh_views_differ_in_pixels_alone(seed: int) -> None:
     assert other.tobytes() == again.tobytes()
 
 
-def test_half_of_the_views_are_harsh_where_half_are_asked_for() -> None:
+def test_the_fraction_of_harsh_views() -> None:
     photo = photo_with((60.0, 40.0, 160.0, 120.0))
     things = [LabelledObject("cup", (60.0, 40.0, 160.0, 120.0))]
     half = replace(PLAIN, harsh_share=0.5)
@@ -146,5 +146,5 @@ def test_half_of_the_views_are_harsh_where_half_are_asked_for() -> None:
             for rng, s in zip(pairs, (PLAIN, half), strict=True)
         ]
         changed += views[0].tobytes() != views[1].tobytes()
-    # About one in seven harsh ones keeps everything by lot.
+    # About one in seven harsh views has no change, by chance.
     assert 60 < changed < 115

@@ -1,4 +1,4 @@
-"""Marks lie on their things, have different colours and can be drawn."""
+"""Marks are on their objects, have different colours and can be drawn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def only(shape: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("polygons", [None, (OUTLINE,)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_mark_points_at_its_thing(
+def test_a_mark_points_at_its_object(
     shape: str, polygons: tuple[tuple[float, ...], ...] | None
 ) -> None:
     thing = LabelledObject("cat", BOX, polygons)
@@ -46,7 +46,7 @@ def test_a_mark_points_at_its_thing(
             assert np.allclose((x1, y1, x2, y2), BOX, atol=1)
         if shape in ("ellipse", "contour", "mask"):
             width, height = min(x2, BOX[2]) - max(x1, BOX[0]), min(y2, BOX[3]) - max(y1, BOX[1])
-            assert width * height >= 0.7 * 70 * 70  # it covers most of the thing
+            assert width * height >= 0.7 * 70 * 70  # it covers most of the object
 
 
 def test_jitter_moves_edges_a_little_and_stays_in_the_image() -> None:
@@ -70,7 +70,7 @@ def test_several_marks_have_different_named_colours() -> None:
         assert [region.id for region in regions] == [str(i) for i in range(1, 10)]
 
 
-def test_all_shapes_and_both_styles_come_up() -> None:
+def test_all_shapes_and_both_styles_occur() -> None:
     shapes: Counter[str] = Counter()
     widths = set()
     for seed in range(200):
@@ -96,7 +96,7 @@ def test_marks_are_resolved_repeatable_and_visible() -> None:
         assert all(isinstance(r, Point) or r.width is None or r.width > 0 for r in regions)
 
 
-def test_weights_say_how_often_a_shape_comes() -> None:
+def test_weights_are_relative_frequencies() -> None:
     rng = np.random.default_rng(1)
     thing = LabelledObject("cat", (20.0, 30.0, 120.0, 130.0))
     weights = {"arrow": 3.0, "point": 0.0}

@@ -1,4 +1,4 @@
-"""Batches: made from (seed, number) alone, of constant shape, supervised on answers only."""
+"""Batches depend on (seed, number) alone, have constant shapes, and supervise answers only."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_batch_depends_on_seed_and_number_alone(make_mix: MakeMix) -> None:
     first, second = make_mix(), make_mix()
     second.source.decode_all()
     for _ in range(3):
-        second.batch(9)  # what was made before changes nothing
+        second.batch(9)  # earlier batches have no effect
     for number in (0, 5):
         one, other = first.batch(number), second.batch(number)
         assert one["kind"] == other["kind"]
@@ -83,7 +83,7 @@ def test_a_batch_depends_on_seed_and_number_alone(make_mix: MakeMix) -> None:
 
 
 def questions(text: str) -> list[str]:
-    """What is asked in a conversation of the ChatML template."""
+    """The questions of a conversation in the ChatML template."""
     return [part.split("assistant")[0] for part in text.split("user")[1:]]
 
 
@@ -92,7 +92,7 @@ def ask(mix: RegionMixture, kind: str, scene: Scene, rng: np.random.Generator) -
     return exchanges(scene, tasks, mix.settings.turns[kind], rng)
 
 
-def test_kinds_come_by_their_shares(make_mix: MakeMix) -> None:
+def test_kinds_have_their_proportions(make_mix: MakeMix) -> None:
     mix = make_mix(settings={"shares": {"one": 3.0, "two": 1.0}})
     kinds = [mix.kind_of(number) for number in range(400)]
     assert set(kinds) == {"one", "two"} and 0.68 < kinds.count("one") / 400 < 0.82
@@ -131,7 +131,7 @@ def test_several_questions_are_asked_about_several_marks(make_mix: MakeMix, kind
 
     ample, many = answers(500)
     assert max(many) > 1
-    # No question comes twice, and what has no room is left off whole.
+    # No question is repeated, and exchanges that do not fit are left out completely.
     texts = [make_mix(kind).processor.decode(ids) for ids in ample["input_ids"]]
     assert all(len(set(parts)) == len(parts) for parts in (questions(text) for text in texts))
     few, fewer = answers(160)
@@ -139,7 +139,7 @@ def test_several_questions_are_asked_about_several_marks(make_mix: MakeMix, kind
     assert few["input_ids"].shape[1] < ample["input_ids"].shape[1]
 
 
-def test_the_class_is_that_of_the_marked_thing(make_mix: MakeMix) -> None:
+def test_the_class_is_that_of_the_marked_object(make_mix: MakeMix) -> None:
     mix = make_mix("one")
     assert mix.classes == sorted({"cat", "couch", "dog", "person", "bus", "zither", "cup"})
     found = set()
@@ -167,10 +167,10 @@ def test_the_classes_of_several_are_in_the_order_of_their_views(make_mix: MakeMi
     assert len(set(row[4])) > 1
 
 
-def test_a_mark_of_several_is_named_behind_its_words(
+def test_one_of_several_marks_is_named_after_its_phrase(
     make_mix: MakeMix, lite_processor: Processor
 ) -> None:
-    """Where a name stands, the words of that thing's mark end, and its close view was seen."""
+    """A label is at the end of the mark's phrase, after its focal view."""
     mix = make_mix("two", focal=FocalSettings(named=True, told=True))
     scenes = []
     scene = mix.source.scene
@@ -188,10 +188,10 @@ def test_a_mark_of_several_is_named_behind_its_words(
             index = next(i for i in (0, 1) if said.endswith(phrase(regions[i], regions)))
             word = lite_processor.tokenizer.plain(scenes[-1].marked[index].label, at_start=False)
             assert names[at] == word[0].id
-            # Seventeen places are a view; the whole image's is the first.
+            # A view has 17 tokens; the first view is the whole image.
             assert ids[:at].count(3) >= 17 * (index + 2)
             found[index].append(at)
-        assert all(found.values())  # each is at least spoken of behind its view
+        assert all(found.values())  # each is mentioned at least after its view
         checked += sum(map(len, found.values()))
     assert checked > 60
     assert set(make_mix("one")._row("one", np.random.default_rng(1))[3]) == {IGNORED}
@@ -220,7 +220,7 @@ def test_no_two_questions_ask_the_same(make_mix: MakeMix, kind: str) -> None:
 
 
 def test_marks_are_counted_in_scenes_of_different_counts(make_mix: MakeMix) -> None:
-    """Where only one count was ever the answer, it would be learned without a look."""
+    """With a single count, the answer would be learned without looking."""
     answers = set()
     for kind in ("two", "three", "four"):
         mix = make_mix(kind)
@@ -243,7 +243,7 @@ def test_scenes_have_the_marks_of_their_kind(make_mix: MakeMix, kind: str) -> No
         assert scene is None or set(scene.marked) <= set(scene.objects)
 
 
-def test_close_views_show_the_mark(make_mix: MakeMix) -> None:
+def test_focal_views_show_the_mark(make_mix: MakeMix) -> None:
     """On a grey ground with one red box, the second view holds more red than the first."""
     mix = make_mix("one")
     thing = LabelledObject("cat", (70.0, 40.0, 90.0, 60.0))
@@ -264,17 +264,17 @@ def test_without_single_photos_or_captions(labelled_folder: Path, make_mix: Make
 
 def test_nothing_to_train_on_is_an_error(make_mix: MakeMix, labelled_folder: Path) -> None:
     bare = [replace(photo, objects=()) for photo in read_regions(labelled_folder)]
-    with pytest.raises(DataError, match="no photo with labelled things"):
+    with pytest.raises(DataError, match="no photo with labelled objects"):
         make_mix(photos=bare)
 
 
-def test_a_kind_that_never_fits_is_an_error_and_no_hang(make_mix: MakeMix) -> None:
+def test_a_kind_that_never_fits_is_an_error(make_mix: MakeMix) -> None:
     mix = make_mix("two", settings={"text_tokens": {"two": 3}})
     with pytest.raises(RuntimeError, match="'two'"):
         mix.batch(0)
 
 
-def test_rare_words_come_more_often_than_their_share(
+def test_rare_labels_are_sampled_more_often_than_they_occur(
     make_mix: MakeMix, labelled_folder: Path
 ) -> None:
     photos = list(read_regions(labelled_folder))

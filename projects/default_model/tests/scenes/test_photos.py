@@ -1,4 +1,4 @@
-"""Readers of labelled photos: what they give, and that a bad row is named by file and line."""
+"""Readers of labelled photos; errors name file and line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vip_llava.evaluation.coco_annotations import is_validation
 
 @pytest.fixture
 def own(labelled_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the made photos that a test may spoil."""
+    """A copy of the made photos that a test may change."""
     return Path(shutil.copytree(labelled_folder, tmp_path / "own"))
 
 
@@ -51,7 +51,7 @@ def test_the_validation_split_depends_on_the_id_alone() -> None:
     kept = [name for name in ids if is_validation(name)]
     assert kept == [name for name in reversed(ids) if is_validation(name)][::-1]
     assert 0.06 < len(kept) / len(ids) < 0.10
-    # Which photos were left out of the shipped model's training must never change.
+    # The split of the shipped model's training must never change.
     assert [n for n in range(60) if is_validation(f"photo {n}")] == [14, 17, 19, 42, 56]
 
 
@@ -78,7 +78,7 @@ def test_a_bad_row_is_named(
     assert reason in str(caught.value)
 
 
-def test_a_line_that_is_no_json_is_named(own: Path) -> None:
+def test_a_line_that_is_not_json_is_named(own: Path) -> None:
     with (own / "regions.jsonl").open("a", encoding="utf-8") as listing:
         listing.write("{broken\n")
     with pytest.raises(DataError, match=r"regions\.jsonl, line 5: "):
@@ -134,17 +134,17 @@ def test_packs_are_read(tmp_path: Path) -> None:
 def test_a_bad_pack_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pack\.npz lacks the arrays \['box'\]"):
         list(read_pack(write_pack(tmp_path / "pack.npz", box=None)))
-    spoilt = write_pack(tmp_path / "spoilt.npz", offset=np.array([0, 5, 90]))
-    with pytest.raises(DataError, match=r"spoilt\.npz, photo 0 \(a\.jpg\)"):
-        list(read_pack(spoilt))
+    broken = write_pack(tmp_path / "broken.npz", offset=np.array([0, 5, 90]))
+    with pytest.raises(DataError, match=r"broken\.npz, photo 0 \(a\.jpg\)"):
+        list(read_pack(broken))
     (tmp_path / "text.npz").write_text("no pack")
-    with pytest.raises(DataError, match=r"text\.npz is no readable pack"):
+    with pytest.raises(DataError, match=r"text\.npz can't be read"):
         list(read_pack(tmp_path / "text.npz"))
 
 
 def test_a_pack_can_hold_no_code(tmp_path: Path) -> None:
     path = write_pack(tmp_path / "pack.npz", name=np.array([{"a": 1}, None], dtype=object))
-    with pytest.raises(DataError, match="no readable pack"):
+    with pytest.raises(DataError, match="not an .npz file of plain arrays"):
         list(read_pack(path))
 
 

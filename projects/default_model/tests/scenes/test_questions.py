@@ -1,4 +1,4 @@
-"""Every task tells the truth about scenes made by hand, whatever it draws."""
+"""Every task gives true answers about made scenes, for all random choices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = ("cat", "dog", "cup", "bus", "car", "bed")
 
 
 def exchanges(task: Task, scene: Scene, times: int = 60) -> list[Exchange]:
-    """What the task says for many draws, without those that came to nothing."""
+    """The exchanges of a task for many seeds."""
     drawn = (task(scene, np.random.default_rng(seed)) for seed in range(times))
     return [exchange for exchange in drawn if exchange is not None]
 
@@ -57,7 +57,7 @@ def test_is_it(make_scene: MakeScene) -> None:
     for question, answer in said:
         asked = next(word for word in WORDS if f" {word}?" in question)
         assert answer == ("yes" if asked == "cat" else "no")
-        assert asked != "dog"  # it lies at the same place: "no" might be wrong
+        assert asked != "dog"  # at the same place, so "no" might be wrong
     assert {answer for _, answer in said} == {"yes", "no"}
 
 
@@ -71,7 +71,7 @@ def test_the_letter_points_to_the_right_word(make_scene: MakeScene) -> None:
     for question, answer in exchanges(partial(choosing.choose_word, others=WORDS), scene):
         found = options(question)
         assert len(set(found.values())) == 4 and found[answer] == "cat"
-        assert "dog" not in found.values()  # at the same place: it might be right too
+        assert "dog" not in found.values()  # at the same place, so it might be right, too
         letters.add(answer)
     assert letters == set("ABCD")
     few = partial(choosing.choose_word, others=("cat", "cup", "bus"))
@@ -97,7 +97,7 @@ SIDES = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
 @pytest.mark.parametrize("boxes", [(LEFT, RIGHT), (RIGHT, LEFT), (TOP, BOTTOM), (BOTTOM, TOP)])
-def test_sides_are_those_of_the_picture(make_scene: MakeScene, boxes: tuple[Any, Any]) -> None:
+def test_sides_are_those_of_the_image(make_scene: MakeScene, boxes: tuple[Any, Any]) -> None:
     scene = make_scene([("cat", boxes[0]), ("dog", boxes[1])], 2)
     places = {str(r.id): t.box for r, t in zip(scene.regions, scene.marked, strict=True)}
     kinds = set()
@@ -117,19 +117,19 @@ def test_sides_are_those_of_the_picture(make_scene: MakeScene, boxes: tuple[Any,
     assert len(kinds) == 4  # yes, no and both words
 
 
-def test_nothing_is_said_of_sides_that_are_unclear(make_scene: MakeScene) -> None:
+def test_unclear_sides_are_not_asked_about(make_scene: MakeScene) -> None:
     near = (20.0, 65.0, 60.0, 105.0)
     assert exchanges(relations.side, make_scene([("cat", LEFT), ("dog", near)], 2)) == []
 
 
-def test_nothing_is_said_of_sides_where_marks_point_elsewhere(make_scene: MakeScene) -> None:
+def test_sides_are_not_asked_about_if_marks_point_elsewhere(make_scene: MakeScene) -> None:
     things = [("cat", (0.0, 20.0, 90.0, 40.0)), ("dog", (50.0, 20.0, 140.0, 40.0))]
     for first, second, asked in ((30, 100, True), (85, 55, False)):
         points = [Point(first, 30), Point(second, 30)]
         assert bool(exchanges(relations.side, make_scene(things, regions=points))) == asked
 
 
-def test_where_says_what_is_told_behind_the_view(make_scene: MakeScene) -> None:
+def test_where_gives_the_caption_of_the_view(make_scene: MakeScene) -> None:
     scene = make_scene([("cat", LEFT), ("dog", (150.0, 20.0, 190.0, 60.0))], 2)
     told = view_remarks(scene.regions, scene.image.size)
     answers = set()
@@ -168,7 +168,7 @@ def test_size(make_scene: MakeScene) -> None:
 
 
 def chosen(question: str, answer: str, scene: Scene) -> str:
-    """The word of the thing that an answer means: a mark, or the letter before one."""
+    """The label of the object that an answer means: by its mark, or by the letter of it."""
     if answer.startswith("<"):
         return words_of(scene)[placeholders(answer)[0]]
     line = next(line for line in question.split("\n") if line.startswith(f"{answer}. "))
@@ -191,7 +191,7 @@ def test_the_furthest_of_several(make_scene: MakeScene) -> None:
     assert exchanges(relations.further, make_scene(things, 1)) == []
 
 
-def test_nothing_is_the_furthest_where_marks_point_elsewhere(make_scene: MakeScene) -> None:
+def test_the_furthest_is_not_asked_about_if_marks_point_elsewhere(make_scene: MakeScene) -> None:
     things = [("cat", (0.0, 20.0, 90.0, 40.0)), ("dog", (150.0, 20.0, 190.0, 40.0))]
     for first, second, asked in ((30, 170, True), (170, 30, False)):
         points = [Point(first, 30), Point(second, 30)]
@@ -239,7 +239,7 @@ def test_marks_are_counted(make_scene: MakeScene) -> None:
         assert {answer for _, answer in exchanges(marks.count_marks, scene, 5)} == {word}
 
 
-def test_presence_only_for_what_is_labelled_everywhere(make_scene: MakeScene) -> None:
+def test_presence_is_asked_about_complete_classes_only(make_scene: MakeScene) -> None:
     promised = frozenset({"cat", "bus"})
     scene = make_scene([("cat", LEFT), ("dog", RIGHT)], 0, exhaustive_for=promised)
     said = exchanges(whole.presence, scene)
@@ -248,7 +248,7 @@ def test_presence_only_for_what_is_labelled_everywhere(make_scene: MakeScene) ->
     assert exchanges(whole.presence, make_scene([("cat", LEFT)], 0)) == []
 
 
-def test_counts_only_for_what_is_labelled_everywhere(make_scene: MakeScene) -> None:
+def test_counts_are_asked_about_complete_classes_only(make_scene: MakeScene) -> None:
     things = [("cat", LEFT), ("cat", RIGHT), ("dog", TOP), ("person", BOTTOM)]
     promised = frozenset({"cat", "person", "bus"})
     scene = make_scene(things, 0, exhaustive_for=promised)
@@ -258,7 +258,7 @@ def test_counts_only_for_what_is_labelled_everywhere(make_scene: MakeScene) -> N
     assert exchanges(whole.how_many, make_scene(many, 0, exhaustive_for=promised)) == []
 
 
-def test_captions_and_the_main_thing(make_scene: MakeScene) -> None:
+def test_captions_and_the_main_object(make_scene: MakeScene) -> None:
     scene = make_scene([("cat", LEFT)], 0, captions=("A cat. ", "A cat on a mat."))
     assert {a for _, a in exchanges(whole.caption, scene)} == {"A cat.", "A cat on a mat."}
     assert {a for _, a in exchanges(whole.main_thing, scene)} == {"cat"}
@@ -267,7 +267,7 @@ def test_captions_and_the_main_thing(make_scene: MakeScene) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
-def test_questions_name_only_marks_that_are_there(make_scene: MakeScene, count: int) -> None:
+def test_questions_name_only_marks_of_the_scene(make_scene: MakeScene, count: int) -> None:
     things = [("cat", LEFT), ("dog", RIGHT), ("cup", TOP), ("bus", BOTTOM)]
     scene = make_scene(things, count)
     tasks: list[Task] = [

@@ -1,4 +1,4 @@
-"""Overlap of boxes, and things that share a place."""
+"""Overlap of boxes, and objects at the same place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_overlap_is_symmetric_and_a_share(
     assert overlap(a, a) == 1
 
 
-def test_shares_names_what_lies_at_the_same_place(make_scene: Callable[..., Scene]) -> None:
+def test_shares_lists_objects_at_the_same_place(make_scene: Callable[..., Scene]) -> None:
     things = [
         ("person", (10.0, 10.0, 60.0, 100.0)),
         ("coat", (11.0, 12.0, 60.0, 98.0)),

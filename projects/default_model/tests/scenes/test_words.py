@@ -1,4 +1,4 @@
-"""One word for each kind of thing."""
+"""Class names, articles, plurals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_synonyms(label: str, word: str) -> None:
         ("n04099969", "rocking chair", "chair"),
     ],
 )
-def test_fine_classes_get_the_everyday_noun(wnid: str, label: str, word: str) -> None:
+def test_fine_classes_have_a_common_noun(wnid: str, label: str, word: str) -> None:
     assert plain_noun(wnid, label) == word
 
 

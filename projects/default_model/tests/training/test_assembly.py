@@ -1,4 +1,4 @@
-"""What a run starts from: which photos, which weights; validation photos never get in."""
+"""What a run starts from: photos without the validation split, and weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def whole_folder(labelled_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_validation_photos_never_get_into_training(labelled_folder: Path) -> None:
+def test_training_excludes_the_validation_split(labelled_folder: Path) -> None:
     read = read_training_photos(labelled_folder)
     everything = [photo.id for photo in read_regions(labelled_folder)]
     assert {photo.id for photo in read.photos} == {i for i in everything if not is_validation(i)}
@@ -68,13 +68,13 @@ def test_validation_photos_never_get_into_training(labelled_folder: Path) -> Non
     assert not any(is_validation(photo.id) for photo in read.photos)
 
 
-def test_packs_may_be_absent_and_that_is_said(labelled_folder: Path, whole_folder: Path) -> None:
+def test_missing_packs_are_reported(labelled_folder: Path, whole_folder: Path) -> None:
     assert read_training_photos(labelled_folder).missing == PACKS
     read = read_training_photos(whole_folder)
     assert read.missing == () and len(read.singles) == 5
-    assert len(read_training_photos(whole_folder, most=1).singles) == 1
-    (whole_folder / PACKS[0]).write_bytes(b"spoilt")
-    with pytest.raises(DataError, match=r"photos\.npz is no readable pack"):
+    assert len(read_training_photos(whole_folder, limit=1).singles) == 1
+    (whole_folder / PACKS[0]).write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"photos\.npz can't be read"):
         read_training_photos(whole_folder)
 
 
@@ -105,25 +105,25 @@ def test_batch_sizes_are_scaled() -> None:
     assert mixture_config(StageRecipe(steps=1)).augment == MixtureConfig().augment
 
 
-def test_what_is_trained_is_counted_without_weights() -> None:
+def test_trained_parameters_are_counted_without_weights() -> None:
     few = trained_parameters(StageRecipe(steps=1, lora_rank=8))
     many = trained_parameters(StageRecipe(steps=1, lora_rank=32))
     assert many["language model (LoRA)"] == 4 * few["language model (LoRA)"]
     assert many["tower"] == few["tower"] > 4_000_000
-    # The weights that the package carries, in 16 bit: 30 layers of 7 changed matrices.
+    # As in the shipped weights: 30 layers of 7 matrices.
     assert many["language model (LoRA)"] == 9_768_960
     tuned = trained_parameters(StageRecipe(steps=1, lora_rank=0))
     assert tuned["language model"] == 134_515_008
 
 
-def test_build_puts_the_parts_together(
+def test_build_assembles_a_trainer(
     monkeypatch: pytest.MonkeyPatch,
     whole_folder: Path,
     tmp_path: Path,
     lite_processor: Any,
     lite_model: Any,
 ) -> None:
-    """With the tiny model in place of the default one: the seams, not the sizes."""
+    """With the tiny model in place of the default one."""
     loaded = {}
     published = {"_conv_stem.weight": torch.zeros(1)}
     torch.save(published, tmp_path / "tower.pth")
@@ -135,10 +135,10 @@ def test_build_puts_the_parts_together(
     trainer = build(settings, whole_folder, tmp_path / "tower.pth", "cpu", compiled=False)
     assert loaded.keys() == published.keys()
     assert len(trainer.mix.source.photos) == 2 and len(trainer.mix.source.singles) == 5
-    assert len(trainer.mix.source.decoded) == 2  # decoded before workers are made
+    assert len(trainer.mix.source.decoded) == 2  # decoded before the workers are forked
     again = build(settings, whole_folder, tmp_path / "tower.pth", "cpu", compiled=False)
     for one, other in zip(trainer.weights, again.weights, strict=True):
-        assert torch.equal(one, other)  # a run begins alike every time
+        assert torch.equal(one, other)  # every run starts with the same weights
     other = build(
         settings.model_copy(update={"seed": 1}),
         read_training_photos(whole_folder),

@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones load, and a mistake in one is named."""
+"""Recipes: the shipped ones load, and errors name file and key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_there_are_recipes() -> None:
     assert [path.stem for path in RECIPES] == [f"stage{number}" for number in range(1, 8)]
 
 
-def test_overrides_win_and_texts_become_numbers(tmp_path: Path) -> None:
+def test_overrides_replace_values_and_are_parsed(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("steps: 10\nlr_tower: 1.0e-4\n")
     settings = load_recipe(path, {"steps": "25", "smoothing": "0.1"})

@@ -1,4 +1,4 @@
-"""The region trainer on a tiny model: it learns, saves what it learnt, and leaves the rest alone."""
+"""The trainer with a tiny model: it learns, saves the averaged weights, and keeps the others."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def test_answer_and_class_loss_of_a_repeated_batch_fall(make_trainer: MakeTraine
     assert after[0] < 0.6 * before[0] and after[1] < 0.9 * before[1]
 
 
-def test_marks_of_several_are_named_where_they_are_spoken_of(make_trainer: MakeTrainer) -> None:
+def test_mention_labels_have_a_loss_of_their_own(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(naming=1.0)
     batch = batch_of(trainer, "four")
     places = (batch["names"] != -100).nonzero()
     assert len(places) > len(batch["names"])
-    # What stands there is no part of what the model reads or answers.
+    # These labels are neither input nor answer.
     changed = {**batch, "names": batch["names"].clone()}
     row, at = places[0].tolist()
     changed["names"][row, at] += 1
@@ -115,7 +115,7 @@ def test_marks_of_several_are_named_where_they_are_spoken_of(make_trainer: MakeT
     with torch.no_grad():
         assert float(trainer.losses(batch)[2]) < 0.7 * float(before[2])
         assert float(trainer.losses(batch_of(trainer))[2]) == 0
-        assert float(make_trainer().losses(batch)[2]) == 0  # it is off unless asked for
+        assert float(make_trainer().losses(batch)[2]) == 0  # off by default
 
 
 def test_the_loss_falls(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_the_loss_falls(make_trainer: MakeTrainer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_that_of_transformers_forward(make_trainer: MakeTrainer, kind: str) -> None:
-    """The fast path (blank views, no mask, only answers' logits) against the plain one."""
+    """The fast path (blank views, no mask, logits of answers only) equals the slow one."""
     trainer = make_trainer()
     batch = batch_of(trainer, kind)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_the_loss_is_that_of_transformers_forward(make_trainer: MakeTrainer, kin
         assert float(classes) == pytest.approx(math.log(len(trainer.mix.classes)), rel=0.5)
 
 
-def test_what_is_saved_are_the_averaged_weights(
+def test_the_averaged_weights_are_saved(
     make_trainer: MakeTrainer, lite_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     """LoRA merged into a fresh model equals the trained model with its averages in place."""
@@ -210,7 +210,7 @@ def test_frozen_weights_and_statistics_stay(make_trainer: MakeTrainer, tmp_path:
     assert all(torch.equal(buffers[name], value) for name, value in statistics.items())
 
 
-def test_start_goes_on_from_trained_parts(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_start_loads_trained_weights(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     first = make_trainer()
     first.run(tmp_path)
     batch = batch_of(first)
@@ -229,12 +229,12 @@ def test_start_goes_on_from_trained_parts(make_trainer: MakeTrainer, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"lora_rank": 8, "lora_alpha": 16}, "the LoRA does not fit"),
+        ({"lora_rank": 8, "lora_alpha": 16}, "the LoRA weights do not fit"),
         ({"lora_alpha": 4}, "LoRA scale 2"),
         ({"lora_rank": 0}, "with LoRA"),
     ],
 )
-def test_start_refuses_parts_of_another_kind(
+def test_start_refuses_weights_of_another_kind(
     make_trainer: MakeTrainer, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     make_trainer(steps=1).run(tmp_path)
@@ -256,7 +256,7 @@ def test_rank_zero_tunes_and_saves_the_language_model(
     assert (found - wanted).abs().max() < 0.05 * (wanted - untouched).abs().max()
 
 
-def test_runs_can_be_had_again_and_stop_in_time(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_runs_are_reproducible_and_stop_in_time(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     logs = [make_trainer(steps=4).run(tmp_path / str(i)) for i in range(2)]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
     reports: list[dict[str, Any]] = []
@@ -272,7 +272,7 @@ def test_dropped_tokens_and_views(make_trainer: MakeTrainer) -> None:
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     whole, focal = kept[0::2], kept[1::2]
     assert 0.6 < focal.mean() < 0.8 and 0.25 < whole.mean() < 0.45
-    assert (focal.sum(1) > 0).all()  # a close view is never blanked whole
+    assert (focal.sum(1) > 0).all()  # a focal view is never set to 0 completely
     assert (trainer._dropped(features, 1).mean() - 0.7).abs() < 0.05
     assert torch.equal(make_trainer()._dropped(features, 2), features)
 
@@ -290,12 +290,12 @@ def test_workers_give_the_same_batches(make_trainer: MakeTrainer) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
-def test_the_parts_say_how_closely_they_look(tmp_path: Path) -> None:
+def test_the_weights_include_the_focal_settings(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     focal = FocalSettings(1.5, minimum=16, named=True)
     save_trained({}, tmp_path / "new", lora_scale=1, metadata={"steps": 1}, focal=focal)
     assert trained_focal(tmp_path / "new") == focal
-    # Parts from before the settings were written down.
+    # Weights without settings.
     (tmp_path / "parts.json").write_text('{"files": [], "lora_scale": 1}')
     assert trained_focal(tmp_path) == FocalSettings()
     (tmp_path / "parts.json").write_text('{"focal": {"zoom": 2}}')
@@ -315,10 +315,10 @@ def test_the_mean_with_the_start(make_trainer: MakeTrainer, tmp_path: Path) -> N
         parts = [getattr(each, piece) for each in (old, new, mean)]
         for name, value in parts[2].items():
             between = (parts[0][name] + parts[1][name]) / 2
-            # They are stored in 16 bit.
+            # The weights are stored in 16 bit.
             torch.testing.assert_close(value, between, rtol=4e-3, atol=1e-4)
     assert any(not torch.equal(mean.lora[name], old.lora[name]) for name in old.lora)
-    with pytest.raises(RequestError, match="needs parts to start from"):
+    with pytest.raises(RequestError, match="needs weights to start from"):
         make_trainer(mean_with_start=True)
 
 
@@ -343,7 +343,7 @@ def test_the_mean_of_several_starts(make_trainer: MakeTrainer, tmp_path: Path) -
         make_trainer(folders[0], tmp_path / "other")
 
 
-def test_what_has_no_rate_rests(make_trainer: MakeTrainer) -> None:
+def test_parts_without_a_rate_are_frozen(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(lr_projector=0.0, lr_tower=0.0, tuned_layers=1)
     language = trainer.model.model.language_model
     learning = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
