@@ -1,9 +1,9 @@
-"""How long the default model takes to answer, and how much memory: cold and warm.
+"""Latency and memory of the default model on a CPU, cold and warm.
 
-Cold: whole processes of `vip-llava ask` with a ten-token limit, from start to exit. Warm: the same
-question again in one process that holds the model. Beside: the same prompt, image and number of tokens by
-transformers' own `generate` on float32 weights, by turns with `ask` in one process. The targets: a ten-token answer in at most 12 s
-cold and 3 s warm on two cores of a processor without a GPU, at most 1.6 GB resident.
+Cold: complete processes of `vip-llava ask` with ten tokens, from start to exit. Warm: the same question
+in one process with the model loaded. Side by side: the same prompt, image and number of tokens with
+transformers' `generate` and float32 weights, alternating with `ask` in one process. Targets on two
+cores without a GPU: ten tokens in at most 12 s cold and 3 s warm, at most 1.6 GB resident.
 
     python benchmarks/default_model.py [--runs 5] [--write NAME_OF_HARDWARE]
 """
@@ -23,14 +23,14 @@ from pathlib import Path
 
 PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "cat.jpg"
 BOX = (100, 40, 330, 250)
-# A caption is long enough to fill the limit, so that ten tokens are really generated.
+# A caption is long enough that all ten tokens are generated.
 QUESTION = "Describe the image."
 TOKENS = 10
 RESULTS = Path(__file__).parent / "results"
 
 
 def cold(runs: int) -> list[tuple[float, float]]:
-    """Seconds of each whole process, and its largest resident size in MB."""
+    """Seconds of each process, and its peak resident size in MB."""
     command = [sys.executable, "-m", "vip_llava", "ask", str(PHOTO), QUESTION, "--box"]
     command += [",".join(map(str, BOX)), "--max-new-tokens", str(TOKENS)]
     found = []
@@ -46,12 +46,12 @@ def cold(runs: int) -> list[tuple[float, float]]:
 
 
 def warm(runs: int) -> tuple[list[float], list[int], float]:
-    """Seconds and generated tokens of each answer in one process, and its largest size in MB."""
+    """Seconds and generated tokens of each answer in one process, and its peak size in MB."""
     from vip_llava import Box, load
 
     assistant = load()
     seconds, tokens = [], []
-    for _ in range(runs + 1):  # the first one warms up
+    for _ in range(runs + 1):  # the first one is a warm-up
         began = time.perf_counter()
         answer = assistant.ask(PHOTO, QUESTION, Box(*BOX), max_new_tokens=TOKENS)
         seconds.append(time.perf_counter() - began)
@@ -60,8 +60,8 @@ def warm(runs: int) -> tuple[list[float], list[int], float]:
     return seconds[1:], tokens[1:], peak
 
 
-def beside(runs: int) -> list[tuple[float, float]]:
-    """Seconds of `ask` and of transformers' generate on float32 weights, with as many tokens."""
+def side_by_side(runs: int) -> list[tuple[float, float]]:
+    """Seconds of `ask` and of transformers' generate with float32 weights, for the same tokens."""
     import torch
 
     from vip_llava import Box, load
@@ -74,7 +74,7 @@ def beside(runs: int) -> list[tuple[float, float]]:
         began = time.perf_counter()
         answer = ours.ask(PHOTO, QUESTION, Box(*BOX), max_new_tokens=TOKENS)
         middle = time.perf_counter()
-        ours.engine.clear_cache()  # nothing is kept from one run to the next
+        ours.engine.clear_cache()  # no run uses the cache of the one before
         count = answer.usage.completion_tokens + (answer.finish_reason == "stop")
         began_plain = time.perf_counter()
         inputs = processor([plain.prepare(request).turns])
@@ -96,7 +96,7 @@ def main() -> None:
     given = parser.parse_args()
     cold_runs = cold(given.runs)
     warm_seconds, tokens, warm_peak = warm(given.runs)
-    pairs = beside(given.runs)
+    pairs = side_by_side(given.runs)
     ratio = statistics.median(theirs / mine for mine, theirs in pairs)
     import torch
     import transformers
@@ -114,11 +114,11 @@ def main() -> None:
         "|---|---|---|",
         f"| cold: whole process, seconds | {_middle([s for s, _ in cold_runs])} | 12 |",
         f"| warm: one answer, seconds | {_middle(warm_seconds)} | 3 |",
-        f"| beside: `ask`, seconds | {_middle([mine for mine, _ in pairs])} | |",
-        f"| beside: transformers' generate, float32 | {_middle([t for _, t in pairs])} | |",
-        f"| generate over `ask`, middle of the runs | {ratio:.2f} | 2 |",
-        f"| largest resident size, cold, MB | {max(m for _, m in cold_runs):.0f} | 1600 |",
-        f"| largest resident size, warm, MB | {warm_peak:.0f} | 1600 |",
+        f"| side by side: `ask`, seconds | {_middle([mine for mine, _ in pairs])} | |",
+        f"| side by side: transformers' generate, float32 | {_middle([t for _, t in pairs])} | |",
+        f"| generate / `ask`, median | {ratio:.2f} | 2 |",
+        f"| peak resident size, cold, MB | {max(m for _, m in cold_runs):.0f} | 1600 |",
+        f"| peak resident size, warm, MB | {warm_peak:.0f} | 1600 |",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -1,13 +1,12 @@
-"""Rows a second of an evaluation: the benchmark's own run, in batches, beside the batch-1 loop.
+"""Rows per second of an evaluation: a batched run compared with a loop of batch size 1.
 
 Both ask the same rows of a made Visual7W file in one process: photos of random pixels, four marks, a
-question with four options, answers of `--new-tokens` tokens. Loop: each row opened, drawn, worded and
-answered with transformers' `generate`, then the next, as evaluations of this kind are usually written.
-Ours: `evaluation.run` with `--batch-size`. The weights are random; what is said does not matter for how
-long it takes, so answers are of full length in both.
+question with four options, answers of `--new-tokens` tokens. Loop: each row is opened, drawn, worded and
+answered with transformers' `generate`, one after the other, as evaluations are usually written. Ours:
+`evaluation.run` with `--batch-size`. The weights are random, and all answers have the full length.
 
     python benchmarks/evaluation.py --random 7b --rows 256 --batch-size 64 [--write NAME_OF_HARDWARE]
-    python benchmarks/evaluation.py --random tiny --rows 8        # seconds on a CPU; shows that it runs
+    python benchmarks/evaluation.py --random tiny --rows 8        # takes seconds on a CPU; checks that it runs
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from vip_llava.assistant import Assistant
 from vip_llava.backends.native import NativeBackend
 from vip_llava.bench.bench_model import random_model
 from vip_llava.engine import EngineConfig
-from vip_llava.evaluation.benchmarks import open_benchmark
 from vip_llava.evaluation.benchmark import Benchmark
-from vip_llava.evaluation.run import select_items, run
+from vip_llava.evaluation.benchmarks import open_benchmark
+from vip_llava.evaluation.run import run, select_items
 from vip_llava.prompting.geometry import ImageGeometry
 from vip_llava.prompting.processor import Processor
 from vip_llava.prompting.templates import get_template
 
 RESULTS = Path(__file__).parent / "results"
 BOXES = [[20, 20, 200, 160], [240, 20, 420, 160], [20, 200, 200, 340], [240, 200, 420, 340]]
-QUESTION = "Which of the things in the photo is the one that somebody would pick up first?"
+QUESTION = "Which of the things in the photo is the one that a person would pick up first?"
 
 
 def write_rows(folder: Path, count: int) -> None:
-    """Rows with a photo of 480 x 360 random pixels each, 16 photos in all."""
+    """Write rows with photos of 480 x 360 random pixels, of which there are 16."""
     rng = np.random.default_rng(0)
     for number in range(min(16, count)):
         pixels = rng.integers(0, 255, (360, 480, 3), dtype=np.uint8)
@@ -63,8 +62,8 @@ def write_rows(folder: Path, count: int) -> None:
 
 
 def random_assistant(size: str, device: str, batch_size: int) -> Assistant:
-    """A model of random weights with a tokenizer trained on the spot (vocabulary 400)."""
-    subject = random_model(size, device)
+    """A model with random weights and a new tokenizer (vocabulary 400)."""
+    bench_model = random_model(size, device)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -79,18 +78,18 @@ def random_assistant(size: str, device: str, batch_size: int) -> Assistant:
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    geometry = ImageGeometry(mode="pad", size=subject.side, mean=mean, std=std)
+    geometry = ImageGeometry(mode="pad", size=bench_model.side, mean=mean, std=std)
     template = get_template("vicuna_v1")
-    image, per_view = subject.image_token_id, subject.tokens_per_view
+    image, per_view = bench_model.image_token_id, bench_model.tokens_per_view
     processor = Processor(tokenizer, geometry, template, image, per_view)
     config = EngineConfig(max_num_seqs=batch_size, kv_cache_tokens=1024 * batch_size)
     return Assistant(
-        NativeBackend(subject.model, processor, name=f"random {size}", config=config)
+        NativeBackend(bench_model.model, processor, name=f"random {size}", config=config)
     )
 
 
 def loop(assistant: Assistant, benchmark: Benchmark, rows: int, new_tokens: int) -> float:
-    """Rows a second of one after the other with transformers' generate."""
+    """Rows per second with transformers' generate, one after the other."""
     model: Any = assistant.backend.model
     items = select_items(benchmark, rows)
     _finish(model)
@@ -111,10 +110,10 @@ def loop(assistant: Assistant, benchmark: Benchmark, rows: int, new_tokens: int)
     return len(items) / (time.perf_counter() - began)
 
 
-def together(
+def batched(
     assistant: Assistant, benchmark: Benchmark, rows: int, new_tokens: int, batch_size: int
 ) -> float:
-    """Rows a second of a whole run, its folder written and scored."""
+    """Rows per second of a complete run, scores and run directory included."""
     sampling = {"max_new_tokens": new_tokens}
     with tempfile.TemporaryDirectory() as folder:
         _finish(assistant.backend.model)
@@ -146,7 +145,7 @@ def main() -> None:
     parser.add_argument("--random", choices=("tiny", "7b"), default="tiny")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument(
-        "--loop-rows", type=int, default=0, help="rows of the loop; a quarter if not given"
+        "--loop-rows", type=int, default=0, help="rows of the loop (default: a quarter of --rows)"
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -157,8 +156,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         write_rows(Path(made), given.rows)
         benchmark = open_benchmark("visual7w", Path(made))
-        loop(assistant, benchmark, 2, given.new_tokens)  # warm up both
-        together(
+        loop(assistant, benchmark, 2, given.new_tokens)  # warm-up
+        batched(
             assistant,
             benchmark,
             min(given.rows, given.batch_size),
@@ -168,10 +167,10 @@ def main() -> None:
         alone = loop(
             assistant, benchmark, given.loop_rows or max(2, given.rows // 4), given.new_tokens
         )
-        ours = together(assistant, benchmark, given.rows, given.new_tokens, given.batch_size)
+        ours = batched(assistant, benchmark, given.rows, given.new_tokens, given.batch_size)
     where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
     lines = [
-        f"# Evaluation: rows a second, random {given.random}, {where}",
+        f"# Evaluation: rows per second, random {given.random}, {where}",
         "",
         f"{datetime.date.today()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"{assistant.info.dtype}; {given.rows} rows, {given.new_tokens} new tokens each.",

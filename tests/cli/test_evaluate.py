@@ -1,4 +1,4 @@
-"""`vip-llava eval`: the table, the files, the page, refusals."""
+"""`vip-llava eval`: the table, the files, the page, mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def test_table_json_and_page(
     written, page = tmp_path / "scores.json", tmp_path / "page.html"
     argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--limit", 3)
     files = ("--json", written, "--html", page)
-    ran = program("eval", "shapes", *argv, "--variants", "box,control", "--variants", "arrow", *files)
+    ran = program(
+        "eval", "shapes", *argv, "--variants", "box,control", "--variants", "arrow", *files
+    )
     assert ran.code == 0, ran.err
     lines = [line.split() for line in ran.out.splitlines() if line.strip()]
     first = [line[0] for line in lines]
@@ -32,10 +34,10 @@ def test_table_json_and_page(
     text = page.read_text("utf-8")
     assert text.count("data:image/jpeg") == len(found["answers"])
     assert "What is the object within the red rectangle?" in text
-    assert str(labelled_folder.parent) in text  # the command as it was typed
+    assert str(labelled_folder.parent) in text  # the command line
 
 
-def test_a_benchmark_by_name_with_a_run_that_goes_on(
+def test_a_run_is_resumed(
     program: Program, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     argv = ("--data", labelled_folder, "--model", tiny_model_folder, "--groups", "box,control")
@@ -51,10 +53,10 @@ def test_a_benchmark_by_name_with_a_run_that_goes_on(
     assert "control" in (tmp_path / "page.html").read_text("utf-8")
 
 
-def test_the_originals_flags(
+def test_the_flags_of_the_original(
     program: Program, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """`--question-file` and `--image-folder` of its evaluation scripts, images elsewhere."""
+    """`--question-file` and `--image-folder`, with the images elsewhere."""
     listing = tmp_path / "regions.jsonl"
     listing.write_bytes((labelled_folder / "regions.jsonl").read_bytes())
     files = ("--question-file", listing, "--image-folder", labelled_folder)
@@ -72,7 +74,7 @@ def test_the_originals_flags(
     assert ran.code == 0 and "could not be asked" not in ran.err, ran.err
 
 
-def test_stopped_with_ctrl_c(
+def test_interrupted_with_ctrl_c(
     program: Program,
     labelled_folder: Path,
     tiny_model_folder: Path,
@@ -137,7 +139,7 @@ def test_the_group_lists_its_benchmarks(program: Program) -> None:
         (["report", "{tmp}", "-o", "{tmp}"], "is a folder; name a file"),
     ],
 )
-def test_a_mistake_is_told_before_a_model_is_opened(
+def test_mistakes_are_reported_before_a_model_is_opened(
     program: Program,
     labelled_folder: Path,
     tmp_path: Path,
@@ -155,7 +157,7 @@ def test_a_mistake_is_told_before_a_model_is_opened(
     assert message in ran.err + ran.out
 
 
-def test_other_weights_of_the_default_model(
+def test_weights_are_loaded_into_the_default_model(
     program: Program,
     labelled_folder: Path,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""docs/evaluation.md: its Python runs as it is written, and its tables name what there is."""
+"""docs/evaluation.md: its Python code runs, and it names every benchmark and task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text("utf-8")
 
 
 @pytest.mark.slow
-def test_the_pages_python_runs(
+def test_the_python_code_runs(
     labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

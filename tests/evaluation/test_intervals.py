@@ -1,4 +1,4 @@
-"""Intervals against published values and against what they promise."""
+"""Intervals: published values and properties."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_wilson_as_published(hits: int, count: int, low: float, high: float) -> 
     assert (lower, upper) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
-def test_nothing_has_no_score() -> None:
+def test_no_values_have_no_interval() -> None:
     assert proportion(0, 0) == (None, None, None) == mean([])
 
 
@@ -36,7 +36,7 @@ def test_a_mean_of_shares_is_about_wilsons() -> None:
     assert value == 0.6 and low is not None and high is not None
     assert low == pytest.approx(wilson_low, abs=0.01)
     assert high == pytest.approx(wilson_high, abs=0.01)
-    assert mean(values) == (value, low, high)  # no chance in it
+    assert mean(values) == (value, low, high)  # the same every time
 
 
 def test_questions_about_one_image_are_not_independent() -> None:

@@ -1,4 +1,4 @@
-"""The judge against a real server on loopback: contract, repetition, rate limits, faults, resuming, cost."""
+"""The judge with a server on loopback: contract, repetition, rate limits, errors, resuming, cost."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from vip_llava.evaluation.run_directory import RunDirectory
 
 @dataclass
 class Server:
-    """A judge that grades by rules: right if the prediction holds the truth; what was asked is kept."""
+    """A judge that gives 1.0 if the prediction contains the truth, and keeps the requests."""
 
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     before: list[tuple[int, dict[str, str], Any]] = field(default_factory=list)
-    """Answers that come first: status, headers, body."""
+    """Responses to send first: status, headers, body."""
     say: Callable[[str, int], str] = lambda text, number: (
         "1.0" if truth(text) in said(text) else "0.0"
     )
@@ -52,7 +52,7 @@ def said(text: str) -> str:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A uvicorn on a free port of loopback, stopped at the end."""
+    """A uvicorn server on a free port of loopback."""
     state, app, lock = Server(), FastAPI(), threading.Lock()
 
     @app.post("/v1/chat/completions")
@@ -140,8 +140,8 @@ def test_the_contract(finished: Path, server: Server) -> None:
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("rules", 0.0, 3)
 
 
-def test_scores_files_and_what_failed(finished: Path, server: Server) -> None:
-    """Grades 1, 0, 1 and a failed row: 50 in total; the spread is 0 as the rules never differ."""
+def test_scores_files_and_failed_rows(finished: Path, server: Server) -> None:
+    """Grades 1, 0, 1 and a failed row: 50 in total; the spread is 0, since all runs are equal."""
     grades = graded(finished, server)
     rows = RunDirectory.open(finished).rows()
     scores = {(s.name, s.group): s for s in write_judged(finished, rows, grades)}
@@ -180,7 +180,7 @@ def test_runs_that_differ_have_a_spread(finished: Path, server: Server) -> None:
     assert found["spread over runs, bbox"] == pytest.approx((75 - 30) / 2)
 
 
-def test_a_stopped_grading_goes_on(finished: Path, server: Server) -> None:
+def test_an_interrupted_grading_is_resumed(finished: Path, server: Server) -> None:
     server.before = [(200, {}, {"choices": [{"message": {"content": "0.5"}}]})] * 2
     server.before.append((400, {}, {"error": {"message": "enough"}}))
     with judge(server) as told, pytest.raises(RequestError, match=r"refused: 400 \(enough\)"):
@@ -190,14 +190,14 @@ def test_a_stopped_grading_goes_on(finished: Path, server: Server) -> None:
     grades_file(finished).write_text("\n".join([*kept, '{"id": "cut']))
     before = len(server.asked)
     grades = graded(finished, server)
-    # One more may have been on its way when the first grading was stopped.
+    # One more may have been in flight when the first grading stopped.
     asked = len(server.asked)
     assert asked - before in (6 - 2, 6 - 1) and len(grades.grades) == 6
     assert sorted(grade.score for grade in grades.grades) == [0.0, 0.5, 0.5, 1.0, 1.0, 1.0]
     assert graded(finished, server) == grades and len(server.asked) == asked
 
 
-def test_rate_limits_and_faults_that_pass(finished: Path, server: Server) -> None:
+def test_rate_limits_and_temporary_errors_are_retried(finished: Path, server: Server) -> None:
     waits: list[tuple[float, str]] = []
     server.before = [
         (429, {"retry-after": "0.05"}, {"error": {"message": "slow down"}}),
@@ -211,7 +211,7 @@ def test_rate_limits_and_faults_that_pass(finished: Path, server: Server) -> Non
     assert 0.02 <= waits[1][0] <= 0.025 and 0.04 <= waits[2][0] <= 0.05
 
 
-def test_a_judge_that_never_works(server: Server) -> None:
+def test_permanent_errors_are_reported(server: Server) -> None:
     server.before = [(429, {}, {"error": {"message": "no"}})] * 3
     with (
         judge(server, tries=3) as told,
@@ -221,7 +221,7 @@ def test_a_judge_that_never_works(server: Server) -> None:
     server.before = [(401, {}, {"error": {"message": "Incorrect API key"}})]
     with judge(server) as told, pytest.raises(RequestError, match=r"401 \(Incorrect API key"):
         told.ask("x")
-    assert len(server.asked) == 4  # a wrong key is not tried again
+    assert len(server.asked) == 4  # a wrong key is not retried
     server.before = [(302, {"location": "http://127.0.0.1:9/steal"}, None)]
     with judge(server, key="k") as told, pytest.raises(RequestError, match="302"):
         told.ask("x")
@@ -234,13 +234,13 @@ def test_a_judge_that_never_works(server: Server) -> None:
         pytest.raises(RequestError, match="ReadTimeout"),
     ):
         told.ask("a | b | b | ")
-    nobody = JudgeEndpoint("http://127.0.0.1:9/v1", "m", tries=1)
-    with nobody as told, pytest.raises(RequestError, match="ConnectError"):
+    closed = JudgeEndpoint("http://127.0.0.1:9/v1", "m", tries=1)
+    with closed as told, pytest.raises(RequestError, match="ConnectError"):
         told.ask("x")
 
 
-def test_stopping_does_not_wait_for_pauses(finished: Path, server: Server) -> None:
-    """One thread is refused while another waits a minute for a busy server."""
+def test_an_error_does_not_wait_for_other_threads(finished: Path, server: Server) -> None:
+    """One thread is refused, while another waits a minute for a busy server."""
     server.before = [(429, {"retry-after": "60"}, {}), (400, {}, {"error": {"message": "no"}})]
     began = time.perf_counter()
     with judge(server) as told, pytest.raises(RequestError, match="400"):
@@ -249,7 +249,7 @@ def test_stopping_does_not_wait_for_pauses(finished: Path, server: Server) -> No
 
 
 def test_replies_without_a_number(finished: Path, server: Server) -> None:
-    """The hint and more heat, as published; then it counts as 0 and is told."""
+    """The hint and a higher temperature, as published; then the grade counts as 0."""
     server.say = lambda text, number: "0.8" if HINT in text and "v1_0" in text else "well"
     with judge(server) as told:
         grades = grade_run(finished, told, PROMPT, times=1, parallel=1)
@@ -276,7 +276,7 @@ def test_grades_of_another_prompt_are_not_mixed(
         read_prompt(path)
 
 
-def test_other_runs_need_no_judge(tmp_path: Path, server: Server) -> None:
+def test_runs_of_other_benchmarks_are_refused(tmp_path: Path, server: Server) -> None:
     RunDirectory.create_or_resume(tmp_path / "r", {"benchmark": "visual7w", "model": "m"}, {})
     with judge(server) as told, pytest.raises(DataError, match="visual7w, whose answers need no"):
         grade_run(tmp_path / "r", told, PROMPT)
@@ -295,12 +295,12 @@ def test_a_line_of_the_table() -> None:
 
 
 @pytest.mark.parametrize("address", ["judge", "ftp://a/v1", "http://u:p@a/v1", "https://a/v1?k=1", "http:///v1"])  # fmt: skip
-def test_addresses_that_can_not_be(address: str) -> None:
+def test_invalid_addresses(address: str) -> None:
     with pytest.raises(RequestError):
         checked_address(address, False)
 
 
-def test_a_key_is_not_sent_in_the_open() -> None:
+def test_a_key_is_sent_encrypted_only() -> None:
     with pytest.raises(RequestError, match="use https"):
         checked_address("http://judge.example/v1", True)
     assert checked_address("https://judge.example/v1/", True) == "https://judge.example/v1"

@@ -1,4 +1,4 @@
-"""The judge is this project's own server: a real model behind real HTTP, with a key."""
+"""This project's own server as the judge: a model over HTTP, with a key."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def finished(path: Path) -> Path:
 def test_our_own_server_judges(
     assistant: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A random model says no number: five tries with a hint and heat, counted as 0 and told so."""
-    # The server draws a seed where none is asked for, and by some the model does say a number.
+    """A random model gives no number: after five tries, the grade counts as 0."""
+    # Without a seed in the request, the server chooses one; with some, the model gives a number.
     monkeypatch.setattr("secrets.randbits", lambda bits: 7)
     settings = make_settings(port=0, keys=[KEY])
     app = create_app({"tiny": assistant}, settings)

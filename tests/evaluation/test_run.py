@@ -1,4 +1,4 @@
-"""Runs on a tiny model: every row once, batches or not, stopped or not, broken rows or not."""
+"""Runs with a tiny model: batches, interrupted runs, failed rows, the run directory."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FEW: dict[str, Any] = {"sampling": {"max_new_tokens": 6}}
 
 
 def listed(folder: Path) -> dict[str, bytes]:
-    """The files whose content depends on nothing but what was asked."""
+    """The files whose content depends on the questions alone."""
     return {
         p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.json"
     }
 
 
-def test_a_run_and_what_it_leaves(assistant: Any, visual7w: Path, tmp_path: Path) -> None:
+def test_the_files_of_a_run(assistant: Any, visual7w: Path, tmp_path: Path) -> None:
     benchmark = open_benchmark("visual7w", visual7w)
     result = run(assistant, benchmark, tmp_path / "run", max_failed=1, command=["a", "b"], **FEW)
     assert result.asked == len(result.rows) == 5
@@ -60,10 +60,12 @@ def test_batch_equals_single(assistant: Any, visual7w: Path, tmp_path: Path) -> 
 
 
 class StopError(Exception):
-    """Ends a run in the middle."""
+    """Stops a run."""
 
 
-def test_a_stopped_run_goes_on(assistant: Any, labelled_folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(
+    assistant: Any, labelled_folder: Path, tmp_path: Path
+) -> None:
     def benchmark() -> Any:
         return open_benchmark("shapes", labelled_folder, BenchmarkOptions(groups=("box", "arrow")))
 
@@ -79,7 +81,7 @@ def test_a_stopped_run_goes_on(assistant: Any, labelled_folder: Path, tmp_path: 
         run(assistant, benchmark(), tmp_path / "cut", on_row=stop, **FEW)
     kept = RunDirectory.open(tmp_path / "cut").rows()
     assert [row.id for row in kept] == seen and not (tmp_path / "cut" / "scores.json").exists()
-    # The program may also die while it writes a line.
+    # As if the program was killed while it wrote a line.
     with (tmp_path / "cut" / "rows.jsonl").open("a") as file:
         file.write('{"id": "half')
     again: list[str] = []
@@ -92,10 +94,10 @@ def test_a_stopped_run_goes_on(assistant: Any, labelled_folder: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on(
+def test_a_killed_run_is_resumed(
     assistant: Any, labelled_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """The program itself, killed without notice as soon as it has written anything."""
+    """The program, killed as soon as it has written a row."""
     options = BenchmarkOptions(groups=("box", "ellipse", "mask", "point"), all_photos=True)
     benchmark = open_benchmark("shapes", labelled_folder, options)
     whole = len(run(assistant, benchmark, tmp_path / "whole").rows)
@@ -114,7 +116,7 @@ def test_a_killed_run_goes_on(
     assert listed(tmp_path / "whole") == listed(tmp_path / "cut")
 
 
-def test_what_failed_is_tried_again(
+def test_failed_rows_are_asked_again(
     assistant: Any, visual7w: Path, tmp_path: Path, draw_image: Callable[..., None]
 ) -> None:
     def once() -> Any:
@@ -133,13 +135,13 @@ def test_too_many_failures_stop_the_run(assistant: Any, visual7w: Path, tmp_path
         DataError, match=r"1 of 5 rows are bad, and the limit is 0 rows(?s:.*)missing\.jpg"
     ):
         run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=0, **FEW)
-    assert len(RunDirectory.open(tmp_path / "r").rows()) == 5  # what was asked is kept
+    assert len(RunDirectory.open(tmp_path / "r").rows()) == 5  # the rows are kept
     for wrong in (-1, 1.5, True):
         with pytest.raises(DataError, match="limit of failures"):
             run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=wrong, **FEW)  # fmt: skip
 
 
-def test_a_folder_holds_one_run(assistant: Any, visual7w: Path, tmp_path: Path) -> None:
+def test_a_directory_holds_one_run(assistant: Any, visual7w: Path, tmp_path: Path) -> None:
     run(assistant, open_benchmark("visual7w", visual7w), tmp_path / "r", max_failed=1, **FEW)
     for changed, what in (
         (BenchmarkOptions(seed=3), "seed"),
@@ -205,7 +207,7 @@ def test_each_group_has_its_answers_file(
     )
 
 
-def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+def test_directories_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a run of an evaluation"):
         RunDirectory.open(tmp_path)
     (tmp_path / "run.json").write_text("[]")
@@ -216,19 +218,19 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
         RunDirectory(tmp_path).rows()
 
 
-def test_most_spreads_evenly_over_each_group() -> None:
+def test_the_limit_is_spread_evenly_over_each_group() -> None:
     items = [BenchmarkItem(f"{g}{n}", g, "", lambda: None, "") for g in "ab" for n in range(10)]  # type: ignore[arg-type, return-value]
     assert [item.id for item in limit_per_group(items, 3)] == ["a0", "a3", "a6", "b0", "b3", "b6"]
     assert len(limit_per_group(items, 99)) == len(limit_per_group(items, None)) == 20
 
 
-def test_nothing_to_ask_is_an_error(tmp_path: Path) -> None:
+def test_no_questions_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "v7w-test.json").write_text("[]")
     with pytest.raises(DataError, match="no questions for"):
         select_items(open_benchmark("visual7w", tmp_path))
 
 
-def test_answers_as_the_original_writes_them() -> None:
+def test_answers_in_the_format_of_the_original() -> None:
     row = ResultRow("v7w-1", "", "A", answer="A", question="Which?", facts={"question_id": 7})
     line = answer_record(row, "m")
     assert (line["question_id"], line["model_id"], line["text"]) == (7, "m", "A")

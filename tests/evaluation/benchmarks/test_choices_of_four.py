@@ -1,4 +1,4 @@
-"""Visual7W and VCR on made folders: exact scores, whatever form answers have and rows lack."""
+"""Visual7W and VCR on made folders: exact scores for all forms of answers and invalid rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def values(scores: Sequence[Score]) -> dict[tuple[str, str], tuple[float | None,
 
 
 def test_visual7w(visual7w: Path, score_of: ScoreOf) -> None:
-    """Right answers are A, B, C, D; the last row's image is missing and counts as wrong."""
+    """Right answers are A, B, C, D; the image of the last row is missing, which counts as wrong."""
     answers = {"v7w-0": "a", "v7w-1": "(B) because it is blue", "v7w-2": "", "v7w-3": "D"}
     rows, scores = score_of("visual7w", visual7w, answers)
     assert values(scores) == {
@@ -53,7 +53,7 @@ def test_visual7w_asks_as_the_original(visual7w: Path) -> None:
     assert other.regions != request.regions and {r.alpha for r in other.regions} == {40}
 
 
-def test_rows_in_a_wrong_format_fail_by_name(
+def test_invalid_rows_fail_with_their_reason(
     tmp_path: Path, write_rows: Callable[..., Path], score_of: ScoreOf
 ) -> None:
     good = {"id": "v7w-1", "image": "a.jpg", "question": "Which?", "bboxes": BOXES}
@@ -76,7 +76,7 @@ def test_rows_in_a_wrong_format_fail_by_name(
     assert values(scores)[("accuracy", "")] == (1 / 6, 6, 4)
 
 
-def test_the_data_must_be_there(tmp_path: Path, visual7w: Path) -> None:
+def test_missing_data_is_an_error(tmp_path: Path, visual7w: Path) -> None:
     with pytest.raises(DataError, match=r"no such file or folder; visual7w needs v7w-test\.json"):
         open_benchmark("visual7w", tmp_path / "none")
     (tmp_path / "empty").mkdir()
@@ -89,7 +89,7 @@ def test_the_data_must_be_there(tmp_path: Path, visual7w: Path) -> None:
 
 
 def vcr(number: int, answer: int, reason: int) -> dict[str, Any]:
-    """Things are numbers in a list; the first one is a person."""
+    """A VCR row with a person and a dog."""
     return {
         "id": f"vcr-{number}",
         "image": f"vcr/{number}.jpg",
@@ -104,7 +104,7 @@ def vcr(number: int, answer: int, reason: int) -> dict[str, Any]:
     }
 
 
-#: Row -> right letters for Q->A and QA->R, and what is said: Q->A 3 of 4, QA->R 2 of 4, both 1 of 4.
+#: Right letters for Q->A and QA->R, and the answers: Q->A 3 of 4, QA->R 2 of 4, both 1 of 4.
 VCR = [
     ("A", "B", "A", "(b)"),
     ("C", "D", "C.", "A"),
@@ -119,7 +119,7 @@ def vcr_folder(tmp_path: Path, write_rows: Callable[..., Path]) -> Path:
     return write_rows(tmp_path / "vcr", "vcr-val.json", rows)
 
 
-def test_vcr_joint_equals_a_table_made_by_hand(vcr_folder: Path, score_of: ScoreOf) -> None:
+def test_vcr_scores_equal_those_counted_by_hand(vcr_folder: Path, score_of: ScoreOf) -> None:
     answers = {}
     for number, (_, _, answer, reason) in enumerate(VCR):
         answers |= {f"vcr-{number}/qa": answer, f"vcr-{number}/qar": reason}
@@ -148,7 +148,7 @@ def test_vcr_one_task_has_no_joint_score(vcr_folder: Path, score_of: ScoreOf) ->
     assert {score.group for score in scores} == {"Q->A"}
 
 
-def test_vcr_a_row_that_fails_fails_the_pair(vcr_folder: Path, score_of: ScoreOf) -> None:
+def test_a_failed_vcr_row_fails_in_both_tasks(vcr_folder: Path, score_of: ScoreOf) -> None:
     path = vcr_folder / "vcr-val.json"
     rows = json.loads(path.read_text("utf-8"))
     rows[0]["answer_label"] = 7

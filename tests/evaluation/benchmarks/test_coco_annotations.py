@@ -1,4 +1,4 @@
-"""Shapes and recognition over COCO-style files, and what they do about broken entries."""
+"""Shapes and recognition over COCO-style files, invalid annotations included."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def annotation(number: int, box: list[float], category: int, **more: Any) -> dic
 
 @pytest.fixture
 def coco(tmp_path: Path, draw_image: Callable[..., None]) -> Path:
-    """COCO's own layout: two people, a sofa, a crowd (no question), and two broken entries."""
+    """COCO's own layout: two people, a sofa, a crowd (no question), two invalid annotations."""
     draw_image(tmp_path / "val2017" / "1.jpg")
     content = {
         "images": [{"id": 1, "file_name": "1.jpg", "width": 96, "height": 72}],
@@ -137,7 +137,7 @@ def test_an_image_of_another_size_fails(coco: Path, score_of: ScoreOf) -> None:
         ("{", "not JSON"),
     ],
 )
-def test_no_coco_file(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_of_another_format(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "instances.json").write_text(content, "utf-8")
     with pytest.raises(DataError, match=message):
         open_benchmark("recognition", tmp_path)

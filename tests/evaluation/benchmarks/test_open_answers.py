@@ -113,7 +113,7 @@ def test_vip_bench(vip_bench: Path, score_of: ScoreOf) -> None:
     }
     rows, scores = score_of("vip-bench", vip_bench, answers)
     found = table(scores)
-    # four: 1, red and blue: a half, "a dog" without its article: 1, "no" is no word of "not": 0.
+    # "four": 1; one of red and blue: 0.5; "a dog" without its article: 1; "no" is not a word of "not".
     assert found[("words found, bbox", "")] == pytest.approx(2.5 / 4)
     assert found[("words found, human", "")] == pytest.approx(1.5 / 4)
     assert found[("words found, bbox", "recognition")] == pytest.approx(1.5 / 2)
@@ -149,7 +149,9 @@ def test_vip_bench_asks_what_the_split_says(vip_bench: Path) -> None:
     assert items[0].facts["capability"] == ["math", "ocr"]
 
 
-def test_vip_bench_faults_of_the_folder(vip_bench: Path, score_of: ScoreOf, tmp_path: Path) -> None:
+def test_vip_bench_with_missing_and_invalid_questions(
+    vip_bench: Path, score_of: ScoreOf, tmp_path: Path
+) -> None:
     questions = vip_bench / "bbox" / "questions.jsonl"
     lines = questions.read_text("utf-8").splitlines()
     questions.write_text("\n".join(lines[1:]), "utf-8")

@@ -1,4 +1,4 @@
-"""The plug-in for lmms-eval: task files, documents, messages; and lmms-eval itself where it is installed."""
+"""The plug-in for lmms-eval: task files, documents, messages; and lmms-eval, if it is installed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A task file with `!function utils.NAME` as what it names."""
+    """A task file, with each `!function utils.NAME` replaced by the function."""
 
     class Loader(yaml.SafeLoader):
         pass
@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def test_every_published_benchmark_has_a_task() -> None:
+def test_every_benchmark_has_a_task() -> None:
     names = {path.stem.removeprefix("vip_llava_").replace("_", "-") for path in FILES}
     assert names == set(BENCHMARKS)
 
@@ -76,7 +76,7 @@ def data(visual7w: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_documents(data: Path) -> None:
-    """The same questions, drawn; right answers, and what can't be asked, count as in our own runs."""
+    """The same questions with drawn marks; the score is that of a run, failures included."""
     task = Task("visual7w")
     docs = list(task.docs(None))
     assert [doc["id"] for doc in docs] == [f"v7w-{number}" for number in range(5)]
@@ -93,7 +93,7 @@ def test_documents(data: Path) -> None:
     assert task.text(docs[4]).startswith("This question can't be asked: ")
 
 
-def test_the_data_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_data_variable_must_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     with pytest.raises(DataError, match=f"set {DATA_VARIABLE} to a folder"):
         Task("vcr").docs(None)
@@ -124,7 +124,7 @@ def test_messages_to_requests() -> None:
 
 
 def test_messages_are_answered(assistant: Any) -> None:
-    """Turns with images of their own, through the real processor."""
+    """Turns with their own images, with a real processor."""
     image = Image.new("RGB", (40, 40), (200, 90, 10))
     image, text = {"type": "image", "url": image}, {"type": "text", "text": "What?"}
     turns = [
@@ -163,7 +163,7 @@ def test_beams_are_refused() -> None:
 def test_lmms_eval_runs_it(
     data: Path, tiny_model_folder: Path, tmp_path: Path, draw_image: Callable[..., None]
 ) -> None:
-    """lmms-eval's own command, with our model from the entry point and our task from its folder."""
+    """lmms-eval's command with the model from the entry point and a task from the package."""
     found = importlib.metadata.entry_points(group="lmms_eval.models")
     assert "vip_llava" in {point.name for point in found}
     command = [sys.executable, "-m", "lmms_eval", "--model", "vip_llava"]

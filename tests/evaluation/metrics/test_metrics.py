@@ -1,4 +1,4 @@
-"""Caption scores equal the published evaluation's, whose values were recorded from its own programs."""
+"""Caption scores equal those of the published evaluation, recorded from its own programs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ REFERENCES = [
 ANSWERS = [answer for answer, *_ in RECORDED]
 
 
-def test_words_are_the_reference_tokenizers() -> None:
+def test_words_equal_the_reference() -> None:
     for answer, wanted, *_ in RECORDED:
         assert " ".join(tokenize(answer)) == wanted
 
@@ -85,7 +85,7 @@ def test_cider_equals_the_reference() -> None:
 
 def test_cider_of_nothing_and_of_the_reference_itself() -> None:
     same = cider(["a red bus", "two dogs", ""], [["a red bus"], ["two dogs"], ["a cat"]])
-    # Two words have no trigrams, so at most half of the four lengths can agree.
+    # Two words have no trigrams, so two of the four lengths cannot match.
     assert same == pytest.approx([7.5, 5.0, 0.0])
     assert cider([], []) == []
 

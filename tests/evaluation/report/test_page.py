@@ -1,4 +1,4 @@
-"""The page: one file, nothing fetched, nothing from outside read as markup, and all that was measured."""
+"""The page: a single file, without requests, with all text escaped, and with all scores."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_nothing_is_fetched_and_images_are_small(make_run: Callable[..., Path]) 
         assert shown.size == (320, 160)
 
 
-def test_nothing_given_becomes_markup(make_run: Callable[..., Path]) -> None:
+def test_all_text_is_escaped(make_run: Callable[..., Path]) -> None:
     text = render_page(
         [make_run("a", f"m{NASTY}", {f"box{NASTY}": 6}, NASTY, failed=2)], title=f"t{NASTY}"
     )
@@ -161,12 +161,12 @@ def test_models_side_by_side(make_run: Callable[..., Path]) -> None:
     (large / "run.json").write_text(json.dumps(about))
     assert "These runs differ in data, seed" in Reader(render_page([small, large])).words
     same = Reader(render_page([small, make_run("c", "small", {"box": 3, "arrow": 5})]))
-    assert "small (a)" in same.words and "small (c)" in same.words  # folders tell them apart
+    assert (
+        "small (a)" in same.words and "small (c)" in same.words
+    )  # the names of their directories tell them apart
 
 
-def test_runs_that_are_not_finished_or_broken(
-    make_run: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_unfinished_and_invalid_runs(make_run: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a run of an evaluation"):
         render_page([tmp_path])
     path = make_run("a", "tiny", {"box": 2})
@@ -179,7 +179,7 @@ def test_runs_that_are_not_finished_or_broken(
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "images/../../secret.jpg", "/etc/hostname", "x.jpg", "images/gone.jpg"])  # fmt: skip
-def test_a_row_names_no_other_file(make_run: Callable[..., Path], name: str) -> None:
+def test_a_row_can_name_no_file_outside_the_run(make_run: Callable[..., Path], name: str) -> None:
     path = make_run("a", "tiny", {"box": 2})
     Image.new("RGB", (8, 8)).save(path.parent / "secret.jpg")
     lines = (path / "rows.jsonl").read_text().splitlines()
