@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -89,24 +90,36 @@ def test_the_token_limit_applies_without_max_tokens(small: Any) -> None:
     assert answer["usage"]["completion_tokens"] <= 20
 
 
-def test_a_full_queue_has_retry_after(serve: Callable[..., Any]) -> None:
+@contextlib.contextmanager
+def slow_steps(assistant: Any, seconds: float) -> Iterator[None]:
+    """Every step of the model takes at least so long."""
+    decoder = assistant.backend.model.get_decoder()
+    hook = decoder.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    assistant.backend.engine.invalidate()
+    try:
+        yield
+    finally:
+        hook.remove()
+        assistant.backend.engine.invalidate()
+
+
+def test_a_full_queue_has_retry_after(serve: Callable[..., Any], tiny: Any) -> None:
     api = serve(limits={"queue": 2})
     threads = [
-        threading.Thread(target=api.told, args=("Hello?",), kwargs={"max_tokens": 600})
+        threading.Thread(target=api.told, args=("Hello?",), kwargs={"max_tokens": 60})
         for _ in range(2)
     ]
-    for thread in threads:
-        thread.start()
-    metrics = ""
-    for _ in range(200):
-        metrics = api.client.get("/metrics").text
-        if "vip_llava_answers_open 2.0" in metrics:
-            break
-        time.sleep(0.01)
-    refused = api.ask("Hello?")
-    more = api.ask("Hello?", n=3)
-    for thread in threads:
-        thread.join()
+    with slow_steps(tiny, 0.05):
+        for thread in threads:
+            thread.start()
+        for _ in range(200):
+            if "vip_llava_answers_open 2.0" in api.client.get("/metrics").text:
+                break
+            time.sleep(0.01)
+        refused = api.ask("Hello?")
+        more = api.ask("Hello?", n=3)
+        for thread in threads:
+            thread.join()
     for answer in (refused, more):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy")
         assert int(answer.headers["retry-after"]) >= 1
@@ -116,13 +129,9 @@ def test_a_full_queue_has_retry_after(serve: Callable[..., Any]) -> None:
 
 def test_a_slow_answer_times_out(serve: Callable[..., Any], tiny: Any) -> None:
     api = serve(limits={"answer_seconds": 0.3})
-    decoder = tiny.backend.model.get_decoder()
-    slow = decoder.register_forward_pre_hook(lambda *_: time.sleep(0.05))
-    try:
+    with slow_steps(tiny, 0.05):
         answer = api.ask("Hello?", max_tokens=1000)
         streamed = api.ask("Hello?", max_tokens=1000, stream=True)
-    finally:
-        slow.remove()
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "answer_too_slow")
     assert streamed.status_code == 200
     assert '"code":"answer_too_slow"' in streamed.text.split("\n\n")[-2]
