@@ -23,6 +23,7 @@ from vip_llava.evaluation.lmms import tasks
 from vip_llava.evaluation.lmms.docs import DATA_VARIABLE, Task
 from vip_llava.evaluation.lmms.messages import request_of_messages, sampling_of_settings
 from vip_llava.evaluation.lmms.tasks import utils
+from vip_llava.sampling_params import SamplingParams
 
 FOLDER = Path(tasks.__file__).parent
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -106,7 +107,7 @@ def test_messages_to_requests() -> None:
     image = Image.new("RGB", (8, 8))
     part, text = {"type": "image", "url": image}, {"type": "text", "text": "What?"}
     one = request_of_messages([{"role": "user", "content": [part, text]}])
-    assert (one.question, one.image, one.images) == ("What?", image, ())
+    assert (one.question, [each.image for each in one.images]) == ("What?", [image])
     several = request_of_messages(
         [
             {"role": "system", "content": "Be short."},
@@ -116,7 +117,7 @@ def test_messages_to_requests() -> None:
         ]
     )
     assert several.question == "And?" and len(several.images) == 2
-    assert [turn["text"] for turn in several.history] == ["Be short.\nWhat?", "That."]  # type: ignore[index]
+    assert [turn.text for turn in several.history] == ["Be short.\nWhat?", "That."]  # type: ignore[union-attr]
     with pytest.raises(RequestError, match="type video is not supported"):
         request_of_messages([{"role": "user", "content": [{"type": "video", "url": "x"}]}])
     with pytest.raises(RequestError, match="end with a user turn"):
@@ -133,7 +134,7 @@ def test_messages_are_answered(assistant: Any) -> None:
         {"role": "user", "content": [image, text]},
     ]
     answer = assistant.ask_many(
-        [request_of_messages(turns)], **sampling_of_settings({"max_new_tokens": 3})
+        [request_of_messages(turns, sampling_of_settings({"max_new_tokens": 3}))]
     )[0]
     assert answer.usage.image_tokens == 2 * 16
 
@@ -150,7 +151,7 @@ def test_messages_are_answered(assistant: Any) -> None:
     ],
 )  # fmt: skip
 def test_settings_to_sampling(settings: dict[str, Any], sampling: dict[str, Any]) -> None:
-    assert sampling_of_settings(settings) == sampling
+    assert sampling_of_settings(settings) == SamplingParams(**sampling)
 
 
 def test_beams_are_refused() -> None:

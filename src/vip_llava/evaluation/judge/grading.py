@@ -7,7 +7,7 @@ HTTP.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from vip_llava.evaluation.judge.prompt import HINT, parse_score, prompt_fingerpr
 from vip_llava.evaluation.results import ResultRow
 from vip_llava.evaluation.run_directory import RunDirectory, slug
 
-__all__ = ["Grade", "Grades", "Judge", "gradable_rows", "grade_run", "scores_by_row"]
+__all__ = ["Grade", "Grades", "Judge", "gradable_rows", "grade_run"]
 
 _MAX_TRIES = 5  # per grade, if replies hold no number; as in the published evaluator
 _TEMPERATURE_STEP = 0.5  # added with each of them
@@ -70,9 +70,18 @@ class Grades:
         """How many grades hold no number."""
         return sum(grade.score is None for grade in self.grades)
 
-    def of_row(self, id: str) -> list[Grade]:
-        """The grades of one row in the order of the runs."""
-        return sorted((g for g in self.grades if g.id == id), key=lambda grade: grade.run)
+    @property
+    def by_row(self) -> dict[str, list[Grade]]:
+        """Id of a row -> its grades in the order of the runs."""
+        found: dict[str, list[Grade]] = {}
+        for grade in sorted(self.grades, key=lambda grade: grade.run):
+            found.setdefault(grade.id, []).append(grade)
+        return found
+
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """Id of a row -> the scores of its runs; a grade without a number is 0."""
+        return {id: [each.score or 0.0 for each in row] for id, row in self.by_row.items()}
 
 
 def grade_run(
@@ -150,11 +159,3 @@ def _read_grades(path: Path) -> list[Grade]:
         return [Grade(**json.loads(text)) for text in complete_lines(path)]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} can't be read as grades: {error}") from None
-
-
-def scores_by_row(grades: Iterable[Grade]) -> dict[str, list[float]]:
-    """Id of a row -> the scores of its runs; a grade without a number is 0."""
-    found: dict[str, list[float]] = {}
-    for grade in sorted(grades, key=lambda grade: grade.run):
-        found.setdefault(grade.id, []).append(grade.score or 0.0)
-    return found

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vip_llava.evaluation.benchmarks.vip_bench import VipBench, capability_scores, full_id
-from vip_llava.evaluation.judge.grading import Grades, scores_by_row
+from vip_llava.evaluation.judge.grading import Grades
 from vip_llava.evaluation.results import ResultRow, Score
 from vip_llava.evaluation.run_directory import RunDirectory, slug
 
@@ -27,7 +27,7 @@ def judged_scores(rows: Sequence[ResultRow], grades: Grades) -> list[Score]:
     method = f"judge {grades.judge}, mean of {grades.times} runs, prompt {grades.prompt}"
     if grades.unread:
         method += f"; {grades.unread} of {len(grades.grades)} grades held no number and count as 0"
-    scores = capability_scores(rows, scores_by_row(grades.grades), method)
+    scores = capability_scores(rows, grades.scores, method)
     for split, several in _splits(rows):
         spread = statistics.pstdev(_totals(several, grades))
         name = f"spread over runs, {split}"
@@ -39,8 +39,7 @@ def write_judged(path: Path, rows: Sequence[ResultRow], grades: Grades) -> list[
     """Write `judged.json` and the published files to a run directory; returns the scores."""
     run = RunDirectory.open(path)
     scores = judged_scores(rows, grades)
-    by_row = scores_by_row(grades.grades)
-    means = {id: statistics.fmean(several) for id, several in by_row.items()}
+    means = {id: statistics.fmean(several) for id, several in grades.scores.items()}
     listed = [asdict(score) for score in scores]
     run.write_json("judged.json", {"judge": grades.judge, "scores": listed, "rows": means})
     model = slug(str(run.info["config"]["model"]))
@@ -59,7 +58,7 @@ def _splits(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
 
 def _totals(rows: Sequence[ResultRow], grades: Grades) -> list[float]:
     """The mean score of each run, 0..100."""
-    scores, missing = scores_by_row(grades.grades), [0.0] * grades.times
+    scores, missing = grades.scores, [0.0] * grades.times
     return [
         100 * sum(scores.get(row.id, missing)[run] for row in rows) / len(rows)
         for run in range(grades.times)
@@ -81,7 +80,7 @@ def _csv(
     columns_of: Callable[[ResultRow], list[str]],
 ) -> str:
     """A table with one line: the most common columns first, then total, std and runs."""
-    scores = scores_by_row(grades.grades)
+    scores = grades.scores
     counts = Counter(name for row in rows for name in columns_of(row))
     columns = [name for name, _ in counts.most_common()]
     line = [model]
@@ -99,9 +98,9 @@ def _csv(
 
 def _grade_file(rows: Sequence[ResultRow], grades: Grades) -> str:
     """{"v1_0": {"model": [...], "content": [...], "score": [...]}, ...}: one value per run."""
-    found = {}
+    found, by_row = {}, grades.by_row
     for row in rows:
-        several = grades.of_row(row.id)
+        several = by_row.get(row.id, [])
         found[full_id(row.facts["question_id"])] = {
             "model": [grade.model for grade in several],
             "content": [grade.content for grade in several],

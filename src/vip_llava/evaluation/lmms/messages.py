@@ -10,55 +10,48 @@ from typing import Any
 
 from vip_llava.errors import RequestError
 from vip_llava.prompting.prepare import Request
-from vip_llava.prompting.turns import MarkedImage
+from vip_llava.prompting.turns import MarkedImage, Turn
+from vip_llava.sampling_params import SamplingParams
 
 __all__ = ["request_of_messages", "sampling_of_settings"]
 
 _DEFAULT_MAX_NEW_TOKENS = 1024
 
 
-def request_of_messages(messages: Sequence[Mapping[str, Any]]) -> Request:
+def request_of_messages(
+    messages: Sequence[Mapping[str, Any]], sampling: SamplingParams | None = None
+) -> Request:
     """The request of chat messages whose contents are {"type": "text" | "image", ...}.
 
     Each image stays in its turn; a system message is put in front of the first question. Raises
     RequestError for video, audio and conversations that do not end with a question.
     """
-    turns: list[dict[str, Any]] = []
     instructions = ""
+    turns: list[Turn] = []
     for message in messages:
         text, images = _parts(message["content"])
         if message["role"] == "system":
             instructions += f"{text}\n"
-            continue
-        turn: dict[str, Any] = {"role": message["role"], "text": text}
-        turns.append(turn | ({"images": images} if images else {}))
-    if not turns or turns[-1]["role"] != "user":
-        raise RequestError("the messages of a task must end with a user turn")
-    turns[0]["text"] = instructions + turns[0]["text"]
-    *history, asked = turns
-    shown = asked.get("images", [])
-    if len(shown) == 1 and not any("images" in turn for turn in history):
-        return Request(question=asked["text"], image=shown[0].image, history=history)
-    return Request(question=asked["text"], images=shown, history=history)
-
-
-def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, list[MarkedImage]]:
-    if isinstance(content, str):
-        return content, []
-    texts, images = [], []
-    for part in content:
-        if part["type"] == "text":
-            texts.append(str(part["text"]))
-        elif part["type"] == "image":
-            images.append(MarkedImage(part["url"]))
         else:
-            raise RequestError(
-                f"content of type {part['type']} is not supported; only images and text are"
-            )
+            turns.append(Turn(message["role"], text if turns else instructions + text, images))
+    if not turns or turns[-1].role != "user":
+        raise RequestError("the messages of a task must end with a user turn")
+    *history, last = turns
+    return Request(question=last.text or "", images=last.images, history=history, sampling=sampling)
+
+
+def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, tuple[MarkedImage, ...]]:
+    if isinstance(content, str):
+        return content, ()
+    other = [part["type"] for part in content if part["type"] not in ("text", "image")]
+    if other:
+        raise RequestError(f"content of type {other[0]} is not supported; only images and text are")
+    texts = [str(part["text"]) for part in content if part["type"] == "text"]
+    images = tuple(MarkedImage(part["url"]) for part in content if part["type"] == "image")
     return "\n".join(texts).strip(), images
 
 
-def sampling_of_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_of_settings(settings: Mapping[str, Any]) -> SamplingParams:
     """The sampling parameters of a task's `generation_kwargs`; greedy without a temperature.
 
     `until` becomes stop strings. Raises RequestError for beam search, which is not supported: with
@@ -80,4 +73,4 @@ def sampling_of_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = [stop for stop in stops if stop.strip() and stop not in ("ASSISTANT:", "</s>")]
     if kept:
         sampling["stop"] = tuple(kept)
-    return sampling
+    return SamplingParams(**sampling)

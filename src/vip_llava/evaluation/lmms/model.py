@@ -16,6 +16,7 @@ from vip_llava.assistant import Assistant, load
 from vip_llava.errors import RequestError, VipLlavaError
 from vip_llava.evaluation.asking import ask_each
 from vip_llava.evaluation.lmms.messages import request_of_messages, sampling_of_settings
+from vip_llava.prompting.prepare import Request
 
 __all__ = ["VipLlavaForLmmsEval"]
 
@@ -75,25 +76,15 @@ class VipLlavaForLmmsEval(lmms):  # type: ignore[misc]
             answers.append(outcome.answer.text)
         return answers
 
-    def _request(self, args: Sequence[Any]) -> dict[str, Any]:
+    def _request(self, args: Sequence[Any]) -> Request:
         """The request of a document; its images are opened here."""
         _, messages, settings, number, task, split = args
-        request = request_of_messages(_plain(messages(self.task_dict[task][split][number])))
-        return {**_as_mapping(request), **sampling_of_settings(settings)}
+        found = messages(self.task_dict[task][split][number])
+        plain = [each if isinstance(each, dict) else each.model_dump() for each in found]
+        return request_of_messages(plain, sampling_of_settings(settings))
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("vip_llava supports tasks of type generate_until only")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise NotImplementedError("vip_llava does not support tasks of several rounds")
-
-
-def _plain(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    return [each if isinstance(each, dict) else each.model_dump() for each in messages]
-
-
-def _as_mapping(request: Any) -> dict[str, Any]:
-    kept = {"question": request.question, "history": request.history}
-    if request.images:
-        return {**kept, "images": request.images}
-    return {**kept, "image": request.image}
