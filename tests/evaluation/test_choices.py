@@ -6,8 +6,6 @@ import pytest
 
 from vip_llava.evaluation.choices import parse_letter, score_letter
 
-OPTIONS = ("The object within the red rectangle", "The cat", "A dog.", "I sleep")
-
 
 @pytest.mark.parametrize(
     ("answer", "letter"),
@@ -29,9 +27,8 @@ OPTIONS = ("The object within the red rectangle", "The cat", "A dog.", "I sleep"
         ("I would choose option D, not the others", "D"),
         ("Answer: A", "A"),
         ("I think that it must be (C), since she sits", "C"),
-        ("the cat", "B"),
-        ("a dog", "C"),
-        ("The object within the red rectangle.", "A"),
+        ("the cat", None),
+        ("a dog", None),
         ("A man is at the door", None),
         ("A", "A"),
         ("a", "A"),
@@ -47,7 +44,7 @@ OPTIONS = ("The object within the red rectangle", "The cat", "A dog.", "I sleep"
     ],
 )
 def test_letters(answer: str, letter: str | None) -> None:
-    assert parse_letter(answer, OPTIONS) == letter
+    assert parse_letter(answer) == letter
 
 
 def test_a_score_has_the_parsed_letter() -> None:

@@ -1,4 +1,4 @@
-"""Which option an answer chooses: "B", "b.", "(B) because ...", "The answer is B", an option's text.
+"""Which option an answer chooses: "B", "b.", "(B) because ...", "The answer is B".
 
 The original's evaluation accepts the letter alone. Models often say more, so the letter is also
 parsed from a longer answer; benchmarks report both scores. Nothing is guessed: an answer that names
@@ -8,7 +8,6 @@ no option, or several, chooses none.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from vip_llava.evaluation.results import AnswerScore
 
@@ -28,21 +27,12 @@ _BEFORE = re.compile(
 _BRACKETS = re.compile(r"\(([A-Za-z])\)")
 
 
-def parse_letter(answer: str, options: Sequence[str] = (), letters: str = "ABCD") -> str | None:
-    """The letter that an answer chooses, in upper case, or None.
-
-    options: their texts in the order of `letters`; an answer that repeats one of them chooses it.
-    """
+def parse_letter(answer: str, letters: str = "ABCD") -> str | None:
+    """The letter that an answer chooses, in upper case, or None."""
     text = answer.strip()
     alone = _ALONE.fullmatch(text)
     if alone:
         return _known(alone[1], letters)
-    said = _plain(text)
-    same = [
-        letter for letter, option in zip(letters, options, strict=False) if said == _plain(option)
-    ]
-    if len(same) == 1:
-        return same[0]
     front = _FRONT.match(text) or _REASON.match(text)
     if front:
         found = _known(next(part for part in front.groups() if part), letters)
@@ -65,7 +55,3 @@ def score_letter(expected: str, answer: str) -> AnswerScore:
 
 def _known(letter: str, letters: str) -> str | None:
     return letter.upper() if letter.upper() in letters else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
