@@ -82,7 +82,7 @@ def test_a_disconnect_frees_the_sequence_within_a_step(
         if stream:
             assert connection.recv(10) == b"HTTP/1.1 2"
         left = tiny.backend.engine.stats().steps
-    until(lambda: idle(tiny))
+    until(lambda: bool(noticed) and idle(tiny))
     ended = tiny.backend.engine.stats().steps
     assert ended - noticed[0] <= 1
     assert ended - left < LONG / 2  # long before the complete answer
