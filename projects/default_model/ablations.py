@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from default_model.benchmarks.marked_questions import NAMING, marked_items
 from default_model.scenes.marking import SHAPES
-from default_model.scenes.mixture import RegionMixture, Row
+from default_model.scenes.mixture import MixtureRow, RegionMixture
 from default_model.scenes.photos import Photo, read_regions
 from default_model.scenes.questions import choosing, naming
 from default_model.scenes.scene import Exchange, Scene, Task
@@ -100,7 +100,7 @@ class Mix(RegionMixture):
 
     def _encoded(
         self, kind: str, scene: Scene, asked: Sequence[Exchange], rng: np.random.Generator
-    ) -> Row | None:
+    ) -> MixtureRow | None:
         if not self.variant.in_words or not scene.regions:
             return super()._encoded(kind, scene, asked, rng)
         box, size = scene.regions[0].bounds(scene.image.size), scene.image.size

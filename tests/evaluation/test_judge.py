@@ -126,8 +126,8 @@ def grades_file(finished: Path) -> Path:
 
 
 def graded(finished: Path, server: Server, times: int = 2, **options: Any) -> Any:
-    with judge(server, **options) as told:
-        return grade_run(finished, told, PROMPT, times=times)
+    with judge(server, **options) as client:
+        return grade_run(finished, client, PROMPT, times=times)
 
 
 def test_the_contract(finished: Path, server: Server) -> None:
@@ -172,8 +172,8 @@ def test_scores_files_and_failed_rows(finished: Path, server: Server) -> None:
 
 def test_runs_that_differ_have_a_spread(finished: Path, server: Server) -> None:
     server.say = lambda text, number: "1.0" if number <= 3 else "0.4"
-    with judge(server) as told:
-        grades = grade_run(finished, told, PROMPT, times=2, parallel=1)
+    with judge(server) as client:
+        grades = grade_run(finished, client, PROMPT, times=2, parallel=1)
     scores = write_judged(finished, RunDirectory.open(finished).rows(), grades)
     found = {score.name: score.value for score in scores if not score.group}
     assert found["score, bbox"] == pytest.approx(3 * 0.7 / 4)
@@ -183,8 +183,8 @@ def test_runs_that_differ_have_a_spread(finished: Path, server: Server) -> None:
 def test_an_interrupted_grading_is_resumed(finished: Path, server: Server) -> None:
     server.before = [(200, {}, {"choices": [{"message": {"content": "0.5"}}]})] * 2
     server.before.append((400, {}, {"error": {"message": "enough"}}))
-    with judge(server) as told, pytest.raises(RequestError, match=r"refused: 400 \(enough\)"):
-        grade_run(finished, told, PROMPT, times=2, parallel=1)
+    with judge(server) as client, pytest.raises(RequestError, match=r"refused: 400 \(enough\)"):
+        grade_run(finished, client, PROMPT, times=2, parallel=1)
     kept = grades_file(finished).read_text().splitlines()
     assert len(kept) == 2
     grades_file(finished).write_text("\n".join([*kept, '{"id": "cut']))
@@ -204,9 +204,9 @@ def test_rate_limits_and_temporary_errors_are_retried(finished: Path, server: Se
         (503, {}, {"error": {"message": "busy"}}),
         (500, {"retry-after": "never"}, "oops"),
     ]
-    told = judge(server, on_wait=lambda seconds, why: waits.append((seconds, why)))
-    with told:
-        assert told.ask("a | b | b | ").text == "1.0"
+    client = judge(server, on_wait=lambda seconds, why: waits.append((seconds, why)))
+    with client:
+        assert client.ask("a | b | b | ").text == "1.0"
     assert waits[0] == (0.05, "429 (slow down)") and waits[1][1] == "503 (busy)"
     assert 0.02 <= waits[1][0] <= 0.025 and 0.04 <= waits[2][0] <= 0.05
 
@@ -214,45 +214,45 @@ def test_rate_limits_and_temporary_errors_are_retried(finished: Path, server: Se
 def test_permanent_errors_are_reported(server: Server) -> None:
     server.before = [(429, {}, {"error": {"message": "no"}})] * 3
     with (
-        judge(server, tries=3) as told,
+        judge(server, tries=3) as client,
         pytest.raises(RequestError, match=r"3 times; last: 429 \(no\)"),
     ):
-        told.ask("x")
+        client.ask("x")
     server.before = [(401, {}, {"error": {"message": "Incorrect API key"}})]
-    with judge(server) as told, pytest.raises(RequestError, match=r"401 \(Incorrect API key"):
-        told.ask("x")
+    with judge(server) as client, pytest.raises(RequestError, match=r"401 \(Incorrect API key"):
+        client.ask("x")
     assert len(server.asked) == 4  # a wrong key is not retried
     server.before = [(302, {"location": "http://127.0.0.1:9/steal"}, None)]
-    with judge(server, key="k") as told, pytest.raises(RequestError, match="302"):
-        told.ask("x")
+    with judge(server, key="k") as client, pytest.raises(RequestError, match="302"):
+        client.ask("x")
     server.before = [(200, {}, {"choices": []})]
-    with judge(server) as told, pytest.raises(RequestError, match="not a chat completion"):
-        told.ask("x")
+    with judge(server) as client, pytest.raises(RequestError, match="not a chat completion"):
+        client.ask("x")
     server.slow = 0.5
     with (
-        judge(server, timeout=0.1, tries=2) as told,
+        judge(server, timeout=0.1, tries=2) as client,
         pytest.raises(RequestError, match="ReadTimeout"),
     ):
-        told.ask("a | b | b | ")
+        client.ask("a | b | b | ")
     closed = JudgeEndpoint("http://127.0.0.1:9/v1", "m", tries=1)
-    with closed as told, pytest.raises(RequestError, match="ConnectError"):
-        told.ask("x")
+    with closed as client, pytest.raises(RequestError, match="ConnectError"):
+        client.ask("x")
 
 
 def test_an_error_does_not_wait_for_other_threads(finished: Path, server: Server) -> None:
     """One thread is refused, while another waits a minute for a busy server."""
     server.before = [(429, {"retry-after": "60"}, {}), (400, {}, {"error": {"message": "no"}})]
     began = time.perf_counter()
-    with judge(server) as told, pytest.raises(RequestError, match="400"):
-        grade_run(finished, told, PROMPT, times=1, parallel=2)
+    with judge(server) as client, pytest.raises(RequestError, match="400"):
+        grade_run(finished, client, PROMPT, times=1, parallel=2)
     assert time.perf_counter() - began < 10
 
 
 def test_replies_without_a_number(finished: Path, server: Server) -> None:
     """The hint and a higher temperature, as published; then the grade counts as 0."""
     server.say = lambda text, number: "0.8" if HINT in text and "v1_0" in text else "well"
-    with judge(server) as told:
-        grades = grade_run(finished, told, PROMPT, times=1, parallel=1)
+    with judge(server) as client:
+        grades = grade_run(finished, client, PROMPT, times=1, parallel=1)
     found = {grade.id: (grade.score, grade.tries) for grade in grades.grades}
     assert found == {"bbox/v1_0": (0.8, 2), "bbox/v1_1": (None, 5), "bbox/v1_2": (None, 5)}
     assert [body["temperature"] for body in server.asked[2:7]] == [0.0, 0.5, 1.0, 1.5, 2.0]
@@ -278,8 +278,8 @@ def test_grades_of_another_prompt_are_not_mixed(
 
 def test_runs_of_other_benchmarks_are_refused(tmp_path: Path, server: Server) -> None:
     RunDirectory.create_or_resume(tmp_path / "r", {"benchmark": "visual7w", "model": "m"}, {})
-    with judge(server) as told, pytest.raises(DataError, match="visual7w, whose answers need no"):
-        grade_run(tmp_path / "r", told, PROMPT)
+    with judge(server) as client, pytest.raises(DataError, match="visual7w, whose answers need no"):
+        grade_run(tmp_path / "r", client, PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -315,12 +315,12 @@ def test_the_command(finished: Path, server: Server, capfd: pytest.CaptureFixtur
     command = ["eval", "judge", str(finished), "--endpoint", server.url, "--judge-model", "rules"]
     more = ["--times", "2", "--key-env", "JUDGE_KEY", "--price", "10,20"]
     assert main([*command, *more]) == 0
-    told = capfd.readouterr()
+    ran = capfd.readouterr()
     assert (
-        "6 grades, 3000 prompt tokens, 18 reply tokens, cost 0.03" in told.err
-        and "k3y" not in told.err
+        "6 grades, 3000 prompt tokens, 18 reply tokens, cost 0.03" in ran.err
+        and "k3y" not in ran.err
     )
-    assert "50.0 [" in told.out and "recognition" in told.out
+    assert "50.0 [" in ran.out and "recognition" in ran.out
     assert set(server.keys) == {"Bearer k3y"}
     page, other = finished.parent / "page.html", finished.parent / "other"
     shutil.copytree(finished, other)

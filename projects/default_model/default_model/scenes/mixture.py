@@ -28,7 +28,7 @@ from vip_llava.prompting.turns import MarkedImage, Turn
 from vip_llava.regions import Region, draw
 from vip_llava.regions.phrases import expand
 
-Row = tuple[list[Image.Image], list[int], list[int], list[int], list[int]]
+MixtureRow = tuple[list[Image.Image], list[int], list[int], list[int], list[int]]
 """Views, ids, labels, mention labels, and the class of the object in each focal view."""
 
 
@@ -96,7 +96,7 @@ class RegionMixture:
         """The questions about a scene, repeated by their frequency; a subclass may ask others."""
         return tasks_of(kind, scene, self.source.words, told=self.focal.told)
 
-    def _row(self, kind: str, rng: np.random.Generator) -> Row:
+    def _row(self, kind: str, rng: np.random.Generator) -> MixtureRow:
         # A scene may have no question, or too long ones: sample another. The number of tries is
         # limited, so that a mistake in a task is an error and not a hang.
         for _ in range(200):
@@ -112,7 +112,7 @@ class RegionMixture:
 
     def _encoded(
         self, kind: str, scene: Scene, asked: Sequence[Exchange], rng: np.random.Generator
-    ) -> Row | None:
+    ) -> MixtureRow | None:
         """The row of a scene with as many of its exchanges as fit.
 
         None if the marks cannot be drawn, or not even one exchange fits.

@@ -14,26 +14,6 @@ def test_there_are_eighty_coco_words_and_they_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "word"),
-    [
-        ("sofa", "couch"),
-        (" TV monitor ", "tv"),
-        ("espresso", "cup"),
-        ("mug", "cup"),
-        ("pickup truck", "truck"),
-        ("streetcar", "train"),
-        ("mouse", "computer mouse"),
-        ("pigeon", "bird"),
-        ("hotdog", "hot dog"),
-        ("zither", "zither"),
-    ],
-)
-def test_synonyms(label: str, word: str) -> None:
-    assert canonical(label) == word
-    assert canonical(word) == word
-
-
-@pytest.mark.parametrize(
     ("wnid", "label", "word"),
     [
         ("n02099712", "Labrador retriever", "dog"),
