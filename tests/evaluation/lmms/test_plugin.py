@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,51 @@ def test_settings_to_sampling(settings: dict[str, Any], sampling: dict[str, Any]
 def test_beams_are_refused() -> None:
     with pytest.raises(RequestError, match="num_beams 5"):
         sampling_of_settings({"num_beams": 5})
+
+
+@pytest.fixture
+def model_class(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The model for lmms-eval, on a stub of its base class."""
+
+    class Lmms:
+        def __init__(self) -> None:
+            self.task_dict: dict[str, Any] = {}
+
+    name = "vip_llava.evaluation.lmms.model"
+    for each in ("lmms_eval", "lmms_eval.api", "lmms_eval.api.model"):
+        monkeypatch.setitem(sys.modules, each, types.ModuleType(each))
+    sys.modules["lmms_eval.api.model"].lmms = Lmms  # type: ignore[attr-defined]
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module(name).VipLlavaForLmmsEval
+    sys.modules.pop(name, None)
+
+
+def test_the_model_answers_instances_in_order(model_class: Any, tiny_model_folder: Path) -> None:
+    def messages(doc: str) -> list[dict[str, Any]]:
+        image = {"type": "image", "url": Image.new("RGB", (40, 40))}
+        return [{"role": "user", "content": [image, {"type": "text", "text": doc}]}]
+
+    def instance(number: int) -> Any:
+        settings = {"max_new_tokens": 4}
+        return types.SimpleNamespace(args=("", messages, settings, number, "task", "test"))
+
+    model = model_class(
+        pretrained=str(tiny_model_folder), device="cpu", batch_size="2", max_batch_size=64
+    )
+    model.task_dict = {"task": {"test": ["What?", "Who is there?", " ", "Where is it?"]}}
+    answers = model.generate_until([instance(number) for number in (0, 1, 3)])
+    assert answers == [
+        answer.text
+        for number in (0, 1, 3)
+        for answer in model.assistant.ask_many(
+            [request_of_messages(messages(model.task_dict["task"]["test"][number]))],
+            max_new_tokens=4,
+        )
+    ]
+    with pytest.raises(RequestError, match="task, document 2: question"):
+        model.generate_until([instance(2)])
+    with pytest.raises(TypeError, match="nonsense"):
+        model_class(pretrained=str(tiny_model_folder), nonsense=1)
 
 
 @pytest.mark.slow

@@ -27,37 +27,17 @@ class VipLlavaForLmmsEval(lmms):  # type: ignore[misc]
     is_simple = False
 
     def __init__(
-        self,
-        pretrained: str | None = None,
-        batch_size: int | str = 8,
-        device: str | None = None,
-        dtype: str = "auto",
-        base: str | None = None,
-        vision_tower: str | None = None,
-        revision: str | None = None,
-        quantization: str | None = None,
-        template: str | None = None,
-        image_aspect_ratio: str | None = None,
-        **others: Any,
+        self, pretrained: str | None = None, batch_size: int | str = 8, **options: Any
     ) -> None:
-        """pretrained: as for `load`; the default model if None. Raises TypeError for others."""
+        """pretrained, options: as for `load`; the default model if None.
+
+        Raises TypeError for an unknown option.
+        """
         super().__init__()
         # lmms-eval always adds these two; they have no effect.
-        unknown = set(others) - {"max_batch_size", "system_prompt"}
-        if unknown:
-            raise TypeError(f"vip_llava has no argument {sorted(unknown)[0]!r}")
+        used = {key: options[key] for key in options.keys() - {"max_batch_size", "system_prompt"}}
         self.batch_size = int(batch_size)
-        self.assistant: Assistant = load(
-            pretrained or None,
-            device=device,
-            dtype=dtype,
-            base=base,
-            vision_tower=vision_tower,
-            revision=revision,
-            quantization=quantization,
-            template=template,
-            image_aspect_ratio=image_aspect_ratio,
-        )
+        self.assistant: Assistant = load(pretrained or None, **used)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answers to lmms-eval's instances, in order.
