@@ -161,7 +161,11 @@ BAD: list[tuple[dict[str, Any], type[VipLlavaError], str]] = [
     ({"question": "a", "history": [Turn("user", "\udfff")]}, RequestError, "history: char"),
     ({"question": "a", "image": None, "regions": [BOX]}, RequestError, "without an image"),
     ({"question": "a", "bbox": [1, 2, 3, 4]}, RequestError, "unknown key 'bbox'; allowed"),
-    ({"question": "a", "temperature": 9}, RequestError, "temperature: must be a number from 0 to 2, not 9"),
+    (
+        {"question": "a", "temperature": 9},
+        RequestError,
+        "temperature: must be a number from 0 to 2, not 9",
+    ),
     ({"question": "a", "regions": "box"}, RequestError, "must be a list of regions"),
     ({"question": "a", "regions": [5]}, RequestError, "neither a Region"),
     ({"question": "a", "regions": [{"shape": "box"}]}, RegionError, "box"),

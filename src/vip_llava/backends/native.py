@@ -17,7 +17,7 @@ from vip_llava.prompting.prepare import Prepared, Request, prepare
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vip_llava.engine import RequestOutput, Handle, TokenEvent
+    from vip_llava.engine import Handle, RequestOutput, TokenEvent
     from vip_llava.prompting.processor import Processor
     from vip_llava.sampling_params import SamplingParams
 
