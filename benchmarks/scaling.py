@@ -39,6 +39,7 @@ from training_step import (
 
 from vip_llava.data.collators import PackedCollator
 from vip_llava.data.samples import Sample
+from vip_llava.training.dist_utils import destroy_process_group
 
 RAGGED = Case(2, 128, 512, 40, 700, 0.6)
 
@@ -158,7 +159,6 @@ def run(given: argparse.Namespace) -> dict[str, float]:
         given.out.mkdir(parents=True, exist_ok=True)
         path = given.out / f"{dist.get_world_size()}.json"
         path.write_text(json.dumps(found), encoding="utf-8")
-    dist.destroy_process_group()
     return found
 
 
@@ -195,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "LOCAL_RANK" not in os.environ:
             parser.error("start with torchrun --nproc-per-node N, also for one GPU")
         run(given)
+        destroy_process_group()  # not before the model is gone: a process may abort otherwise
     if given.table or os.environ.get("RANK") == "0":
         print(table(given.out))
 
