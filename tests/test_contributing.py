@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,10 @@ from vip_llava.data.region_rows import REGION_ROWS
 from vip_llava.data.tasks import TASKS, ArrangedRow, TaskContext, arrange
 from vip_llava.data.tasks.common import alternate, join_phrases, mark_boxes
 from vip_llava.errors import DataError, RegionError
+from vip_llava.evaluation.benchmark import Benchmark, BenchmarkItem
+from vip_llava.evaluation.benchmarks import BENCHMARKS, open_benchmark
+from vip_llava.evaluation.benchmarks.proportions import proportion_score
+from vip_llava.evaluation.results import AnswerScore, ResultRow, Score
 from vip_llava.prompting.prepare import Prepared, Request, prepare
 from vip_llava.regions import SHAPES, Box, Region, draw, region_from_json
 from vip_llava.regions.geometry import Bounds
@@ -306,3 +312,54 @@ def test_a_source_of_training_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "rows.json").write_text(json.dumps([row, row | {"bbox": [9, 9, 4, 30]}]))
     report = check(RowFile.open(tmp_path / "rows.json"), tmp_path, open_images=True)
     assert (report.kinds, report.bad) == ({"count": 1}, 1)
+
+
+class _FirstWord(Benchmark):
+    """Does the answer begin with the expected word? One line of the file is one question."""
+
+    name = "first-word"
+    about = "the first word of an answer"
+    needs = "a text file with one question a line"
+
+    def items(self) -> list[BenchmarkItem]:
+        lines = self.data.read_text("utf-8").splitlines()
+        return [
+            BenchmarkItem(
+                str(number), "", line.split()[0], lambda line=line: Request(question=line)
+            )  # type: ignore[misc]
+            for number, line in enumerate(lines, 1)
+        ]
+
+    def sources(self) -> list[Path]:
+        return [self.data]
+
+    @classmethod
+    def score(cls, expected: Any, answer: str) -> AnswerScore:
+        right = answer.split()[:1] == [expected]
+        return AnswerScore(float(right), right, answer)
+
+    @classmethod
+    def aggregate(cls, rows: Sequence[ResultRow]) -> list[Score]:
+        return [proportion_score("accuracy", rows)]
+
+
+def test_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new benchmark is opened by its name; its items are asked and scored."""
+    module = types.ModuleType("first_word")
+    vars(module)["FirstWord"] = _FirstWord
+    monkeypatch.setitem(sys.modules, "first_word", module)
+    monkeypatch.setitem(BENCHMARKS, "first-word", "first_word:FirstWord")
+    data = tmp_path / "questions.txt"
+    data.write_text("Is it a cat?\nWhere is it?\n", encoding="utf-8")
+    benchmark = open_benchmark("first-word", data)
+    assistant = Assistant(_Echo())
+    rows = [
+        benchmark.scored_row(item, assistant.ask_many([item.build_request()])[0].text)
+        for item in benchmark.items()
+    ]
+    rows.append(benchmark.items()[0].failed_row("no image"))
+    assert [row.right for row in rows[:2]] == [True, True]
+    [accuracy] = benchmark.aggregate(rows)
+    assert accuracy.value == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match="needs a text file with one question a line"):
+        open_benchmark("first-word", tmp_path / "none.txt")
