@@ -170,12 +170,12 @@ class Assistant:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise RequestError(f"batch_size: must be an integer of at least 1, not {batch_size!r}")
         params = _params(sampling)
-        prepared = []
+        prepared: dict[int, Prepared] = {}
         for index, request in enumerate(requests):
             with naming(index):
-                prepared.append(self.backend.prepare(as_request(request, params), params))
+                prepared[index] = self.backend.prepare(as_request(request, params), params)
         # The longest first, so that what is too much for the memory fails at the beginning.
-        order = sorted(range(len(prepared)), key=lambda i: (-len(prepared[i].input_ids), i))
+        order = sorted(prepared, key=lambda i: (-len(prepared[i].input_ids), i))
         answers: dict[int, Answer] = {}
         with closing(self._run(prepared, order, batch_size)) as ended:
             for index, answer in ended:
@@ -216,16 +216,19 @@ class Assistant:
         return PendingAnswer(self.backend, prepared, on_event)
 
     def _run(
-        self, prepared: Sequence[Prepared], order: Sequence[int], together: int
+        self, prepared: dict[int, Prepared], order: Sequence[int], together: int
     ) -> Generator[tuple[int, Answer]]:
-        """The answers with their indices as they complete; at most `together` run at once."""
+        """The answers with their indices as they complete; at most `together` run at once.
+
+        Takes each request out of `prepared` when it is submitted, so that its pixels can go.
+        """
         begin = iter(order)
         running: dict[int, PendingAnswer] = {}
         try:
             while True:
                 for index in islice(begin, together - len(running)):
                     with naming(index):
-                        running[index] = self.submit(prepared[index])
+                        running[index] = self.submit(prepared.pop(index))
                 if not running:
                     return
                 self.backend.wait_any([asked.completion for asked in running.values()])

@@ -40,9 +40,10 @@ class Chat:
         self._turns = as_turns(history)
         self._notes: tuple[str, ...] = ()  # on clipped regions; every answer repeats them
         self._image: MarkedImage | None = None
+        if image is not None and not isinstance(image, MarkedImage):
+            image, regions = MarkedImage(image, as_regions(regions)), ()
         if image is not None:
-            marked = image if isinstance(image, MarkedImage) else MarkedImage(image)
-            self._image, self._notes = _draw(marked)
+            self._image, self._notes = _draw(image)
         self._image, self._notes = self._with(regions)
 
     @property
@@ -115,7 +116,7 @@ class Chat:
 
 def _draw(image: MarkedImage) -> tuple[MarkedImage, tuple[str, ...]]:
     drawn, notes = draw_images(open_images([image]))
-    return drawn[0], tuple(notes)
+    return drawn[0], _joined((), notes)
 
 
 def _joined(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
